@@ -1,0 +1,262 @@
+"""What a decoder is made of, found by running one token through it rather than by its family's name.
+
+Measured once when a model is opened: which modules follow the layers, how each layer turns its keys, and, on demand,
+where a layer's feed-forward block sits. A layer that cannot be driven is refused with its number. This module knows
+hooks and shapes; it does not know any model family.
+
+Dimensions: B batch, T tokens, D hidden, F rotated pairs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from byheart.cache import KeyValueTap, PrefixCache, Tapped
+from byheart.errors import UnsupportedModelError
+from byheart.rotation import Pairing, Rotation
+
+# Powers of two: a float32 product of position and frequency is exact there, so the measured frequency is too.
+_PROBES = (1, 32, 1024)
+_CHECKED_TURN = 3
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """A decoder's layers, the keyword arguments each gets at position 0, how each turns keys, and what follows them."""
+
+    layers: Sequence[nn.Module]
+    arguments: tuple[dict[str, Any], ...]
+    rotations: tuple[Rotation, ...]
+    norms: tuple[nn.Module, ...]
+
+
+@dataclass(frozen=True)
+class FeedForward:
+    """Where a layer's feed-forward block sits: output = residual + scale * post(block(input)).
+
+    ``source`` is the module whose input is the residual and whose output is the block's input, or None where the
+    block reads the residual itself.
+    """
+
+    block: nn.Module
+    source: nn.Module | None
+    post: tuple[nn.Module, ...]
+    scale: float
+
+    def finish(self, residual: Tensor, output: Tensor) -> Tensor:
+        """The layer's output from the block's."""
+        for module in self.post:
+            output = module(output)
+        return residual + self.scale * output
+
+
+@contextmanager
+def hooked(handles: Sequence[Any]) -> Iterator[None]:
+    """Before: hooks just registered. After: all of them removed, whatever happened inside."""
+    with ExitStack() as stack:
+        for handle in handles:
+            stack.callback(handle.remove)
+        yield
+
+
+def measure(decoder: nn.Module, *, dim: int, dtype: torch.dtype, device: torch.device, positions: int) -> Anatomy:
+    """Run one token through ``decoder`` and find what its layers do. Raises UnsupportedModelError, naming the layer."""
+    stack = next((m for name, m in decoder.named_children() if name == "layers"), None)
+    if not isinstance(stack, nn.ModuleList):
+        raise UnsupportedModelError(
+            f"{type(decoder).__name__} has no list of layers named 'layers'; byheart cannot drive layer 0."
+        )
+    layers: Sequence[nn.Module] = list(stack)
+    arguments: list[dict[str, Any]] = []
+    calls: list[tuple[nn.Module, tuple[Any, ...], dict[str, Any], Any]] = []
+    handles = [
+        layer.register_forward_pre_hook(lambda module, args, kwargs: arguments.append(dict(kwargs)), with_kwargs=True)
+        for layer in layers
+    ]
+    handles += [
+        child.register_forward_hook(lambda *call: calls.append(call), with_kwargs=True)  # type: ignore[arg-type]
+        for child in decoder.children()
+        if child is not stack
+    ]
+    at_zero = torch.zeros(1, 1, dtype=torch.long, device=device)
+    x = _noise(1, dim, dtype, device)
+    with hooked(handles), torch.no_grad():
+        _run(decoder, x, at_zero, layers)
+    if len(arguments) != len(layers):
+        raise UnsupportedModelError(f"{len(arguments)} of {len(layers)} decoder layers ran; byheart needs all of them.")
+    replays = [_replay(index, given, calls, at_zero) for index, given in enumerate(arguments)]
+    measured: dict[int, tuple[float, ...]] = {}
+    rotations = []
+    for index, layer in enumerate(layers):
+        key = id(arguments[index]["position_embeddings"])
+        if key not in measured:
+            measured[key] = _frequencies(index, replays[index], positions, device)
+        rotations.append(
+            _rotation(index, layer, arguments[index], replays[index], measured[key], _noise(3, dim, dtype, device))
+        )
+    last = max((n for n, call in enumerate(calls) if _is_rotary(call, arguments)), default=-1)
+    return Anatomy(layers, tuple(arguments), tuple(rotations), tuple(call[0] for call in calls[last + 1 :]))
+
+
+def _run(decoder: nn.Module, x: Tensor, positions: Tensor, layers: Sequence[nn.Module]) -> None:
+    try:
+        decoder(inputs_embeds=x, position_ids=positions, past_key_values=PrefixCache(len(layers)), use_cache=True)
+    except (AttributeError, TypeError, ValueError, KeyError) as error:
+        kinds = sorted({type(layer).__name__ for layer in layers})
+        raise UnsupportedModelError(
+            f"the decoder ({', '.join(kinds)}) does not run over a key-value cache: {error}. "
+            "Layers without keys and values, such as linear attention, cannot hold a memory."
+        ) from error
+
+
+def _noise(tokens: int, dim: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(1, tokens, dim, generator=generator).to(device, dtype)
+
+
+def _is_rotary(call: tuple[Any, ...], arguments: Sequence[dict[str, Any]]) -> bool:
+    return any(call[3] is given.get("position_embeddings") for given in arguments)
+
+
+Replay = Callable[[int, torch.dtype], tuple[Tensor, Tensor]]
+
+
+def _replay(index: int, given: dict[str, Any], calls: Sequence[tuple[Any, ...]], at_zero: Tensor) -> Replay:
+    """The model's own cosine and sine for layer ``index`` at any position."""
+    embeddings = given.get("position_embeddings")
+    if embeddings is None:
+        raise UnsupportedModelError(
+            f"layer {index} gets no rotary position embeddings: its positions are not a plain rotation, "
+            "so its keys cannot be moved in front of another text."
+        )
+    module, args, kwargs, _ = next(call for call in calls if call[3] is embeddings)
+
+    def replay(position: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        where = torch.full_like(at_zero, position)
+
+        def swap(value: object) -> object:
+            if isinstance(value, Tensor):
+                return value.to(dtype) if value.is_floating_point() else where
+            return value
+
+        with torch.no_grad():
+            cos, sin = module(*map(swap, args), **{name: swap(value) for name, value in kwargs.items()})
+        return cos[0, 0], sin[0, 0]
+
+    return replay
+
+
+def _frequencies(index: int, replay: Replay, positions: int, device: torch.device) -> tuple[float, ...]:
+    """Radians a position for every component pair, refined over growing positions, then checked at the last one."""
+    if device.type == "meta":
+        raise UnsupportedModelError("the model has no weights (device 'meta'); load it first.")
+    frequencies = torch.zeros((), dtype=torch.float64)
+    for position in _PROBES:
+        cos, sin = (part.double().cpu() for part in replay(position, torch.float32))
+        angle = torch.atan2(sin, cos)
+        turns = torch.round((frequencies * position - angle) / (2 * math.pi)) if position > 1 else torch.zeros(())
+        frequencies = (angle + 2 * math.pi * turns) / position
+    last = max(positions - 1, 1)
+    cos, sin = (part.double().cpu() for part in replay(last, torch.float32))
+    scale = torch.sqrt(cos**2 + sin**2)
+    if (torch.cos(frequencies * last) * scale - cos).abs().max() > 2e-2:
+        raise UnsupportedModelError(
+            f"layer {index} turns its keys differently at position {last}: its rotation depends on the length of the "
+            "text (dynamic or long RoPE), so its keys cannot be kept."
+        )
+    return tuple(frequencies.tolist())
+
+
+def _rotation(
+    index: int, layer: nn.Module, given: dict[str, Any], replay: Replay, components: tuple[float, ...], x: Tensor
+) -> Rotation:
+    """Which components of the layer's keys turn together, found by comparing its keys at two positions."""
+    start = tap(layer, given, x, index)[0].float()
+    shape = given["position_embeddings"][0].shape
+    cos, sin = replay(_CHECKED_TURN, x.dtype)
+    turned = {**given, "position_embeddings": (cos.expand(shape), sin.expand(shape))}
+    later = tap(layer, turned, x, index)[0].float()
+    half = len(components) // 2
+    pairings: dict[Pairing, tuple[float, ...]] = {
+        "half": components[:half],
+        "interleaved": components[::2],
+        "none": (),
+    }
+    worst = 1e-3 if x.dtype == torch.float32 else 3e-2
+    for pairing, frequencies in pairings.items():
+        rotation = Rotation(frequencies, pairing)
+        if (rotation.turn(start, _CHECKED_TURN) - later).norm() <= worst * later.norm():
+            return rotation
+    raise UnsupportedModelError(
+        f"layer {index} ({type(layer).__name__}) does not turn its keys by a plain rotation; its keys cannot be kept."
+    )
+
+
+def tap(layer: nn.Module, given: dict[str, Any], x: Tensor, index: int) -> tuple[Tensor, Tensor]:
+    """The keys and values that ``layer`` makes of hidden states ``x`` (B, T, D), and nothing after them."""
+    taker = KeyValueTap(index + 1)
+    try:
+        layer(x, **_with_cache(given, taker))
+    except Tapped:
+        pass
+    if taker.taken is None:
+        raise UnsupportedModelError(
+            f"layer {index} ({type(layer).__name__}) keeps no keys and values; such layers cannot hold a memory."
+        )
+    return taker.taken
+
+
+def _with_cache(given: dict[str, Any], cache: PrefixCache | None) -> dict[str, Any]:
+    """A layer's arguments with another cache, whatever the family calls it."""
+    return {name: cache if isinstance(value, PrefixCache) else value for name, value in given.items()}
+
+
+def without_cache(given: dict[str, Any]) -> dict[str, Any]:
+    """A layer's arguments for a pass that keeps nothing."""
+    return _with_cache(given, None)
+
+
+def feed_forward(layer: nn.Module, given: dict[str, Any], *, index: int, dim: int, dtype: torch.dtype) -> FeedForward:
+    """Find the feed-forward block of ``layer`` and how its output joins the residual stream.
+
+    Raises UnsupportedModelError where the block is not added to the stream behind the attention.
+    """
+    calls: list[tuple[nn.Module, Tensor, Tensor]] = []
+    handles = [
+        child.register_forward_hook(
+            lambda module, args, kwargs, out: calls.append(
+                (module, args[0] if args else next(iter(kwargs.values())), out)
+            ),
+            with_kwargs=True,
+        )
+        for child in layer.children()
+    ]
+    x = _noise(2, dim, dtype, next(layer.parameters()).device)
+    with hooked(handles), torch.no_grad():
+        out = layer(x, **without_cache(given))
+    blocks = [n for n, call in enumerate(calls) if any(isinstance(m, nn.Linear) for m in call[0].modules())]
+    refusal = UnsupportedModelError(
+        f"layer {index} ({type(layer).__name__}) has no feed-forward block that is added to the stream after attention."
+    )
+    if len(blocks) < 2:
+        raise refusal
+    block, block_input, block_output = calls[blocks[-1]]
+    source = next((call for call in calls[: blocks[-1]] if call[2] is block_input), None)
+    residual = source[1] if source else block_input
+    post = tuple(call[0] for call in calls[blocks[-1] + 1 :])
+    added = calls[-1][2]
+    change = (out - residual).float()
+    scale = float((change * added.float()).sum() / added.float().pow(2).sum())
+    # Rounded where the fit is within rounding: a stream without a multiplier must not get one of 0.9999.
+    scale = 1.0 if abs(scale - 1.0) < 2e-2 else scale
+    close = 1e-4 if dtype == torch.float32 else 3e-2
+    if (change - scale * added.float()).norm() > close * out.float().norm():
+        raise refusal
+    return FeedForward(block, source[0] if source else None, post, scale)

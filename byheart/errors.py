@@ -1,0 +1,69 @@
+"""Every error that byheart raises on purpose: what is wrong, the value given, what to do.
+
+ByheartError
+├── UsageError            an argument that cannot be used (exit code 2 on the command line)
+│   └── UnknownNameError  a name that is not in a table; says the nearest and the list
+├── InputError            text that cannot be written or asked
+├── ModelError            a model that cannot be opened
+│   └── UnsupportedModelError  a model whose layers byheart cannot drive; names the layer
+├── CheckpointError       a published checkpoint with missing, unexpected or wrong-shaped tensors
+├── StateError            a state file that cannot be used
+│   ├── CorruptStateError    truncated, tampered with, or not a state at all
+│   └── StateMismatchError   made by another model, mechanism, option or format version
+└── StoreError            a named memory that exists, does not exist, or cannot be named so
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ByheartError(Exception):
+    """The root: catch this to catch all that byheart raises on purpose."""
+
+
+class UsageError(ByheartError):
+    """An argument that cannot be used."""
+
+
+class UnknownNameError(UsageError):
+    """A name that is not in a table."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        names = sorted(known)
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f" Did you mean '{near[0]}'?" if near else ""
+        super().__init__(f"There is no {kind} '{name}'.{hint} There are: {', '.join(names)}.")
+
+
+class InputError(ByheartError):
+    """Text that cannot be written or asked."""
+
+
+class ModelError(ByheartError):
+    """A model that cannot be opened."""
+
+
+class UnsupportedModelError(ModelError):
+    """A model whose layers byheart cannot drive."""
+
+
+class CheckpointError(ByheartError):
+    """A published checkpoint whose tensors are missing, unexpected or of the wrong shape."""
+
+
+class StateError(ByheartError):
+    """A state file that cannot be used."""
+
+
+class CorruptStateError(StateError):
+    """A file that is truncated, tampered with, or not a state at all."""
+
+
+class StateMismatchError(StateError):
+    """A state made by another model, mechanism, option or format version."""
+
+
+class StoreError(ByheartError):
+    """A named memory that exists, does not exist, or cannot be named so."""

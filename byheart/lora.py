@@ -1,0 +1,67 @@
+"""Low-rank updates of linear layers by hook (LoRA, Hu et al. 2021), active at chosen tokens only.
+
+``y = W x + gate * (alpha / rank) * B A x``: the gate is CCM's "conditional LoRA" (arXiv 2312.03414, section 3.1).
+Only gated rows are computed; where no row is gated nothing is. The model keeps its modules and its state dict.
+
+Dimensions: B batch, T tokens, R rank.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from byheart.anatomy import hooked
+from byheart.backbone import Backbone
+
+
+class LoRA(nn.Module):
+    """One low-rank update for each of several linear layers, learned once and shared by all sessions.
+
+    ``down`` (A, R x in) starts random and ``up`` (B, out x R) at zero, so an untrained update changes nothing.
+
+    Args:
+        paths: module paths of linear layers in the decoder.
+        alpha: the update is scaled by alpha / rank.
+    """
+
+    def __init__(self, backbone: Backbone, paths: Sequence[str], *, rank: int, alpha: float, seed: int = 0) -> None:
+        super().__init__()
+        self.paths = tuple(paths)
+        self.scale = alpha / rank
+        generator = torch.Generator().manual_seed(seed)
+        self.down = nn.ParameterList()
+        self.up = nn.ParameterList()
+        for path in self.paths:
+            linear = backbone.linear(path)
+            bound = 1 / math.sqrt(linear.in_features)
+            start = (torch.rand(rank, linear.in_features, generator=generator) * 2 - 1) * bound
+            self.down.append(nn.Parameter(start.to(backbone.device)))
+            self.up.append(nn.Parameter(torch.zeros(linear.out_features, rank, device=backbone.device)))
+
+    @contextmanager
+    def active(self, backbone: Backbone, *, gate: slice | None = None) -> Iterator[None]:
+        """Add the update at the tokens of ``gate`` (all without one). Inside: a hook a layer. After: none."""
+        handles = []
+        for path, down, up in zip(self.paths, self.down, self.up, strict=True):
+            handles.append(backbone.linear(path).register_forward_hook(self._hook(down, up, gate)))
+        with hooked(handles):
+            yield
+
+    def _hook(self, down: Tensor, up: Tensor, gate: slice | None) -> Any:
+        def hook(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor | None:
+            x = args[0] if gate is None else args[0][:, gate]
+            change = torch.nn.functional.linear(torch.nn.functional.linear(x.to(down.dtype), down), up) * self.scale
+            if gate is None:
+                return out + change.to(out.dtype)
+            if torch.is_grad_enabled():
+                out = out.clone()
+            out[:, gate] += change.to(out.dtype)
+            return out
+
+        return hook

@@ -1,0 +1,151 @@
+"""Keys and values of a few compression tokens stand for each segment (CCM, Kim et al. 2024, arXiv 2312.03414).
+
+A segment is read once, followed by compression tokens; their keys and values in every layer are what is kept, the
+segment's own are dropped. They join the memory behind it (`concat`, section 3.2) or are averaged into it (`mean`, the
+paper's CCM-merge). The model stays frozen: only the compression tokens' embeddings and a LoRA that is active at their
+positions are learned (section 3.1).
+
+What a position sees, recurrent (a segment of three tokens, two compression tokens):
+
+    memory | text  | compression
+     1 1   | 1 0 0 | 0 0
+     1 1   | 1 1 0 | 0 0
+     1 1   | 1 1 1 | 0 0
+     1 1   | 1 1 1 | 1 0
+     1 1   | 1 1 1 | 1 1
+
+Not recurrent: the memory's columns are 0 while a segment is compressed; only a question sees them.
+
+Positions are the paper's "skip" scheme: text counts on through all segments, compression tokens stand at the
+positions that follow their segment's last token and do not move the count. Keys are kept in that absolute frame;
+a reader's frame is a turn by one constant away, so rounding does not build up over turns. A mean is kept in float32.
+
+State: `keys.l`, `values.l` (B, H, S + M, W) a layer, keys turned to absolute positions, sink first;
+`tokens` (B,), text tokens read; `segments` (B,), segments compressed.
+
+Dimensions: B batch, H heads, M memory rows, S sink rows (0 or 1), T tokens, W head width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from byheart.backbone import Backbone
+from byheart.errors import UsageError
+from byheart.lora import LoRA
+from byheart.memory import Memory, cut, kv_of, named, positive
+from byheart.reading import KV, Reading
+from byheart.state import State
+
+_MERGES = ("concat", "mean")
+
+
+class CompressedKV(Memory):
+    """Keeps ``tokens`` rows a segment, or ``tokens`` rows in all.
+
+    Args:
+        tokens: compression tokens a segment.
+        merge: ``concat`` puts new rows behind the old ones, ``mean`` averages over all segments.
+        recurrent: whether a segment sees the memory while it is compressed.
+        sink: keep the very first token's row too.
+        segment_tokens: longer text is cut into segments of this many tokens; 0 takes any length as one segment.
+        rank, alpha: of the gated LoRA on the attention's linear layers.
+    """
+
+    name = "compressed-kv"
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        tokens: int = 4,
+        merge: str = "concat",
+        recurrent: bool = True,
+        sink: bool = False,
+        segment_tokens: int = 64,
+        rank: int = 8,
+        alpha: float = 16.0,
+    ) -> None:
+        Memory.__init__(self, backbone)
+        positive(tokens=tokens, rank=rank)
+        if merge not in _MERGES:
+            raise UsageError(f"merge must be one of {', '.join(_MERGES)}; it is '{merge}'.")
+        self.tokens, self.merge, self.recurrent, self.sink = tokens, merge, recurrent, sink
+        self.segment_tokens, self.rank, self.alpha = segment_tokens, rank, alpha
+        self.capacity = tokens + sink if merge == "mean" else None
+        self.embeddings = nn.Parameter(_strided_means(backbone.embedding.weight, tokens))  # type: ignore[arg-type]
+        paths = [p for index in range(len(backbone.layers)) for p in backbone.attention_linears(index)]
+        self.lora = LoRA(backbone, paths, rank=rank, alpha=alpha)
+
+    def init(self) -> State:
+        """No rows."""
+        zero = torch.zeros(1, dtype=torch.long, device=self.backbone.device)
+        return {"tokens": zero, "segments": zero.clone()}
+
+    def write(self, state: State, segment: Tensor) -> State:
+        """Compress ``segment``, piece by piece."""
+        for piece in cut(segment, longest=self.segment_tokens or segment.shape[1]):
+            state = self._compress(state, piece)
+        return state
+
+    def read(self, state: State) -> Reading:
+        """Sink and memory, turned so that the next token sits right behind them."""
+        held = kv_of(state)
+        batch = state["tokens"].shape[0]
+        return Reading(self._in_front(held, state["tokens"]) if held else None, batch=batch)
+
+    def _in_front(self, held: KV, tokens: Tensor) -> KV:
+        """Rows in the frame of a reader whose next token, at absolute position ``tokens``, sits behind them."""
+        turned = self.backbone.turn(held, (held.length - tokens)[:, None].expand(-1, held.length))
+        kind = self.backbone.dtype
+        return KV(tuple(k.to(kind) for k in turned.keys), tuple(v.to(kind) for v in turned.values))
+
+    def _compress(self, state: State, piece: Tensor) -> State:
+        batch, length = piece.shape
+        held, tokens = kv_of(state), state["tokens"]
+        seen = held if self.recurrent or held is None else (held.slice(0, 1) if self.sink else None)
+        start = seen.length if seen else 0
+        prefix = self._in_front(seen, tokens) if seen else None
+        marks = self.embeddings.to(self.backbone.dtype).expand(batch, -1, -1)
+        embeds = torch.cat([self.backbone.embed(piece), marks], dim=1)
+        gate = slice(length, length + self.tokens)
+        with (
+            torch.set_grad_enabled(torch.is_grad_enabled() and self.training),
+            self.backbone.reading([Reading(prefix, batch=batch)], room=embeds.shape[1]) as cache,
+            self.lora.active(self.backbone, gate=gate),
+        ):
+            self.backbone.hidden(embeds=embeds, cache=cache)
+        new = self._absolute(cache.rows_from(start + length), tokens - start)
+        sink = None
+        if self.sink:
+            sink = held.slice(0, 1) if held else self._absolute(cache.rows_from(start, start + 1), tokens - start)
+        memory = held.slice(1) if held and self.sink else held
+        kept = self._merged(memory, new, int(state["segments"][0]))
+        return {
+            **named(sink.append(kept) if sink else kept),
+            "tokens": tokens + length,
+            "segments": state["segments"] + 1,
+        }
+
+    def _absolute(self, rows: KV, steps: Tensor) -> KV:
+        """Rows as they stand in the text, from a pass in which they stood ``steps`` positions earlier."""
+        if self.merge == "mean":
+            rows = KV(tuple(k.float() for k in rows.keys), tuple(v.float() for v in rows.values))
+        return self.backbone.turn(rows, steps[:, None].expand(-1, rows.length))
+
+    def _merged(self, memory: KV | None, new: KV, segments: int) -> KV:
+        if memory is None:
+            return new
+        if self.merge == "concat":
+            return memory.append(new)
+        share = 1.0 / (segments + 1)
+        return KV(
+            tuple(old + (k - old) * share for old, k in zip(memory.keys, new.keys, strict=True)),
+            tuple(old + (v - old) * share for old, v in zip(memory.values, new.values, strict=True)),
+        )
+
+
+def _strided_means(embeddings: Tensor, tokens: int) -> Tensor:
+    """One start for each compression token: the mean of every ``tokens``-th embedding, near the mean of them all."""
+    return torch.stack([embeddings[k::tokens].float().mean(0) for k in reversed(range(tokens))])

@@ -1,0 +1,54 @@
+"""The exact keys and values of the whole text: the ceiling of every comparison, at the highest price.
+
+State: `keys.l`, `values.l` (B, H, M, W) a layer, keys rotated as they were made.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from byheart.backbone import Backbone
+from byheart.errors import InputError
+from byheart.memory import Memory, cut, kv_of, named, positive
+from byheart.reading import Reading
+from byheart.state import State
+
+
+class Full(Memory):
+    """Keeps every key and value; a question then costs no more than if the text had been read just before it.
+
+    Args:
+        chunk_tokens: how many tokens are read at once; bounds memory, changes nothing.
+    """
+
+    name = "full"
+
+    def __init__(self, backbone: Backbone, *, chunk_tokens: int = 1024) -> None:
+        Memory.__init__(self, backbone)
+        positive(chunk_tokens=chunk_tokens)
+        self.chunk_tokens = chunk_tokens
+
+    def init(self) -> State:
+        """No rows."""
+        return {}
+
+    @torch.no_grad()
+    def write(self, state: State, segment: Tensor) -> State:
+        """Read ``segment`` behind what is held. Raises InputError past the model's positions."""
+        held = kv_of(state)
+        total = (held.length if held else 0) + segment.shape[1]
+        if total > self.backbone.positions:
+            raise InputError(
+                f"The text would be {total} tokens, but the model reads at most {self.backbone.positions}; "
+                "write less of it, or use a memory of fixed size (window, latent-pool, compressed-kv)."
+            )
+        for piece in cut(segment, longest=self.chunk_tokens):
+            new = self.backbone.prefill(piece, held)
+            held = held.append(new) if held else new
+        return named(held) if held else state
+
+    def read(self, state: State) -> Reading:
+        """The text's own keys and values."""
+        held = kv_of(state)
+        return Reading(held, batch=held.batch if held else 1)

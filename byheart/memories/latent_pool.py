@@ -1,0 +1,288 @@
+"""A pool of hidden states in every layer, renewed by what is read (MemoryLLM, Wang et al. 2024, arXiv 2402.04624).
+
+A segment is read behind the pool's newest rows; the hidden states of its last rows, as they leave each layer, become
+that layer's new rows. As many old rows are dropped at random, so every text fades by the same factor with each write
+(section 3.2, equation 5). A question sees all rows at every layer's input.
+
+What a position sees while a segment of T >= K tokens is written (K rows are renewed):
+
+    first | newest K rows | text (T)
+      1   |   1 ... 1     | causal
+
+The published rows stand at the input of the layer whose output they were. Hidden rows matter to reading only by their
+keys and values, so those are kept, un-rotated: a write projects its new rows and no other. Rows live in slots; a new
+row takes a dropped row's slot, and `place` says where each slot stands in the order of age.
+
+State: `keys.l`, `values.l` (B, H, 1 + M, W) a layer, slot 0 the first row (a learned BOS), keys as of position 0;
+`place` (B, L, M), the position of each slot, 1 the oldest; `recent` (B, L, E, D), hidden states of the newest rows in
+order; `hidden` (B, L, M, D) in slots, where kept; `writes`, `seed` (B,).
+
+Dimensions: B batch, L layers, H heads, M rows, K renewed rows, E <= K newest rows, T tokens, D hidden, W head width.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from byheart.backbone import Backbone
+from byheart.errors import UsageError
+from byheart.lora import LoRA
+from byheart.memory import Memory, cut, kv_of, named, positive
+from byheart.reading import KV, Reading
+from byheart.state import State
+
+
+class LatentPool(Memory):
+    """Keeps ``blocks`` x ``rows`` rows a layer; a write renews ``rows`` of them.
+
+    Args:
+        rows: rows renewed by a write, K.
+        blocks: the pool holds blocks * rows rows.
+        forget: ``layer`` drops other rows in every layer, ``shared`` the same ones in all.
+        seed: of the random forgetting; a state replays exactly.
+        longest, shortest: text is cut into segments of at most ``longest`` tokens; a last one under ``shortest``
+            shares with the one before it.
+        keep_hidden: keep the hidden states of all rows too, for export; the newest are always kept.
+        rank, alpha: of a LoRA for writing and another for reading; rank 0 has none.
+        targets: names of the linear layers that the LoRAs update.
+    """
+
+    name = "latent-pool"
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        rows: int = 64,
+        blocks: int = 8,
+        forget: str = "layer",
+        seed: int = 0,
+        longest: int = 512,
+        shortest: int = 16,
+        keep_hidden: bool = False,
+        rank: int = 0,
+        alpha: float = 32.0,
+        targets: tuple[str, ...] | list[str] = ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj", "gate_proj"),
+    ) -> None:
+        Memory.__init__(self, backbone)
+        positive(rows=rows, blocks=blocks, longest=longest, shortest=shortest)
+        if blocks < 2:
+            raise UsageError(f"blocks must be 2 or more, or every write would replace the whole pool; it is {blocks}.")
+        if forget not in ("layer", "shared"):
+            raise UsageError(f"forget must be layer or shared; it is '{forget}'.")
+        self.rows, self.blocks, self.forget, self.seed = rows, blocks, forget, seed
+        self.longest, self.shortest, self.keep_hidden = longest, shortest, keep_hidden
+        self.rank, self.alpha, self.targets = rank, alpha, list(targets)
+        self.capacity = 1 + rows * blocks
+        layers = len(backbone.layers)
+        self.first = nn.Parameter(_first_rows(backbone))
+        self.mark = nn.Parameter(torch.zeros(backbone.dim, dtype=backbone.dtype, device=backbone.device))
+        paths = [p for i in range(layers) for p in backbone.linears(i) if p.rsplit(".", 1)[-1] in self.targets]
+        self.writing = LoRA(backbone, paths, rank=rank, alpha=alpha) if rank else None
+        self.reading = LoRA(backbone, paths, rank=rank, alpha=alpha) if rank else None
+        self.initial: Tensor | None = None
+
+    def fill(self, pool: Tensor) -> None:
+        """Let every session start from ``pool`` (L, M, D), hidden states in order of age, as a trained pool does."""
+        self.initial = pool.to(self.backbone.device, self.backbone.dtype)
+
+    def init(self) -> State:
+        """The first row alone, or the trained pool."""
+        layers = len(self.backbone.layers)
+        pool = self.first.new_zeros(layers, 0, self.backbone.dim) if self.initial is None else self.initial
+        rows = torch.cat([self.first, pool], dim=1)[None]
+        where = self.backbone.device
+        place = torch.arange(1, 1 + pool.shape[1], device=where).expand(1, layers, -1).clone()
+        state = {
+            **named(self._project(rows)),
+            "place": place,
+            "recent": pool[None, :, max(0, pool.shape[1] - self.rows) :].clone(),
+            "writes": torch.zeros(1, dtype=torch.long, device=where),
+            "seed": torch.tensor([self.seed], device=where),
+        }
+        return {**state, "hidden": pool[None].clone()} if self.keep_hidden else state
+
+    def write(self, state: State, segment: Tensor) -> State:
+        """Read ``segment`` piece by piece; each renews rows of the pool."""
+        for piece in cut(segment, longest=self.longest, shortest=self.shortest):
+            state = self.renew(state, self.dry_run(state, piece))
+        return state
+
+    def dry_run(self, state: State, piece: Tensor) -> Tensor:
+        """The rows (B, L, K, D) that writing ``piece`` would add; the state stays as it is."""
+        newest = state["recent"]
+        batch, length = piece.shape
+        carried = min(max(self.rows - length, 0), newest.shape[2])
+        before = newest.shape[2] - carried
+        moving = newest[:, :, before:]
+        embeds = torch.cat([moving[:, 0], self.backbone.embed(piece)], dim=1) if carried else self.backbone.embed(piece)
+        marked = min(self.rows, embeds.shape[1])
+        outputs: list[Tensor] = []
+
+        def enter(index: int, hidden: Tensor) -> Tensor:
+            """A layer's input: carried rows as the pool has them, and the mark that says what will be kept."""
+            own = torch.cat([moving[:, index], hidden[:, carried:]], dim=1) if carried else hidden
+            return torch.cat([own[:, :-marked], own[:, -marked:] + self.mark], dim=1)
+
+        with (
+            torch.set_grad_enabled(torch.is_grad_enabled() and self.training),
+            self.backbone.reading([Reading(self._behind(state, before), batch=batch)], room=embeds.shape[1]) as cache,
+            self.backbone.layer_inputs(enter),
+            self.backbone.layer_outputs(lambda index, hidden: outputs.append(hidden[:, -marked:])),
+            _maybe(self.writing, self.backbone),
+        ):
+            self.backbone.hidden(embeds=embeds, cache=cache)
+        return torch.stack(outputs, dim=1)
+
+    def renew(self, state: State, delta: Tensor, kept: Tensor | None = None) -> State:
+        """The state after ``delta`` (B, L, K, D) joined the pool.
+
+        Args:
+            kept: positions in order of age (from 0) of the rows that stay, (M - dropped,) for all layers or
+                (L, M - dropped); drawn from the state's generator without it.
+        """
+        new = delta.shape[2]
+        place = state["place"]
+        dropped = max(0, place.shape[2] + new - self.rows * self.blocks)
+        gone = self._gone(state, dropped) if kept is None else _others(place, kept, dropped)
+        projected = self._project(delta)
+        held = kv_of(state)
+        slots, place = _slots(place, gone, new)
+        if held is None:
+            raise UsageError("This state has no pool; make one with init().")
+        fresh = {
+            **named(_replaced(held, projected, slots + 1)),
+            "place": place,
+            "recent": torch.cat([state["recent"], delta], dim=2)[:, :, -self.rows :],
+            "writes": state["writes"] + 1,
+            "seed": state["seed"],
+        }
+        if self.keep_hidden:
+            hidden = state["hidden"]
+            grown = torch.cat([hidden, hidden.new_empty(*hidden.shape[:2], new - dropped, hidden.shape[3])], dim=2)
+            fresh["hidden"] = grown.scatter(2, slots[..., None].expand(-1, -1, -1, hidden.shape[3]), delta)
+        return fresh
+
+    def read(self, state: State) -> Reading:
+        """The first row and the pool, each row at its position in the order of age."""
+        held = kv_of(state)
+        batch = state["writes"].shape[0]
+        if held is None:
+            return Reading(batch=batch)
+        place = torch.cat([state["place"].new_zeros(batch, state["place"].shape[1], 1), state["place"]], dim=2)
+        steps = [_one_row(place[:, index]) for index in range(place.shape[1])]
+        return Reading(self.backbone.turn(held, steps), batch=batch)
+
+    def pool(self, state: State) -> Tensor:
+        """The hidden states (B, L, M, D) in order of age; needs ``keep_hidden``."""
+        if "hidden" not in state:
+            raise UsageError("This pool keeps no hidden states; make the memory with keep_hidden=True.")
+        order = state["place"].argsort(dim=2)[..., None]
+        return torch.take_along_dim(state["hidden"], order, dim=2)
+
+    def _project(self, rows: Tensor) -> KV:
+        with _maybe(self.reading, self.backbone):
+            return self.backbone.project(list(rows.unbind(1)))
+
+    def _behind(self, state: State, before: int) -> KV:
+        """What a segment is read behind: the first row and ``before`` rows of the newest, at positions 0 on."""
+        held = kv_of(state)
+        if held is None:
+            raise UsageError("This state has no pool; make one with init().")
+        if self.writing is not None:
+            rows = torch.cat([self.first.expand(len(state["recent"]), -1, -1, -1), state["recent"][:, :, :before]], 2)
+            with self.writing.active(self.backbone):
+                held = self.backbone.project(list(rows.unbind(1)))
+        else:
+            held = _newest(held, state["place"], state["recent"].shape[2], before)
+        return self.backbone.turn(held, torch.arange(held.length, device=held.keys[0].device))
+
+    def _gone(self, state: State, dropped: int) -> Tensor:
+        """Positions in order of age (from 0) of the rows to drop, (B, L, dropped), by each session's generator."""
+        batch, layers, held = state["place"].shape
+        draws = []
+        for seed, writes in zip(state["seed"].tolist(), state["writes"].tolist(), strict=True):
+            generator = torch.Generator().manual_seed(seed * 1_000_003 + writes)
+            each = layers if self.forget == "layer" else 1
+            drawn = torch.stack([torch.randperm(held, generator=generator)[:dropped] for _ in range(each)])
+            draws.append(drawn.expand(layers, -1))
+        return torch.stack(draws).to(state["place"].device)
+
+
+def _maybe(lora: LoRA | None, backbone: Backbone) -> Any:
+    return lora.active(backbone) if lora is not None else nullcontext()
+
+
+def _one_row(places: Tensor) -> Tensor:
+    """(M,) where all batch rows agree, so that one table of angles serves them; else (B, M)."""
+    return places[0] if places.shape[0] == 1 else places
+
+
+def _others(place: Tensor, kept: Tensor, dropped: int) -> Tensor:
+    """The positions (from 0) that are not in ``kept``, (B, L, dropped)."""
+    batch, layers, held = place.shape
+    stays = place.new_zeros(layers, held).scatter(1, kept.to(place.device).expand(layers, -1), 1).bool()
+    return (~stays).nonzero()[:, 1].view(layers, dropped).expand(batch, -1, -1)
+
+
+def _slots(place: Tensor, gone: Tensor, new: int) -> tuple[Tensor, Tensor]:
+    """The slots (B, L, new) that new rows take, and every slot's position afterwards."""
+    batch, layers, held = place.shape
+    order = place.argsort(dim=2)
+    freed = torch.take_along_dim(order, gone, dim=2)
+    added = torch.arange(held, held + new - gone.shape[2], device=place.device).expand(batch, layers, -1)
+    slots = torch.cat([freed, added], dim=2)
+    is_gone = place.new_zeros(batch, layers, held).scatter(2, gone, 1)
+    below = is_gone.cumsum(2)
+    moved = place - torch.take_along_dim(below, place - 1, dim=2)
+    moved = torch.cat([moved, moved.new_zeros(batch, layers, added.shape[2])], dim=2)
+    first = held - gone.shape[2] + 1
+    newest = torch.arange(first, first + new, device=place.device)
+    return slots, moved.scatter(2, slots, newest.expand(batch, layers, -1))
+
+
+def _replaced(held: KV, new: KV, slots: Tensor) -> KV:
+    """``held`` with new rows (B, H, K, W) in ``slots`` (B, L, K); slots past the end lengthen it."""
+    length = max(held.length, int(slots.max()) + 1)
+
+    def put(old: Tensor, fresh: Tensor, index: int) -> Tensor:
+        out = old.new_empty(*old.shape[:2], length, old.shape[3])
+        out[:, :, : old.shape[2]] = old
+        for b in range(old.shape[0]):
+            out[b].index_copy_(1, slots[b, index], fresh[b])
+        return out
+
+    return KV(
+        tuple(put(old, fresh, i) for i, (old, fresh) in enumerate(zip(held.keys, new.keys, strict=True))),
+        tuple(put(old, fresh, i) for i, (old, fresh) in enumerate(zip(held.values, new.values, strict=True))),
+    )
+
+
+def _newest(held: KV, place: Tensor, newest: int, before: int) -> KV:
+    """The first row, and the ``before`` oldest of the ``newest`` rows, in order."""
+    order = place.argsort(dim=2)[:, :, place.shape[2] - newest :][:, :, :before] + 1
+    order = torch.cat([order.new_zeros(*order.shape[:2], 1), order], dim=2)
+
+    def take(tensor: Tensor, index: int) -> Tensor:
+        return torch.take_along_dim(tensor, order[:, index, None, :, None], dim=2)
+
+    return KV(tuple(take(k, i) for i, k in enumerate(held.keys)), tuple(take(v, i) for i, v in enumerate(held.values)))
+
+
+def _first_rows(backbone: Backbone) -> Tensor:
+    """What the model itself has at each layer's input for its first token, (L, 1, D)."""
+    # A tokenizer without a BOS token still reads some token first; which one hardly matters to an attention sink.
+    token = backbone.first_token
+    rows: list[Tensor] = []
+
+    def take(index: int, hidden: Tensor) -> Tensor:
+        rows.append(hidden[0])
+        return hidden
+
+    with torch.no_grad(), backbone.layer_inputs(take):
+        backbone.hidden(torch.tensor([[token]]))
+    return torch.stack(rows)

@@ -1,0 +1,68 @@
+"""The first tokens and the most recent ones (StreamingLLM, Xiao et al. 2024, arXiv 2309.17453, section 3.2).
+
+The first tokens are attention sinks: models put weight on them whatever they say. Keys are kept un-rotated and take
+the position of their row in the window, so text of any length is read at positions the model knows.
+
+State: `keys.l`, `values.l` (B, H, M, W) a layer, keys as of position 0; M <= sinks + recent.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from byheart.backbone import Backbone
+from byheart.errors import UsageError
+from byheart.memory import Memory, cut, kv_of, named, positive
+from byheart.reading import KV, Reading
+from byheart.state import State
+
+
+class Window(Memory):
+    """Keeps ``sinks`` first and ``recent`` last rows of keys and values.
+
+    Args:
+        sinks: rows kept from the very beginning.
+        recent: rows kept from the end.
+        chunk_tokens: how many tokens are read at once over the window.
+    """
+
+    name = "window"
+
+    def __init__(self, backbone: Backbone, *, sinks: int = 4, recent: int = 508, chunk_tokens: int = 256) -> None:
+        Memory.__init__(self, backbone)
+        positive(recent=recent, chunk_tokens=chunk_tokens)
+        if sinks < 0:
+            raise UsageError(f"sinks must be 0 or more; it is {sinks}.")
+        self.sinks, self.recent, self.chunk_tokens = sinks, recent, chunk_tokens
+        self.capacity = sinks + recent
+
+    def init(self) -> State:
+        """No rows."""
+        return {}
+
+    @torch.no_grad()
+    def write(self, state: State, segment: Tensor) -> State:
+        """Read ``segment`` over the window and keep the window's new rows."""
+        held = kv_of(state)
+        for piece in cut(segment, longest=self.chunk_tokens):
+            prefix = self._placed(held) if held else None
+            start = held.length if held else 0
+            new = self.backbone.prefill(piece, prefix)
+            back = -torch.arange(start, start + new.length, device=new.keys[0].device)
+            new = self.backbone.turn(new, back)
+            held = self._kept(held.append(new) if held else new)
+        return named(held) if held else state
+
+    def read(self, state: State) -> Reading:
+        """The window, its rows at positions 0 to M - 1."""
+        held = kv_of(state)
+        return Reading(self._placed(held), batch=held.batch) if held else Reading()
+
+    def _placed(self, held: KV) -> KV:
+        return self.backbone.turn(held, torch.arange(held.length, device=held.keys[0].device))
+
+    def _kept(self, held: KV) -> KV:
+        if held.length <= self.sinks + self.recent:
+            return held
+        return held.slice(0, self.sinks).append(held.slice(held.length - self.recent))

@@ -1,0 +1,182 @@
+"""The one protocol of every memory: ``init``, ``write``, ``read``.
+
+A memory is a mechanism: its parameters are learned once, its states are many. A state is a value: ``write`` returns a
+new one and leaves its argument alone, so a session can be kept, forked and thrown away. The first dimension of every
+tensor of a state is the batch, so states are stacked by concatenation.
+
+Dimensions: B batch, H key-value heads, M rows of memory, T tokens, W head width.
+"""
+
+from __future__ import annotations
+
+import abc
+import hashlib
+import inspect
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from byheart.backbone import Backbone
+from byheart.errors import CheckpointError, InputError, StateMismatchError, UsageError
+from byheart.reading import KV, Reading
+from byheart.state import State
+from byheart.tuning import next_token_loss
+
+__all__ = ["Memory", "Reading", "State", "cut", "kv_of", "named", "stack", "unstack"]
+
+
+class Memory(nn.Module, abc.ABC):
+    """A mechanism over a frozen backbone. Subclasses are final; their keyword-only arguments are their options.
+
+    Every option must be kept as an attribute of the same name, in types that JSON has.
+    """
+
+    name: ClassVar[str]
+    """How users call it; the key of the table in ``byheart.memories``."""
+    capacity: int | None = None
+    """Prefix rows it holds at most; None where it grows."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        nn.Module.__init__(self)
+        self.backbone = backbone
+
+    @abc.abstractmethod
+    def init(self) -> State:
+        """The state of a session into which nothing was written; batch 1."""
+
+    @abc.abstractmethod
+    def write(self, state: State, segment: Int[Tensor, "B T"]) -> State:
+        """The state after reading ``segment``, of any length; ``state`` is left alone."""
+
+    @abc.abstractmethod
+    def read(self, state: State) -> Reading:
+        """What the model sees of ``state``."""
+
+    def write_many(self, states: Sequence[State], segments: Sequence[Int[Tensor, "1 T"]]) -> list[State]:
+        """Write one segment into each of many sessions; those of one shape go through the model as one batch."""
+        out: list[State | None] = [None] * len(states)
+        groups: dict[Any, list[int]] = {}
+        for n, (state, segment) in enumerate(zip(states, segments, strict=True)):
+            shapes = tuple((name, tuple(tensor.shape)) for name, tensor in sorted(state.items()))
+            groups.setdefault((shapes, segment.shape[1]), []).append(n)
+        for members in groups.values():
+            written = self.write(stack([states[n] for n in members]), torch.cat([segments[n] for n in members]))
+            for n, state in zip(members, unstack(written), strict=True):
+                out[n] = state
+        return [state for state in out if state is not None]
+
+    def loss(self, segments: Iterable[Int[Tensor, "B T"]], target: Int[Tensor, "B T"]) -> Float[Tensor, ""]:
+        """Mean next-token loss of ``target`` after writing ``segments``, with gradients through the writes."""
+        state = stack([self.init()] * target.shape[0])
+        for segment in segments:
+            state = self.write(state, segment)
+        with self.backbone.reading([self.read(state)], room=target.shape[1]) as cache:
+            hidden = self.backbone.hidden(target, cache=cache)
+        return next_token_loss(self.backbone, hidden, target)
+
+    def options(self) -> dict[str, Any]:
+        """The keyword-only arguments that made this memory."""
+        signature = inspect.signature(type(self)).parameters.values()
+        return {p.name: vars(self)[p.name] for p in signature if p.kind is p.KEYWORD_ONLY}
+
+    @classmethod
+    def framed(cls, header: Sequence[int], footer: Sequence[int]) -> dict[str, Any]:
+        """Options that come from the chat template: the tokens that open and close an assistant turn."""
+        return {}
+
+    @property
+    def fingerprint(self) -> str:
+        """A name for the learned parts; the same for two memories that read states alike."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.state_dict().items()):
+            values = tensor.detach().to("cpu", torch.float32).contiguous()
+            digest.update(f"{name}{tuple(tensor.shape)}".encode())
+            digest.update(values.numpy().tobytes())
+        return digest.hexdigest()[:32]
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the learned parts and the options that made this memory into ``folder``."""
+        path = Path(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        card = {"mechanism": self.name, "options": self.options(), "backbone": self.backbone.fingerprint}
+        save_file({k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}, path / "memory.safetensors")
+        (path / "memory.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+
+    def load_pretrained(self, folder: str | Path) -> None:
+        """Read learned parts that ``save_pretrained`` wrote. Raises StateMismatchError or CheckpointError."""
+        card = read_card(folder)
+        if (card["mechanism"], card["backbone"]) != (self.name, self.backbone.fingerprint):
+            raise StateMismatchError(
+                f"'{folder}' holds a {card['mechanism']} for backbone {card['backbone']}; "
+                f"this is a {self.name} on backbone {self.backbone.fingerprint}."
+            )
+        stored = load_file(Path(folder) / "memory.safetensors", device=str(self.backbone.device))
+        problems = self.load_state_dict(stored, strict=False)
+        if problems.missing_keys or problems.unexpected_keys:
+            raise CheckpointError(
+                f"'{folder}' does not fit: missing {problems.missing_keys}, unexpected {problems.unexpected_keys}."
+            )
+
+
+def read_card(folder: str | Path) -> dict[str, Any]:
+    """What ``save_pretrained`` said of a folder: mechanism, options, backbone. Raises CheckpointError."""
+    try:
+        card: dict[str, Any] = json.loads((Path(folder) / "memory.json").read_text(encoding="utf-8"))
+        return {key: card[key] for key in ("mechanism", "options", "backbone")}
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"'{folder}' holds no byheart memory: memory.json cannot be read ({error}).") from error
+
+
+def stack(states: Sequence[State]) -> State:
+    """Many sessions of equal shapes as one batch."""
+    return {name: torch.cat([state[name] for state in states]) for name in states[0]}
+
+
+def unstack(state: State) -> list[State]:
+    """A batch as single sessions, each with tensors of its own."""
+    batch = next(iter(state.values())).shape[0]
+    return [{name: tensor[b : b + 1].clone() for name, tensor in state.items()} for b in range(batch)]
+
+
+def named(kv: KV) -> dict[str, Tensor]:
+    """Keys and values as tensors of a state, ``keys.0``, ``values.0`` and so on."""
+    return {
+        f"{part}.{index}": tensor
+        for part, tensors in (("keys", kv.keys), ("values", kv.values))
+        for index, tensor in enumerate(tensors)
+    }
+
+
+def kv_of(state: State) -> KV | None:
+    """The keys and values in a state, or None where it has none."""
+    layers = sum(name.startswith("keys.") for name in state)
+    if layers == 0:
+        return None
+    return KV(*(tuple(state[f"{part}.{index}"] for index in range(layers)) for part in ("keys", "values")))
+
+
+def cut(segment: Int[Tensor, "B T"], *, longest: int, shortest: int = 1) -> Iterator[Int[Tensor, "B t"]]:
+    """Pieces of at most ``longest`` tokens; a last piece under ``shortest`` shares evenly with the one before it."""
+    if segment.shape[1] == 0:
+        raise InputError("There is nothing to write: the text is empty.")
+    tokens, start = segment.shape[1], 0
+    while start < tokens:
+        left = tokens - start
+        take = min(longest, left)
+        if 0 < left - take < shortest:
+            take = left - max(shortest, left // 2)
+        yield segment[:, start : start + max(take, 1)]
+        start += max(take, 1)
+
+
+def positive(**values: float) -> None:
+    """Raise UsageError for any value that is not above zero."""
+    for name, value in values.items():
+        if value <= 0:
+            raise UsageError(f"{name} must be above 0; it is {value}.")

