@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,7 +81,7 @@ def measure(decoder: nn.Module, *, dim: int, dtype: torch.dtype, device: torch.d
         for layer in layers
     ]
     handles += [
-        child.register_forward_hook(lambda *call: calls.append(call), with_kwargs=True)  # type: ignore[arg-type]
+        child.register_forward_hook(lambda *call: calls.append(call), with_kwargs=True)
         for child in decoder.children()
         if child is not stack
     ]
@@ -202,10 +202,8 @@ def _rotation(
 def tap(layer: nn.Module, given: dict[str, Any], x: Tensor, index: int) -> tuple[Tensor, Tensor]:
     """The keys and values that ``layer`` makes of hidden states ``x`` (B, T, D), and nothing after them."""
     taker = KeyValueTap(index + 1)
-    try:
+    with suppress(Tapped):
         layer(x, **_with_cache(given, taker))
-    except Tapped:
-        pass
     if taker.taken is None:
         raise UnsupportedModelError(
             f"layer {index} ({type(layer).__name__}) keeps no keys and values; such layers cannot hold a memory."
@@ -247,7 +245,7 @@ def feed_forward(layer: nn.Module, given: dict[str, Any], *, index: int, dim: in
     )
     if len(blocks) < 2:
         raise refusal
-    block, block_input, block_output = calls[blocks[-1]]
+    block, block_input, _ = calls[blocks[-1]]
     source = next((call for call in calls[: blocks[-1]] if call[2] is block_input), None)
     residual = source[1] if source else block_input
     post = tuple(call[0] for call in calls[blocks[-1] + 1 :])

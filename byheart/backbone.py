@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -28,7 +28,7 @@ from byheart import attention
 from byheart.anatomy import Anatomy, FeedForward, feed_forward, hooked, measure, tap, without_cache
 from byheart.cache import PrefixCache
 from byheart.errors import UnsupportedModelError, UsageError
-from byheart.models import open_model
+from byheart.models import empty_model, open_model
 from byheart.reading import KV, Delta, Reading
 
 _SAMPLES = 256
@@ -64,12 +64,13 @@ class Backbone:
     """
 
     def __init__(self, model: PreTrainedModel, *, source: str = "") -> None:
-        self.model = model.eval().requires_grad_(False)
+        self.model: PreTrainedModel = model.requires_grad_(False)
+        self.model.train(False)
         self.source = source
         self.config = model.config.get_text_config()
-        decoder = model.get_decoder()
+        decoder: Any = model.get_decoder()  # type: ignore[no-untyped-call]
         embedding = model.get_input_embeddings()
-        if not isinstance(decoder, nn.Module) or not isinstance(embedding, nn.Module):
+        if not isinstance(decoder, nn.Module) or not isinstance(embedding, nn.Embedding):
             raise UnsupportedModelError(f"{type(model).__name__} is not a decoder with layers and token embeddings.")
         self.decoder = decoder
         self.embedding = embedding
@@ -89,12 +90,38 @@ class Backbone:
         _register_attention()
         return cls(open_model(model, dtype=dtype, device=device, attention=attention.NAME), source=model)
 
+    @classmethod
+    def assembled(
+        cls,
+        config: Mapping[str, Any],
+        fill: Callable[[Mapping[str, Tensor]], None],
+        *,
+        dtype: str = "auto",
+        device: str = "auto",
+        source: str = "",
+    ) -> Backbone:
+        """A backbone of ``config``'s architecture whose weights ``fill(name -> empty parameter)`` writes in place.
+
+        For checkpoints that transformers does not read; ``config``, ``dtype`` and ``device`` as in
+        ``models.empty_model``.
+        """
+        _register_attention()
+        model = empty_model(config, dtype=dtype, device=device, attention=attention.NAME)
+        with torch.no_grad():
+            fill(dict(model.named_parameters()))
+        return cls(model, source=source)
+
     # ---- running ----
 
     def embed(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
         """Token embeddings, as the decoder takes them."""
         embedded: Tensor = self.embedding(tokens.to(self.device))
         return embedded
+
+    @property
+    def embedding_table(self) -> Float[Tensor, "V D"]:
+        """One row a token."""
+        return self.embedding.weight
 
     def hidden(
         self,
@@ -152,7 +179,7 @@ class Backbone:
     @cached_property
     def head(self) -> nn.Linear:
         """The linear layer from hidden states to the vocabulary."""
-        head = self.model.get_output_embeddings()
+        head = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
         if not isinstance(head, nn.Linear):
             raise UnsupportedModelError(f"{type(self.model).__name__} has no linear output head.")
         return head
@@ -203,7 +230,7 @@ class Backbone:
         the cache stays usable, but without the deltas.
         """
         rows = [row for reading in readings for row in reading.rows()]
-        cache = PrefixCache.of(rows, layers=len(self.layers), room=room)
+        cache = PrefixCache.of(rows, layers=len(self.layers), dtype=self.dtype, room=room)
         with self.deltas([row.deltas for row in rows]):
             yield cache
 
@@ -243,6 +270,13 @@ class Backbone:
         """The token that texts begin with; 0 where the model names none."""
         token: int | None = getattr(self.config, "bos_token_id", None)
         return token or 0
+
+    @property
+    def stop_tokens(self) -> list[int]:
+        """Tokens that end an answer, by the model's own generation settings."""
+        # A model made by hand may have no generation settings.
+        ends: int | list[int] | None = getattr(self.model.generation_config, "eos_token_id", None)
+        return [] if ends is None else ends if isinstance(ends, list) else [ends]
 
     # ---- hidden states between layers ----
 

@@ -20,60 +20,63 @@ from byheart.reading import KV, Reading
 _ROOM = 256
 
 
-class GrowingLayer(DynamicLayer):
+class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """One layer's keys and values, a view on the filled part of a buffer with room behind it."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._buffers: tuple[Tensor, Tensor] | None = None
 
-    def hold(self, keys: Tensor, values: Tensor, room: int) -> None:
+    def hold(self, keys: Tensor, values: Tensor, room: int, dtype: torch.dtype) -> None:
         """Copy ``keys`` and ``values`` (B, H, M, W) in, with room for ``room`` more rows."""
         held = keys.shape[2]
-        shape = (*keys.shape[:2], held + room, keys.shape[3])
-        buffers = keys.new_empty(shape), values.new_empty((*shape[:3], values.shape[3]))
+        buffers = [
+            part.new_empty((*part.shape[:2], held + room, part.shape[3]), dtype=dtype) for part in (keys, values)
+        ]
         buffers[0][:, :, :held] = keys
         buffers[1][:, :, :held] = values
-        self._buffers = buffers
+        self._buffers = (buffers[0], buffers[1])
         self._show(held)
 
-    def lend(self, keys: Tensor, values: Tensor) -> None:
-        """Hold ``keys`` and ``values`` without a copy; the first new row moves them."""
-        self._buffers = None
+    def _show(self, held: int) -> None:
+        if self._buffers is not None:
+            keys, values = self._buffers
+            self._set(keys[:, :, :held], values[:, :, :held])
+
+    def _set(self, keys: Tensor, values: Tensor) -> None:
         self.keys, self.values, self.is_initialized = keys, values, True
         self.dtype, self.device = keys.dtype, keys.device
 
-    def _show(self, held: int) -> None:
-        if self._buffers is None:
-            self.keys, self.values = self.keys[:, :, :held], self.values[:, :, :held]
-            return
-        keys, values = self._buffers
-        self.keys, self.values, self.is_initialized = keys[:, :, :held], values[:, :, :held], True
-        self.dtype, self.device = keys.dtype, keys.device
+    def _past(self, like: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """What is held; nothing, in the shape of new rows, before the first."""
+        if self.keys is None or self.values is None:
+            return like[0][:, :, :0], like[1][:, :, :0]
+        return self.keys, self.values
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
         """Append (B, H, T, W) and return all rows."""
-        held, new = self.get_seq_length(), key_states.shape[2]
-        if torch.is_grad_enabled() and (key_states.requires_grad or (held and self.keys.requires_grad)):
+        keys, values = self._past((key_states, value_states))
+        held, new = keys.shape[2], key_states.shape[2]
+        if torch.is_grad_enabled() and (key_states.requires_grad or keys.requires_grad):
             # Rows that earlier layers' gradients still need must not be overwritten in place.
-            past = (self.keys, self.values) if held else (key_states[:, :, :0], value_states[:, :, :0])
-            self.lend(torch.cat([past[0], key_states], dim=2), torch.cat([past[1], value_states], dim=2))
-            return self.keys, self.values
+            self._buffers = None
+            self._set(torch.cat([keys, key_states], dim=2), torch.cat([values, value_states], dim=2))
+            return self._past((key_states, value_states))
         if self._buffers is None or self._buffers[0].shape[2] < held + new:
-            past = (self.keys, self.values) if held else (key_states[:, :, :0], value_states[:, :, :0])
-            self.hold(past[0], past[1], new + _ROOM)
+            self.hold(keys, values, new + _ROOM, key_states.dtype)
         if self._buffers is not None:
             self._buffers[0][:, :, held : held + new] = key_states
             self._buffers[1][:, :, held : held + new] = value_states
         self._show(held + new)
-        return self.keys, self.values
+        return self._past((key_states, value_states))
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last ``-tokens_to_remove`` rows; the buffer stays."""
-        if tokens_to_remove and self.is_initialized:
-            self._show(self.get_seq_length() - abs(tokens_to_remove))
+        if tokens_to_remove and self.keys is not None and self.values is not None:
+            left = self.get_seq_length() - abs(tokens_to_remove)
+            self._set(self.keys[:, :, :left], self.values[:, :, :left])
 
 
 class PrefixCache(Cache):
@@ -87,7 +90,7 @@ class PrefixCache(Cache):
         self.valid: Tensor | None = None
 
     @classmethod
-    def of(cls, readings: Sequence[Reading], *, layers: int, room: int = _ROOM) -> PrefixCache:
+    def of(cls, readings: Sequence[Reading], *, layers: int, dtype: torch.dtype, room: int = _ROOM) -> PrefixCache:
         """A cache holding the prefixes of ``readings`` (one a batch row), with room for ``room`` new tokens."""
         cache = cls(layers)
         prefixes = [reading.prefix for reading in readings]
@@ -95,22 +98,19 @@ class PrefixCache(Cache):
         some = next((prefix for prefix in prefixes if prefix and prefix.length), None)
         if some is None:
             return cache
-        for index in range(layers):
-            cache._layer(index).hold(
-                _stacked([p and p.keys[index] for p in prefixes], some.keys[index], longest),
-                _stacked([p and p.values[index] for p in prefixes], some.values[index], longest),
-                room,
+        for index, layer in enumerate(cache._grown()):
+            keys = [p.keys[index] if p else None for p in prefixes]
+            values = [p.values[index] if p else None for p in prefixes]
+            layer.hold(
+                _stacked(keys, some.keys[index], longest), _stacked(values, some.values[index], longest), room, dtype
             )
         if any(reading.length != longest for reading in readings):
             held = torch.tensor([reading.length for reading in readings], device=some.keys[0].device)
             cache.valid = torch.arange(longest, device=held.device) >= longest - held[:, None]
         return cache
 
-    def _layer(self, index: int) -> GrowingLayer:
-        layer = self.layers[index]
-        if not isinstance(layer, GrowingLayer):
-            raise TypeError(f"layer {index} of the cache is a {type(layer).__name__}")
-        return layer
+    def _grown(self) -> list[GrowingLayer]:
+        return [layer for layer in self.layers if isinstance(layer, GrowingLayer)]
 
     def step(self, tokens: Tensor) -> tuple[Tensor | None, Tensor]:
         """Announce new tokens, a mask (B, T) of those that count; gives the attention mask and their positions.
@@ -134,9 +134,10 @@ class PrefixCache(Cache):
 
     def rows_from(self, start: int, stop: int | None = None) -> KV:
         """Copies of the rows ``start`` to ``stop``, keys as rotated."""
+        past = [layer._past((torch.empty(0), torch.empty(0))) for layer in self._grown()]
         return KV(
-            tuple(layer.keys[:, :, start:stop].clone() for layer in self.layers),
-            tuple(layer.values[:, :, start:stop].clone() for layer in self.layers),
+            tuple(keys[:, :, start:stop].clone() for keys, _ in past),
+            tuple(values[:, :, start:stop].clone() for _, values in past),
         )
 
 
@@ -162,7 +163,7 @@ class KeyValueTap(PrefixCache):
         super().__init__(layers)
         self.taken: tuple[Tensor, Tensor] | None = None
 
-    def update(  # type: ignore[override]
+    def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
         """Take and stop."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from byheart.anatomy import hooked
 from byheart.backbone import Backbone
+from byheart.reading import LowRankDelta
 
 
 class LoRA(nn.Module):
@@ -52,6 +53,13 @@ class LoRA(nn.Module):
             handles.append(backbone.linear(path).register_forward_hook(self._hook(down, up, gate)))
         with hooked(handles):
             yield
+
+    def deltas(self, batch: int) -> dict[str, LowRankDelta]:
+        """The update at every token, as a reading carries it: path -> the same change for each batch row."""
+        return {
+            path: LowRankDelta(down.expand(batch, -1, -1), (up * self.scale).expand(batch, -1, -1))
+            for path, down, up in zip(self.paths, self.down, self.up, strict=True)
+        }
 
     def _hook(self, down: Tensor, up: Tensor, gate: slice | None) -> Any:
         def hook(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor | None:

@@ -39,6 +39,8 @@ class Memory(nn.Module, abc.ABC):
 
     name: ClassVar[str]
     """How users call it; the key of the table in ``byheart.memories``."""
+    keeps_turns: ClassVar[bool] = False
+    """Whether its prefix is text as the model itself reads it, so that text is written as turns of a conversation."""
     capacity: int | None = None
     """Prefix rows it holds at most; None where it grows."""
 
@@ -57,6 +59,10 @@ class Memory(nn.Module, abc.ABC):
     @abc.abstractmethod
     def read(self, state: State) -> Reading:
         """What the model sees of ``state``."""
+
+    def pieces(self, segment: Int[Tensor, "B T"]) -> Iterator[Int[Tensor, "B t"]]:
+        """What ``write`` takes at once; writing the pieces one by one gives the same state."""
+        return iter((segment,))
 
     def write_many(self, states: Sequence[State], segments: Sequence[Int[Tensor, "1 T"]]) -> list[State]:
         """Write one segment into each of many sessions; those of one shape go through the model as one batch."""

@@ -13,13 +13,22 @@ import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import platformdirs
 import torch
+from accelerate import init_empty_weights
 from filelock import FileLock
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from byheart.errors import ModelError, UsageError
 
@@ -54,7 +63,7 @@ def open_model(
     """
     where = _device(device)
     try:
-        opened: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        opened: Any = AutoModelForCausalLM.from_pretrained(
             _folder(model), dtype=_dtype(dtype, where), attn_implementation=attention, **options
         )
     except (OSError, ValueError, KeyError) as error:
@@ -62,7 +71,38 @@ def open_model(
             f"Model '{model}' could not be opened: {_first_line(error)} "
             f"Give an alias ({', '.join(_PACKAGES)}), a hub id, a folder with config.json, or a .gguf file."
         ) from error
-    return opened.to(where).eval()  # type: ignore[arg-type]
+    model_on_device: PreTrainedModel = opened.to(where).eval()
+    return model_on_device
+
+
+def empty_model(
+    config: Mapping[str, Any], *, dtype: str = "auto", device: str = "auto", attention: str = "sdpa"
+) -> PreTrainedModel:
+    """A causal language model whose weights are still to be written; its memory is claimed once, in ``dtype``.
+
+    Args:
+        config: ``model_type`` and that family's settings, as transformers names them today.
+        dtype, device: as for ``open_model``.
+
+    Raises ModelError where no such model can be made.
+    """
+    where = _device(device)
+    try:
+        settings = AutoConfig.for_model(**config)
+        with init_empty_weights(include_buffers=False):
+            model: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+                settings, dtype=_dtype(dtype, where), attn_implementation=attention
+            )
+    except (TypeError, ValueError, KeyError) as error:
+        raise ModelError(f"No model can be made of this config: {_first_line(error)}") from error
+    # Buffers such as rotary frequencies are made, not loaded; ``to_empty`` would leave noise in their place.
+    made = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    model.to_empty(device=where)
+    model.tie_weights()
+    for name, buffer in model.named_buffers():
+        buffer.copy_(made[name])
+    empty: PreTrainedModel = model.eval()
+    return empty
 
 
 def _first_line(error: Exception) -> str:

@@ -48,11 +48,14 @@ def tiny_model(family: str = "llama", *, seed: int = 0, dtype: torch.dtype = tor
     config = AutoConfig.for_model(family, **{**_SMALL, **FAMILIES.get(family, {})})
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation=attention.NAME)
+        model: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            config, attn_implementation=attention.NAME
+        )
         for parameter in model.parameters():
             # Norms start at one and biases at zero; a test must notice where either is forgotten.
             parameter.data += 0.1 * torch.randn_like(parameter)
-    return model.to(dtype).eval()
+    tiny: PreTrainedModel = model.to(dtype).eval()
+    return tiny
 
 
 def tiny_backbone(family: str = "llama", *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Backbone:

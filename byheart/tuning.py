@@ -62,7 +62,8 @@ def anchor(backbone: Backbone, hidden: Float[Tensor, "N D"]) -> Anchor:
             p = log_p.exp()
             mean = (p.to(weight.dtype) @ weight).float()
             parts.append((mean, p @ bias.float() if bias is not None else p.new_zeros(len(p)), (p * log_p).sum(-1)))
-    return Anchor(*(torch.cat(column) for column in zip(*parts, strict=True)), hidden=hidden)  # type: ignore[misc]
+    mean, bias_part, negentropy = (torch.cat(column) for column in zip(*parts, strict=True))
+    return Anchor(mean, bias_part, negentropy, hidden)
 
 
 def token_losses(
@@ -81,7 +82,7 @@ def token_losses(
     if reference is not None:
         pull = pull + kl * reference.mean
     strength = 1.0 + (kl if reference is not None else 0.0)
-    lse = _LogSumExp.apply(hidden, pull, strength, backbone)
+    lse: Tensor = _LogSumExp.apply(hidden, pull, strength, backbone)  # type: ignore[no-untyped-call]
     x = hidden.detach().float()
     target = (weight[targets].float() * x).sum(-1)
     if bias is not None:
@@ -99,9 +100,7 @@ class _LogSumExp(torch.autograd.Function):
     """logsumexp of the logits; its gradient is that of the whole soft-target loss, made in the same pass."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, hidden: Tensor, pull: Tensor, strength: float, backbone: Backbone
-    ) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, pull: Tensor, strength: float, backbone: Backbone) -> Tensor:
         weight, bias, scale = backbone.head.weight, backbone.head.bias, backbone.logit_scale
         lse = hidden.new_empty(hidden.shape[0], dtype=torch.float32)
         grad = torch.empty_like(hidden, dtype=torch.float32) if ctx.needs_input_grad[0] else None
@@ -120,7 +119,7 @@ class _LogSumExp(torch.autograd.Function):
         return lse
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         grad = (ctx.grad * upstream[:, None]).to(ctx.kind) if ctx.grad is not None else None
         return grad, None, None, None
 

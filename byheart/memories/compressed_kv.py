@@ -28,6 +28,8 @@ Dimensions: B batch, H heads, M memory rows, S sink rows (0 or 1), T tokens, W h
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -74,7 +76,7 @@ class CompressedKV(Memory):
         self.tokens, self.merge, self.recurrent, self.sink = tokens, merge, recurrent, sink
         self.segment_tokens, self.rank, self.alpha = segment_tokens, rank, alpha
         self.capacity = tokens + sink if merge == "mean" else None
-        self.embeddings = nn.Parameter(_strided_means(backbone.embedding.weight, tokens))  # type: ignore[arg-type]
+        self.embeddings = nn.Parameter(_strided_means(backbone.embedding_table, tokens))
         paths = [p for index in range(len(backbone.layers)) for p in backbone.attention_linears(index)]
         self.lora = LoRA(backbone, paths, rank=rank, alpha=alpha)
 
@@ -83,9 +85,13 @@ class CompressedKV(Memory):
         zero = torch.zeros(1, dtype=torch.long, device=self.backbone.device)
         return {"tokens": zero, "segments": zero.clone()}
 
+    def pieces(self, segment: Tensor) -> Iterator[Tensor]:
+        """Segments of at most ``segment_tokens``."""
+        return cut(segment, longest=self.segment_tokens or max(1, segment.shape[1]))
+
     def write(self, state: State, segment: Tensor) -> State:
         """Compress ``segment``, piece by piece."""
-        for piece in cut(segment, longest=self.segment_tokens or segment.shape[1]):
+        for piece in self.pieces(segment):
             state = self._compress(state, piece)
         return state
 
@@ -97,9 +103,7 @@ class CompressedKV(Memory):
 
     def _in_front(self, held: KV, tokens: Tensor) -> KV:
         """Rows in the frame of a reader whose next token, at absolute position ``tokens``, sits behind them."""
-        turned = self.backbone.turn(held, (held.length - tokens)[:, None].expand(-1, held.length))
-        kind = self.backbone.dtype
-        return KV(tuple(k.to(kind) for k in turned.keys), tuple(v.to(kind) for v in turned.values))
+        return self.backbone.turn(held, (held.length - tokens)[:, None].expand(-1, held.length))
 
     def _compress(self, state: State, piece: Tensor) -> State:
         batch, length = piece.shape

@@ -10,7 +10,7 @@ Dimensions: B batch, R rank, T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -77,11 +77,15 @@ class FFNLoRA(Memory):
             state[f"up.{path}"] = torch.zeros(1, linear.out_features, self.rank, device=self.backbone.device)
         return state
 
+    def pieces(self, segment: Tensor) -> Iterator[Tensor]:
+        """Parts of at most ``chunk_tokens`` tokens."""
+        return cut(segment, longest=self.chunk_tokens, shortest=2)
+
     def write(self, state: State, segment: Tensor) -> State:
         """Tune on ``segment``, going on from what was learned before."""
         if segment.shape[1] < 2:
             raise InputError("The text is too short to learn: give at least two tokens.")
-        for piece in cut(segment, longest=self.chunk_tokens, shortest=2):
+        for piece in self.pieces(segment):
             state = self._learn(state, piece)
         return state
 

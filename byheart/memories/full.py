@@ -5,6 +5,8 @@ State: `keys.l`, `values.l` (B, H, M, W) a layer, keys rotated as they were made
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -23,6 +25,7 @@ class Full(Memory):
     """
 
     name = "full"
+    keeps_turns = True
 
     def __init__(self, backbone: Backbone, *, chunk_tokens: int = 1024) -> None:
         Memory.__init__(self, backbone)
@@ -32,6 +35,10 @@ class Full(Memory):
     def init(self) -> State:
         """No rows."""
         return {}
+
+    def pieces(self, segment: Tensor) -> Iterator[Tensor]:
+        """Parts of at most ``chunk_tokens`` tokens."""
+        return cut(segment, longest=self.chunk_tokens)
 
     @torch.no_grad()
     def write(self, state: State, segment: Tensor) -> State:
@@ -43,7 +50,7 @@ class Full(Memory):
                 f"The text would be {total} tokens, but the model reads at most {self.backbone.positions}; "
                 "write less of it, or use a memory of fixed size (window, latent-pool, compressed-kv)."
             )
-        for piece in cut(segment, longest=self.chunk_tokens):
+        for piece in self.pieces(segment):
             new = self.backbone.prefill(piece, held)
             held = held.append(new) if held else new
         return named(held) if held else state

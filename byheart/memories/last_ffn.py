@@ -61,6 +61,7 @@ class LastFFN(Memory):
     """
 
     name = "last-ffn"
+    keeps_turns = True
 
     def __init__(
         self,
@@ -108,7 +109,7 @@ class LastFFN(Memory):
     def write_many(self, states: Sequence[State], segments: Sequence[Tensor]) -> list[State]:
         """Learn many texts of any lengths at once: each has its own change, all share one product with the head."""
         learned = self._learn([self._deltas(state, 0) for state in states], list(segments))
-        out = []
+        out: list[State] = []
         for state, segment, tuned in zip(states, segments, learned, strict=True):
             changes = {f"delta.{path}": tuned.deltas[path][None] for path in self._paths}
             out.append({**self._with_text(state, segment, changes), **changes})
@@ -183,8 +184,8 @@ class LastFFN(Memory):
                 kl=self.kl,
             )
             counts = [len(text.targets) for text in prepared]
-            totals = [part.mean() for part in values.total.split(counts)]
-            for n, (total, divergence) in enumerate(zip(totals, values.divergence.split(counts), strict=True)):
+            totals = [part.mean() for part in torch.split(values.total, counts)]
+            for n, (total, divergence) in enumerate(zip(totals, torch.split(values.divergence, counts), strict=True)):
                 losses[n].append(float(total.detach()))
                 divergences[n].append(float(divergence.mean()))
             return torch.stack(totals).sum()

@@ -22,6 +22,7 @@ Dimensions: B batch, L layers, H heads, M rows, K renewed rows, E <= K newest ro
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -47,7 +48,8 @@ class LatentPool(Memory):
         longest, shortest: text is cut into segments of at most ``longest`` tokens; a last one under ``shortest``
             shares with the one before it.
         keep_hidden: keep the hidden states of all rows too, for export; the newest are always kept.
-        rank, alpha: of a LoRA for writing and another for reading; rank 0 has none.
+        rank, alpha: of a LoRA for writing; rank 0 has none.
+        reading_lora: another of that rank for reading: it projects the pool and runs the tokens that read it.
         targets: names of the linear layers that the LoRAs update.
     """
 
@@ -66,6 +68,7 @@ class LatentPool(Memory):
         keep_hidden: bool = False,
         rank: int = 0,
         alpha: float = 32.0,
+        reading_lora: bool = True,
         targets: tuple[str, ...] | list[str] = ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj", "gate_proj"),
     ) -> None:
         Memory.__init__(self, backbone)
@@ -76,14 +79,14 @@ class LatentPool(Memory):
             raise UsageError(f"forget must be layer or shared; it is '{forget}'.")
         self.rows, self.blocks, self.forget, self.seed = rows, blocks, forget, seed
         self.longest, self.shortest, self.keep_hidden = longest, shortest, keep_hidden
-        self.rank, self.alpha, self.targets = rank, alpha, list(targets)
+        self.rank, self.alpha, self.reading_lora, self.targets = rank, alpha, reading_lora, list(targets)
         self.capacity = 1 + rows * blocks
         layers = len(backbone.layers)
         self.first = nn.Parameter(_first_rows(backbone))
         self.mark = nn.Parameter(torch.zeros(backbone.dim, dtype=backbone.dtype, device=backbone.device))
         paths = [p for i in range(layers) for p in backbone.linears(i) if p.rsplit(".", 1)[-1] in self.targets]
         self.writing = LoRA(backbone, paths, rank=rank, alpha=alpha) if rank else None
-        self.reading = LoRA(backbone, paths, rank=rank, alpha=alpha) if rank else None
+        self.reading = LoRA(backbone, paths, rank=rank, alpha=alpha) if rank and reading_lora else None
         self.initial: Tensor | None = None
 
     def fill(self, pool: Tensor) -> None:
@@ -106,9 +109,13 @@ class LatentPool(Memory):
         }
         return {**state, "hidden": pool[None].clone()} if self.keep_hidden else state
 
+    def pieces(self, segment: Tensor) -> Iterator[Tensor]:
+        """Segments of ``shortest`` to ``longest`` tokens."""
+        return cut(segment, longest=self.longest, shortest=self.shortest)
+
     def write(self, state: State, segment: Tensor) -> State:
         """Read ``segment`` piece by piece; each renews rows of the pool."""
-        for piece in cut(segment, longest=self.longest, shortest=self.shortest):
+        for piece in self.pieces(segment):
             state = self.renew(state, self.dry_run(state, piece))
         return state
 
@@ -168,14 +175,15 @@ class LatentPool(Memory):
         return fresh
 
     def read(self, state: State) -> Reading:
-        """The first row and the pool, each row at its position in the order of age."""
+        """The first row and the pool, each row at its position in the order of age; the reading LoRA, where there is."""
         held = kv_of(state)
         batch = state["writes"].shape[0]
+        deltas = self.reading.deltas(batch) if self.reading is not None else {}
         if held is None:
-            return Reading(batch=batch)
+            return Reading(deltas=deltas, batch=batch)
         place = torch.cat([state["place"].new_zeros(batch, state["place"].shape[1], 1), state["place"]], dim=2)
         steps = [_one_row(place[:, index]) for index in range(place.shape[1])]
-        return Reading(self.backbone.turn(held, steps), batch=batch)
+        return Reading(self.backbone.turn(held, steps), deltas, batch=batch)
 
     def pool(self, state: State) -> Tensor:
         """The hidden states (B, L, M, D) in order of age; needs ``keep_hidden``."""
@@ -203,7 +211,7 @@ class LatentPool(Memory):
 
     def _gone(self, state: State, dropped: int) -> Tensor:
         """Positions in order of age (from 0) of the rows to drop, (B, L, dropped), by each session's generator."""
-        batch, layers, held = state["place"].shape
+        _, layers, held = state["place"].shape
         draws = []
         for seed, writes in zip(state["seed"].tolist(), state["writes"].tolist(), strict=True):
             generator = torch.Generator().manual_seed(seed * 1_000_003 + writes)

@@ -8,6 +8,8 @@ State: `keys.l`, `values.l` (B, H, M, W) a layer, keys as of position 0; M <= si
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -28,6 +30,7 @@ class Window(Memory):
     """
 
     name = "window"
+    keeps_turns = True
 
     def __init__(self, backbone: Backbone, *, sinks: int = 4, recent: int = 508, chunk_tokens: int = 256) -> None:
         Memory.__init__(self, backbone)
@@ -41,11 +44,15 @@ class Window(Memory):
         """No rows."""
         return {}
 
+    def pieces(self, segment: Tensor) -> Iterator[Tensor]:
+        """Parts of at most ``chunk_tokens`` tokens."""
+        return cut(segment, longest=self.chunk_tokens)
+
     @torch.no_grad()
     def write(self, state: State, segment: Tensor) -> State:
         """Read ``segment`` over the window and keep the window's new rows."""
         held = kv_of(state)
-        for piece in cut(segment, longest=self.chunk_tokens):
+        for piece in self.pieces(segment):
             prefix = self._placed(held) if held else None
             start = held.length if held else 0
             new = self.backbone.prefill(piece, prefix)

@@ -1,0 +1,259 @@
+"""From a memory and a prompt to tokens: greedy or sampled, plain or contrasted, for any family and any mixed batch.
+
+Four ways to score the next token, each one pass through the backbone a step:
+- plain: the model with its readings.
+- contrast (FastMem, arXiv 2406.16069, section 3.3): (1 + a) * with deltas - a * without them. Where all deltas sit in
+  the last layer's feed-forward block, both come from one pass and one cache; that block alone runs twice.
+- context-aware (CAD, Shi et al. 2023, arXiv 2305.14739): (1 + a) * with memory - a * without any.
+- DoLa (Chuang et al. 2023, arXiv 2309.03883): the last layer's distribution against an earlier layer's.
+
+It knows tokens; it does not know text.
+
+Dimensions: B batch, T tokens, D hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from byheart.backbone import Backbone
+from byheart.cache import PrefixCache
+from byheart.errors import InputError, UsageError
+from byheart.reading import Reading
+
+_KEPT_BY_DOLA = 0.1
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How to choose tokens.
+
+    Args:
+        max_tokens: at most so many.
+        temperature: 0 is greedy; above it, tokens are sampled.
+        top_p, top_k: sample from the smallest set with this much probability, and from the k likeliest; 0 has no k.
+        seed: of the sampling.
+        contrast: FastMem's contrastive decoding with this strength (0.5 in the paper), or none.
+        context_aware: CAD with this strength, or none.
+        dola: ``high`` or ``low`` candidate layers chosen from the depth, their indices, or none.
+    """
+
+    max_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int | None = None
+    contrast: float | None = None
+    context_aware: float | None = None
+    dola: str | Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise UsageError(f"max_tokens must be 1 or more; it is {self.max_tokens}.")
+        if self.temperature < 0:
+            raise UsageError(f"temperature must be 0 or more; it is {self.temperature}.")
+        if not 0 < self.top_p <= 1:
+            raise UsageError(f"top_p must be above 0 and at most 1; it is {self.top_p}.")
+        if self.top_k < 0:
+            raise UsageError(f"top_k must be 0 or more; it is {self.top_k}.")
+        given = [name for name in ("contrast", "context_aware", "dola") if vars(self)[name] is not None]
+        if len(given) > 1:
+            raise UsageError(f"Choose one of {', '.join(given)}.")
+
+
+Score = Callable[[Tensor, Tensor], Tensor]
+
+
+def generate(
+    backbone: Backbone,
+    prompts: Sequence[Tensor],
+    readings: Sequence[Reading],
+    *,
+    decoding: Decoding | None = None,
+    stop_tokens: Collection[int] = (),
+    cache: PrefixCache | None = None,
+) -> Iterator[list[int | None]]:
+    """The next token of every row, step by step; None for a row that has reached a stop token.
+
+    Args:
+        prompts: one (T,) a row, of any lengths.
+        readings: what each row reads; together they serve as many rows as there are prompts.
+        cache: one that already holds the readings' prefixes, made by ``backbone.reading``; it is put back as it was.
+    """
+    how = decoding or Decoding()
+    rows = [row for reading in readings for row in reading.rows()]
+    if len(rows) != len(prompts):
+        raise UsageError(f"There are {len(prompts)} prompts for {len(rows)} readings.")
+    _check_lengths(backbone, prompts, rows, how)
+    tokens, counts = _left_padded(prompts, backbone.device)
+    pick = _picker(how)
+    done = [False] * len(rows)
+    with ExitStack() as stack:
+        score = _scorer(backbone, rows, how, cache, tokens.shape[1] + how.max_tokens, stack)
+        for _ in range(how.max_tokens):
+            with torch.inference_mode():
+                chosen = pick(score(tokens, counts))
+            step = [None if over else token for over, token in zip(done, chosen.tolist(), strict=True)]
+            done = [over or token in stop_tokens for over, token in zip(done, step, strict=True)]
+            yield [None if token in stop_tokens else token for token in step]
+            if all(done):
+                return
+            tokens, counts = chosen[:, None], torch.ones_like(chosen[:, None], dtype=torch.bool)
+
+
+def _check_lengths(backbone: Backbone, prompts: Sequence[Tensor], rows: Sequence[Reading], how: Decoding) -> None:
+    for prompt, row in zip(prompts, rows, strict=True):
+        if len(prompt) == 0:
+            raise InputError("There is nothing to ask: the prompt is empty.")
+        total = row.length + len(prompt)
+        if total >= backbone.positions:
+            raise InputError(
+                f"The memory's {row.length} rows and the prompt's {len(prompt)} tokens leave no room for an answer: "
+                f"the model reads at most {backbone.positions}. Ask something shorter, or keep a smaller memory."
+            )
+
+
+def _left_padded(prompts: Sequence[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
+    longest = max(len(prompt) for prompt in prompts)
+    tokens = torch.zeros(len(prompts), longest, dtype=torch.long, device=device)
+    counts = torch.zeros(len(prompts), longest, dtype=torch.bool, device=device)
+    for row, prompt in enumerate(prompts):
+        tokens[row, longest - len(prompt) :] = prompt
+        counts[row, longest - len(prompt) :] = True
+    return tokens, counts
+
+
+def _picker(how: Decoding) -> Callable[[Tensor], Tensor]:
+    if how.temperature == 0:
+        return lambda logits: logits.argmax(-1)
+    generator = torch.Generator().manual_seed(how.seed) if how.seed is not None else None
+
+    def sample(logits: Tensor) -> Tensor:
+        scores, order = (logits / how.temperature).sort(dim=-1, descending=True)
+        probabilities = torch.softmax(scores, dim=-1)
+        before = probabilities.cumsum(-1) - probabilities
+        allowed = before < how.top_p
+        if how.top_k:
+            allowed[:, how.top_k :] = False
+        drawn = torch.multinomial((probabilities * allowed).cpu(), 1, generator=generator)
+        return order.gather(-1, drawn.to(order.device)).squeeze(-1)
+
+    return sample
+
+
+def _scorer(
+    backbone: Backbone,
+    rows: Sequence[Reading],
+    how: Decoding,
+    cache: PrefixCache | None,
+    room: int,
+    stack: ExitStack,
+) -> Score:
+    """The chosen way to score; what it puts on the model is undone by ``stack``."""
+    if how.contrast is not None and not _in_last_block(backbone, rows):
+        return _pair(backbone, rows, [replace(row, deltas={}) for row in rows], how.contrast, room, stack)
+    if how.context_aware is not None:
+        return _pair(backbone, rows, [Reading() for _ in rows], how.context_aware, room, stack)
+    if cache is None:
+        cache = stack.enter_context(backbone.reading([replace(row, deltas={}) for row in rows], room=room))
+    held = cache.get_seq_length()
+    stack.callback(_put_back, cache, cache.valid, held)
+    if how.contrast is not None:
+        return _contrast(backbone, rows, how.contrast, cache)
+    stack.enter_context(backbone.deltas([row.deltas for row in rows]))
+    if how.dola is not None:
+        return _dola(backbone, _candidates(how.dola, len(backbone.layers)), cache)
+    return lambda tokens, counts: backbone.logits(backbone.hidden(tokens, cache=cache, counts=counts)[:, -1])
+
+
+def _put_back(cache: PrefixCache, valid: Tensor | None, held: int) -> None:
+    cache.crop(held - cache.get_seq_length())
+    cache.valid = valid
+
+
+def _pair(
+    backbone: Backbone,
+    rows: Sequence[Reading],
+    others: Sequence[Reading],
+    strength: float,
+    room: int,
+    stack: ExitStack,
+) -> Score:
+    """Each row beside the same prompt with another reading; both halves run as one batch."""
+    cache = stack.enter_context(backbone.reading([*rows, *others], room=room))
+
+    def score(tokens: Tensor, counts: Tensor) -> Tensor:
+        hidden = backbone.hidden(tokens.repeat(2, 1), cache=cache, counts=counts.repeat(2, 1))[:, -1]
+        ours, theirs = backbone.logits(hidden).chunk(2)
+        return (1 + strength) * ours - strength * theirs
+
+    return score
+
+
+def _in_last_block(backbone: Backbone, rows: Sequence[Reading]) -> bool:
+    paths = {path for row in rows for path in row.deltas}
+    return paths <= set(backbone.feed_forward_roles(len(backbone.layers) - 1))
+
+
+def _contrast(backbone: Backbone, rows: Sequence[Reading], strength: float, cache: PrefixCache) -> Score:
+    """Everything below the last feed-forward block is the same for both sides, so it runs once."""
+    last = len(backbone.layers) - 1
+    where = backbone.feed_forward(last)
+    deltas = [{path: delta.to(backbone.dtype) for path, delta in row.deltas.items()} for row in rows]
+
+    def score(tokens: Tensor, counts: Tensor) -> Tensor:
+        with backbone.feed_forward_inputs(last) as taken:
+            base = backbone.hidden(tokens, cache=cache, counts=counts)[:, -1:]
+        fed = taken[0]
+        with backbone.deltas(deltas):
+            output = where.block(fed.input[:, -1:])
+        tuned = backbone.finish(where.finish(fed.residual[:, -1:], output))
+        ours, theirs = backbone.logits(torch.cat([tuned, base], dim=1)).unbind(1)
+        return (1 + strength) * ours - strength * theirs
+
+    return score
+
+
+def _candidates(chosen: str | Sequence[int], depth: int) -> list[int]:
+    """Indices of layers whose outputs are compared: every second one of the upper or lower half, or the given ones."""
+    if isinstance(chosen, str):
+        halves = {"high": range(depth // 2, depth - 1, 2), "low": range(0, depth // 2, 2)}
+        if chosen not in halves:
+            raise UsageError(f"dola must be high, low or a list of layers; it is '{chosen}'.")
+        return list(halves[chosen]) or [0]
+    if not chosen or any(not 0 <= layer < depth - 1 for layer in chosen):
+        raise UsageError(f"dola's layers must lie between 0 and {depth - 2}; they are {list(chosen)}.")
+    return sorted(set(chosen))
+
+
+def _dola(backbone: Backbone, candidates: Sequence[int], cache: PrefixCache) -> Score:
+    """The last layer's log-probabilities less those of the candidate that differs from it most, by Jensen-Shannon."""
+
+    def score(tokens: Tensor, counts: Tensor) -> Tensor:
+        early: dict[int, Tensor] = {}
+        with backbone.layer_outputs(lambda index, hidden: early.__setitem__(index, hidden[:, -1])):
+            last = backbone.hidden(tokens, cache=cache, counts=counts)[:, -1]
+        # As published, an early layer's states go to the head without the final norm.
+        stacked = torch.stack([last, *(early[index] for index in candidates)])
+        log_p = torch.log_softmax(backbone.logits(stacked), dim=-1)
+        return dola_scores(log_p[0], log_p[1:])
+
+    return score
+
+
+def dola_scores(mature: Float[Tensor, "B V"], premature: Float[Tensor, "C B V"]) -> Float[Tensor, "B V"]:
+    """DoLa's scores from log-probabilities of the last layer and of C candidates; implausible tokens get -inf."""
+    middle = torch.logaddexp(mature[None], premature) - torch.log(torch.tensor(2.0))
+    divergence = 0.5 * (
+        (mature.exp()[None] * (mature[None] - middle)).sum(-1) + (premature.exp() * (premature - middle)).sum(-1)
+    )
+    best = divergence.argmax(0)
+    chosen = premature.gather(0, best[None, :, None].expand(1, -1, premature.shape[-1]))[0]
+    plausible = mature >= mature.amax(-1, keepdim=True) + torch.log(torch.tensor(_KEPT_BY_DOLA))
+    return torch.where(plausible, mature - chosen, float("-inf"))

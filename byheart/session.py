@@ -1,0 +1,355 @@
+"""Text in, text out: a memory with a tokenizer, a chat template and a history of what was written.
+
+A session owns one state. It cuts text into what its memory takes, frames it as the chat template wants, and keeps
+what a reading costs to prepare until the next write. It does not know which mechanism it has.
+
+How a text and a question are framed, where the model has a chat template and the memory keeps text as a conversation:
+
+    written:  <system and user header> text <end of turn, assistant header> I have read it. <end of turn, user header>
+    asked:    question <end of turn, assistant header>
+
+A memory that keeps no exact text is given the bare text, and a question is a conversation of its own.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from byheart import state as states
+from byheart.backbone import Backbone
+from byheart.cache import PrefixCache
+from byheart.decoding import Decoding, generate
+from byheart.errors import InputError, UsageError
+from byheart.memories import build, find
+from byheart.memory import Memory
+from byheart.models import DEFAULT, open_tokenizer
+from byheart.reading import Reading
+from byheart.state import Header, State, Written
+
+_RECEIPT = "I have read it."
+_TEXT, _QUESTION = "\u2063text\u2063", "\u2063question\u2063"
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What a model's chat template puts around texts and questions; bare lines where it has none."""
+
+    opening: str
+    receipt: str
+    answer: str
+    question: str
+    turn: str
+    end: str
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase) -> Frame:
+        """Found by rendering marked messages, so that no template is known by name."""
+        if not tokenizer.chat_template:
+            return cls("", "\n\n", "\nAnswer:", "Question: ", "", "")
+        user, assistant = {"role": "user", "content": _TEXT}, {"role": "assistant", "content": _RECEIPT}
+
+        def rendered(messages: Sequence[dict[str, str]], prompted: bool) -> str:
+            return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=prompted))
+
+        question = {"role": "user", "content": _QUESTION}
+        alone, prompted = rendered([question], False), rendered([question], True)
+        whole = rendered([user, assistant, question], True)
+        turn = prompted[len(alone) :]
+        return cls(
+            opening=whole.split(_TEXT)[0],
+            receipt=whole.split(_TEXT)[1].split(_QUESTION)[0],
+            answer=whole.split(_QUESTION)[1],
+            question=prompted.split(_QUESTION)[0],
+            turn=turn,
+            end=alone.split(_QUESTION)[1],
+        )
+
+
+class Session:
+    """One memory of one user: write texts, ask about them, save, load, fork, forget.
+
+    Args:
+        state: what was kept before; a fresh state without it.
+        written: what was written into ``state``.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        tokenizer: PreTrainedTokenizerBase,
+        memory: Memory,
+        *,
+        state: State | None = None,
+        written: Sequence[Written] = (),
+    ) -> None:
+        self.backbone = backbone
+        self.tokenizer = tokenizer
+        self.memory = memory
+        self.state: State = memory.init() if state is None else state
+        self.header = Header(
+            mechanism=memory.name,
+            options=memory.options(),
+            backbone=backbone.fingerprint,
+            tokenizer=_fingerprint(tokenizer),
+            adapter=memory.fingerprint,
+            model=backbone.source,
+            written=list(written),
+        )
+        self._reading: Reading | None = None
+        self._cache: PrefixCache | None = None
+
+    # ---- writing ----
+
+    def write(self, text: str, *, source: str = "text", progress: Progress | None = None) -> Written:
+        """Put ``text`` into the memory. Raises InputError; the memory then stays as it was.
+
+        Args:
+            source: where the text came from, for the record.
+            progress: called with the tokens done and the tokens in all.
+        """
+        if not text.strip():
+            raise InputError("There is nothing to write: the text is empty.")
+        first = not self.header.written
+        framed = text
+        if self.memory.keeps_turns:
+            framed = f"{self.frame.opening if first else ''}{text}{self.frame.receipt}"
+        tokens = self._encode(framed, first=first)
+        entry = Written.now(source, tokens=tokens.shape[1], characters=len(text))
+        self._absorb(tokens, progress)
+        self.header = self.header.with_written(entry)
+        return entry
+
+    def write_turn(self, question: str, answer: str) -> Written:
+        """Put a turn of a conversation into the memory: what was asked and what was answered."""
+        between = self.frame.receipt.split(_RECEIPT)
+        if self.memory.keeps_turns:
+            first = not self.header.written
+            framed = f"{self.frame.opening if first else ''}{question}{answer.join(between)}"
+        else:
+            framed = f"{question}\n{answer}\n"
+        tokens = self._encode(framed, first=not self.header.written)
+        entry = Written.now("chat", tokens=tokens.shape[1], characters=len(question) + len(answer))
+        self._absorb(tokens, None)
+        self.header = self.header.with_written(entry)
+        return entry
+
+    def _absorb(self, tokens: Tensor, progress: Progress | None) -> None:
+        state, done = self.state, 0
+        for piece in self.memory.pieces(tokens):
+            with torch.no_grad():
+                state = self.memory.write(state, piece)
+            done += piece.shape[1]
+            if progress is not None:
+                progress(done, tokens.shape[1])
+        self.state, self._reading, self._cache = state, None, None
+
+    # ---- asking ----
+
+    def ask(self, question: str, *, stop: str | Sequence[str] = (), **decoding: Any) -> str:
+        """The answer to ``question``; options as in ``Decoding``, and ``stop`` strings that end it."""
+        return "".join(self.stream(question, stop=stop, **decoding)).strip()
+
+    def stream(self, question: str, *, stop: str | Sequence[str] = (), **decoding: Any) -> Iterator[str]:
+        """The answer piece by piece, as it is made. Raises InputError before the first piece."""
+        how = _decoding(decoding)
+        prompt = self.prompt(question)
+        steps = generate(
+            self.backbone,
+            [prompt],
+            [self.reading],
+            decoding=how,
+            stop_tokens=self.stop_tokens,
+            cache=None if how.context_aware is not None else self._held(),
+        )
+        return _text_of((step[0] for step in steps), self.tokenizer, [stop] if isinstance(stop, str) else list(stop))
+
+    def prompt(self, question: str) -> Tensor:
+        """The tokens (T,) that ask ``question``. Raises InputError."""
+        if not question.strip():
+            raise InputError("There is nothing to ask: the question is empty.")
+        if not self.header.written:
+            raise InputError("Nothing has been written into this memory; write a text first.")
+        opened = self.memory.keeps_turns
+        framed = (
+            f"{'' if opened and self.tokenizer.chat_template else self.frame.question}{question}{self.frame.answer}"
+        )
+        return self._encode(framed, first=not opened)[0]
+
+    @property
+    def reading(self) -> Reading:
+        """What the model sees of the memory; made once after each write."""
+        if self._reading is None:
+            with torch.no_grad():
+                self._reading = self.memory.read(self.state)
+        return self._reading
+
+    def _held(self) -> PrefixCache:
+        """A cache that holds the reading's prefix; made once after each write, and put back after each answer."""
+        if self._cache is None:
+            with self.backbone.reading([replace(self.reading, deltas={})]) as cache:
+                self._cache = cache
+        return self._cache
+
+    # ---- keeping ----
+
+    def save(self, path: str | Path) -> int:
+        """Write the memory to a file, atomically; gives its bytes. Raises StateError, the earlier file intact."""
+        return states.save(Path(path), self.state, self.header)
+
+    def load(self, path: str | Path) -> None:
+        """Go on from a saved memory. Raises StateError; the present memory then stays."""
+        state, header = states.load(Path(path))
+        header.require(self.header, f"'{path}'")
+        self.state = {name: tensor.to(self.backbone.device) for name, tensor in state.items()}
+        self.header = replace(self.header, written=header.written)
+        self._reading = self._cache = None
+
+    def fork(self) -> Session:
+        """A second session that starts from what this one knows; neither sees what the other writes later."""
+        twin = copy.copy(self)
+        twin.header = replace(self.header, written=list(self.header.written))
+        twin._cache = None
+        return twin
+
+    def forget(self) -> None:
+        """Back to nothing written."""
+        self.state = self.memory.init()
+        self.header = replace(self.header, written=[])
+        self._reading = self._cache = None
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the state's tensors."""
+        return states.nbytes(self.state)
+
+    # ---- tokens ----
+
+    @cached_property
+    def frame(self) -> Frame:
+        """What the chat template puts around texts and questions."""
+        return Frame.of(self.tokenizer)
+
+    @cached_property
+    def stop_tokens(self) -> set[int]:
+        """Tokens that end an answer: the model's, the tokenizer's, and the chat template's end of turn."""
+        model: Any = self.backbone.stop_tokens
+        ends = [*model, self.tokenizer.eos_token_id, *_special(self.tokenizer, self.frame.end)[:1]]
+        return {token for token in ends if token is not None}
+
+    def _encode(self, text: str, *, first: bool) -> Tensor:
+        ids = self.tokenizer(text, add_special_tokens=False).input_ids
+        begins = list(self.tokenizer("").input_ids) if first else []
+        if begins and ids[: len(begins)] == begins:
+            begins = []
+        return torch.tensor([begins + ids], dtype=torch.long, device=self.backbone.device)
+
+
+def load(
+    model: str | Backbone = DEFAULT,
+    *,
+    memory: str = "full",
+    dtype: str = "auto",
+    device: str = "auto",
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    **options: Any,
+) -> Session:
+    """A session with an empty memory over a model.
+
+    Args:
+        model: an alias (``smollm2``), a hub id, a local folder, a GGUF file, or an opened Backbone.
+        memory: the mechanism's name; see ``byheart.memories.BUILT_IN``.
+        options: of the mechanism.
+
+    Raises ModelError, UnknownNameError or UsageError.
+    """
+    backbone = model if isinstance(model, Backbone) else Backbone.open(model, dtype=dtype, device=device)
+    words = tokenizer if tokenizer is not None else open_tokenizer(backbone.source)
+    frame = Frame.of(words)
+    kind = find(memory)
+    turn = kind.framed(words(frame.turn, add_special_tokens=False).input_ids, _special(words, frame.end)[:1])
+    return Session(backbone, words, build(memory, backbone, **{**turn, **options}))
+
+
+def open_state(path: str | Path, *, dtype: str = "auto", device: str = "auto") -> Session:
+    """A session that goes on from a saved memory, over the model that the file names. Raises StateError, ModelError."""
+    header = states.load_header(Path(path))
+    session = load(header.model, memory=header.mechanism, dtype=dtype, device=device, **header.options)
+    session.load(path)
+    return session
+
+
+def ask_many(sessions: Sequence[Session], questions: Sequence[str], **decoding: Any) -> list[str]:
+    """Ask each session its own question, all in one batch over one backbone; memories may be of different kinds."""
+    if not sessions or len(sessions) != len(questions):
+        raise UsageError(f"There are {len(questions)} questions for {len(sessions)} sessions.")
+    first = sessions[0]
+    if any(session.backbone is not first.backbone for session in sessions):
+        raise UsageError("Sessions asked together must share one backbone.")
+    steps = generate(
+        first.backbone,
+        [session.prompt(question) for session, question in zip(sessions, questions, strict=True)],
+        [session.reading for session in sessions],
+        decoding=_decoding(decoding),
+        stop_tokens=first.stop_tokens,
+    )
+    rows = zip(*steps, strict=True)
+    return [_decoded(first.tokenizer, [t for t in row if t is not None]).strip() for row in rows]
+
+
+def _decoding(options: dict[str, Any]) -> Decoding:
+    try:
+        return Decoding(**options)
+    except TypeError as error:
+        raise UsageError(f"Unknown option: {error}.") from error
+
+
+def _fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    words = sorted(tokenizer.get_vocab().items())
+    return hashlib.sha256(repr(words).encode()).hexdigest()[:32]
+
+
+def _special(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    known = set(tokenizer.all_special_ids)
+    return [token for token in tokenizer(text, add_special_tokens=False).input_ids if token in known]
+
+
+def _text_of(tokens: Iterator[int | None], tokenizer: PreTrainedTokenizerBase, stops: Sequence[str]) -> Iterator[str]:
+    """Text as it becomes certain: no half characters, and nothing that may yet turn out to be a stop string."""
+    ids: list[int] = []
+    given = 0
+    for token in tokens:
+        if token is None:
+            break
+        ids.append(token)
+        text = _decoded(tokenizer, ids)
+        ends = [text.find(stop) for stop in stops if stop in text]
+        if ends:
+            yield text[given : min(ends)]
+            return
+        safe = len(text) - _pending(text, stops)
+        if safe > given:
+            yield text[given:safe]
+            given = safe
+    yield _decoded(tokenizer, ids)[given:]
+
+
+def _decoded(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    return str(tokenizer.decode(ids, skip_special_tokens=True))
+
+
+def _pending(text: str, stops: Sequence[str]) -> int:
+    """Characters at the end of ``text`` that more tokens may change or make into a stop string."""
+    broken = 1 if text.endswith("\ufffd") else 0
+    begun = [n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n])]
+    return max([broken, *begun])
