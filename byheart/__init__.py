@@ -7,27 +7,35 @@ Write text once, keep it as a small state, read it in any later conversation:
     session.ask("What is the cat called?")
 """
 
-from byheart.backbone import Backbone
-from byheart.decoding import Decoding, generate
-from byheart.errors import ByheartError
-from byheart.memory import Memory
-from byheart.reading import KV, DenseDelta, LowRankDelta, Reading
-from byheart.session import Session, ask_many, load, open_state
-from byheart.state import State
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "KV",
-    "Backbone",
-    "ByheartError",
-    "Decoding",
-    "DenseDelta",
-    "LowRankDelta",
-    "Memory",
-    "Reading",
-    "Session",
-    "State",
-    "ask_many",
-    "generate",
-    "load",
-    "open_state",
-]
+if TYPE_CHECKING:
+    from byheart.backbone import Backbone as Backbone
+    from byheart.decoding import Decoding as Decoding, generate as generate
+    from byheart.errors import ByheartError as ByheartError
+    from byheart.memory import Memory as Memory
+    from byheart.reading import KV as KV, DenseDelta as DenseDelta, LowRankDelta as LowRankDelta, Reading as Reading
+    from byheart.session import Session as Session, ask_many as ask_many, load as load, open_state as open_state
+    from byheart.state import State as State
+    from byheart.store import Store as Store
+
+_NAMES = {
+    "backbone": ["Backbone"],
+    "decoding": ["Decoding", "generate"],
+    "errors": ["ByheartError"],
+    "memory": ["Memory"],
+    "reading": ["KV", "DenseDelta", "LowRankDelta", "Reading"],
+    "session": ["Session", "ask_many", "load", "open_state"],
+    "state": ["State"],
+    "store": ["Store"],
+}
+_HOME = {name: f"byheart.{home}" for home, names in _NAMES.items() for name in names}
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str) -> object:
+    """A public name, imported when it is first used: PyTorch takes seconds, and ``byheart --help`` needs none of it."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'byheart' has no attribute '{name}'")
+    return getattr(import_module(_HOME[name]), name)

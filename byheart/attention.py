@@ -9,11 +9,19 @@ Dimensions: B batch, H key-value heads, G query heads for each, T query rows, M 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.modeling_utils import AttentionInterface
+
+from byheart.errors import UnsupportedModelError
 
 NAME = "byheart"
 FEW_ROWS = 64
+MANY_KEYS = 256
 
 
 def grouped_attention(
@@ -22,28 +30,82 @@ def grouped_attention(
     """Attention in two matrix products a key-value head; gives (B, T, H * G, W).
 
     ``query`` (B, H * G, T, W), ``key`` and ``value`` (B, H, M, W), ``mask`` (B or 1, 1, T, M): True or 0.0 where a
-    query sees a key. Scores are made in the model's type and normalised in float32, as in transformers' eager
-    attention.
+    query sees a key. Scores are made in the model's type and normalised in float32, as in eager attention.
     """
     batch, heads, rows, width = query.shape
     kv_heads = key.shape[1]
     group = heads // kv_heads
     folded = (query * scaling).reshape(batch, kv_heads, group * rows, width)
-    scores = torch.matmul(folded, key.transpose(-1, -2)).float()
+    scores = _scores(folded, key)
     if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
+        scores = torch.tanh(scores.float() / softcap) * softcap
     if mask is not None:
-        scores = scores.view(batch, kv_heads, group, rows, -1)
-        seen = mask[:, :, None, :, : scores.shape[-1]]
-        scores = scores.masked_fill(~seen, torch.finfo(scores.dtype).min) if seen.dtype == torch.bool else scores + seen
-        scores = scores.view(batch, kv_heads, group * rows, -1)
+        _hide(scores.view(batch, kv_heads, group, rows, -1), mask)
+    # The kernel normalises bfloat16 scores in float32.
     weights = torch.softmax(scores, dim=-1).to(value.dtype)
     out = torch.matmul(weights, value)
     return out.view(batch, heads, rows, -1).transpose(1, 2).contiguous()
 
 
+def _scores(folded: Tensor, key: Tensor) -> Tensor:
+    """Queries (B, H, G * T, W) times keys; a product a head where the keys lie in a longer buffer.
+
+    A batched product would copy such keys first, which costs several times the product itself.
+    """
+    if key.is_contiguous():
+        return torch.matmul(folded, key.transpose(-1, -2))
+    batch, heads = key.shape[:2]
+    each = [torch.mm(folded[b, h], key[b, h].T) for b in range(batch) for h in range(heads)]
+    return torch.stack(each).view(batch, heads, folded.shape[2], key.shape[2])
+
+
+def _hide(scores: Tensor, mask: Tensor) -> None:
+    """Put the least number where ``mask`` hides a key; columns that every row sees are not touched."""
+    mask = mask[..., : scores.shape[-1]]
+    if mask.dtype != torch.bool:
+        scores += mask[:, :, None]
+        return
+    hidden = (~mask).any(dim=2).flatten(0, 1).any(dim=0).nonzero()
+    if len(hidden):
+        start = int(hidden[0])
+        scores[..., start:].masked_fill_(~mask[:, :, None, :, start:], torch.finfo(scores.dtype).min)
+
+
 def prefers_grouped(query: Tensor, key: Tensor, mask: Tensor | None) -> bool:
-    """Whether the grouped products beat the stock kernel: few query rows on a CPU, and more keys than queries."""
+    """Whether the grouped products beat the stock kernel: few query rows on a CPU over many keys."""
     rows = query.shape[2]
     causal_alone = mask is None and rows > 1
-    return query.device.type == "cpu" and rows <= FEW_ROWS and not causal_alone and key.shape[2] >= rows
+    return query.device.type == "cpu" and rows <= FEW_ROWS and not causal_alone and key.shape[2] >= MANY_KEYS
+
+
+def register() -> str:
+    """Make byheart's attention known to transformers; gives its name."""
+    AttentionInterface.register(NAME, _attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    return NAME
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Few query rows over many keys by ``grouped_attention``, all else by transformers' own attention."""
+    if kwargs.get("s_aux") is not None:
+        raise UnsupportedModelError(
+            "attention with learned sinks (gpt-oss) is not supported; open the model with sdpa."
+        )
+    if softcap is None and not prefers_grouped(query, key, attention_mask):
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    if attention_mask is None and query.shape[2] > 1:
+        rows, columns = query.shape[2], key.shape[2]
+        attention_mask = torch.ones(rows, columns, dtype=torch.bool, device=query.device).tril(columns - rows)[
+            None, None
+        ]
+    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    return grouped_attention(query, key, value, attention_mask, scaling=scale, softcap=softcap), None

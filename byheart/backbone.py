@@ -9,7 +9,6 @@ Dimensions: B batch, L layers, H key-value heads, M rows of memory, T tokens, D 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,21 +16,17 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
-from transformers.modeling_utils import AttentionInterface
 
 from byheart import attention
 from byheart.anatomy import Anatomy, FeedForward, feed_forward, hooked, measure, tap, without_cache
 from byheart.cache import PrefixCache
 from byheart.errors import UnsupportedModelError, UsageError
 from byheart.models import empty_model, open_model
-from byheart.reading import KV, Delta, Reading
-
-_SAMPLES = 256
+from byheart.reading import KV, Delta, LowRankDelta, Reading
+from byheart.state import fingerprint
 
 
 @dataclass(frozen=True)
@@ -83,12 +78,12 @@ class Backbone:
             decoder, dim=self.dim, dtype=self.dtype, device=self.device, positions=self.positions
         )
         self.layers: Sequence[nn.Module] = self.anatomy.layers
+        self._blocks: dict[int, FeedForward] = {}
 
     @classmethod
     def open(cls, model: str, *, dtype: str = "auto", device: str = "auto") -> Backbone:
         """Open a model by alias, hub id, folder or GGUF file; see ``models.open_model``."""
-        _register_attention()
-        return cls(open_model(model, dtype=dtype, device=device, attention=attention.NAME), source=model)
+        return cls(open_model(model, dtype=dtype, device=device, attention=attention.register()), source=model)
 
     @classmethod
     def assembled(
@@ -105,8 +100,7 @@ class Backbone:
         For checkpoints that transformers does not read; ``config``, ``dtype`` and ``device`` as in
         ``models.empty_model``.
         """
-        _register_attention()
-        model = empty_model(config, dtype=dtype, device=device, attention=attention.NAME)
+        model = empty_model(config, dtype=dtype, device=device, attention=attention.register())
         with torch.no_grad():
             fill(dict(model.named_parameters()))
         return cls(model, source=source)
@@ -129,7 +123,7 @@ class Backbone:
         *,
         embeds: Float[Tensor, "B T D"] | None = None,
         cache: PrefixCache | None = None,
-        counts: Int[Tensor, "B T"] | None = None,
+        counts: Bool[Tensor, "B T"] | None = None,
         positions: Int[Tensor, "B T"] | None = None,
     ) -> Float[Tensor, "B T D"]:
         """The decoder's final hidden states, ready for ``logits``; the cache, where given, grows by T.
@@ -144,9 +138,8 @@ class Backbone:
         x = embeds if embeds is not None else self.embed(tokens) if tokens is not None else None
         if x is None:
             raise UsageError("Give either tokens or embeds.")
-        seen = counts.bool() if counts is not None else torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-        held = cache if cache is not None else PrefixCache(len(self.layers))
-        mask, following = held.step(seen)
+        held = cache if cache is not None else PrefixCache(0)
+        mask, following = held.step(x, counts)
         out = self.decoder(
             inputs_embeds=x,
             attention_mask=mask,
@@ -304,9 +297,10 @@ class Backbone:
 
     def feed_forward(self, index: int) -> FeedForward:
         """Where layer ``index`` has its feed-forward block. Raises UnsupportedModelError."""
-        return feed_forward(
-            self.layers[index], self.anatomy.arguments[index], index=index, dim=self.dim, dtype=self.dtype
-        )
+        if index not in self._blocks:
+            given = self.anatomy.arguments[index]
+            self._blocks[index] = feed_forward(self.layers[index], given, index=index, dim=self.dim, dtype=self.dtype)
+        return self._blocks[index]
 
     def feed_forward_roles(self, index: int) -> dict[str, str]:
         """Path -> ``keys`` or ``values`` for the linear layers of layer ``index``'s feed-forward block.
@@ -373,13 +367,7 @@ class Backbone:
     @cached_property
     def fingerprint(self) -> str:
         """A name for these weights: shapes and sampled values of every tensor, the same in any precision."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.model.named_parameters()):
-            flat = tensor.detach().reshape(-1)
-            samples = flat[:: max(1, flat.numel() // _SAMPLES)][:_SAMPLES].to("cpu", torch.bfloat16)
-            digest.update(f"{name}{tuple(tensor.shape)}".encode())
-            digest.update(samples.view(torch.int16).numpy().tobytes())
-        return digest.hexdigest()[:32]
+        return fingerprint(dict(self.model.named_parameters()), torch.bfloat16, samples=256)
 
 
 def _adds(rows: Sequence[Delta | None]) -> Callable[..., Tensor]:
@@ -387,40 +375,13 @@ def _adds(rows: Sequence[Delta | None]) -> Callable[..., Tensor]:
     if len({id(row) for row in rows}) == 1 and rows[0] is not None:
         shared = rows[0]
         return lambda module, args, out: out + shared(args[0], 0)
+    low_rank = [row for row in rows if isinstance(row, LowRankDelta)]
+    if len(low_rank) == len(rows) and len({row.down.shape for row in low_rank}) == 1:
+        down, up = torch.cat([row.down for row in low_rank]).mT, torch.cat([row.up for row in low_rank]).mT
+        return lambda module, args, out: out + torch.bmm(torch.bmm(args[0], down), up)
 
     def hook(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
         changed = [out[b] + row(args[0][b], 0) if row else out[b] for b, row in enumerate(rows)]
         return torch.stack(changed)
 
     return hook
-
-
-def _register_attention() -> None:
-    AttentionInterface.register(attention.NAME, _attention)
-    AttentionMaskInterface.register(attention.NAME, sdpa_mask)
-
-
-def _attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    softcap: float | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """Few query rows over many keys by ``attention``, all else by transformers' own scaled dot product attention."""
-    if kwargs.get("s_aux") is not None:
-        raise UnsupportedModelError(
-            "attention with learned sinks (gpt-oss) is not supported; open the model with sdpa."
-        )
-    if softcap is None and not attention.prefers_grouped(query, key, attention_mask):
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-    if attention_mask is None and query.shape[2] > 1:
-        rows, columns = query.shape[2], key.shape[2]
-        attention_mask = torch.ones(rows, columns, dtype=torch.bool, device=query.device).tril(columns - rows)[
-            None, None
-        ]
-    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    return attention.grouped_attention(query, key, value, attention_mask, scaling=scale, softcap=softcap), None

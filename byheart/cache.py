@@ -57,20 +57,38 @@ class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
         """Append (B, H, T, W) and return all rows."""
+        new = key_states.shape[2]
+        held = self.get_seq_length()
+        if not torch.is_grad_enabled() and self._has_room(held + new):
+            return self._put(held, key_states, value_states)
         keys, values = self._past((key_states, value_states))
-        held, new = keys.shape[2], key_states.shape[2]
         if torch.is_grad_enabled() and (key_states.requires_grad or keys.requires_grad):
             # Rows that earlier layers' gradients still need must not be overwritten in place.
             self._buffers = None
             self._set(torch.cat([keys, key_states], dim=2), torch.cat([values, value_states], dim=2))
             return self._past((key_states, value_states))
-        if self._buffers is None or self._buffers[0].shape[2] < held + new:
-            self.hold(keys, values, new + _ROOM, key_states.dtype)
-        if self._buffers is not None:
-            self._buffers[0][:, :, held : held + new] = key_states
-            self._buffers[1][:, :, held : held + new] = value_states
-        self._show(held + new)
-        return self._past((key_states, value_states))
+        self.hold(keys, values, new + _ROOM, key_states.dtype)
+        return self._put(keys.shape[2], key_states, value_states)
+
+    def _has_room(self, total: int) -> bool:
+        """Whether the buffer can be written up to ``total`` rows."""
+        if self._buffers is None or self.keys is None or total > self._buffers[0].shape[2]:
+            return False
+        buffer = self._buffers[0]
+        # Beam search puts reordered copies in place of the views, and inference tensors stay unwritable outside.
+        own = self.keys.data_ptr() == buffer.data_ptr()
+        return own and (torch.is_inference_mode_enabled() or not buffer.is_inference())
+
+    def _put(self, held: int, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
+        """Write new rows into the buffer behind ``held`` rows."""
+        if self._buffers is None:
+            raise RuntimeError("the cache has no buffer to write into")
+        total = held + key_states.shape[2]
+        keys, values = (buffer[:, :, :total] for buffer in self._buffers)
+        keys[:, :, held:] = key_states
+        values[:, :, held:] = value_states
+        self.keys, self.values = keys, values
+        return keys, values
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last ``-tokens_to_remove`` rows; the buffer stays."""
@@ -112,17 +130,19 @@ class PrefixCache(Cache):
     def _grown(self) -> list[GrowingLayer]:
         return [layer for layer in self.layers if isinstance(layer, GrowingLayer)]
 
-    def step(self, tokens: Tensor) -> tuple[Tensor | None, Tensor]:
-        """Announce new tokens, a mask (B, T) of those that count; gives the attention mask and their positions.
+    def step(self, x: Tensor, counts: Tensor | None = None) -> tuple[Tensor | None, Tensor]:
+        """Announce new tokens, embedded (B, T, D); gives the attention mask and their positions.
 
-        The mask is (B, M + T), or None where every row counts; a row's first token sits at its own prefix length.
+        ``counts`` (B, T) is False where a row is padded. The mask is (B, M + T), or None where every row counts; a
+        row's first token sits at its own prefix length.
         """
-        batch, new = tokens.shape
+        batch, new = x.shape[:2]
         held = self.get_seq_length()
-        if self.valid is None and bool(tokens.all()):
-            return None, torch.arange(held, held + new, device=tokens.device).expand(batch, new)
-        past = self.valid if self.valid is not None else tokens.new_ones(batch, held, dtype=torch.bool)
-        self.valid = torch.cat([past, tokens.bool()], dim=1)
+        if self.valid is None and (counts is None or bool(counts.all())):
+            return None, torch.arange(held, held + new, device=x.device).expand(batch, new)
+        everything = torch.ones(batch, held + new, dtype=torch.bool, device=x.device)
+        past = self.valid if self.valid is not None else everything[:, :held]
+        self.valid = torch.cat([past, everything[:, held:] if counts is None else counts.bool()], dim=1)
         positions = (self.valid.cumsum(1) - 1).clamp(min=0)
         return self.valid, positions[:, held:]
 

@@ -14,6 +14,7 @@ Dimensions: B batch, T tokens, D hidden, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -56,6 +57,9 @@ class Decoding:
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
             raise UsageError(f"max_tokens must be 1 or more; it is {self.max_tokens}.")
+        for name in ("temperature", "contrast", "context_aware"):
+            if not math.isfinite(vars(self)[name] or 0):
+                raise UsageError(f"{name} must be a finite number; it is {vars(self)[name]}.")
         if self.temperature < 0:
             raise UsageError(f"temperature must be 0 or more; it is {self.temperature}.")
         if not 0 < self.top_p <= 1:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +50,7 @@ class LoRA(nn.Module):
         """Add the update at the tokens of ``gate`` (all without one). Inside: a hook a layer. After: none."""
         handles = []
         for path, down, up in zip(self.paths, self.down, self.up, strict=True):
-            handles.append(backbone.linear(path).register_forward_hook(self._hook(down, up, gate)))
+            handles.append(backbone.linear(path).register_forward_hook(partial(self._added, down, up, gate)))
         with hooked(handles):
             yield
 
@@ -61,15 +61,15 @@ class LoRA(nn.Module):
             for path, down, up in zip(self.paths, self.down, self.up, strict=True)
         }
 
-    def _hook(self, down: Tensor, up: Tensor, gate: slice | None) -> Any:
-        def hook(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor | None:
-            x = args[0] if gate is None else args[0][:, gate]
-            change = torch.nn.functional.linear(torch.nn.functional.linear(x.to(down.dtype), down), up) * self.scale
-            if gate is None:
-                return out + change.to(out.dtype)
-            if torch.is_grad_enabled():
-                out = out.clone()
-            out[:, gate] += change.to(out.dtype)
-            return out
-
-        return hook
+    def _added(
+        self, down: Tensor, up: Tensor, gate: slice | None, module: nn.Module, args: tuple[Tensor, ...], out: Tensor
+    ) -> Tensor:
+        """A linear layer's output with the update; a forward hook once the first three are given."""
+        x = args[0] if gate is None else args[0][:, gate]
+        change = torch.nn.functional.linear(torch.nn.functional.linear(x.to(down.dtype), down), up) * self.scale
+        if gate is None:
+            return out + change.to(out.dtype)
+        if torch.is_grad_enabled():
+            out = out.clone()
+        out[:, gate] += change.to(out.dtype)
+        return out

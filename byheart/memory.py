@@ -10,22 +10,23 @@ Dimensions: B batch, H key-value heads, M rows of memory, T tokens, W head width
 from __future__ import annotations
 
 import abc
-import hashlib
 import inspect
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from byheart.backbone import Backbone
 from byheart.errors import CheckpointError, InputError, StateMismatchError, UsageError
 from byheart.reading import KV, Reading
-from byheart.state import State
+from byheart.state import State, fingerprint
 from byheart.tuning import next_token_loss
 
 __all__ = ["Memory", "Reading", "State", "cut", "kv_of", "named", "stack", "unstack"]
@@ -64,7 +65,7 @@ class Memory(nn.Module, abc.ABC):
         """What ``write`` takes at once; writing the pieces one by one gives the same state."""
         return iter((segment,))
 
-    def write_many(self, states: Sequence[State], segments: Sequence[Int[Tensor, "1 T"]]) -> list[State]:
+    def write_many(self, states: Sequence[State], segments: Sequence[Int[Tensor, "1 _"]]) -> list[State]:
         """Write one segment into each of many sessions; those of one shape go through the model as one batch."""
         out: list[State | None] = [None] * len(states)
         groups: dict[Any, list[int]] = {}
@@ -77,7 +78,7 @@ class Memory(nn.Module, abc.ABC):
                 out[n] = state
         return [state for state in out if state is not None]
 
-    def loss(self, segments: Iterable[Int[Tensor, "B T"]], target: Int[Tensor, "B T"]) -> Float[Tensor, ""]:
+    def loss(self, segments: Iterable[Int[Tensor, "B _"]], target: Int[Tensor, "B T"]) -> Float[Tensor, ""]:
         """Mean next-token loss of ``target`` after writing ``segments``, with gradients through the writes."""
         state = stack([self.init()] * target.shape[0])
         for segment in segments:
@@ -99,12 +100,7 @@ class Memory(nn.Module, abc.ABC):
     @property
     def fingerprint(self) -> str:
         """A name for the learned parts; the same for two memories that read states alike."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.state_dict().items()):
-            values = tensor.detach().to("cpu", torch.float32).contiguous()
-            digest.update(f"{name}{tuple(tensor.shape)}".encode())
-            digest.update(values.numpy().tobytes())
-        return digest.hexdigest()[:32]
+        return fingerprint(self.state_dict(), torch.float32, samples=4096)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the learned parts and the options that made this memory into ``folder``."""
@@ -122,12 +118,26 @@ class Memory(nn.Module, abc.ABC):
                 f"'{folder}' holds a {card['mechanism']} for backbone {card['backbone']}; "
                 f"this is a {self.name} on backbone {self.backbone.fingerprint}."
             )
-        stored = load_file(Path(folder) / "memory.safetensors", device=str(self.backbone.device))
-        problems = self.load_state_dict(stored, strict=False)
-        if problems.missing_keys or problems.unexpected_keys:
+        try:
+            stored = load_file(Path(folder) / "memory.safetensors", device=str(self.backbone.device))
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"'{folder}': memory.safetensors cannot be read ({error}).") from error
+        # A buffer that is None is a learned part that only some have.
+        for name in [name for name, buffer in self._buffers.items() if buffer is None and name in stored]:
+            setattr(self, name, stored[name])
+        own = self.state_dict()
+        missing, unexpected = sorted(own.keys() - stored.keys()), sorted(stored.keys() - own.keys())
+        misshapen = [name for name in sorted(own.keys() & stored.keys()) if own[name].shape != stored[name].shape]
+        if missing or unexpected or misshapen:
             raise CheckpointError(
-                f"'{folder}' does not fit: missing {problems.missing_keys}, unexpected {problems.unexpected_keys}."
+                f"'{folder}' does not fit: missing {missing}, unexpected {unexpected}, of another shape {misshapen}."
             )
+        self.load_state_dict(stored)
+
+
+def is_learned(name: str) -> bool:
+    """Whether ``name`` is a folder that ``save_pretrained`` wrote, or means to be one."""
+    return os.sep in name or (Path(name) / "memory.json").is_file()
 
 
 def read_card(folder: str | Path) -> dict[str, Any]:
@@ -181,7 +191,7 @@ def cut(segment: Int[Tensor, "B T"], *, longest: int, shortest: int = 1) -> Iter
         start += max(take, 1)
 
 
-def positive(**values: float) -> None:
+def positive(**values: int | float) -> None:
     """Raise UsageError for any value that is not above zero."""
     for name, value in values.items():
         if value <= 0:

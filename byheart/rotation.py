@@ -18,6 +18,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 Pairing = Literal["half", "interleaved", "none"]
+_MANY = 512
+_LONGEST_TABLE = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -35,37 +37,57 @@ class Rotation:
         """Keys as they would be ``steps`` positions later: one number, (M,) a row, or (B, M) a row and batch row."""
         if self.pairing == "none" or (isinstance(steps, int) and steps == 0):
             return keys
-        cos, sin = (
-            _turns(self.frequencies, steps, keys.device, keys.dtype)
-            if isinstance(steps, int)
-            else _angles(self.frequencies, steps, keys.device, keys.dtype)
-        )
+        exact = keys.dtype if keys.dtype in (torch.float32, torch.float64) else torch.float32
+        cos, sin = _angles(self.frequencies, steps, keys.device, exact)
         pairs = len(self.frequencies)
-        out = torch.empty_like(keys)
         if self.pairing == "half":
             halves = (slice(0, pairs), slice(pairs, 2 * pairs))
         else:
             halves = (slice(0, 2 * pairs, 2), slice(1, 2 * pairs, 2))
-        first, second = keys[..., halves[0]], keys[..., halves[1]]
-        out[..., halves[0]] = first * cos - second * sin
-        out[..., halves[1]] = second * cos + first * sin
+        # bfloat16 keys are multiplied in float32: a rounded cosine would turn every key by the same wrong angle.
+        wide = keys.to(exact)
+        first, second = wide[..., halves[0]], wide[..., halves[1]]
+        out = torch.empty_like(wide)
+        out[..., halves[0]] = torch.addcmul(first * cos, second, sin, value=-1)
+        out[..., halves[1]] = torch.addcmul(second * cos, first, sin)
         if 2 * pairs < keys.shape[-1]:
-            out[..., 2 * pairs :] = keys[..., 2 * pairs :]
-        return out
+            out[..., 2 * pairs :] = wide[..., 2 * pairs :]
+        return out.to(keys.dtype)
+
+
+def _angles(
+    frequencies: tuple[float, ...], steps: int | Tensor, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Cosine and sine, (F,), (M, F) or (B, 1, M, F), for one step, a step a row, or a step a row and batch row."""
+    if isinstance(steps, int):
+        return _turns(frequencies, steps, device, dtype)
+    last = int(steps.max()) if steps.numel() else 0
+    if steps.numel() >= _MANY and int(steps.min()) >= 0 and last < _LONGEST_TABLE:
+        length = 1 << max(last, 1).bit_length()
+        cos, sin = (table[steps.to(device)] for table in _table(frequencies, length, device, dtype))
+    else:
+        cos, sin = _computed(frequencies, steps.to(device), dtype)
+    return (cos, sin) if steps.dim() < 2 else (cos[:, None], sin[:, None])
+
+
+def _computed(frequencies: tuple[float, ...], steps: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    radians = torch.tensor(frequencies, dtype=torch.float64, device=steps.device)
+    angles = steps.to(torch.float64)[..., None] * radians
+    return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
 @lru_cache(maxsize=64)
 def _turns(
     frequencies: tuple[float, ...], steps: int, device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    return _angles(frequencies, torch.tensor([steps]), device, dtype)
+    with torch.inference_mode(False):
+        return _computed(frequencies, torch.tensor(steps, device=device), dtype)
 
 
-def _angles(
-    frequencies: tuple[float, ...], steps: Tensor, device: torch.device, dtype: torch.dtype
+@lru_cache(maxsize=8)
+def _table(
+    frequencies: tuple[float, ...], length: int, device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    angles = steps.to(device, torch.float64)[..., None] * torch.tensor(frequencies, dtype=torch.float64, device=device)
-    # bfloat16 keys are multiplied in float32: a rounded cosine would turn every key by the same wrong angle.
-    exact = dtype if dtype in (torch.float32, torch.float64) else torch.float32
-    cos, sin = angles.cos().to(exact), angles.sin().to(exact)
-    return (cos, sin) if steps.dim() < 2 else (cos[:, None], sin[:, None])
+    """Every position below ``length``: one table serves all layers and all writes."""
+    with torch.inference_mode(False):
+        return _computed(frequencies, torch.arange(length, device=device), dtype)

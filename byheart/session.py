@@ -31,8 +31,8 @@ from byheart.cache import PrefixCache
 from byheart.decoding import Decoding, generate
 from byheart.errors import InputError, UsageError
 from byheart.memories import build, find
-from byheart.memory import Memory
-from byheart.models import DEFAULT, open_tokenizer
+from byheart.memory import Memory, is_learned, read_card
+from byheart.models import DEFAULT, located, open_tokenizer
 from byheart.reading import Reading
 from byheart.state import Header, State, Written
 
@@ -82,6 +82,7 @@ class Session:
     Args:
         state: what was kept before; a fresh state without it.
         written: what was written into ``state``.
+        learned: the folder that holds the memory's learned parts; kept with states so that they can be opened again.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class Session:
         *,
         state: State | None = None,
         written: Sequence[Written] = (),
+        learned: str = "",
     ) -> None:
         self.backbone = backbone
         self.tokenizer = tokenizer
@@ -104,6 +106,9 @@ class Session:
             tokenizer=_fingerprint(tokenizer),
             adapter=memory.fingerprint,
             model=backbone.source,
+            dtype=str(backbone.dtype).removeprefix("torch."),
+            learned=learned,
+            capacity=memory.capacity,
             written=list(written),
         )
         self._reading: Reading | None = None
@@ -146,6 +151,8 @@ class Session:
 
     def _absorb(self, tokens: Tensor, progress: Progress | None) -> None:
         state, done = self.state, 0
+        if progress is not None:
+            progress(done, tokens.shape[1])
         for piece in self.memory.pieces(tokens):
             with torch.no_grad():
                 state = self.memory.write(state, piece)
@@ -162,6 +169,11 @@ class Session:
 
     def stream(self, question: str, *, stop: str | Sequence[str] = (), **decoding: Any) -> Iterator[str]:
         """The answer piece by piece, as it is made. Raises InputError before the first piece."""
+        self._require_written()
+        return self.reply(question, stop=stop, **decoding)
+
+    def reply(self, question: str, *, stop: str | Sequence[str] = (), **decoding: Any) -> Iterator[str]:
+        """As ``stream``, for a turn of a conversation, which may be its first: the memory may be empty."""
         how = _decoding(decoding)
         prompt = self.prompt(question)
         steps = generate(
@@ -178,13 +190,15 @@ class Session:
         """The tokens (T,) that ask ``question``. Raises InputError."""
         if not question.strip():
             raise InputError("There is nothing to ask: the question is empty.")
-        if not self.header.written:
-            raise InputError("Nothing has been written into this memory; write a text first.")
-        opened = self.memory.keeps_turns
+        opened = self.memory.keeps_turns and bool(self.header.written)
         framed = (
             f"{'' if opened and self.tokenizer.chat_template else self.frame.question}{question}{self.frame.answer}"
         )
         return self._encode(framed, first=not opened)[0]
+
+    def _require_written(self) -> None:
+        if not self.header.written:
+            raise InputError("Nothing has been written into this memory; write a text first.")
 
     @property
     def reading(self) -> Reading:
@@ -205,6 +219,7 @@ class Session:
 
     def save(self, path: str | Path) -> int:
         """Write the memory to a file, atomically; gives its bytes. Raises StateError, the earlier file intact."""
+        self.header = replace(self.header, rows=self.reading.length)
         return states.save(Path(path), self.state, self.header)
 
     def load(self, path: str | Path) -> None:
@@ -248,6 +263,10 @@ class Session:
         return {token for token in ends if token is not None}
 
     def _encode(self, text: str, *, first: bool) -> Tensor:
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise InputError(f"Character {error.start} of the text is half a character: it was not UTF-8.") from error
         ids = self.tokenizer(text, add_special_tokens=False).input_ids
         begins = list(self.tokenizer("").input_ids) if first else []
         if begins and ids[: len(begins)] == begins:
@@ -268,23 +287,40 @@ def load(
 
     Args:
         model: an alias (``smollm2``), a hub id, a local folder, a GGUF file, or an opened Backbone.
-        memory: the mechanism's name; see ``byheart.memories.BUILT_IN``.
+        memory: the mechanism's name, see ``byheart.memories.BUILT_IN``; or a folder that ``save_pretrained`` wrote,
+            with its learned parts and options.
         options: of the mechanism.
 
-    Raises ModelError, UnknownNameError or UsageError.
+    Raises ModelError, UnknownNameError, UsageError, CheckpointError or StateMismatchError.
     """
-    backbone = model if isinstance(model, Backbone) else Backbone.open(model, dtype=dtype, device=device)
+    learned = located(memory) if is_learned(memory) else ""
+    card: dict[str, Any] = read_card(learned) if learned else {"mechanism": memory, "options": {}}
+    kind = find(card["mechanism"])
+    backbone = model if isinstance(model, Backbone) else Backbone.open(located(model), dtype=dtype, device=device)
     words = tokenizer if tokenizer is not None else open_tokenizer(backbone.source)
     frame = Frame.of(words)
-    kind = find(memory)
     turn = kind.framed(words(frame.turn, add_special_tokens=False).input_ids, _special(words, frame.end)[:1])
-    return Session(backbone, words, build(memory, backbone, **{**turn, **options}))
+    made = build(card["mechanism"], backbone, **{**turn, **card["options"], **options})
+    if learned:
+        made.load_pretrained(learned)
+    return Session(backbone, words, made, learned=learned)
 
 
-def open_state(path: str | Path, *, dtype: str = "auto", device: str = "auto") -> Session:
-    """A session that goes on from a saved memory, over the model that the file names. Raises StateError, ModelError."""
+def open_state(path: str | Path, *, model: str = "", dtype: str = "auto", device: str = "auto") -> Session:
+    """A session that goes on from a saved memory, over the model that the file names. Raises StateError, ModelError.
+
+    Args:
+        model: where the same model is now, if not where the file says.
+        dtype: ``auto`` is the one that the file was made in.
+    """
     header = states.load_header(Path(path))
-    session = load(header.model, memory=header.mechanism, dtype=dtype, device=device, **header.options)
+    session = load(
+        model or header.model,
+        memory=header.learned or header.mechanism,
+        dtype=header.dtype if dtype == "auto" else dtype,
+        device=device,
+        **header.options,
+    )
     session.load(path)
     return session
 
@@ -294,6 +330,8 @@ def ask_many(sessions: Sequence[Session], questions: Sequence[str], **decoding: 
     if not sessions or len(sessions) != len(questions):
         raise UsageError(f"There are {len(questions)} questions for {len(sessions)} sessions.")
     first = sessions[0]
+    for session in sessions:
+        session._require_written()
     if any(session.backbone is not first.backbone for session in sessions):
         raise UsageError("Sessions asked together must share one backbone.")
     steps = generate(

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -48,7 +48,9 @@ class Written:
 class Header:
     """What a state belongs to and what was written into it.
 
-    ``backbone``, ``tokenizer`` and ``adapter`` are fingerprints; ``model`` is the name that opens the backbone.
+    ``backbone``, ``tokenizer`` and ``adapter`` are fingerprints; ``model`` is the name that opens the backbone,
+    ``dtype`` the precision it runs in, ``learned`` the folder of the memory's learned parts, where it has one. ``rows``
+    of ``capacity`` are held in the prefix; a capacity of None grows.
     """
 
     mechanism: str
@@ -57,6 +59,10 @@ class Header:
     tokenizer: str
     adapter: str
     model: str
+    dtype: str = "float32"
+    learned: str = ""
+    rows: int = 0
+    capacity: int | None = None
     format: int = FORMAT
     written: list[Written] = field(default_factory=list)
 
@@ -64,6 +70,11 @@ class Header:
     def tokens(self) -> int:
         """Tokens of text written so far."""
         return sum(entry.tokens for entry in self.written)
+
+    @property
+    def characters(self) -> int:
+        """Characters of text written so far."""
+        return sum(entry.characters for entry in self.written)
 
     def with_written(self, entry: Written) -> Header:
         """The same header after one more text."""
@@ -75,6 +86,7 @@ class Header:
             "mechanism": (self.mechanism, mine.mechanism),
             "model": (f"{self.model} ({self.backbone})", f"{mine.model} ({mine.backbone})"),
             "tokenizer": (self.tokenizer, mine.tokenizer),
+            "precision": (self.dtype, mine.dtype),
             "options": (self.options, mine.options),
             "trained parts": (self.adapter, mine.adapter),
         }
@@ -92,27 +104,49 @@ def nbytes(state: State) -> int:
     return sum(tensor.nbytes for tensor in state.values())
 
 
+def fingerprint(tensors: State, dtype: torch.dtype, *, samples: int) -> str:
+    """A name for weights: shapes and evenly spaced values of every tensor, rounded to ``dtype``.
+
+    Any training changes it; a precision above ``dtype`` does not.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        flat = tensor.detach().reshape(-1)
+        some = flat[:: max(1, flat.numel() // samples)][:samples].to("cpu", dtype).contiguous()
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(memoryview(_as_bytes(some)))
+    return digest.hexdigest()[:32]
+
+
 def save(path: Path, state: State, header: Header) -> int:
     """Write a state file atomically and give its size in bytes. Raises StateError; the earlier file then remains."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     text = json.dumps(asdict(header), sort_keys=True)
     metadata = {"byheart": text, "hash": _hash(tensors, text)}
+    try:
+        with _scratch(path) as scratch:
+            save_file(tensors, scratch, metadata=metadata)
+            with open(scratch, "rb") as file:
+                os.fsync(file.fileno())
+            size = os.path.getsize(scratch)
+            os.replace(scratch, path)
+            _sync_folder(path.parent)
+    except (OSError, SafetensorError) as error:
+        raise StateError(f"'{path}' could not be written: {error}. The earlier memory is as it was.") from error
+    return size
+
+
+@contextlib.contextmanager
+def _scratch(path: Path) -> Iterator[str]:
+    """A file beside ``path``. Inside: empty, to be written and moved. After: gone, whatever happened."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".tmp")
     try:
         os.close(handle)
-        save_file(tensors, scratch, metadata=metadata)
-        with open(scratch, "rb") as file:
-            os.fsync(file.fileno())
-        size = os.path.getsize(scratch)
-        os.replace(scratch, path)
-        _sync_folder(path.parent)
-    except (OSError, SafetensorError) as error:
-        raise StateError(f"'{path}' could not be written: {error}. The earlier memory is as it was.") from error
+        yield scratch
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(scratch)
-    return size
 
 
 def load(path: Path) -> tuple[State, Header]:

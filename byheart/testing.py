@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from byheart import attention
-from byheart.backbone import Backbone, _register_attention
+from byheart.backbone import Backbone
 
 VOCABULARY = 128
 _SMALL = {
@@ -42,14 +42,19 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 
-def tiny_model(family: str = "llama", *, seed: int = 0, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """A random model of ``family`` (a transformers model type), reproducible by ``seed``."""
-    _register_attention()
-    config = AutoConfig.for_model(family, **{**_SMALL, **FAMILIES.get(family, {})})
+def tiny_model(
+    family: str = "llama", *, seed: int = 0, dtype: torch.dtype = torch.float32, **settings: Any
+) -> PreTrainedModel:
+    """A random model of ``family`` (a transformers model type), reproducible by ``seed``.
+
+    Args:
+        settings: of its config, instead of the small ones.
+    """
+    config = AutoConfig.for_model(family, **{**_SMALL, **FAMILIES.get(family, {}), **settings})
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-            config, attn_implementation=attention.NAME
+            config, attn_implementation=attention.register()
         )
         for parameter in model.parameters():
             # Norms start at one and biases at zero; a test must notice where either is forgotten.
@@ -58,6 +63,8 @@ def tiny_model(family: str = "llama", *, seed: int = 0, dtype: torch.dtype = tor
     return tiny
 
 
-def tiny_backbone(family: str = "llama", *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Backbone:
+def tiny_backbone(
+    family: str = "llama", *, seed: int = 0, dtype: torch.dtype = torch.float32, **settings: Any
+) -> Backbone:
     """A backbone over ``tiny_model``."""
-    return Backbone(tiny_model(family, seed=seed, dtype=dtype), source=f"tiny-{family}")
+    return Backbone(tiny_model(family, seed=seed, dtype=dtype, **settings), source=f"tiny-{family}")

@@ -105,15 +105,15 @@ class _LogSumExp(torch.autograd.Function):
         lse = hidden.new_empty(hidden.shape[0], dtype=torch.float32)
         grad = torch.empty_like(hidden, dtype=torch.float32) if ctx.needs_input_grad[0] else None
         for piece in chunks(backbone, hidden.shape[0]):
-            logits = torch.nn.functional.linear(hidden[piece].to(weight.dtype), weight, bias).float()
+            logits = torch.nn.functional.linear(hidden[piece].to(weight.dtype), weight, bias)
             if scale != 1.0:
                 logits *= scale
-            top = logits.amax(-1, keepdim=True)
-            total = logits.sub_(top).exp_().sum(-1, keepdim=True)
-            lse[piece] = (top + total.log()).squeeze(-1)
+            p = torch.softmax(logits, dim=-1, dtype=torch.float32)
+            top, where = logits.max(-1, keepdim=True)
+            lse[piece] = (top.float() - p.gather(-1, where).log()).squeeze(-1)
             if grad is not None:
-                mean = (logits.to(weight.dtype) @ weight).float()
-                grad[piece] = scale * (mean.mul_(strength / total) - pull[piece])
+                mean = (p.to(weight.dtype) @ weight).float()
+                grad[piece] = scale * (strength * mean - pull[piece])
         ctx.grad = grad
         ctx.kind = hidden.dtype
         return lse
@@ -168,7 +168,9 @@ def descend(
 
     Groups are independent problems that share one pass, such as one document each.
     """
-    optimizer = torch.optim.AdamW([p for group in groups for p in group], lr=learning_rate, weight_decay=weight_decay)
+    optimizer = torch.optim.AdamW(
+        [p for group in groups for p in group], lr=learning_rate, weight_decay=weight_decay, fused=True
+    )
     for _ in range(steps):
         optimizer.zero_grad(set_to_none=True)
         with torch.enable_grad():

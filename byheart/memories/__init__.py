@@ -5,6 +5,7 @@ Other packages add theirs by an entry point in the group ``byheart.memories``.
 
 from __future__ import annotations
 
+import inspect
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -22,6 +23,7 @@ from byheart.memory import Memory
 BUILT_IN: dict[str, type[Memory]] = {
     memory.name: memory for memory in (LatentPool, CompressedKV, LastFFN, FFNLoRA, Nothing, Full, Window)
 }
+_NOUNS = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
 
 
 def find(name: str) -> type[Memory]:
@@ -37,10 +39,30 @@ def find(name: str) -> type[Memory]:
     return found
 
 
+def defaults(kind: type[Memory]) -> dict[str, Any]:
+    """The options of a memory and their defaults."""
+    return {p.name: p.default for p in inspect.signature(kind).parameters.values() if p.kind is p.KEYWORD_ONLY}
+
+
 def build(name: str, backbone: Backbone, **options: Any) -> Memory:
     """A memory by name with its options. Raises UnknownNameError or UsageError."""
     kind = find(name)
+    known = defaults(kind)
+    for option, value in options.items():
+        if option not in known:
+            raise UnknownNameError(f"option of {name}", option, known)
+        if not _alike(value, known[option]):
+            raise UsageError(
+                f"{option} of {name} must be {_NOUNS[type(known[option])]}, such as {known[option]!r}; it is {value!r}."
+            )
     try:
         return kind(backbone, **options)
     except TypeError as error:
         raise UsageError(f"memory '{name}' does not take these options: {error}.") from error
+
+
+def _alike(value: Any, default: Any) -> bool:
+    """Whether a value is of its default's type; a whole number is a number, and what has no simple type may be any."""
+    if type(default) not in _NOUNS:
+        return True
+    return type(value) is type(default) or (type(default) is float and type(value) is int)

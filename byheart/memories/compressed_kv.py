@@ -125,7 +125,7 @@ class CompressedKV(Memory):
         if self.sink:
             sink = held.slice(0, 1) if held else self._absolute(cache.rows_from(start, start + 1), tokens - start)
         memory = held.slice(1) if held and self.sink else held
-        kept = self._merged(memory, new, int(state["segments"][0]))
+        kept = self._merged(memory, new, state["segments"])
         return {
             **named(sink.append(kept) if sink else kept),
             "tokens": tokens + length,
@@ -138,12 +138,12 @@ class CompressedKV(Memory):
             rows = KV(tuple(k.float() for k in rows.keys), tuple(v.float() for v in rows.values))
         return self.backbone.turn(rows, steps[:, None].expand(-1, rows.length))
 
-    def _merged(self, memory: KV | None, new: KV, segments: int) -> KV:
+    def _merged(self, memory: KV | None, new: KV, segments: Tensor) -> KV:
         if memory is None:
             return new
         if self.merge == "concat":
             return memory.append(new)
-        share = 1.0 / (segments + 1)
+        share = 1.0 / (segments + 1)[:, None, None, None]
         return KV(
             tuple(old + (k - old) * share for old, k in zip(memory.keys, new.keys, strict=True)),
             tuple(old + (v - old) * share for old, v in zip(memory.values, new.values, strict=True)),

@@ -93,6 +93,8 @@ class FFNLoRA(Memory):
         """The updates; no prefix."""
         return Reading(deltas=_updates(state, self._paths), batch=next(iter(state.values())).shape[0])
 
+    # Tensors made in inference mode cannot be tuned, whatever mode the caller is in.
+    @torch.inference_mode(False)
     def _learn(self, state: State, piece: Tensor) -> State:
         scale = self.alpha / self.rank
         own = [

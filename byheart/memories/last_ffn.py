@@ -161,6 +161,8 @@ class LastFFN(Memory):
                 )
         return self._tune(before, framed)
 
+    # Tensors made in inference mode cannot be tuned, whatever mode the caller is in.
+    @torch.inference_mode(False)
     def _tune(self, before: Sequence[Mapping[str, Tensor]], texts: Sequence[tuple[Tensor, int]]) -> list[Tuned]:
         frozen = {path: self.backbone.linear(path).weight for path in self._paths}
         weights = [

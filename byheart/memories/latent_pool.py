@@ -48,8 +48,8 @@ class LatentPool(Memory):
         longest, shortest: text is cut into segments of at most ``longest`` tokens; a last one under ``shortest``
             shares with the one before it.
         keep_hidden: keep the hidden states of all rows too, for export; the newest are always kept.
-        rank, alpha: of a LoRA for writing; rank 0 has none.
-        reading_lora: another of that rank for reading: it projects the pool and runs the tokens that read it.
+        rank, alpha: of a LoRA for writing and another for reading, which projects the pool and serves the tokens that
+            read it; rank 0 has none.
         targets: names of the linear layers that the LoRAs update.
     """
 
@@ -68,7 +68,6 @@ class LatentPool(Memory):
         keep_hidden: bool = False,
         rank: int = 0,
         alpha: float = 32.0,
-        reading_lora: bool = True,
         targets: tuple[str, ...] | list[str] = ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj", "gate_proj"),
     ) -> None:
         Memory.__init__(self, backbone)
@@ -79,15 +78,16 @@ class LatentPool(Memory):
             raise UsageError(f"forget must be layer or shared; it is '{forget}'.")
         self.rows, self.blocks, self.forget, self.seed = rows, blocks, forget, seed
         self.longest, self.shortest, self.keep_hidden = longest, shortest, keep_hidden
-        self.rank, self.alpha, self.reading_lora, self.targets = rank, alpha, reading_lora, list(targets)
+        self.rank, self.alpha, self.targets = rank, alpha, list(targets)
         self.capacity = 1 + rows * blocks
         layers = len(backbone.layers)
         self.first = nn.Parameter(_first_rows(backbone))
         self.mark = nn.Parameter(torch.zeros(backbone.dim, dtype=backbone.dtype, device=backbone.device))
         paths = [p for i in range(layers) for p in backbone.linears(i) if p.rsplit(".", 1)[-1] in self.targets]
         self.writing = LoRA(backbone, paths, rank=rank, alpha=alpha) if rank else None
-        self.reading = LoRA(backbone, paths, rank=rank, alpha=alpha) if rank and reading_lora else None
-        self.initial: Tensor | None = None
+        self.reading = LoRA(backbone, paths, rank=rank, alpha=alpha) if rank else None
+        self.initial: Tensor | None
+        self.register_buffer("initial", None)
 
     def fill(self, pool: Tensor) -> None:
         """Let every session start from ``pool`` (L, M, D), hidden states in order of age, as a trained pool does."""
@@ -96,7 +96,9 @@ class LatentPool(Memory):
     def init(self) -> State:
         """The first row alone, or the trained pool."""
         layers = len(self.backbone.layers)
-        pool = self.first.new_zeros(layers, 0, self.backbone.dim) if self.initial is None else self.initial
+        pool = (
+            self.first.new_zeros(layers, 0, self.backbone.dim) if self.initial is None else self.initial.to(self.first)
+        )
         rows = torch.cat([self.first, pool], dim=1)[None]
         where = self.backbone.device
         place = torch.arange(1, 1 + pool.shape[1], device=where).expand(1, layers, -1).clone()
@@ -175,7 +177,7 @@ class LatentPool(Memory):
         return fresh
 
     def read(self, state: State) -> Reading:
-        """The first row and the pool, each row at its position in the order of age; the reading LoRA, where there is."""
+        """The first row and the pool, each row at its position in the order of age, and the reading LoRA."""
         held = kv_of(state)
         batch = state["writes"].shape[0]
         deltas = self.reading.deltas(batch) if self.reading is not None else {}

@@ -1,0 +1,63 @@
+"""The command that reads what a paper's authors released."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from byheart.cli import options, terminal
+
+_CCM = "Of CCM"
+Kind = Annotated[str, typer.Argument(help="memoryllm or ccm.", show_default=False)]
+Folder = Annotated[str, typer.Argument(help="The released folder.", show_default=False)]
+Out = Annotated[str, typer.Argument(help="A new folder for byheart's own format.", show_default=False)]
+Base = Annotated[
+    str | None, typer.Option("--base", help="Folder or hub id of the model it was trained on.", rich_help_panel=_CCM)
+]
+Merge = Annotated[
+    str | None,
+    typer.Option(
+        "--merge", help="concat_recur, merge_recur, concat or merge; else by the folder's name.", rich_help_panel=_CCM
+    ),
+]
+Sink = Annotated[
+    bool | None,
+    typer.Option("--sink/--no-sink", help="Whether the first token is kept; else by the name.", rich_help_panel=_CCM),
+]
+BaseLoRA = Annotated[
+    str | None, typer.Option("--base-lora", help="Folder of the first training step's LoRA.", rich_help_panel=_CCM)
+]
+
+
+def import_published(
+    kind: Kind,
+    folder: Folder,
+    out: Out,
+    base: Base = None,
+    merge: Merge = None,
+    sink: Sink = None,
+    base_lora: BaseLoRA = None,
+    dtype: options.DType = "auto",
+    device: options.Device = "auto",
+    as_json: options.AsJSON = False,
+) -> None:
+    """Read a released checkpoint and write it in byheart's own format."""
+    given = {"base": base, "merge": merge, "sink": sink, "base_lora": base_lora}
+    how = {key: value for key, value in given.items() if value is not None}
+    result = _converted(kind, folder, out, dtype=dtype, device=device, **how)
+    if as_json:
+        terminal.show_json(result)
+        return
+    print(f"Read {kind}: {result['tensors']:,} learned tensors, {terminal.size(result['bytes'])}.")
+    print(f"It is a {result['memory']} with {terminal.said(result['options'])}.")
+    print(f"Use it: byheart write NAME FILE --model {result['model']} --memory {result['path']}")
+
+
+def _converted(kind: str, folder: str, out: str, **how: Any) -> dict[str, Any]:
+    with terminal.progressing(f"reading {folder}"):
+        from byheart.models import silence
+        from byheart.published.convert import convert
+
+        silence()
+        return vars(convert(kind, folder, out, **how))

@@ -1,0 +1,116 @@
+"""What is seen on the terminal: progress, streamed answers, tables, JSON. Results go to stdout, the rest to stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from threading import Timer
+from typing import Any
+
+from rich.console import Console
+from rich.filesize import decimal
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from byheart.errors import InputError
+
+_PATIENCE = 2.0
+_PIPE_WIDTH = 160
+
+
+def show(table: Table) -> None:
+    """A table on stdout; where that is no terminal, wide enough to cut nothing short."""
+    Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH, markup=False, highlight=False).print(table)
+
+
+def show_json(result: Any) -> None:
+    """One line of JSON on stdout."""
+    print(json.dumps(result, ensure_ascii=False), flush=True)
+
+
+def note(text: str) -> None:
+    """A remark on stderr, dim on a terminal."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(text, style="dim", markup=False)
+
+
+def size(count: int) -> str:
+    """Bytes as people say them: 2.1 MB."""
+    return decimal(count)
+
+
+def moment(at: str) -> str:
+    """A UTC time of a header in the reader's own time zone."""
+    return f"{datetime.fromisoformat(at).astimezone():%Y-%m-%d %H:%M}"
+
+
+def said(options: Mapping[str, Any]) -> str:
+    """Options as they are typed: ``rows=64 blocks=8``."""
+    return " ".join(
+        f"{key}={json.dumps(value) if not isinstance(value, str) else value}" for key, value in options.items()
+    )
+
+
+@contextmanager
+def progressing(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Before: nothing is shown. Inside: after two seconds, a terminal has a bar, moved by the callback. After: none."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        TextColumn("{task.fields[tokens]}"),
+        TimeElapsedColumn(),
+    )
+    bar = Progress(*columns, console=Console(stderr=True), transient=True)
+    task = bar.add_task(what, total=None, tokens="")
+    begin = Timer(_PATIENCE, bar.start)
+    if bar.console.is_terminal:
+        begin.start()
+    try:
+        yield lambda done, total: bar.update(task, completed=done, total=total, tokens=f"{done:,}/{total:,} tokens")
+    finally:
+        begin.cancel()
+        if bar.live.is_started:
+            bar.stop()
+
+
+def streamed(pieces: Iterable[str], *, shown: bool = True, endable: bool = False) -> str:
+    """Print an answer as it is made, without white space around it; gives it whole.
+
+    Args:
+        endable: Ctrl-C ends the answer where it is; without it, the command.
+    """
+    answer = ""
+    try:
+        for piece in pieces:
+            grown = (answer + piece).lstrip()
+            if shown:
+                print(grown[len(answer.rstrip()) : len(grown.rstrip())], end="", flush=True)
+            answer = grown
+    except KeyboardInterrupt:
+        if not endable:
+            raise
+    if shown:
+        print(flush=True)
+    return answer.rstrip()
+
+
+def lines(prompt: str) -> Iterator[str]:
+    """What is typed, line by line, until Ctrl-D or ``/exit``; empty lines are left out."""
+    if sys.stdin.isatty():
+        # Where there is such a module, input() can edit and recall lines.
+        with suppress(ImportError):
+            import readline  # noqa: F401
+    while True:
+        try:
+            line = input(prompt if sys.stdin.isatty() else "").strip()
+        except EOFError:
+            return
+        except UnicodeDecodeError as error:
+            raise InputError("What was typed is not UTF-8 text.") from error
+        if line in ("/exit", "/quit"):
+            return
+        if line:
+            yield line

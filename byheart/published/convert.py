@@ -1,0 +1,67 @@
+"""From a released checkpoint to byheart's own format, once, so that it opens like any other memory.
+
+What is written: `memory.json` and `memory.safetensors`, as ``Memory.save_pretrained`` does; and `model/`, where the
+checkpoint holds or changes the language model itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from byheart.errors import UnknownNameError, UsageError
+from byheart.memory import Memory
+from byheart.models import located, save_model
+from byheart.published.ccm import ccm
+from byheart.published.memoryllm import memoryllm
+
+KINDS: dict[str, Callable[..., Memory]] = {"memoryllm": memoryllm, "ccm": ccm}
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What came in: the mechanism with its options, learned tensors and bytes, where it and its model are now."""
+
+    kind: str
+    memory: str
+    options: dict[str, Any]
+    tensors: int
+    bytes: int
+    path: str
+    model: str
+
+
+def convert(kind: str, folder: str | Path, out: str | Path, **how: Any) -> Converted:
+    """Read a checkpoint of ``kind`` and write it into ``out``, an empty or new folder.
+
+    Args:
+        how: as for the reader of that kind, ``memoryllm`` or ``ccm``.
+
+    Raises UnknownNameError, UsageError, CheckpointError or ModelError.
+    """
+    if kind not in KINDS:
+        raise UnknownNameError("kind of checkpoint", kind, KINDS)
+    target = Path(out).expanduser().resolve()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UsageError(f"'{out}' is there already; give a new or an empty folder.")
+    try:
+        memory = KINDS[kind](folder, **how)
+    except TypeError as error:
+        raise UsageError(f"{kind} cannot be read so: {error}.") from error
+    model = located(str(how.get("base") or folder))
+    if "base" not in how or "base_lora" in how:
+        save_model(memory.backbone.model, target / "model", words=model)
+        model = str(target / "model")
+    memory.save_pretrained(target)
+    tensors = memory.state_dict().values()
+    return Converted(
+        kind=kind,
+        memory=memory.name,
+        options=memory.options(),
+        tensors=len(tensors),
+        bytes=sum(tensor.nbytes for tensor in tensors),
+        path=str(target),
+        model=model,
+    )

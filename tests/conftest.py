@@ -1,0 +1,105 @@
+"""Settings of every test, a tiny model on disk, and the command line run in this process."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import settings
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
+
+from byheart.cli import main
+from byheart.testing import tiny_model
+
+# More threads than cores make tiny models many times slower.
+torch.set_num_threads(1)
+
+settings.register_profile("byheart", deadline=None, derandomize=True, max_examples=25, database=None)
+settings.load_profile("byheart")
+
+_SPECIAL = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+_TURNS = ["<|user|>", "<|assistant|>", "<|end|>"]
+_TEMPLATE = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a character: all that ASCII prints, with a chat template; it fits the tiny models' vocabulary."""
+    names = [*_SPECIAL.values(), *_TURNS, "\n", *(chr(code) for code in range(32, 127))]
+    words = Tokenizer(models.WordLevel({name: index for index, name in enumerate(names)}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    words.decoder = decoders.Fuse()
+    made = PreTrainedTokenizerFast(tokenizer_object=words, additional_special_tokens=_TURNS, **_SPECIAL)
+    made.chat_template = _TEMPLATE
+    return made
+
+
+def save_tiny(folder: Path, *, seed: int = 0) -> Path:
+    """A tiny model with its tokenizer, as ``--model`` takes it."""
+    tiny_model("llama", seed=seed).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def other_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another model of the same shape."""
+    return save_tiny(tmp_path_factory.mktemp("other"), seed=1)
+
+
+@dataclass(frozen=True)
+class Ran:
+    """How a command ended and what it said."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+Run = Callable[..., Ran]
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the memories that a test's commands use."""
+    monkeypatch.setenv("BYHEART_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def run(home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+    """Run ``byheart`` with these arguments and this standard input."""
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+
+    def ran(*arguments: object, stdin: bytes = b"") -> Ran:
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
+        with pytest.raises(SystemExit) as end:
+            main([str(argument) for argument in arguments])
+        said = capsys.readouterr()
+        return Ran(int(end.value.code or 0), said.out, said.err)
+
+    yield ran
+    transformers_logging.set_verbosity(verbosity)
+    if bars:
+        transformers_logging.enable_progress_bar()

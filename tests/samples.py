@@ -1,0 +1,125 @@
+"""One small example of everything that tests are about: backbones, memories with quick options, texts."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from byheart.backbone import Backbone
+from byheart.decoding import Decoding, generate
+from byheart.memories import BUILT_IN, build
+from byheart.memory import Memory
+from byheart.reading import Reading
+from byheart.state import State
+from byheart.testing import FAMILIES, VOCABULARY, tiny_backbone
+
+# Options that make a memory quick, and strong enough that a tiny model answers differently. A memory without an entry
+# is tested with its defaults.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "latent-pool": {"rows": 8, "blocks": 3, "longest": 32, "shortest": 4},
+    "compressed-kv": {"tokens": 2, "segment_tokens": 16, "rank": 2},
+    "last-ffn": {"steps": 2, "learning_rate": 1e-2},
+    "ffn-lora": {"steps": 2, "learning_rate": 1e-1, "rank": 2, "chunk_tokens": 16},
+    "full": {"chunk_tokens": 16},
+    "window": {"sinks": 2, "recent": 14, "chunk_tokens": 8},
+}
+# More of the same: other options of a memory, named by what differs.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "latent-pool shared": {"forget": "shared", "keep_hidden": True},
+    "latent-pool lora": {"rank": 2},
+    "compressed-kv mean": {"merge": "mean"},
+    "compressed-kv alone sink": {"recurrent": False, "sink": True},
+    "compressed-kv mean alone sink": {"merge": "mean", "recurrent": False, "sink": True},
+    "last-ffn bare": {"keep_text": False},
+    "last-ffn two": {"layers": 2, "header": [5, 6], "footer": [7]},
+    "ffn-lora values": {"role": "values", "layers": [0, 2]},
+}
+MEMORIES = list(BUILT_IN)
+ALL_FAMILIES = list(FAMILIES)
+
+
+@cache
+def backbone(family: str = "llama", dtype: torch.dtype = torch.float32) -> Backbone:
+    """A tiny backbone, shared by all tests: nothing may change it."""
+    return tiny_backbone(family, dtype=dtype)
+
+
+def fresh(case: str, own: Backbone, **options: Any) -> Memory:
+    """A memory by its name or a variant's, with quick options, its learned parts made visible."""
+    name = case.split()[0]
+    made = build(name, own, **{**OPTIONS.get(name, {}), **VARIANTS.get(case, {}), **options})
+    stir(made)
+    return made
+
+
+@cache
+def memory(case: str, family: str = "llama") -> Memory:
+    """A memory that all tests share."""
+    return fresh(case, backbone(family)).eval()
+
+
+def stir(made: Memory, *, size: float = 0.1, seed: int = 7) -> None:
+    """Move every learned parameter off its start: zeros would hide that one is forgotten."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter += size * torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
+
+
+def tokens(length: int, *, seed: int = 0, batch: int = 1) -> Tensor:
+    """A random text (B, T) without special tokens."""
+    generator = torch.Generator().manual_seed(1000 * seed + length)
+    return torch.randint(3, VOCABULARY, (batch, length), generator=generator)
+
+
+def weights_hash(own: Backbone) -> str:
+    """A hash of every weight and buffer of a model."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(own.model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def hooks(own: Backbone) -> list[str]:
+    """Names of the modules that carry a hook."""
+    return [
+        name or "the model"
+        for name, module in own.model.named_modules()
+        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
+    ]
+
+
+def written(made: Memory, *texts: Tensor, start: State | None = None) -> State:
+    """The state after ``texts``, without gradients."""
+    state = made.init() if start is None else start
+    with torch.no_grad():
+        for text in texts:
+            state = made.write(state, text)
+    return state
+
+
+def logits(own: Backbone, reading: Reading, prompt: Tensor) -> Tensor:
+    """Logits (B, T, V) of a prompt read behind one reading."""
+    with torch.no_grad(), own.reading([reading]) as cache:
+        return own.logits(own.hidden(prompt, cache=cache))
+
+
+def greedy(own: Backbone, readings: Sequence[Reading], prompts: Sequence[Tensor], *, steps: int = 6) -> list[list[int]]:
+    """The greedy tokens of each row, by byheart's own loop."""
+    rows = zip(*generate(own, prompts, readings, decoding=Decoding(max_tokens=steps)), strict=True)
+    return [[token for token in row if token is not None] for row in rows]
+
+
+def same(ours: State, theirs: State, *, within: float = 0.0) -> None:
+    """Assert that two states are equal, bit by bit unless ``within`` allows rounding."""
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert tensor.dtype == theirs[name].dtype, name
+        tolerance = within if tensor.is_floating_point() else 0.0
+        torch.testing.assert_close(tensor, theirs[name], rtol=tolerance, atol=tolerance, msg=f"in {name}: {{}}".format)
