@@ -154,7 +154,7 @@ def _replay(index: int, given: dict[str, Any], calls: Sequence[tuple[Any, ...]],
 
 
 def _frequencies(index: int, replay: Replay, positions: int, device: torch.device) -> tuple[float, ...]:
-    """Radians a position for every component pair, refined over growing positions, then checked at the last one."""
+    """Radians a position for every component pair, refined over growing positions, then checked elsewhere."""
     if device.type == "meta":
         raise UnsupportedModelError("the model has no weights (device 'meta'); load it first.")
     frequencies = torch.zeros((), dtype=torch.float64)
@@ -163,14 +163,15 @@ def _frequencies(index: int, replay: Replay, positions: int, device: torch.devic
         angle = torch.atan2(sin, cos)
         turns = torch.round((frequencies * position - angle) / (2 * math.pi)) if position > 1 else torch.zeros(())
         frequencies = (angle + 2 * math.pi * turns) / position
-    last = max(positions - 1, 1)
-    cos, sin = (part.double().cpu() for part in replay(last, torch.float32))
-    scale = torch.sqrt(cos**2 + sin**2)
-    if (torch.cos(frequencies * last) * scale - cos).abs().max() > 2e-2:
-        raise UnsupportedModelError(
-            f"layer {index} turns its keys differently at position {last}: its rotation depends on the length of the "
-            "text (dynamic or long RoPE), so its keys cannot be kept."
-        )
+    # One position that no probe divides, and one past the longest text, where dynamic scaling has set in.
+    for position in (127, 1 << positions.bit_length()):
+        cos, sin = (part.double().cpu() for part in replay(position, torch.float32))
+        scale = torch.sqrt(cos**2 + sin**2)
+        if (torch.cos(frequencies * position) * scale - cos).abs().max() > 2e-2:
+            raise UnsupportedModelError(
+                f"layer {index} turns its keys differently at position {position}: its rotation depends on the length "
+                "of the text (dynamic or long RoPE), so its keys cannot be kept."
+            )
     return tuple(frequencies.tolist())
 
 
@@ -178,20 +179,29 @@ def _rotation(
     index: int, layer: nn.Module, given: dict[str, Any], replay: Replay, components: tuple[float, ...], x: Tensor
 ) -> Rotation:
     """Which components of the layer's keys turn together, found by comparing its keys at two positions."""
-    start = tap(layer, given, x, index)[0].float()
+    start, values = (part.float() for part in tap(layer, given, x, index))
     shape = given["position_embeddings"][0].shape
     cos, sin = replay(_CHECKED_TURN, x.dtype)
     turned = {**given, "position_embeddings": (cos.expand(shape), sin.expand(shape))}
-    later = tap(layer, turned, x, index)[0].float()
+    later, values_later = (part.float() for part in tap(layer, turned, x, index))
     half = len(components) // 2
-    pairings: dict[Pairing, tuple[float, ...]] = {
-        "half": components[:half],
-        "interleaved": components[::2],
-        "none": (),
-    }
+    # GLM lists its frequencies as the half pairing does, and turns interleaved pairs by them.
+    pairings: tuple[tuple[Pairing, tuple[float, ...]], ...] = (
+        ("half", components[:half]),
+        ("interleaved", components[::2]),
+        ("interleaved", components[:half]),
+        ("none", ()),
+    )
     worst = 1e-3 if x.dtype == torch.float32 else 3e-2
-    for pairing, frequencies in pairings.items():
+    if (values_later - values).norm() > worst * values.norm():
+        raise UnsupportedModelError(
+            f"layer {index} ({type(layer).__name__}) keeps positions in its values, as latent attention does; "
+            "its keys cannot be moved in front of another text."
+        )
+    for pairing, frequencies in pairings:
         rotation = Rotation(frequencies, pairing)
+        if 2 * len(frequencies) > start.shape[-1]:
+            continue
         if (rotation.turn(start, _CHECKED_TURN) - later).norm() <= worst * later.norm():
             return rotation
     raise UnsupportedModelError(

@@ -9,6 +9,7 @@ Dimensions: B batch, H key-value heads, G query heads for each, T query rows, M 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
 from byheart.errors import UnsupportedModelError
+from byheart.together import with_memory
 
 NAME = "byheart"
 FEW_ROWS = 64
@@ -81,8 +83,23 @@ def prefers_grouped(query: Tensor, key: Tensor, mask: Tensor | None) -> bool:
 def register() -> str:
     """Make byheart's attention known to transformers; gives its name."""
     AttentionInterface.register(NAME, _attention)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
+    AttentionMaskInterface.register(NAME, _mask)
     return NAME
+
+
+def _mask(*, mask_function: Callable[..., Any], attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
+    """transformers' own mask, but distances are counted in tokens that count.
+
+    Padding between a prefix and a shorter row's prompt would otherwise use up a sliding window.
+    """
+    rule = mask_function
+    if attention_mask is not None and attention_mask.shape[1] == kwargs["kv_length"]:
+        places = attention_mask.cumsum(1) - 1
+
+        def rule(batch: Any, head: Any, query: Any, key: Any) -> Any:
+            return mask_function(batch, head, places[batch, query], places[batch, key])
+
+    return sdpa_mask(mask_function=rule, attention_mask=attention_mask, **kwargs)
 
 
 def _attention(
@@ -100,6 +117,7 @@ def _attention(
         raise UnsupportedModelError(
             "attention with learned sinks (gpt-oss) is not supported; open the model with sdpa."
         )
+    key, value, attention_mask = with_memory(key, value, attention_mask)
     if softcap is None and not prefers_grouped(query, key, attention_mask):
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     if attention_mask is None and query.shape[2] > 1:

@@ -231,11 +231,11 @@ class Backbone:
     def deltas(self, rows: Sequence[Mapping[str, Delta]]) -> Iterator[None]:
         """Let linear layers add each batch row's change. Inside: hooks on those layers. After: none."""
         paths = sorted({path for row in rows for path in row})
-        handles = []
-        for path in paths:
-            each = [row[path].to(self.dtype) if path in row else None for row in rows]
-            handles.append(self.linear(path).register_forward_hook(_adds(each)))
-        with hooked(handles):
+        # All are found before the first is hooked: a wrong path must leave nothing behind.
+        linears = [self.linear(path) for path in paths]
+        changes = [[row[path].to(self.dtype) if path in row else None for row in rows] for path in paths]
+        hooks = (linear.register_forward_hook(_adds(each)) for linear, each in zip(linears, changes, strict=True))
+        with hooked(list(hooks)):
             yield
 
     def linear(self, path: str) -> nn.Linear:
@@ -314,6 +314,12 @@ class Backbone:
         handles = [m.register_forward_hook(lambda module, args, out: called.append(id(module))) for m in inside]
         with hooked(handles), torch.no_grad():
             block(torch.zeros(1, 1, self.dim, dtype=self.dtype, device=self.device))
+        last = next(m for m in inside if id(m) == called[-1])
+        if last.out_features != self.dim:
+            raise UnsupportedModelError(
+                f"layer {index}'s feed-forward block ({type(block).__name__}) does not end in a linear layer that "
+                "writes to the stream (a mixture of experts?); its keys and values cannot be told apart."
+            )
         return {
             path: "values" if id(module) == called[-1] else "keys"
             for path, module in self.linears(index).items()

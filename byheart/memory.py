@@ -48,6 +48,8 @@ class Memory(nn.Module, abc.ABC):
     def __init__(self, backbone: Backbone) -> None:
         nn.Module.__init__(self)
         self.backbone = backbone
+        # Writing builds no graph unless a training loop says ``train()``.
+        self.training = False
 
     @abc.abstractmethod
     def init(self) -> State:

@@ -34,11 +34,13 @@ import torch
 from torch import Tensor, nn
 
 from byheart.backbone import Backbone
+from byheart.cache import PrefixCache
 from byheart.errors import UsageError
 from byheart.lora import LoRA
 from byheart.memory import Memory, cut, kv_of, named, positive
 from byheart.reading import KV, Reading
 from byheart.state import State
+from byheart.together import Together, together
 
 _MERGES = ("concat", "mean")
 
@@ -131,6 +133,54 @@ class CompressedKV(Memory):
             "tokens": tokens + length,
             "segments": state["segments"] + 1,
         }
+
+    def write_together(self, segments: Tensor, counts: Tensor) -> tuple[State, Tensor]:
+        """Write all segments in one forward pass: the state as ``write`` would leave it, and the text's hidden states.
+
+        Args:
+            segments: token ids (B, S, T), shorter segments padded on the left; each is one segment, whatever its length.
+            counts: (B, S, T), False at padding.
+
+        Hidden states are (B, S, T, D), each as the model had it while it read that segment. Equal to the recurrence
+        (section 3.3), without its sequence of passes.
+        """
+        texts, rows, length = segments.shape
+        marks = self.embeddings.to(self.backbone.dtype).expand(texts * rows, -1, -1)
+        embeds = torch.cat([self.backbone.embed(segments.flatten(0, 1)), marks], dim=1)
+        own = torch.cat([counts, counts.new_ones(texts, rows, self.tokens)], dim=2)
+        lengths = counts.sum(2)
+        starts = lengths.cumsum(1) - lengths
+        places = starts[..., None] + (own.cumsum(2) - 1).clamp(min=0)
+        first = counts[:, 0].long().argmax(1) if self.sink else None
+        cache = PrefixCache(len(self.backbone.layers))
+        with (
+            together(Together(rows, self.tokens, self.merge == "mean", self.recurrent, first)),
+            self.lora.active(self.backbone, gate=slice(length, length + self.tokens)),
+        ):
+            flat = (part.flatten(0, 1) for part in (own, places))
+            hidden = self.backbone.hidden(embeds=embeds, cache=cache, counts=next(flat), positions=next(flat))
+        state = {**named(self._kept(cache, texts, first)), "tokens": lengths.sum(1)}
+        state["segments"] = torch.full_like(state["tokens"], rows)
+        return state, hidden[:, :length].unflatten(0, (texts, rows))
+
+    def _kept(self, cache: PrefixCache, texts: int, first: Tensor | None) -> KV:
+        """What many segments read side by side leave: their marks, joined or averaged, behind the sink."""
+        rows = cache.rows_from(-self.tokens)
+
+        def merged(part: Tensor) -> Tensor:
+            each = part.unflatten(0, (texts, -1))
+            return each.float().mean(1) if self.merge == "mean" else each.transpose(1, 2).flatten(2, 3)
+
+        kept = KV(tuple(map(merged, rows.keys)), tuple(map(merged, rows.values)))
+        if first is None:
+            return kept
+        every = cache.rows_from(0)
+        index = torch.arange(texts, device=first.device) * (every.batch // texts)
+
+        def sink(part: Tensor) -> Tensor:
+            return part[index, :, first][:, :, None]
+
+        return KV(tuple(map(sink, every.keys)), tuple(map(sink, every.values))).append(kept)
 
     def _absolute(self, rows: KV, steps: Tensor) -> KV:
         """Rows as they stand in the text, from a pass in which they stood ``steps`` positions earlier."""
