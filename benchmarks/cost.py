@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DynamicCache
 
 import byheart
@@ -32,6 +32,7 @@ from byheart.models import DEFAULT, open_model
 from byheart.reading import KV, Reading
 
 Timed = Callable[[], Any]
+Measured = tuple[float, float, float | None]
 
 
 @dataclass
@@ -69,7 +70,7 @@ def seconds(run: Timed) -> float:
     return time.perf_counter() - start
 
 
-def compare(ours: Timed, floor: Timed, rounds: int) -> tuple[float, float, float | None]:
+def compare(ours: Timed, floor: Timed, rounds: int) -> Measured:
     """Median seconds of ours and of the floor, taking turns, and ours' peak memory in MB."""
     ours(), floor()
     before = _peak_reset()
@@ -91,16 +92,13 @@ class Bench:
         generator = torch.Generator().manual_seed(0)
         self.tokens = torch.randint(100, self.backbone.embedding_table.shape[0], (1, 8192), generator=generator)
 
-    def add(
-        self, name: str, what: str, floor: str, must: str, timed: tuple[float, float, float | None], note: str = ""
-    ) -> None:
+    def add(self, name: str, what: str, floor: str, must: str, timed: Measured, note: str = "") -> None:
         """Record a row and say it."""
         ours, base, peak = timed
         row = Row(name, what, floor, must, ours / base, ours, base, peak, note)
         self.rows.append(row)
-        print(
-            f"{name:22s} {row.ratio:7.3f}  must {must:8s} {ours * 1e3:9.1f} ms / {base * 1e3:9.1f} ms  peak {peak} {note}"
-        )
+        times = f"{ours * 1e3:9.1f} ms / {base * 1e3:9.1f} ms"
+        print(f"{name:22s} {row.ratio:7.3f}  must {must:8s} {times}  peak {peak} {note}")
 
     def stock_cache(self, kv: KV) -> DynamicCache:
         """transformers' own cache holding the same rows."""
@@ -184,7 +182,8 @@ class Bench:
         target = torch.empty_like(source)
         ours, copy, peak = compare(self._decoder(rows), lambda: target.copy_(source), self.rounds * 3)
         per_byte = copy / source.nbytes
-        note = f"copy {2e-9 / per_byte:.1f} GB/s read and written; counting reads and writes both, {ours / ((weights + held) * per_byte / 2):.2f}"
+        speed = f"copies {1e-9 / per_byte:.1f} GB/s"
+        note = f"{speed}; counting bytes read and written, the ratio is {ours / ((weights + held) * per_byte / 2):.2f}"
         self.add(
             "decode bandwidth",
             f"one token over {rows} rows",

@@ -1,10 +1,8 @@
-"""byheart gives open-weight language models a memory.
+"""A memory for language models: write text once, keep it as a small state, read it in any later conversation.
 
-Write text once, keep it as a small state, read it in any later conversation:
-
-    session = byheart.load("smollm2", memory="full")
-    session.write("The cat is called Muck.")
-    session.ask("What is the cat called?")
+session = byheart.load("smollm2", memory="full")
+session.write("The cat is called Muck.")
+session.ask("What is the cat called?")
 """
 
 from importlib import import_module
@@ -32,6 +30,7 @@ _NAMES = {
 }
 _HOME = {name: f"byheart.{home}" for home, names in _NAMES.items() for name in names}
 __all__ = list(_HOME)
+__dir__ = _HOME.keys
 
 
 def __getattr__(name: str) -> object:

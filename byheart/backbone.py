@@ -10,10 +10,10 @@ Dimensions: B batch, L layers, H key-value heads, M rows of memory, T tokens, D 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -27,6 +27,8 @@ from byheart.errors import UnsupportedModelError, UsageError
 from byheart.models import empty_model, open_model
 from byheart.reading import KV, Delta, LowRankDelta, Reading
 from byheart.state import fingerprint
+
+Change: TypeAlias = tuple[nn.Linear, Callable[..., Tensor]]
 
 
 @dataclass(frozen=True)
@@ -227,15 +229,21 @@ class Backbone:
         with self.deltas([row.deltas for row in rows]):
             yield cache
 
-    @contextmanager
-    def deltas(self, rows: Sequence[Mapping[str, Delta]]) -> Iterator[None]:
+    def deltas(self, rows: Sequence[Mapping[str, Delta]]) -> AbstractContextManager[None]:
         """Let linear layers add each batch row's change. Inside: hooks on those layers. After: none."""
-        paths = sorted({path for row in rows for path in row})
-        # All are found before the first is hooked: a wrong path must leave nothing behind.
-        linears = [self.linear(path) for path in paths]
-        changes = [[row[path].to(self.dtype) if path in row else None for row in rows] for path in paths]
-        hooks = (linear.register_forward_hook(_adds(each)) for linear, each in zip(linears, changes, strict=True))
-        with hooked(list(hooks)):
+        return self.changing(self.changes(rows))
+
+    def changes(self, rows: Sequence[Mapping[str, Delta]]) -> list[Change]:
+        """The linear layers that these rows change, each with its forward hook: made once for many passes."""
+        return [
+            (self.linear(path), _adds([row[path].to(self.dtype) if path in row else None for row in rows]))
+            for path in sorted({path for row in rows for path in row})
+        ]
+
+    @contextmanager
+    def changing(self, changes: Sequence[Change]) -> Iterator[None]:
+        """Before: the model as it is. Inside: linear layers add ``changes``. After: no hook is left."""
+        with hooked([linear.register_forward_hook(hook) for linear, hook in changes]):
             yield
 
     def linear(self, path: str) -> nn.Linear:

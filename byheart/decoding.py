@@ -15,9 +15,10 @@ Dimensions: B batch, T tokens, D hidden, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -82,7 +83,7 @@ def generate(
     decoding: Decoding | None = None,
     stop_tokens: Collection[int] = (),
     cache: PrefixCache | None = None,
-) -> Iterator[list[int | None]]:
+) -> Generator[list[int | None], None, None]:
     """The next token of every row, step by step; None for a row that has reached a stop token.
 
     Args:
@@ -159,21 +160,39 @@ def _scorer(
     room: int,
     stack: ExitStack,
 ) -> Score:
-    """The chosen way to score; what it puts on the model is undone by ``stack``."""
+    """The chosen way to score; a cache that was lent is put back by ``stack``."""
     if how.contrast is not None and not _in_last_block(backbone, rows):
-        return _pair(backbone, rows, [replace(row, deltas={}) for row in rows], how.contrast, room, stack)
+        return _pair(backbone, rows, [replace(row, deltas={}) for row in rows], how.contrast, room)
     if how.context_aware is not None:
-        return _pair(backbone, rows, [Reading() for _ in rows], how.context_aware, room, stack)
+        return _pair(backbone, rows, [Reading() for _ in rows], how.context_aware, room)
     if cache is None:
-        cache = stack.enter_context(backbone.reading([replace(row, deltas={}) for row in rows], room=room))
-    held = cache.get_seq_length()
-    stack.callback(_put_back, cache, cache.valid, held)
+        cache = _cache_of(backbone, rows, room)
+    stack.callback(_put_back, cache, cache.valid, cache.get_seq_length())
     if how.contrast is not None:
         return _contrast(backbone, rows, how.contrast, cache)
-    stack.enter_context(backbone.deltas([row.deltas for row in rows]))
     if how.dola is not None:
-        return _dola(backbone, _candidates(how.dola, len(backbone.layers)), cache)
-    return lambda tokens, counts: backbone.logits(backbone.hidden(tokens, cache=cache, counts=counts)[:, -1])
+        return _changed(backbone, rows, _dola(backbone, _candidates(how.dola, len(backbone.layers)), cache))
+    return _changed(backbone, rows, partial(_plain, backbone, cache))
+
+
+def _plain(backbone: Backbone, cache: PrefixCache, tokens: Tensor, counts: Tensor) -> Tensor:
+    return backbone.logits(backbone.hidden(tokens, cache=cache, counts=counts)[:, -1])
+
+
+def _cache_of(backbone: Backbone, rows: Sequence[Reading], room: int) -> PrefixCache:
+    with backbone.reading([replace(row, deltas={}) for row in rows], room=room) as cache:
+        return cache
+
+
+def _changed(backbone: Backbone, rows: Sequence[Reading], score: Score) -> Score:
+    """The same with each row's deltas on the model, during the pass only: between steps others may use the model."""
+    changes = backbone.changes([row.deltas for row in rows])
+
+    def changed(tokens: Tensor, counts: Tensor) -> Tensor:
+        with backbone.changing(changes):
+            return score(tokens, counts)
+
+    return changed
 
 
 def _put_back(cache: PrefixCache, valid: Tensor | None, held: int) -> None:
@@ -187,17 +206,16 @@ def _pair(
     others: Sequence[Reading],
     strength: float,
     room: int,
-    stack: ExitStack,
 ) -> Score:
     """Each row beside the same prompt with another reading; both halves run as one batch."""
-    cache = stack.enter_context(backbone.reading([*rows, *others], room=room))
+    cache = _cache_of(backbone, [*rows, *others], room)
 
     def score(tokens: Tensor, counts: Tensor) -> Tensor:
         hidden = backbone.hidden(tokens.repeat(2, 1), cache=cache, counts=counts.repeat(2, 1))[:, -1]
         ours, theirs = backbone.logits(hidden).chunk(2)
         return (1 + strength) * ours - strength * theirs
 
-    return score
+    return _changed(backbone, [*rows, *others], score)
 
 
 def _in_last_block(backbone: Backbone, rows: Sequence[Reading]) -> bool:
@@ -209,13 +227,13 @@ def _contrast(backbone: Backbone, rows: Sequence[Reading], strength: float, cach
     """Everything below the last feed-forward block is the same for both sides, so it runs once."""
     last = len(backbone.layers) - 1
     where = backbone.feed_forward(last)
-    deltas = [{path: delta.to(backbone.dtype) for path, delta in row.deltas.items()} for row in rows]
+    changes = backbone.changes([row.deltas for row in rows])
 
     def score(tokens: Tensor, counts: Tensor) -> Tensor:
         with backbone.feed_forward_inputs(last) as taken:
             base = backbone.hidden(tokens, cache=cache, counts=counts)[:, -1:]
         fed = taken[0]
-        with backbone.deltas(deltas):
+        with backbone.changing(changes):
             output = where.block(fed.input[:, -1:])
         tuned = backbone.finish(where.finish(fed.residual[:, -1:], output))
         ours, theirs = backbone.logits(torch.cat([tuned, base], dim=1)).unbind(1)

@@ -10,7 +10,8 @@ ByheartError
 ├── StateError            a state file that cannot be used
 │   ├── CorruptStateError    truncated, tampered with, or not a state at all
 │   └── StateMismatchError   made by another model, mechanism, option or format version
-└── StoreError            a named memory that exists, does not exist, or cannot be named so
+├── StoreError            a named memory that exists, does not exist, or cannot be named so
+└── TrainingError         training that cannot go on; its last checkpoint is intact
 """
 
 from __future__ import annotations
@@ -67,3 +68,7 @@ class StateMismatchError(StateError):
 
 class StoreError(ByheartError):
     """A named memory that exists, does not exist, or cannot be named so."""
+
+
+class TrainingError(ByheartError):
+    """Training that cannot go on; its last checkpoint is intact."""

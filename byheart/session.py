@@ -125,6 +125,7 @@ class Session:
         """
         if not text.strip():
             raise InputError("There is nothing to write: the text is empty.")
+        _require_characters(text)
         first = not self.header.written
         framed = text
         if self.memory.keeps_turns:
@@ -137,13 +138,16 @@ class Session:
 
     def write_turn(self, question: str, answer: str) -> Written:
         """Put a turn of a conversation into the memory: what was asked and what was answered."""
-        between = self.frame.receipt.split(_RECEIPT)
-        if self.memory.keeps_turns:
-            first = not self.header.written
-            framed = f"{self.frame.opening if first else ''}{question}{answer.join(between)}"
-        else:
+        _require_characters(question + answer)
+        first = not self.header.written
+        if not self.memory.keeps_turns:
             framed = f"{question}\n{answer}\n"
-        tokens = self._encode(framed, first=not self.header.written)
+        elif self.tokenizer.chat_template:
+            before, _, after = self.frame.receipt.partition(_RECEIPT)
+            framed = f"{self.frame.opening if first else ''}{question}{before}{answer}{after}"
+        else:
+            framed = f"{self.frame.question}{question}{self.frame.answer} {answer}{self.frame.receipt}"
+        tokens = self._encode(framed, first=first)
         entry = Written.now("chat", tokens=tokens.shape[1], characters=len(question) + len(answer))
         self._absorb(tokens, None)
         self.header = self.header.with_written(entry)
@@ -175,21 +179,33 @@ class Session:
     def reply(self, question: str, *, stop: str | Sequence[str] = (), **decoding: Any) -> Iterator[str]:
         """As ``stream``, for a turn of a conversation, which may be its first: the memory may be empty."""
         how = _decoding(decoding)
-        prompt = self.prompt(question)
-        steps = generate(
-            self.backbone,
-            [prompt],
-            [self.reading],
-            decoding=how,
-            stop_tokens=self.stop_tokens,
-            cache=None if how.context_aware is not None else self._held(),
-        )
-        return _text_of((step[0] for step in steps), self.tokenizer, [stop] if isinstance(stop, str) else list(stop))
+        stops = [stop] if isinstance(stop, str) else list(stop)
+        if "" in stops:
+            raise UsageError("A stop string must not be empty: every answer would end before it began.")
+        return _text_of(self._tokens(self.prompt(question), self.reading, how), self.tokenizer, stops)
+
+    def _tokens(self, prompt: Tensor, reading: Reading, how: Decoding) -> Iterator[int | None]:
+        """The answer's tokens. While they are made, nobody else has the cache; afterwards the session keeps it."""
+        cache = self._cache if self._reading is reading else None
+        if cache is not None:
+            self._cache = None
+        elif how.context_aware is None:
+            with self.backbone.reading([replace(reading, deltas={})]) as cache:
+                pass
+        steps = generate(self.backbone, [prompt], [reading], decoding=how, stop_tokens=self.stop_tokens, cache=cache)
+        try:
+            for step in steps:
+                yield step[0]
+        finally:
+            steps.close()
+            if self._reading is reading and cache is not None:
+                self._cache = cache
 
     def prompt(self, question: str) -> Tensor:
         """The tokens (T,) that ask ``question``. Raises InputError."""
         if not question.strip():
             raise InputError("There is nothing to ask: the question is empty.")
+        _require_characters(question)
         opened = self.memory.keeps_turns and bool(self.header.written)
         framed = (
             f"{'' if opened and self.tokenizer.chat_template else self.frame.question}{question}{self.frame.answer}"
@@ -208,13 +224,6 @@ class Session:
                 self._reading = self.memory.read(self.state)
         return self._reading
 
-    def _held(self) -> PrefixCache:
-        """A cache that holds the reading's prefix; made once after each write, and put back after each answer."""
-        if self._cache is None:
-            with self.backbone.reading([replace(self.reading, deltas={})]) as cache:
-                self._cache = cache
-        return self._cache
-
     # ---- keeping ----
 
     def save(self, path: str | Path) -> int:
@@ -227,7 +236,7 @@ class Session:
         state, header = states.load(Path(path))
         header.require(self.header, f"'{path}'")
         self.state = {name: tensor.to(self.backbone.device) for name, tensor in state.items()}
-        self.header = replace(self.header, written=header.written)
+        self.header = replace(self.header, written=header.written, rows=header.rows)
         self._reading = self._cache = None
 
     def fork(self) -> Session:
@@ -263,10 +272,6 @@ class Session:
         return {token for token in ends if token is not None}
 
     def _encode(self, text: str, *, first: bool) -> Tensor:
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise InputError(f"Character {error.start} of the text is half a character: it was not UTF-8.") from error
         ids = self.tokenizer(text, add_special_tokens=False).input_ids
         begins = list(self.tokenizer("").input_ids) if first else []
         if begins and ids[: len(begins)] == begins:
@@ -352,6 +357,14 @@ def _decoding(options: dict[str, Any]) -> Decoding:
         raise UsageError(f"Unknown option: {error}.") from error
 
 
+def _require_characters(text: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        place = error.start + 1
+        raise InputError(f"Character {place} of the text is half a character: it was not UTF-8.") from error
+
+
 def _fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     words = sorted(tokenizer.get_vocab().items())
     return hashlib.sha256(repr(words).encode()).hexdigest()[:32]
@@ -388,6 +401,7 @@ def _decoded(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
 
 def _pending(text: str, stops: Sequence[str]) -> int:
     """Characters at the end of ``text`` that more tokens may change or make into a stop string."""
-    broken = 1 if text.endswith("\ufffd") else 0
+    # Some tokenizers show a character that is not whole yet as one mark, some as a mark a byte.
+    broken = len(text) - len(text.rstrip("\ufffd"))
     begun = [n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n])]
     return max([broken, *begun])

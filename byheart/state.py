@@ -120,7 +120,7 @@ def fingerprint(tensors: State, dtype: torch.dtype, *, samples: int) -> str:
 
 def save(path: Path, state: State, header: Header) -> int:
     """Write a state file atomically and give its size in bytes. Raises StateError; the earlier file then remains."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    tensors = _apart(state)
     text = json.dumps(asdict(header), sort_keys=True)
     metadata = {"byheart": text, "hash": _hash(tensors, text)}
     try:
@@ -134,6 +134,18 @@ def save(path: Path, state: State, header: Header) -> int:
     except (OSError, SafetensorError) as error:
         raise StateError(f"'{path}' could not be written: {error}. The earlier memory is as it was.") from error
     return size
+
+
+def _apart(state: State) -> dict[str, Tensor]:
+    """The tensors as a file holds them, none a view of another: safetensors refuses those."""
+    apart: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, tensor in state.items():
+        whole = tensor.detach().cpu().contiguous()
+        place = whole.untyped_storage().data_ptr()
+        apart[name] = whole.clone() if place in taken else whole
+        taken.add(place)
+    return apart
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ Run it with ``make demo``, or ``python examples/demo.py``. It takes about a minu
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import subprocess
 import sys
@@ -57,7 +58,8 @@ def compare(console: Console, backbone: byheart.Backbone, text: str, name: str) 
     start = time.monotonic()
     for question in QUESTIONS:
         with console.status(f"{name}: {question}"):
-            answers.append(session.ask(question, max_tokens=ANSWER_TOKENS))
+            answer = session.ask(question, max_tokens=ANSWER_TOKENS)
+        answers.append(answer if answer.endswith((".", "!", "?")) else f"{answer}…")
     result = Result(name, answers, session.bytes, writing, (time.monotonic() - start) / len(QUESTIONS))
     console.print(f"  {name}: written in {writing:.1f} s, {len(QUESTIONS)} questions answered.", highlight=False)
     return result
@@ -78,15 +80,16 @@ def side_by_side(results: Sequence[Result]) -> Table:
 def show_that_it_lasts(console: Console, model: str, article: Path) -> None:
     """One command writes, two others ask: nothing is shared but a file."""
     with tempfile.TemporaryDirectory() as home:
+        own = {**os.environ, "BYHEART_HOME": home}
         for command in (
-            ["write", "warsaw", str(article), "--model", model],
+            ["write", "warsaw", os.path.relpath(article), "--model", model],
             ["ask", "warsaw", QUESTIONS[0], "--max-tokens", str(ANSWER_TOKENS)],
             ["ask", "warsaw", QUESTIONS[1], "--max-tokens", str(ANSWER_TOKENS)],
         ):
             console.print(f"$ byheart {shlex.join(command)}", style="bold", highlight=False, soft_wrap=True)
             with console.status("a process of its own"):
-                whole = [sys.executable, "-m", "byheart", *command, "--home", home]
-                said = subprocess.run(whole, check=True, stdout=subprocess.PIPE, encoding="utf-8").stdout
+                whole = [sys.executable, "-m", "byheart", *command]
+                said = subprocess.run(whole, check=True, env=own, stdout=subprocess.PIPE, encoding="utf-8").stdout
             console.print(said.rstrip(), highlight=False, markup=False, soft_wrap=True)
 
 

@@ -17,6 +17,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
+from byheart import load
 from byheart.cli import main
 from byheart.testing import tiny_model
 
@@ -32,6 +33,9 @@ _TEMPLATE = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+
+
+CAT = "The cat is called Muck.\n"
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
@@ -79,6 +83,27 @@ class Ran:
 Run = Callable[..., Ran]
 
 
+@pytest.fixture(scope="session")
+def saved_cat(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The state file of a memory into which one sentence was written."""
+    session = load(str(tiny_folder))
+    session.write(CAT, source="standard input")
+    path = tmp_path_factory.mktemp("cat") / "cat.safetensors"
+    session.save(path)
+    return path.read_bytes()
+
+
+class _Typed(io.TextIOWrapper):
+    """Standard input that may say it is a terminal."""
+
+    def __init__(self, typed: bytes, *, terminal: bool) -> None:
+        super().__init__(io.BytesIO(typed), encoding="utf-8")
+        self.terminal = terminal
+
+    def isatty(self) -> bool:
+        return self.terminal
+
+
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of the memories that a test's commands use."""
@@ -87,13 +112,21 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
+def cat(home: Path, saved_cat: bytes) -> Path:
+    """The file of a memory called ``cat``."""
+    home.mkdir()
+    (home / "cat.safetensors").write_bytes(saved_cat)
+    return home / "cat.safetensors"
+
+
+@pytest.fixture
 def run(home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
     """Run ``byheart`` with these arguments and this standard input."""
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
 
-    def ran(*arguments: object, stdin: bytes = b"") -> Ran:
+    def ran(*arguments: object, stdin: bytes = b"", terminal: bool = False) -> Ran:
         capsys.readouterr()
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
+        monkeypatch.setattr(sys, "stdin", _Typed(stdin, terminal=terminal))
         with pytest.raises(SystemExit) as end:
             main([str(argument) for argument in arguments])
         said = capsys.readouterr()

@@ -16,7 +16,9 @@ from tests.samples import ALL_FAMILIES, tokens
 SHAPES = [(1, 2, 1, 1, 5), (2, 2, 3, 4, 9), (1, 1, 4, 3, 30), (3, 4, 1, 7, 7)]
 
 
-def qkv(batch: int, heads: int, group: int, rows: int, held: int, *, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+def qkv(
+    batch: int, heads: int, group: int, rows: int, held: int, *, dtype: torch.dtype = torch.float32
+) -> list[Tensor]:
     generator = torch.Generator().manual_seed(batch + held)
     shapes = [(batch, heads * group, rows, 8), (batch, heads, held, 8), (batch, heads, held, 8)]
     return [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]

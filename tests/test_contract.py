@@ -15,6 +15,7 @@ import torch
 
 from byheart import state as states
 from byheart.backbone import Backbone
+from byheart.episode import Episode, collate
 from byheart.errors import InputError
 from byheart.memories import build
 from byheart.memory import Memory, stack, unstack
@@ -39,6 +40,9 @@ from tests.samples import (
 
 TEXTS = [tokens(20, seed=1), tokens(5, seed=2), tokens(37, seed=3)]
 PROMPT = tokens(7, seed=4)
+BATCH = collate(
+    [Episode((tokens(20 + b, seed=13)[0], tokens(9, seed=14)[0]), tokens(12 - b, seed=15)[0]) for b in (0, 1)]
+)
 ROUNDING = 1e-4
 
 CASES = [(case, family) for case in MEMORIES for family in ALL_FAMILIES] + [(case, "llama") for case in VARIANTS]
@@ -176,6 +180,17 @@ def test_an_empty_text_is_refused(made: Memory, state: State) -> None:
         made.write(state, TEXTS[0][:, :0])
 
 
+@on_two_families
+def test_a_text_of_one_token_is_kept_or_refused(made: Memory, own: Backbone, state: State) -> None:
+    try:
+        after = written(made, TEXTS[0][:, :1], start=state)
+    except InputError as error:
+        assert "at least two tokens" in str(error)
+        return
+    with torch.no_grad():
+        assert logits(own, made.read(after), PROMPT).isfinite().all()
+
+
 # ---- reading ----
 
 
@@ -300,8 +315,8 @@ def test_learned_parts_are_saved_and_loaded(
 
 @on_every_family
 def test_the_loss_teaches_what_is_learned_and_no_weight(case: str, own: Backbone) -> None:
-    made = fresh(case, own)
-    value = made.loss([tokens(20, seed=13, batch=2), tokens(9, seed=14, batch=2)], tokens(12, seed=15, batch=2))
+    made = fresh(case, own).train()
+    value = made.loss(BATCH)
     assert value.shape == ()
     assert value.isfinite()
     # What a part of the last layer writes may be seen by nobody, so only some of a part's tensors need a gradient.

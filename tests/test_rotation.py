@@ -6,8 +6,7 @@ import cmath
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from torch import Tensor
 
 from byheart.rotation import Pairing, Rotation

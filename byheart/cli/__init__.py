@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from byheart.cli import importing, keeping, using
+from byheart.cli import evaluating, importing, keeping, training, using
 from byheart.errors import ByheartError, UsageError
 
 app = typer.Typer(
@@ -32,9 +32,11 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "forget": keeping.forget,
     "memories": keeping.mechanisms,
     "import": importing.import_published,
+    "train": training.train,
 }
 for _name, _command in _COMMANDS.items():
     app.command(_name)(_command)
+app.add_typer(evaluating.app, name="evaluate")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -44,6 +44,7 @@ def show(name: options.Name, home: options.Home = None, as_json: options.AsJSON 
         terminal.show_json({**_summary(entry), **(asdict(entry.header) if entry.header else {})})
         return
     terminal.show(_facts(entry, entry.header))
+    print()
     terminal.show(_history(entry.header))
 
 
@@ -89,7 +90,7 @@ def mechanisms(as_json: options.AsJSON = False) -> None:
         return
     table = Table("memory", "what it does", "options", box=None, pad_edge=False)
     for name, kind in BUILT_IN.items():
-        what = (kind.__doc__ or "").strip().splitlines()[0]
+        what = (kind.__doc__ or "").strip().splitlines()[0].replace("``", "")
         table.add_row(name, what, terminal.said(defaults(kind)))
     terminal.show(table)
 

@@ -99,14 +99,17 @@ def streamed(pieces: Iterable[str], *, shown: bool = True, endable: bool = False
 
 def lines(prompt: str) -> Iterator[str]:
     """What is typed, line by line, until Ctrl-D or ``/exit``; empty lines are left out."""
-    if sys.stdin.isatty():
+    typing = sys.stdin.isatty()
+    if typing:
         # Where there is such a module, input() can edit and recall lines.
         with suppress(ImportError):
             import readline  # noqa: F401
     while True:
         try:
-            line = input(prompt if sys.stdin.isatty() else "").strip()
+            line = input(prompt if typing else "").strip()
         except EOFError:
+            if typing:
+                print()
             return
         except UnicodeDecodeError as error:
             raise InputError("What was typed is not UTF-8 text.") from error

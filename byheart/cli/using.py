@@ -127,7 +127,7 @@ def _text(source: str) -> str:
         if source == _STDIN and sys.stdin.isatty():
             terminal.note("Type or paste the text, then press Ctrl-D.")
         raw = sys.stdin.buffer.read() if source == _STDIN else Path(source).expanduser().read_bytes()
-        text = raw.decode("utf-8")
+        text = raw.decode("utf-8").removeprefix("\ufeff").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise InputError(
             f"{shown} is not UTF-8 text: byte {error.start} is {raw[error.start]:#04x}. Convert it, as with iconv."
@@ -136,7 +136,7 @@ def _text(source: str) -> str:
         raise InputError(f"{shown} cannot be read: {error.strerror}.") from error
     if not text.strip():
         raise InputError(f"{shown} holds no text to write.")
-    return text.removeprefix("\ufeff").replace("\r\n", "\n")
+    return text
 
 
 def _acknowledge(store: Store, name: str, entry: Written, seconds: float, *, as_json: bool) -> None:

@@ -35,12 +35,14 @@ from torch import Tensor, nn
 
 from byheart.backbone import Backbone
 from byheart.cache import PrefixCache
+from byheart.episode import Batch
 from byheart.errors import UsageError
 from byheart.lora import LoRA
 from byheart.memory import Memory, cut, kv_of, named, positive
 from byheart.reading import KV, Reading
 from byheart.state import State
 from byheart.together import Together, together
+from byheart.tuning import episode_loss
 
 _MERGES = ("concat", "mean")
 
@@ -73,6 +75,8 @@ class CompressedKV(Memory):
     ) -> None:
         Memory.__init__(self, backbone)
         positive(tokens=tokens, rank=rank)
+        if segment_tokens < 0:
+            raise UsageError(f"segment_tokens must be 0 or more; it is {segment_tokens}.")
         if merge not in _MERGES:
             raise UsageError(f"merge must be one of {', '.join(_MERGES)}; it is '{merge}'.")
         self.tokens, self.merge, self.recurrent, self.sink = tokens, merge, recurrent, sink
@@ -138,7 +142,7 @@ class CompressedKV(Memory):
         """Write all segments in one forward pass: the state as ``write`` would leave it, and the text's hidden states.
 
         Args:
-            segments: token ids (B, S, T), shorter segments padded on the left; each is one segment, whatever its length.
+            segments: token ids (B, S, T), shorter ones padded on the left; each is one segment, whatever its length.
             counts: (B, S, T), False at padding.
 
         Hidden states are (B, S, T, D), each as the model had it while it read that segment. Equal to the recurrence
@@ -161,14 +165,23 @@ class CompressedKV(Memory):
             hidden = self.backbone.hidden(embeds=embeds, cache=cache, counts=next(flat), positions=next(flat))
         state = {**named(self._kept(cache, texts, first)), "tokens": lengths.sum(1)}
         state["segments"] = torch.full_like(state["tokens"], rows)
-        return state, hidden[:, :length].unflatten(0, (texts, rows))
+        return state, hidden[:, :length].reshape(texts, rows, length, -1)
+
+    def loss(self, batch: Batch, *, teacher: float = 0.0, every_segment: float = 0.0) -> Tensor:
+        """As every memory's, but all segments are read in one pass. Raises UsageError."""
+        if every_segment and not self.recurrent:
+            raise UsageError("every_segment needs recurrent=True: without it, segments do not see the memory.")
+        state, text = self.write_together(batch.segments, batch.counts)
+        with self.backbone.reading([self.read(state)], room=batch.target.shape[1]) as cache:
+            hidden = torch.cat([text.flatten(1, 2), self.backbone.hidden(batch.target, cache=cache)], dim=1)
+        return episode_loss(self.backbone, hidden, batch, teacher=teacher, every_segment=every_segment)
 
     def _kept(self, cache: PrefixCache, texts: int, first: Tensor | None) -> KV:
         """What many segments read side by side leave: their marks, joined or averaged, behind the sink."""
         rows = cache.rows_from(-self.tokens)
 
         def merged(part: Tensor) -> Tensor:
-            each = part.unflatten(0, (texts, -1))
+            each = part.reshape(texts, -1, *part.shape[1:])
             return each.float().mean(1) if self.merge == "mean" else each.transpose(1, 2).flatten(2, 3)
 
         kept = KV(tuple(map(merged, rows.keys)), tuple(map(merged, rows.values)))

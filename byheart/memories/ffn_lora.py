@@ -54,8 +54,10 @@ class FFNLoRA(Memory):
         seed: int = 0,
     ) -> None:
         Memory.__init__(self, backbone)
-        positive(rank=rank, alpha=alpha, steps=steps, learning_rate=learning_rate, chunk_tokens=chunk_tokens)
+        positive(rank=rank, alpha=alpha, steps=steps, learning_rate=learning_rate, clip=clip)
         depth = len(backbone.layers)
+        if chunk_tokens < 2:
+            raise UsageError(f"chunk_tokens must be 2 or more, or no token has a next one; it is {chunk_tokens}.")
         if role not in _ROLES:
             raise UsageError(f"role must be one of {', '.join(_ROLES)}; it is '{role}'.")
         if any(not 0 <= layer < depth for layer in layers):

@@ -78,6 +78,8 @@ class LastFFN(Memory):
     ) -> None:
         Memory.__init__(self, backbone)
         positive(steps=steps, learning_rate=learning_rate, layers=layers, clip=clip)
+        if kl < 0:
+            raise UsageError(f"kl must be 0 or more; it is {kl}.")
         if layers > len(backbone.layers):
             raise UsageError(f"layers must be at most {len(backbone.layers)}, the model's depth; it is {layers}.")
         self.steps, self.learning_rate, self.kl, self.layers = steps, learning_rate, kl, layers
@@ -154,6 +156,8 @@ class LastFFN(Memory):
             ends = [torch.tensor([ids], dtype=torch.long, device=text.device) for ids in (self.header, self.footer)]
             # Without a header the first token has nothing before it to be predicted from.
             framed.append((torch.cat([ends[0], text, ends[1]], dim=1), max(1, len(self.header))))
+            if framed[-1][0].shape[1] < 2:
+                raise InputError("The text is too short to learn: give at least two tokens.")
             if framed[-1][0].shape[1] > self.backbone.positions:
                 raise InputError(
                     f"The text has {text.shape[1]} tokens, but the model reads at most {self.backbone.positions}; "

@@ -74,6 +74,8 @@ class LatentPool(Memory):
         positive(rows=rows, blocks=blocks, longest=longest, shortest=shortest)
         if blocks < 2:
             raise UsageError(f"blocks must be 2 or more, or every write would replace the whole pool; it is {blocks}.")
+        if longest < shortest:
+            raise UsageError(f"longest must be at least shortest; they are {longest} and {shortest}.")
         if forget not in ("layer", "shared"):
             raise UsageError(f"forget must be layer or shared; it is '{forget}'.")
         self.rows, self.blocks, self.forget, self.seed = rows, blocks, forget, seed
@@ -278,7 +280,7 @@ def _newest(held: KV, place: Tensor, newest: int, before: int) -> KV:
     order = torch.cat([order.new_zeros(*order.shape[:2], 1), order], dim=2)
 
     def take(tensor: Tensor, index: int) -> Tensor:
-        return torch.take_along_dim(tensor, order[:, index, None, :, None], dim=2)
+        return torch.stack([row.index_select(1, order[b, index]) for b, row in enumerate(tensor)])
 
     return KV(tuple(take(k, i) for i, k in enumerate(held.keys)), tuple(take(v, i) for i, v in enumerate(held.values)))
 

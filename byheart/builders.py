@@ -1,0 +1,203 @@
+"""Episodes made of records: what is written, what is asked for, and in which order, by a seed and a number alone.
+
+Every draw is a pure function of (seed, index), so a run that goes on after a break sees what it would have seen.
+Text is cut and framed as a session would do it, so that a memory is trained on what it will be given.
+
+    lm      a random window: S segments, then its continuation
+    qa      the record's text among other records' text, S segments; the question, framed; its answer is supervised
+    dialog  a persona and turns, a segment each; the next turn, framed; its reply is supervised
+
+It does not know memories.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from byheart.episode import Batch, Episode, collate
+from byheart.errors import InputError, UsageError
+from byheart.memory import positive
+from byheart.records import DataSet, Record, read
+from byheart.session import Session
+
+_TRIES = 16
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """A data set and how often it is drawn."""
+
+    data: DataSet
+    weight: float = 1.0
+
+    @classmethod
+    def read(cls, source: str) -> Weighted:
+        """``PATH`` or ``PATH:weight``, see ``records.read``."""
+        path, _, said = source.rpartition(":")
+        try:
+            weight = float(said)
+        except ValueError:
+            path, weight = source, 1.0
+        return cls(read(path), weight)
+
+
+class Mixture:
+    """Batches of episodes drawn from several data sets; call it with a step.
+
+    Args:
+        session: whose tokenizer and chat template frame the text.
+        segments: how many segments an episode has; drawn for each batch.
+        gap: tokens of unrelated text at the end of an lm episode's segments, before the continuation.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        sources: Sequence[Weighted],
+        *,
+        batch: int,
+        segments: Sequence[int] = (1, 2, 4, 8),
+        segment_tokens: int = 64,
+        target_tokens: int = 64,
+        gap: int = 0,
+        seed: int = 0,
+    ) -> None:
+        positive(batch=batch, segment_tokens=segment_tokens, target_tokens=target_tokens - 1)
+        if not sources or min(segments, default=0) < 1 or any(each.weight <= 0 for each in sources):
+            raise UsageError("A mixture needs data of weight above 0 and counts of segments of 1 or more.")
+        self.session, self.sources = session, list(sources)
+        self.batch, self.segments, self.seed = batch, list(segments), seed
+        self.segment_tokens, self.target_tokens, self.gap = segment_tokens, target_tokens, gap
+        # A long text has more windows than a short one; a question or a dialogue is one.
+        self._chances = [
+            list(accumulate(len(r.context) if r.task == "lm" else 1 for r in each.data.records)) for each in sources
+        ]
+        self._known: dict[str, Tensor] = {}
+
+    def __call__(self, step: int) -> Batch:
+        """The batch of ``step``."""
+        segments = self._random("batch", step).choice(self.segments)
+        return collate([self.episode(step * self.batch + row, segments) for row in range(self.batch)])
+
+    def episode(self, index: int, segments: int) -> Episode:
+        """Episode ``index`` with so many segments. Raises InputError where the data are too short for any."""
+        rng = self._random("episode", index)
+        for _ in range(_TRIES):
+            source = rng.choices(range(len(self.sources)), [each.weight for each in self.sources])[0]
+            record = rng.choices(self.sources[source].data.records, cum_weights=self._chances[source])[0]
+            made = {"lm": self._continued, "qa": self._asked, "dialog": self._replied}[record.task](
+                record, rng, segments
+            )
+            if made is not None:
+                return made
+        names = ", ".join(each.data.source for each in self.sources)
+        raise InputError(
+            f"No text of {names} is long enough for {segments} segments of {self.segment_tokens} tokens "
+            f"and a target of {self.target_tokens}."
+        )
+
+    # ---- one builder a task ----
+
+    def _continued(self, record: Record, rng: random.Random, segments: int) -> Episode | None:
+        text, begins = self._ids(record.text), self._begins
+        room = segments * self.segment_tokens - len(begins)
+        gap = min(self.gap, room // 2)
+        need = room - gap + self.target_tokens
+        start = rng.randrange(max(1, len(text) - need + 1))
+        window = text[start : start + need]
+        if len(window) < 2 * self.target_tokens:
+            return None
+        history, target = window[: -self.target_tokens], window[-self.target_tokens :]
+        before = self._others(record, rng, room - gap - len(history), ahead=True)
+        after = self._others(record, rng, gap)
+        return self._made(torch.cat([begins, before, history, after]), segments, target, 1)
+
+    def _asked(self, record: Record, rng: random.Random, segments: int) -> Episode | None:
+        text, begins = self._ids(record.context), self._begins
+        # What people write does not end where a segment does.
+        spare = rng.choice([0, rng.randrange(self.segment_tokens)])
+        room = segments * self.segment_tokens - len(begins) - spare
+        if len(text) > room:
+            where = record.context.find(record.answer)
+            if where < 0:
+                return None
+            first = len(self._ids(record.context[:where]))
+            last = min(first + len(self._ids(record.answer)) + 1, len(text))
+            start = rng.randint(*sorted((max(0, last - room), min(first, len(text) - room))))
+            text = text[start : start + room]
+        fill = room - len(text)
+        ahead = rng.randint(0, fill)
+        before, after = self._others(record, rng, ahead, ahead=True), self._others(record, rng, fill - ahead)
+        target, answer = self._exchange(record.question, record.answer)
+        return self._made(torch.cat([begins, before, text, after]), segments, target, answer)
+
+    def _replied(self, record: Record, rng: random.Random, segments: int) -> Episode | None:
+        persona = [record.persona] if record.persona else []
+        turns = segments - len(persona)
+        # The persona is of the one who speaks second.
+        replies = [k for k in range(turns + 1, len(record.turns)) if k % 2 or not persona]
+        if not replies:
+            return None
+        reply = rng.choice(replies)
+        texts = [*persona, *record.turns[reply - 1 - turns : reply - 1]]
+        rows = [self._ids(f"{text}\n")[: self.segment_tokens] for text in texts]
+        rows[0] = torch.cat([self._begins, rows[0]])
+        target, answer = self._exchange(record.turns[reply - 1], record.turns[reply])
+        return Episode(tuple(rows), target, answer)
+
+    # ---- tokens ----
+
+    def _made(self, text: Tensor, segments: int, target: Tensor, answer: int) -> Episode | None:
+        rows = torch.split(text, self.segment_tokens)
+        if len(rows) != segments:
+            # Nothing was there to fill with.
+            rows = torch.tensor_split(text, segments)
+        return Episode(tuple(rows), target, answer) if all(map(len, rows)) else None
+
+    def _exchange(self, question: str, answer: str) -> tuple[Tensor, int]:
+        """A framed question and its answer, and where the answer begins."""
+        frame, stops = self.session.frame, self.session.stop_tokens
+        asked = torch.cat([self._begins, self._ids(f"{frame.question}{question}{frame.answer}")])
+        # A chat template says itself where an answer begins and ends; bare lines go on after a space.
+        space = "" if frame.end else " "
+        reply = self._ids(f"{space}{answer.strip()}")[: self.target_tokens]
+        end = [token for token in self._ids(frame.end).tolist() if token in stops][:1] or sorted(stops)[:1]
+        return torch.cat([asked, reply, torch.tensor(end, dtype=torch.long)]), len(asked)
+
+    def _others(self, record: Record, rng: random.Random, count: int, *, ahead: bool = False) -> Tensor:
+        """So many tokens of other records' text to stand behind, or ``ahead`` of, a record's; none if it is alone."""
+        between = self._ids("\n\n")
+        pieces: list[Tensor] = []
+        for _ in range(_TRIES + count):
+            if sum(map(len, pieces)) >= count:
+                break
+            other = rng.choice(rng.choice(self.sources).data.records)
+            if other.text != record.text:
+                text = self._ids(other.text)
+                start = rng.randrange(len(text)) if len(text) > 4 * count else 0
+                text = text[start : start + count]
+                pieces += [text, between] if ahead else [between, text]
+        joined = torch.cat([self._ids(""), *pieces])
+        return joined[max(0, len(joined) - count) :] if ahead else joined[:count]
+
+    def _ids(self, text: str) -> Tensor:
+        """A text's tokens, made once."""
+        if text not in self._known:
+            ids = self.session.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+            self._known[text] = torch.tensor(ids, dtype=torch.long)
+        return self._known[text]
+
+    @cached_property
+    def _begins(self) -> Tensor:
+        """What the tokenizer puts before every text."""
+        return torch.tensor(list(self.session.tokenizer("").input_ids), dtype=torch.long)
+
+    def _random(self, what: str, index: int) -> random.Random:
+        return random.Random(f"{self.seed} {what} {index}")

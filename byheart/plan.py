@@ -1,0 +1,127 @@
+"""A training run as people write it down: settings from a recipe file, changed by flags, and the run that they mean.
+
+Default < file < flag. A recipe file is TOML whose keys are the fields of ``Plan``; paths in it, as in flags, are seen
+from the current folder.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from byheart.builders import Mixture, Weighted
+from byheart.checkpoints import newest
+from byheart.errors import InputError, UnknownNameError, UsageError
+from byheart.models import DEFAULT
+from byheart.session import Session, load
+from byheart.train import Recipe, Step, TrainResult, train
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+_HELD_OUT_BATCHES = 8
+_MEANT = {int: "a whole number", float: "a number", str: "text", list: "a list", dict: "a table"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to train, on what, and how; ``data`` and ``held_out`` are ``PATH`` or ``PATH:weight``."""
+
+    memory: str = "compressed-kv"
+    options: dict[str, Any] = field(default_factory=dict)
+    model: str = DEFAULT
+    dtype: str = "auto"
+    device: str = "auto"
+    data: list[str] = field(default_factory=list)
+    held_out: list[str] = field(default_factory=list)
+    segments: list[int] = field(default_factory=lambda: [1, 2, 4, 8])
+    segment_tokens: int = 64
+    target_tokens: int = 64
+    gap: int = 0
+    batch: int = 16
+    steps: int = 1000
+    learning_rate: float = 3e-4
+    warmup: float = 0.03
+    clip: float = 1.0
+    weight_decay: float = 0.0
+    accumulate: int = 1
+    teacher: float = 0.0
+    every_segment: float = 0.0
+    seed: int = 0
+    save_every: int = 100
+    evaluate_every: int = 0
+
+    @classmethod
+    def of(cls, file: str | Path | None, **flags: Any) -> Plan:
+        """Settings of a recipe file, changed by flags; a flag of None is not given. Raises InputError, UsageError."""
+        written = _parsed(Path(file)) if file is not None else {}
+        given = {name: value for name, value in flags.items() if value is not None}
+        if "options" in given:
+            given["options"] = {**written.get("options", {}), **given["options"]}
+        settled = {**written, **given}
+        defaults = asdict(cls())
+        for name, value in settled.items():
+            if name not in defaults:
+                raise UnknownNameError("setting", name, defaults)
+            kind = type(defaults[name])
+            if type(value) is not kind and not (kind is float and type(value) is int):
+                raise UsageError(f"{name} must be {_MEANT[kind]}; it is {value!r}.")
+        return cls(**settled)
+
+    def run(
+        self,
+        out: str | Path,
+        *,
+        ready: Callable[[int, int], None] = lambda done, total: None,
+        progress: Callable[[Step], None] | None = None,
+    ) -> TrainResult:
+        """Train, going on from what is in ``out``.
+
+        Args:
+            ready: called when the model is open and the data are read, with the steps done and the steps in all.
+            progress: called after each step.
+        """
+        if not self.data:
+            raise UsageError("There is nothing to train on: give --data, or data in the recipe.")
+        sources, held = [Weighted.read(each) for each in self.data], [Weighted.read(each) for each in self.held_out]
+        session = load(self.model, memory=self.memory, dtype=self.dtype, device=self.device, **self.options)
+        batches = self._mixture(session, sources, self.seed)
+        unseen = [self._mixture(session, held, self.seed)(n) for n in range(_HELD_OUT_BATCHES)] if held else []
+        found = newest(Path(out) / "checkpoints")
+        ready(int(found.name.removeprefix("step-")) if found else 0, self.steps)
+        return train(
+            session.memory,
+            batches,
+            Recipe(**{each.name: getattr(self, each.name) for each in fields(Recipe)}),
+            out=out,
+            made_of=self._made_of(session, sources),
+            held_out=unseen,
+            evaluate_every=self.evaluate_every,
+            save_every=self.save_every,
+            progress=progress,
+        )
+
+    def _mixture(self, session: Session, sources: list[Weighted], seed: int) -> Mixture:
+        shapes = {name: getattr(self, name) for name in ("segments", "segment_tokens", "target_tokens", "gap", "batch")}
+        return Mixture(session, sources, seed=seed, **shapes)
+
+    def _made_of(self, session: Session, sources: list[Weighted]) -> Mapping[str, Any]:
+        """What decides the batches and the precision; where data lie does not."""
+        return {
+            "data": [[Path(each.data.source).name, each.data.digest, each.weight] for each in sources],
+            "dtype": session.header.dtype,
+            "tokenizer": session.header.tokenizer,
+            **{name: getattr(self, name) for name in ("segments", "segment_tokens", "target_tokens", "gap", "batch")},
+        }
+
+
+def _parsed(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError(f"Recipe '{file}' cannot be read: {error}.") from error

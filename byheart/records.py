@@ -1,0 +1,126 @@
+"""Reading data sets: JSON lines, plain text, a folder of both, or a data set of the Hugging Face hub, as records.
+
+One JSON object a line. What is read of it: ``task`` (lm, qa, dialog; others with a question count as qa), ``context``,
+``question``, ``answers`` and ``meta.turns``, ``meta.persona``. A plain text file is one lm record. Nothing here knows
+tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from byheart.errors import InputError, UsageError
+
+_NEEDS = {"lm": "context", "qa": "question and answers", "dialog": "meta.turns of two turns or more"}
+_KINDS = (".jsonl", ".txt", ".md")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One text, with a question and its answer where ``task`` is qa, or with turns where it is dialog."""
+
+    task: str
+    context: str
+    question: str = ""
+    answer: str = ""
+    turns: tuple[str, ...] = ()
+    persona: str = ""
+
+    @property
+    def text(self) -> str:
+        """All that there is to read in it."""
+        return self.context or "\n".join([self.persona, *self.turns]).strip()
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Records of one source; ``digest`` names its exact content."""
+
+    source: str
+    records: list[Record]
+    digest: str
+
+
+def read(source: str) -> DataSet:
+    """A file, a folder of files, or a hub data set (``name`` or ``name:split``). Raises InputError or UsageError."""
+    path = Path(source).expanduser()
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.suffix in _KINDS)
+    elif path.is_file():
+        files = [path]
+    elif path.suffix in _KINDS or source.startswith((".", "/", "~")):
+        raise InputError(f"There is no data file or folder '{source}'.")
+    else:
+        return _gathered(source, list(_from_hub(source)))
+    return _gathered(source, [found for file in files for found in _rows(file)])
+
+
+def _gathered(source: str, rows: list[Mapping[str, Any]]) -> DataSet:
+    records = [record for record in map(_record, rows) if record is not None]
+    if not records:
+        tasks = sorted({str(row.get("task", "lm")) for row in rows}) or ["none"]
+        wanted = "; ".join(f"{task} needs {field}" for task, field in _NEEDS.items())
+        raise InputError(
+            f"'{source}' holds no record to train on: {len(rows)} read, of task {', '.join(tasks)}. {wanted}."
+        )
+    digest = hashlib.sha256(repr(records).encode()).hexdigest()[:16]
+    return DataSet(source, records, digest)
+
+
+def _rows(file: Path) -> Iterator[Mapping[str, Any]]:
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"'{file}' cannot be read: {error}.") from error
+    if file.suffix != ".jsonl":
+        yield {"task": "lm", "context": text}
+        return
+    # splitlines() would also cut at separators that JSON strings may hold.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            yield _parsed(line, f"'{file}' line {number}")
+
+
+def _parsed(line: str, where: str) -> Mapping[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise InputError(f"{where} is not JSON: {error}.") from error
+    if not isinstance(row, dict):
+        raise InputError(f"{where} is no JSON object.")
+    return row
+
+
+def _record(row: Mapping[str, Any]) -> Record | None:
+    """What can be trained on in a row, or None."""
+    meta = row.get("meta") or {}
+    context, question = str(row.get("context") or row.get("text") or ""), str(row.get("question") or "")
+    answers, turns = row.get("answers") or [], tuple(meta.get("turns") or ())
+    if len(turns) > 1:
+        return Record("dialog", context, turns=turns, persona="\n".join(meta.get("persona") or ()))
+    if question and answers and context.strip():
+        return Record("qa", context, question, str(answers[0]))
+    if context.strip() and not question:
+        return Record("lm", context)
+    return None
+
+
+def _from_hub(source: str) -> Iterable[Mapping[str, Any]]:
+    if importlib.util.find_spec("datasets") is None:
+        raise UsageError(
+            f"'{source}' is no file or folder. To read it from the Hugging Face hub, install: pip install datasets"
+        )
+    name, _, split = source.partition(":")
+    datasets = importlib.import_module("datasets")
+    try:
+        rows: Iterable[Mapping[str, Any]] = datasets.load_dataset(name, split=split or "train")
+    except (OSError, ValueError) as error:
+        raise InputError(f"Data set '{name}' could not be read from the hub: {error}") from error
+    return rows

@@ -1,0 +1,166 @@
+"""The table of memories: names, options, other people's packages."""
+
+from __future__ import annotations
+
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from byheart import memories
+from byheart.errors import UnknownNameError, UsageError
+from byheart.memories import BUILT_IN, build, defaults, find
+from byheart.memory import Memory
+from byheart.reading import Reading
+from byheart.state import State
+from tests.samples import backbone, tokens
+
+
+class Diary(Memory):
+    """Somebody else's mechanism: the first tokens it was given."""
+
+    name = "diary"
+
+    def __init__(self, backbone: Any, *, first: int = 4) -> None:
+        Memory.__init__(self, backbone)
+        self.first = first
+
+    def init(self) -> State:
+        return {}
+
+    def write(self, state: State, segment: Tensor) -> State:
+        kept = torch.cat([state["kept"], segment], dim=1) if state else segment
+        return {"kept": kept[:, : self.first]}
+
+    def read(self, state: State) -> Reading:
+        return Reading(self.backbone.prefill(state["kept"])) if state else Reading()
+
+
+@pytest.fixture
+def _others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another package's entry points."""
+    here = "tests.test_memories_table"
+    points = [
+        EntryPoint("diary", f"{here}:Diary", "byheart.memories"),
+        EntryPoint("window", f"{here}:Diary", "byheart.memories"),
+        EntryPoint("pathbook", "pathlib:Path", "byheart.memories"),
+        EntryPoint("number", f"{here}:tokens", "byheart.memories"),
+    ]
+
+    def offered(*, group: str) -> list[EntryPoint]:
+        assert group == "byheart.memories"
+        return points
+
+    monkeypatch.setattr(memories, "entry_points", offered)
+
+
+# ---- built in ----
+
+
+def test_the_table_is_by_name_and_free_of_duplicates() -> None:
+    assert all(kind.name == name for name, kind in BUILT_IN.items())
+    assert len(set(BUILT_IN.values())) == len(BUILT_IN)
+    folder = Path(memories.__file__).parent
+    files = {path.stem for path in folder.glob("*.py")} - {"__init__"}
+    assert {kind.__module__.rsplit(".", 1)[-1] for kind in BUILT_IN.values()} == files
+    assert {name.replace("-", "_") for name in BUILT_IN} == files
+
+
+@pytest.mark.parametrize("name", list(BUILT_IN))
+def test_a_memory_is_final_and_says_what_it_does(name: str) -> None:
+    kind = BUILT_IN[name]
+    assert kind.__bases__ == (Memory,)
+    assert not kind.__subclasses__()
+    assert kind.__doc__
+    assert find(name) is kind
+    assert isinstance(build(name, backbone()), kind)
+
+
+@pytest.mark.parametrize("name", list(BUILT_IN))
+def test_defaults_are_the_options_of_a_memory_without_any(name: str) -> None:
+    options = {
+        key: list(value) if isinstance(value, tuple) else value for key, value in defaults(BUILT_IN[name]).items()
+    }
+    made = build(name, backbone()).options()
+    assert made.keys() == options.keys()
+    assert {**made, "layers": None} == {**options, "layers": None} or "layers" not in made
+
+
+# ---- names ----
+
+
+@pytest.mark.parametrize(
+    ("name", "near"), [("latent_pool", "latent-pool"), ("windw", "window"), ("ffn-lore", "ffn-lora")]
+)
+def test_an_unknown_name_is_answered_with_the_nearest_and_the_list(name: str, near: str) -> None:
+    message = rf"There is no memory '{name}'\. Did you mean '{near}'\? There are: compressed-kv, .*window\."
+    with pytest.raises(UnknownNameError, match=message):
+        find(name)
+    with pytest.raises(UnknownNameError, match=message):
+        build(name, backbone())
+
+
+def test_a_name_like_no_other_is_answered_with_the_list() -> None:
+    with pytest.raises(UnknownNameError, match=r"There is no memory 'zzz'\. There are: compressed-kv"):
+        find("zzz")
+
+
+# ---- options ----
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("latent-pool", {"row": 3}, r"no option of latent-pool 'row'\. Did you mean 'rows'\?"),
+        ("full", {"keep": 1}, r"no option of full 'keep'\. There are: chunk_tokens"),
+        ("nothing", {"rows": 1}, r"no option of nothing 'rows'"),
+        ("latent-pool", {"rows": "8"}, "rows of latent-pool must be a whole number, such as 64; it is '8'"),
+        ("latent-pool", {"rows": 8.0}, "rows of latent-pool must be a whole number, such as 64; it is 8.0"),
+        ("latent-pool", {"rows": True}, "rows of latent-pool must be a whole number, such as 64; it is True"),
+        (
+            "last-ffn",
+            {"learning_rate": "fast"},
+            "learning_rate of last-ffn must be a number, .* it is 'fast'",
+        ),
+        ("last-ffn", {"keep_text": 1}, "keep_text of last-ffn must be true or false, such as True; it is 1"),
+        ("compressed-kv", {"merge": 3}, "merge of compressed-kv must be a word, such as 'concat'; it is 3"),
+    ],
+)
+def test_an_option_that_is_none_is_named(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        build(name, backbone(), **options)
+
+
+def test_a_whole_number_is_a_number() -> None:
+    assert build("latent-pool", backbone(), alpha=8).options()["alpha"] == 8
+
+
+# ---- other packages ----
+
+
+@pytest.mark.usefixtures("_others")
+def test_a_memory_of_another_package_is_found_by_its_entry_point() -> None:
+    assert find("diary") is Diary
+    own = backbone()
+    made = build("diary", own, first=3)
+    with torch.no_grad():
+        state = made.write(made.init(), tokens(9))
+        assert made.read(state).length == 3
+    assert made.options() == {"first": 3}
+
+
+@pytest.mark.usefixtures("_others")
+def test_other_packages_names_are_listed_and_cannot_take_a_built_in_one() -> None:
+    assert find("window") is BUILT_IN["window"]
+    with pytest.raises(UnknownNameError, match=r"Did you mean 'diary'\? There are: compressed-kv, diary, "):
+        find("dairy")
+
+
+@pytest.mark.usefixtures("_others")
+@pytest.mark.parametrize("name", ["pathbook", "number"])
+def test_an_entry_point_that_is_no_memory_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match=f"entry point '{name}' gives .* which is not a Memory"):
+        find(name)
