@@ -10,6 +10,7 @@ Dimensions: B batch, H key-value heads, G query heads for each, T query rows, M 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -99,14 +100,13 @@ def _mask(*, mask_function: Callable[..., Any], attention_mask: Tensor | None = 
 
     Padding between a prefix and a shorter row's prompt would otherwise use up a sliding window.
     """
-    rule = mask_function
     if attention_mask is not None and attention_mask.shape[1] == kwargs["kv_length"]:
-        places = attention_mask.cumsum(1) - 1
+        mask_function = partial(_by_place, mask_function, attention_mask.cumsum(1) - 1)
+    return sdpa_mask(mask_function=mask_function, attention_mask=attention_mask, **kwargs)
 
-        def rule(batch: Any, head: Any, query: Any, key: Any) -> Any:
-            return mask_function(batch, head, places[batch, query], places[batch, key])
 
-    return sdpa_mask(mask_function=rule, attention_mask=attention_mask, **kwargs)
+def _by_place(rule: Callable[..., Any], places: Tensor, batch: Any, head: Any, query: Any, key: Any) -> Any:
+    return rule(batch, head, places[batch, query], places[batch, key])
 
 
 def _attention(

@@ -25,7 +25,7 @@ from byheart.anatomy import Anatomy, FeedForward, feed_forward, hooked, measure,
 from byheart.cache import PrefixCache
 from byheart.errors import UnsupportedModelError, UsageError
 from byheart.models import empty_model, open_model
-from byheart.reading import KV, Delta, LowRankDelta, Reading
+from byheart.reading import KV, Delta, Reading, adding
 from byheart.state import fingerprint
 
 Change: TypeAlias = tuple[nn.Linear, Callable[..., Tensor]]
@@ -236,7 +236,7 @@ class Backbone:
     def changes(self, rows: Sequence[Mapping[str, Delta]]) -> list[Change]:
         """The linear layers that these rows change, each with its forward hook: made once for many passes."""
         return [
-            (self.linear(path), _adds([row[path].to(self.dtype) if path in row else None for row in rows]))
+            (self.linear(path), adding([row[path].to(self.dtype) if path in row else None for row in rows]))
             for path in sorted({path for row in rows for path in row})
         ]
 
@@ -382,20 +382,3 @@ class Backbone:
     def fingerprint(self) -> str:
         """A name for these weights: shapes and sampled values of every tensor, the same in any precision."""
         return fingerprint(dict(self.model.named_parameters()), torch.bfloat16, samples=256)
-
-
-def _adds(rows: Sequence[Delta | None]) -> Callable[..., Tensor]:
-    """A forward hook that adds each batch row's change to a linear layer's output."""
-    if len({id(row) for row in rows}) == 1 and rows[0] is not None:
-        shared = rows[0]
-        return lambda module, args, out: out + shared(args[0], 0)
-    low_rank = [row for row in rows if isinstance(row, LowRankDelta)]
-    if len(low_rank) == len(rows) and len({row.down.shape for row in low_rank}) == 1:
-        down, up = torch.cat([row.down for row in low_rank]).mT, torch.cat([row.up for row in low_rank]).mT
-        return lambda module, args, out: out + torch.bmm(torch.bmm(args[0], down), up)
-
-    def hook(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
-        changed = [out[b] + row(args[0][b], 0) if row else out[b] for b, row in enumerate(rows)]
-        return torch.stack(changed)
-
-    return hook

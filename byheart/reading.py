@@ -8,13 +8,13 @@ Dimensions: B batch, H key-value heads, M rows of memory, W head width, R rank, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -132,3 +132,20 @@ class Reading:
         for delta in self.deltas.values():
             tensors += [delta.weight] if isinstance(delta, DenseDelta) else [delta.down, delta.up]
         return sum(tensor.nbytes for tensor in tensors)
+
+
+def adding(rows: Sequence[Delta | None]) -> Callable[..., Tensor]:
+    """A forward hook that adds each batch row's change to a linear layer's output."""
+    if len({id(row) for row in rows}) == 1 and rows[0] is not None:
+        shared = rows[0]
+        return lambda module, args, out: out + shared(args[0], 0)
+    low_rank = [row for row in rows if isinstance(row, LowRankDelta)]
+    if len(low_rank) == len(rows) and len({row.down.shape for row in low_rank}) == 1:
+        down, up = torch.cat([row.down for row in low_rank]).mT, torch.cat([row.up for row in low_rank]).mT
+        return lambda module, args, out: out + torch.bmm(torch.bmm(args[0], down), up)
+
+    def hook(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+        changed = [out[b] + row(args[0][b], 0) if row else out[b] for b, row in enumerate(rows)]
+        return torch.stack(changed)
+
+    return hook

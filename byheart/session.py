@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,50 +30,14 @@ from byheart.backbone import Backbone
 from byheart.cache import PrefixCache
 from byheart.decoding import Decoding, generate
 from byheart.errors import InputError, UsageError
+from byheart.frame import RECEIPT, Frame
 from byheart.memories import build, find
 from byheart.memory import Memory, is_learned, read_card
 from byheart.models import DEFAULT, located, open_tokenizer
 from byheart.reading import Reading
 from byheart.state import Header, State, Written
 
-_RECEIPT = "I have read it."
-_TEXT, _QUESTION = "\u2063text\u2063", "\u2063question\u2063"
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Frame:
-    """What a model's chat template puts around texts and questions; bare lines where it has none."""
-
-    opening: str
-    receipt: str
-    answer: str
-    question: str
-    turn: str
-    end: str
-
-    @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase) -> Frame:
-        """Found by rendering marked messages, so that no template is known by name."""
-        if not tokenizer.chat_template:
-            return cls("", "\n\n", "\nAnswer:", "Question: ", "", "")
-        user, assistant = {"role": "user", "content": _TEXT}, {"role": "assistant", "content": _RECEIPT}
-
-        def rendered(messages: Sequence[dict[str, str]], prompted: bool) -> str:
-            return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=prompted))
-
-        question = {"role": "user", "content": _QUESTION}
-        alone, prompted = rendered([question], False), rendered([question], True)
-        whole = rendered([user, assistant, question], True)
-        turn = prompted[len(alone) :]
-        return cls(
-            opening=whole.split(_TEXT)[0],
-            receipt=whole.split(_TEXT)[1].split(_QUESTION)[0],
-            answer=whole.split(_QUESTION)[1],
-            question=prompted.split(_QUESTION)[0],
-            turn=turn,
-            end=alone.split(_QUESTION)[1],
-        )
 
 
 class Session:
@@ -127,10 +91,10 @@ class Session:
             raise InputError("There is nothing to write: the text is empty.")
         _require_characters(text)
         first = not self.header.written
-        framed = text
+        parts = ["", text]
         if self.memory.keeps_turns:
-            framed = f"{self.frame.opening if first else ''}{text}{self.frame.receipt}"
-        tokens = self._encode(framed, first=first)
+            parts = [self.frame.opening if first else "", text, self.frame.receipt]
+        tokens = self._encode(*parts, first=first)
         entry = Written.now(source, tokens=tokens.shape[1], characters=len(text))
         self._absorb(tokens, progress)
         self.header = self.header.with_written(entry)
@@ -141,13 +105,13 @@ class Session:
         _require_characters(question + answer)
         first = not self.header.written
         if not self.memory.keeps_turns:
-            framed = f"{question}\n{answer}\n"
+            parts = ["", question, "\n", answer, "\n"]
         elif self.tokenizer.chat_template:
-            before, _, after = self.frame.receipt.partition(_RECEIPT)
-            framed = f"{self.frame.opening if first else ''}{question}{before}{answer}{after}"
+            before, _, after = self.frame.receipt.partition(RECEIPT)
+            parts = [self.frame.opening if first else "", question, before, answer, after]
         else:
-            framed = f"{self.frame.question}{question}{self.frame.answer} {answer}{self.frame.receipt}"
-        tokens = self._encode(framed, first=first)
+            parts = [self.frame.question, question, f"{self.frame.answer} ", answer, self.frame.receipt]
+        tokens = self._encode(*parts, first=first)
         entry = Written.now("chat", tokens=tokens.shape[1], characters=len(question) + len(answer))
         self._absorb(tokens, None)
         self.header = self.header.with_written(entry)
@@ -207,10 +171,8 @@ class Session:
             raise InputError("There is nothing to ask: the question is empty.")
         _require_characters(question)
         opened = self.memory.keeps_turns and bool(self.header.written)
-        framed = (
-            f"{'' if opened and self.tokenizer.chat_template else self.frame.question}{question}{self.frame.answer}"
-        )
-        return self._encode(framed, first=not opened)[0]
+        begun = opened and bool(self.tokenizer.chat_template)
+        return self._encode("" if begun else self.frame.question, question, self.frame.answer, first=not opened)[0]
 
     def _require_written(self) -> None:
         if not self.header.written:
@@ -271,8 +233,13 @@ class Session:
         ends = [*model, self.tokenizer.eos_token_id, *_special(self.tokenizer, self.frame.end)[:1]]
         return {token for token in ends if token is not None}
 
-    def _encode(self, text: str, *, first: bool) -> Tensor:
-        ids = self.tokenizer(text, add_special_tokens=False).input_ids
+    def _encode(self, *parts: str, first: bool) -> Tensor:
+        """Token ids (1, T) of frame and user text in turn; a special token's name in a user's text is only text."""
+        named = any(mark in text for text in parts[1::2] for mark in self.tokenizer.all_special_tokens)
+        pieces = [(part, n % 2 == 1) for n, part in enumerate(parts)] if named else [("".join(parts), False)]
+        ids: list[int] = []
+        for piece, plain in pieces:
+            ids += self.tokenizer(piece, add_special_tokens=False, split_special_tokens=plain).input_ids
         begins = list(self.tokenizer("").input_ids) if first else []
         if begins and ids[: len(begins)] == begins:
             begins = []

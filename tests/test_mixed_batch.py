@@ -51,10 +51,8 @@ def require_rows_as_alone(rows: list[tuple[Reading, Tensor]], family: str) -> No
     assert hooks(own) == []
 
 
-@pytest.mark.parametrize("keys_from", [0, 10_000], ids=["grouped", "stock"])
 @pytest.mark.parametrize("pair", list(combinations_with_replacement(MEMORIES, 2)), ids=" and ".join)
-def test_two_memories_share_a_batch(pair: tuple[str, str], keys_from: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "MANY_KEYS", keys_from)
+def test_two_memories_share_a_batch(pair: tuple[str, str]) -> None:
     require_rows_as_alone([row(case, "llama", place) for place, case in enumerate(pair)], "llama")
 
 

@@ -16,13 +16,14 @@ from transformers import PreTrainedTokenizerFast
 from byheart import session as sessions, state as states
 from byheart.backbone import Backbone
 from byheart.errors import InputError, StateError, StateMismatchError, UsageError
-from byheart.session import Frame, Session, _text_of, ask_many, load, open_state
+from byheart.frame import Frame
+from byheart.session import Session, _text_of, ask_many, load, open_state
 from byheart.testing import tiny_backbone
 from tests.conftest import save_tiny, tiny_tokenizer
 from tests.samples import MEMORIES, OPTIONS, backbone, hooks
 
 TEXT, QUESTION = "The cat is called Muck.", "What is the cat called?"
-TALK = {"max_tokens": 24, "temperature": 1.5, "seed": 3}
+TALK = {"max_tokens": 14, "temperature": 1.5, "seed": 3}
 
 
 def bare_tokenizer() -> PreTrainedTokenizerFast:
@@ -280,13 +281,14 @@ def test_an_answer_ends_with_the_turn() -> None:
 def test_a_stop_string_ends_an_answer_across_tokens() -> None:
     """A token is a character here."""
     made = read()
-    whole = "".join(made.stream(QUESTION, **TALK))
-    stop = whole[9:13]
+    how = talk(made)
+    whole = "".join(made.stream(QUESTION, **how))
+    stop = whole[3:6]
     expected = whole[: whole.find(stop)]
-    assert "".join(made.stream(QUESTION, stop=stop, **TALK)) == expected
-    assert "".join(made.stream(QUESTION, stop=["never seen", stop], **TALK)) == expected
-    assert made.ask(QUESTION, stop=stop, **TALK) == expected.strip()
-    assert "".join(made.stream(QUESTION, stop="never seen", **TALK)) == whole
+    assert "".join(made.stream(QUESTION, stop=stop, **how)) == expected
+    assert "".join(made.stream(QUESTION, stop=["never seen", stop], **how)) == expected
+    assert made.ask(QUESTION, stop=stop, **how) == expected.strip()
+    assert "".join(made.stream(QUESTION, stop="never seen", **how)) == whole
 
 
 @pytest.mark.parametrize("stop", ["", ["x", ""]])
@@ -578,3 +580,10 @@ def test_the_module_names_no_mechanism() -> None:
     """It does not know which mechanism it has."""
     source = Path(sessions.__file__).read_text(encoding="utf-8")
     assert not [name for name in MEMORIES if f'"{name}"' in source.replace('memory: str = "full"', "")]
+
+
+def test_a_special_token_in_a_users_text_is_only_text() -> None:
+    mine = session()
+    mark = str(mine.tokenizer.eos_token)
+    assert mine.tokenizer.eos_token_id not in mine._encode("", f"a {mark} b", "", first=False)[0].tolist()
+    assert mine.tokenizer.eos_token_id in mine._encode(f"a {mark} b", "", first=False)[0].tolist()

@@ -115,7 +115,9 @@ def _shown() -> Iterator[tuple[Callable[[int, int], None], Callable[[Step], None
     Gives what is called with (steps done, steps in all) at the start, and what is called with every step.
     """
     columns: tuple[Any, ...] = (BarColumn(30), MofNCompleteColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    quiet = not console.is_terminal
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=quiet) as bar:
         task = bar.add_task("opening the model", total=None)
         noted = time.monotonic()
 
@@ -128,7 +130,7 @@ def _shown() -> Iterator[tuple[Callable[[int, int], None], Callable[[Step], None
             if step.held_out is not None:
                 said += f", held out {step.held_out:.3f}"
             bar.update(task, advance=1, description=said)
-            if not bar.console.is_terminal and time.monotonic() - noted > _LINES_EVERY:
+            if quiet and time.monotonic() - noted > _LINES_EVERY:
                 noted = time.monotonic()
                 terminal.note(f"step {step.step}: {said}")
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class OrderedPool:
-    """``writer`` and ``reader`` are transformers models; ``first`` (L, 1, D) stands before all, ``mark`` (D,) marks rows."""
+    """``writer`` and ``reader`` are models; ``first`` (L, 1, D) stands before all rows, ``mark`` (D,) is put on some."""
 
     def __init__(self, writer: Any, reader: Any, first: Tensor, mark: Tensor, *, rows: int, blocks: int) -> None:
         self.writer, self.reader, self.first, self.mark = writer, reader, first, mark
@@ -22,7 +22,7 @@ class OrderedPool:
         self.pool = first[:, :0]
 
     def write(self, tokens: Tensor, survivors: Tensor) -> None:
-        """Read ``tokens`` (1, T) behind the newest rows, keep the rows at ``survivors`` (L, n), and join the new ones."""
+        """Read ``tokens`` (1, T) behind the newest rows; only the old rows at ``survivors`` (L, n) stay."""
         newest = self.pool[:, -self.rows :]
         marked = min(self.rows, newest.shape[1] + tokens.shape[1])
         _, outputs = self._run(self.writer, torch.cat([self.first, newest], dim=1), tokens, marked)

@@ -1,0 +1,45 @@
+"""What the README shows is run."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from byheart.cli import _COMMANDS
+
+README = Path(__file__).parent.parent / "README.md"
+BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+COMMANDS = re.findall(r"^byheart (\S+)", README.read_text(encoding="utf-8"), re.MULTILINE)
+
+
+@pytest.mark.parametrize("code", BLOCKS, ids=[block.strip().splitlines()[-1][:40] for block in BLOCKS])
+def test_python_blocks_run(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = torch.get_num_threads()
+    names: dict[str, object] = {}
+    exec(compile(code, str(README), "exec"), names)
+    assert names
+    assert torch.get_num_threads() == before
+
+
+def test_the_session_of_the_readme_remembers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(compile(BLOCKS[0], str(README), "exec"), {})
+    answers = capsys.readouterr().out
+    assert "Muck" in answers
+    assert "engine room" in answers
+
+
+@pytest.mark.parametrize("command", sorted(set(COMMANDS)))
+def test_commands_exist(command: str) -> None:
+    assert command in _COMMANDS
+
+
+def test_cost_table_is_the_one_in_the_result_file() -> None:
+    from benchmarks.tables import ROOT, cost_table, put
+
+    text = README.read_text(encoding="utf-8")
+    assert put(text, "cost", cost_table(ROOT / "benchmarks" / "results" / "cost.json")) == text
