@@ -211,7 +211,7 @@ def _rotation(
 
 def tap(layer: nn.Module, given: dict[str, Any], x: Tensor, index: int) -> tuple[Tensor, Tensor]:
     """The keys and values that ``layer`` makes of hidden states ``x`` (B, T, D), and nothing after them."""
-    taker = KeyValueTap(index + 1)
+    taker = KeyValueTap(0)
     with suppress(Tapped):
         layer(x, **_with_cache(given, taker))
     if taker.taken is None:

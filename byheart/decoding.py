@@ -180,7 +180,8 @@ def _plain(backbone: Backbone, cache: PrefixCache, tokens: Tensor, counts: Tenso
 
 
 def _cache_of(backbone: Backbone, rows: Sequence[Reading], room: int) -> PrefixCache:
-    with backbone.reading([replace(row, deltas={}) for row in rows], room=room) as cache:
+    # A prefix that can be learned from would make the cache so too, and tie it to the passes that fill it.
+    with torch.no_grad(), backbone.reading([replace(row, deltas={}) for row in rows], room=room) as cache:
         return cache
 
 

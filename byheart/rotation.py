@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 Pairing = Literal["half", "interleaved", "none"]
-_MANY = 512
+_MANY = 64
 _LONGEST_TABLE = 1 << 17
 
 

@@ -154,7 +154,7 @@ class Session:
         if cache is not None:
             self._cache = None
         elif how.context_aware is None:
-            with self.backbone.reading([replace(reading, deltas={})]) as cache:
+            with torch.no_grad(), self.backbone.reading([replace(reading, deltas={})]) as cache:
                 pass
         steps = generate(self.backbone, [prompt], [reading], decoding=how, stop_tokens=self.stop_tokens, cache=cache)
         try:

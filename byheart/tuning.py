@@ -9,6 +9,7 @@ Dimensions: N tokens, D hidden, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from byheart.backbone import Backbone
 from byheart.episode import Batch
 
-_CHUNK_LOGITS = 1 << 23
+_CHUNK_LOGITS = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,25 @@ class TokenLosses:
     divergence: Tensor
 
 
+class Scratch:
+    """Room for a chunk of logits, kept over many steps: the system takes large buffers back, page by page, each time."""
+
+    def __init__(self) -> None:
+        self._kept: dict[torch.dtype, Tensor] = {}
+
+    def like(self, rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """An uninitialised tensor (rows, columns); the next call for its type may return the same room."""
+        kept = self._kept.get(dtype)
+        if kept is None or kept.shape[0] < rows or kept.shape[1] != columns or kept.device != device:
+            kept = self._kept[dtype] = torch.empty(rows, columns, dtype=dtype, device=device)
+        return kept[:rows]
+
+
 def chunks(backbone: Backbone, tokens: int) -> Iterable[slice]:
-    """Slices of ``tokens`` whose logits together stay within a few tens of megabytes."""
-    size = max(16, _CHUNK_LOGITS // backbone.head.out_features)
-    return (slice(start, min(start + size, tokens)) for start in range(0, tokens, size))
+    """Even slices of ``tokens`` whose logits stay within 64 MB; a short last one would cost almost as much."""
+    most = max(16, _CHUNK_LOGITS // backbone.head.out_features)
+    size = math.ceil(tokens / max(1, math.ceil(tokens / most)))
+    return (slice(start, min(start + size, tokens)) for start in range(0, tokens, max(1, size)))
 
 
 def anchor(backbone: Backbone, hidden: Float[Tensor, "N D"]) -> Anchor:
@@ -74,8 +90,12 @@ def token_losses(
     *,
     reference: Anchor | None = None,
     kl: float = 0.0,
+    scratch: Scratch | None = None,
 ) -> TokenLosses:
-    """Cross-entropy of each token plus ``kl`` times KL(reference || model) at each."""
+    """Cross-entropy of each token plus ``kl`` times KL(reference || model) at each.
+
+    ``scratch`` saves a loop over the same texts the cost of fresh buffers.
+    """
     if backbone.softcap is not None:
         return _general_losses(backbone, hidden, targets, reference, kl)
     weight, bias, scale = backbone.head.weight, backbone.head.bias, backbone.logit_scale
@@ -83,7 +103,7 @@ def token_losses(
     if reference is not None:
         pull = pull + kl * reference.mean
     strength = 1.0 + (kl if reference is not None else 0.0)
-    lse: Tensor = _LogSumExp.apply(hidden, pull, strength, backbone)  # type: ignore[no-untyped-call]
+    lse: Tensor = _LogSumExp.apply(hidden, pull, strength, backbone, scratch or Scratch())  # type: ignore[no-untyped-call]
     x = hidden.detach().float()
     target = (weight[targets].float() * x).sum(-1)
     if bias is not None:
@@ -101,19 +121,25 @@ class _LogSumExp(torch.autograd.Function):
     """logsumexp of the logits; its gradient is that of the whole soft-target loss, made in the same pass."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, pull: Tensor, strength: float, backbone: Backbone) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, pull: Tensor, strength: float, backbone: Backbone, scratch: Scratch
+    ) -> Tensor:
         weight, bias, scale = backbone.head.weight, backbone.head.bias, backbone.logit_scale
         lse = hidden.new_empty(hidden.shape[0], dtype=torch.float32)
         grad = torch.empty_like(hidden, dtype=torch.float32) if ctx.needs_input_grad[0] else None
         for piece in chunks(backbone, hidden.shape[0]):
-            logits = torch.nn.functional.linear(hidden[piece].to(weight.dtype), weight, bias)
+            rows = hidden[piece].to(weight.dtype)
+            logits = scratch.like(len(rows), len(weight), weight.dtype, rows.device)
+            torch.mm(rows, weight.T, out=logits)
+            if bias is not None:
+                logits += bias
             if scale != 1.0:
                 logits *= scale
-            p = torch.softmax(logits, dim=-1, dtype=torch.float32)
             top, where = logits.max(-1, keepdim=True)
+            p = _softmax(logits, scratch)
             lse[piece] = (top.float() - p.gather(-1, where).log()).squeeze(-1)
             if grad is not None:
-                mean = (p.to(weight.dtype) @ weight).float()
+                mean = (logits.copy_(p) @ weight).float()
                 grad[piece] = scale * (strength * mean - pull[piece])
         ctx.grad = grad
         ctx.kind = hidden.dtype
@@ -122,7 +148,16 @@ class _LogSumExp(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         grad = (ctx.grad * upstream[:, None]).to(ctx.kind) if ctx.grad is not None else None
-        return grad, None, None, None
+        return grad, None, None, None, None
+
+
+def _softmax(logits: Tensor, scratch: Scratch) -> Tensor:
+    """In float32, in the scratch's room; in place where the logits are float32 already."""
+    if logits.dtype == torch.float32:
+        return torch.softmax(logits, dim=-1, out=logits)
+    rows, columns = logits.shape
+    wide = scratch.like(rows, columns, torch.float32, logits.device).copy_(logits)
+    return torch.softmax(wide, dim=-1, out=wide)
 
 
 def _general_losses(

@@ -168,6 +168,8 @@ def test_sessions_written_together_equal_each_alone(made: Memory, own: Backbone)
     for start, segment, both in zip(before, segments, together, strict=True):
         alone = written(made, segment, start=start)
         same(both, alone, within=1e-3)
+        # A session that stays must not hold on to what was written beside it.
+        assert all(part.untyped_storage().nbytes() == part.nbytes for part in both.values())
         with torch.no_grad():
             ours, theirs = (logits(own, made.read(one), PROMPT) for one in (both, alone))
         torch.testing.assert_close(ours, theirs, rtol=0, atol=ROUNDING)

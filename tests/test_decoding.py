@@ -297,6 +297,17 @@ def test_a_cache_lent_to_decoding_serves_other_passes_afterwards() -> None:
             torch.testing.assert_close(own.hidden(TEXT, cache=cache), own.hidden(TEXT))
 
 
+def test_a_reading_that_can_be_learned_from_is_decoded_as_any() -> None:
+    """Outside of ``no_grad`` a trained memory's reading has gradients; tokens have none."""
+    own, made = backbone(), memory("latent-pool")
+    reading = made.read(made.init())
+    assert reading.prefix is not None
+    assert reading.prefix.values[0].requires_grad
+    with torch.no_grad():
+        expected = said(own, [made.read(made.init())], PROMPTS[:1])
+    assert said(own, [reading], PROMPTS[:1]) == expected
+
+
 # ---- what is refused ----
 
 

@@ -408,10 +408,13 @@ def test_answers_in_progress_do_not_disturb_others(name: str) -> None:
     assert made.ask("Who?", **how) == other
     assert made.ask(QUESTION, **how) == "".join(expected).strip()
     pieces.append(next(slow))
+    late = made.stream(QUESTION, **how)
     made.write("Another text.")
     twin.write("Another text.")
     pieces += list(slow)
     assert pieces == expected
+    assert made.ask("Who?", **how) == twin.ask("Who?", **how)
+    assert list(late) == expected
     assert made.ask("Who?", **how) == twin.ask("Who?", **how)
     assert hooks(made.backbone) == []
 
@@ -443,7 +446,10 @@ def test_a_fork_goes_its_own_way(name: str) -> None:
     made, reference = read(name), read(name)
     before = made.ask(QUESTION, **TALK)
     twin = made.fork()
+    slow = made.stream(QUESTION, **TALK)
+    begun = next(slow)
     assert twin.ask(QUESTION, **TALK) == before
+    assert (begun + "".join(slow)).strip() == before
     twin.write("The dog is called Rex.")
     assert (len(made.header.written), len(twin.header.written)) == (1, 2)
     assert made.ask(QUESTION, **TALK) == before
@@ -458,6 +464,7 @@ def test_forgetting_is_a_fresh_start(name: str) -> None:
     made.ask(QUESTION, **TALK)
     made.forget()
     assert made.header.written == []
+    assert list(made.reply(QUESTION, **TALK)) == list(session(name).reply(QUESTION, **TALK))
     with pytest.raises(InputError, match="Nothing has been written"):
         made.ask(QUESTION)
     made.write(TEXT)

@@ -26,7 +26,7 @@ from byheart.errors import InputError, UsageError
 from byheart.memory import Memory, cut, kv_of, named, positive
 from byheart.reading import DenseDelta, Reading
 from byheart.state import State
-from byheart.tuning import Anchor, anchor, descend, token_losses
+from byheart.tuning import Anchor, Scratch, anchor, descend, token_losses
 
 
 @dataclass(frozen=True)
@@ -180,6 +180,8 @@ class LastFFN(Memory):
         losses: list[list[float]] = [[] for _ in texts]
         divergences: list[list[float]] = [[] for _ in texts]
 
+        scratch = Scratch()
+
         def loss() -> Tensor:
             hidden = [self._hidden(own, text)[text.span] for own, text in zip(weights, prepared, strict=True)]
             values = token_losses(
@@ -188,6 +190,7 @@ class LastFFN(Memory):
                 torch.cat([text.targets for text in prepared]),
                 reference=_joined([text.reference for text in prepared]),
                 kl=self.kl,
+                scratch=scratch,
             )
             counts = [len(text.targets) for text in prepared]
             totals = [part.mean() for part in torch.split(values.total, counts)]

@@ -137,13 +137,16 @@ class LatentPool(Memory):
         def enter(index: int, hidden: Tensor) -> Tensor:
             """A layer's input: carried rows as the pool has them, and the mark that says what will be kept."""
             own = torch.cat([moving[:, index], hidden[:, carried:]], dim=1) if carried else hidden
-            return torch.cat([own[:, :-marked], own[:, -marked:] + self.mark], dim=1)
+            if torch.is_grad_enabled():
+                return torch.cat([own[:, :-marked], own[:, -marked:] + self.mark], dim=1)
+            own[:, -marked:] += self.mark
+            return own
 
         with (
             torch.set_grad_enabled(torch.is_grad_enabled() and self.training),
             self.backbone.reading([Reading(self._behind(state, before), batch=batch)], room=embeds.shape[1]) as cache,
             self.backbone.layer_inputs(enter),
-            self.backbone.layer_outputs(lambda index, hidden: outputs.append(hidden[:, -marked:])),
+            self.backbone.layer_outputs(lambda index, hidden: outputs.append(hidden[:, -marked:].clone())),
             _maybe(self.writing, self.backbone),
         ):
             self.backbone.hidden(embeds=embeds, cache=cache)
@@ -168,7 +171,7 @@ class LatentPool(Memory):
         fresh = {
             **named(_replaced(held, projected, slots + 1)),
             "place": place,
-            "recent": torch.cat([state["recent"], delta], dim=2)[:, :, -self.rows :],
+            "recent": delta if new == self.rows else torch.cat([state["recent"], delta], dim=2)[:, :, -self.rows :],
             "writes": state["writes"] + 1,
             "seed": state["seed"],
         }
@@ -265,7 +268,7 @@ def _replaced(held: KV, new: KV, slots: Tensor) -> KV:
         out = old.new_empty(*old.shape[:2], length, old.shape[3])
         out[:, :, : old.shape[2]] = old
         for b in range(old.shape[0]):
-            out[b].index_copy_(1, slots[b, index], fresh[b])
+            out[b, :, slots[b, index]] = fresh[b]
         return out
 
     return KV(
@@ -280,7 +283,8 @@ def _newest(held: KV, place: Tensor, newest: int, before: int) -> KV:
     order = torch.cat([order.new_zeros(*order.shape[:2], 1), order], dim=2)
 
     def take(tensor: Tensor, index: int) -> Tensor:
-        return torch.stack([row.index_select(1, order[b, index]) for b, row in enumerate(tensor)])
+        rows = [row.index_select(1, order[b, index]) for b, row in enumerate(tensor)]
+        return rows[0][None] if len(rows) == 1 else torch.stack(rows)
 
     return KV(tuple(take(k, i) for i, k in enumerate(held.keys)), tuple(take(v, i) for i, v in enumerate(held.values)))
 
