@@ -27,6 +27,7 @@ format: .venv/.ready  ## format the code and mend what the linter can
 
 bench: .venv/.ready  ## measure what a memory costs
 	$(BIN)/python benchmarks/cost.py
+	$(BIN)/python benchmarks/tables.py
 
 size: .venv/.ready  ## show how long files and functions are
 	$(BIN)/python scripts/size.py

@@ -49,7 +49,7 @@ class TokenLosses:
 
 
 class Scratch:
-    """Room for a chunk of logits, kept over many steps: the system takes large buffers back, page by page, each time."""
+    """Room for a chunk of logits, kept over many steps: fresh large buffers cost their page faults each time."""
 
     def __init__(self) -> None:
         self._kept: dict[torch.dtype, Tensor] = {}

@@ -132,7 +132,15 @@ class LatentPool(Memory):
         moving = newest[:, :, before:]
         embeds = torch.cat([moving[:, 0], self.backbone.embed(piece)], dim=1) if carried else self.backbone.embed(piece)
         marked = min(self.rows, embeds.shape[1])
-        outputs: list[Tensor] = []
+        outputs = embeds.new_empty(batch, len(self.backbone.layers), marked, self.backbone.dim)
+        learned: list[Tensor] = []
+
+        def leave(index: int, hidden: Tensor) -> None:
+            """Keep a layer's last rows."""
+            if torch.is_grad_enabled():
+                learned.append(hidden[:, -marked:].clone())
+            else:
+                outputs[:, index] = hidden[:, -marked:]
 
         def enter(index: int, hidden: Tensor) -> Tensor:
             """A layer's input: carried rows as the pool has them, and the mark that says what will be kept."""
@@ -146,11 +154,11 @@ class LatentPool(Memory):
             torch.set_grad_enabled(torch.is_grad_enabled() and self.training),
             self.backbone.reading([Reading(self._behind(state, before), batch=batch)], room=embeds.shape[1]) as cache,
             self.backbone.layer_inputs(enter),
-            self.backbone.layer_outputs(lambda index, hidden: outputs.append(hidden[:, -marked:].clone())),
+            self.backbone.layer_outputs(leave),
             _maybe(self.writing, self.backbone),
         ):
             self.backbone.hidden(embeds=embeds, cache=cache)
-        return torch.stack(outputs, dim=1)
+        return torch.stack(learned, dim=1) if learned else outputs
 
     def renew(self, state: State, delta: Tensor, kept: Tensor | None = None) -> State:
         """The state after ``delta`` (B, L, K, D) joined the pool.

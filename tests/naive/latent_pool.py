@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class OrderedPool:
-    """``writer`` and ``reader`` are models; ``first`` (L, 1, D) stands before all rows, ``mark`` (D,) is put on some."""
+    """``writer`` and ``reader`` are models; ``first`` (L, 1, D) stands before all rows, ``mark`` (D,) on some."""
 
     def __init__(self, writer: Any, reader: Any, first: Tensor, mark: Tensor, *, rows: int, blocks: int) -> None:
         self.writer, self.reader, self.first, self.mark = writer, reader, first, mark
