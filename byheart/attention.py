@@ -26,6 +26,7 @@ NAME = "byheart"
 FEW_ROWS = 64
 MANY_KEYS = 256
 MOST_SCORES = 1 << 20
+MOST_TRAINED_SCORES = 1 << 17
 
 
 def grouped_attention(
@@ -82,12 +83,15 @@ def prefers_grouped(query: Tensor, key: Tensor, mask: Tensor | None) -> bool:
     """Whether the grouped products beat the stock kernel: on a CPU, over many keys.
 
     In float32 for few query rows; in bfloat16, whose products are twice as fast there and whose stock kernel is not,
-    for as many as keep the scores small. A causal mask alone the stock kernel does at half the work.
+    for as many as keep the scores small. A causal mask alone the stock kernel does at half the work. With gradients,
+    which keep the scores, for short rows in bfloat16: the stock kernel's backward is the slowest part of a step.
     """
     rows, keys = query.shape[2], key.shape[2]
+    if query.device.type == "cpu" and query.dtype == torch.bfloat16 and query.requires_grad:
+        return rows * keys <= MOST_TRAINED_SCORES
     if query.device.type != "cpu" or keys < MANY_KEYS or (mask is None and rows > 1):
         return False
-    many = query.dtype == torch.bfloat16 and not query.requires_grad and rows * keys <= MOST_SCORES
+    many = query.dtype == torch.bfloat16 and rows * keys <= MOST_SCORES
     return rows <= FEW_ROWS or many
 
 

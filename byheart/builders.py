@@ -53,8 +53,10 @@ class Mixture:
 
     Args:
         session: whose tokenizer and chat template frame the text.
+        batch: episodes of a batch, or with ``batch_tokens`` at most so many.
         segments: how many segments an episode has; drawn for each batch.
         gap: tokens of unrelated text at the end of an lm episode's segments, before the continuation.
+        batch_tokens: fill a batch with episodes up to so many tokens, so that batches cost alike; 0 counts episodes.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Mixture:
         segment_tokens: int = 64,
         target_tokens: int = 64,
         gap: int = 0,
+        batch_tokens: int = 0,
         seed: int = 0,
     ) -> None:
         positive(batch=batch, segment_tokens=segment_tokens, target_tokens=target_tokens - 1)
@@ -75,6 +78,7 @@ class Mixture:
         self.session, self.sources = session, list(sources)
         self.batch, self.segments, self.seed = batch, list(segments), seed
         self.segment_tokens, self.target_tokens, self.gap = segment_tokens, target_tokens, gap
+        self.batch_tokens = batch_tokens
         # A long text has more windows than a short one; a question or a dialogue is one.
         self._chances = [
             list(accumulate(len(r.context) if r.task == "lm" else 1 for r in each.data.records)) for each in sources
@@ -84,7 +88,11 @@ class Mixture:
     def __call__(self, step: int) -> Batch:
         """The batch of ``step``."""
         segments = self._random("batch", step).choice(self.segments)
-        return collate([self.episode(step * self.batch + row, segments) for row in range(self.batch)])
+        rows = self.batch
+        if self.batch_tokens:
+            each = segments * self.segment_tokens + self.target_tokens
+            rows = min(self.batch, max(1, self.batch_tokens // each))
+        return collate([self.episode(step * self.batch + row, segments) for row in range(rows)])
 
     def episode(self, index: int, segments: int) -> Episode:
         """Episode ``index`` with so many segments. Raises InputError where the data are too short for any."""

@@ -25,6 +25,7 @@ else:
     import tomli as tomllib
 
 _HELD_OUT_BATCHES = 8
+_SHAPES = ("segments", "segment_tokens", "target_tokens", "gap", "batch", "batch_tokens")
 _MEANT = {int: "a whole number", float: "a number", str: "text", list: "a list", dict: "a table"}
 
 
@@ -44,6 +45,7 @@ class Plan:
     target_tokens: int = 64
     gap: int = 0
     batch: int = 16
+    batch_tokens: int = 0
     steps: int = 1000
     learning_rate: float = 3e-4
     warmup: float = 0.03
@@ -107,7 +109,7 @@ class Plan:
         )
 
     def _mixture(self, session: Session, sources: list[Weighted], seed: int) -> Mixture:
-        shapes = {name: getattr(self, name) for name in ("segments", "segment_tokens", "target_tokens", "gap", "batch")}
+        shapes = {name: getattr(self, name) for name in _SHAPES}
         return Mixture(session, sources, seed=seed, **shapes)
 
     def _made_of(self, session: Session, sources: list[Weighted]) -> Mapping[str, Any]:
@@ -116,7 +118,7 @@ class Plan:
             "data": [[Path(each.data.source).name, each.data.digest, each.weight] for each in sources],
             "dtype": session.header.dtype,
             "tokenizer": session.header.tokenizer,
-            **{name: getattr(self, name) for name in ("segments", "segment_tokens", "target_tokens", "gap", "batch")},
+            **{name: getattr(self, name) for name in _SHAPES},
         }
 
 

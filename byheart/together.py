@@ -68,11 +68,11 @@ def with_memory(key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[Tensor
     columns = [part for part in (_shown_first(key, value, how), _shown_marks(key, value, how)) if part is not None]
     if not columns:
         return key, value, mask
-    tokens = key.shape[2]
     if mask is None:
+        tokens = key.shape[2]
         mask = torch.ones(tokens, tokens, dtype=torch.bool, device=key.device).tril()[None, None]
     own = mask.expand(key.shape[0], -1, -1, -1)
-    seen = [shown[:, None, None, :].expand(-1, own.shape[1], tokens, -1) for _, _, shown in columns]
+    seen = [shown[:, None, None, :].expand(-1, *own.shape[1:3], -1) for _, _, shown in columns]
     return (
         torch.cat([*(k for k, _, _ in columns), key], dim=2),
         torch.cat([*(v for _, v, _ in columns), value], dim=2),

@@ -40,6 +40,10 @@ Segments = Annotated[
 SegmentTokens = Annotated[int | None, typer.Option("--segment-tokens", help="64.", rich_help_panel=_DATA)]
 TargetTokens = Annotated[int | None, typer.Option("--target-tokens", help="64.", rich_help_panel=_DATA)]
 Batch = Annotated[int | None, typer.Option("--batch", help="Episodes; 16.", rich_help_panel=_DATA)]
+BatchTokens = Annotated[
+    int | None,
+    typer.Option("--batch-tokens", help="Fill batches to so many tokens; 0 counts episodes.", rich_help_panel=_DATA),
+]
 Accumulate = Annotated[int | None, typer.Option("--accumulate", help="Batches a step; 1.", rich_help_panel=_DATA)]
 LearningRate = Annotated[float | None, typer.Option("--learning-rate", help="3e-4.", rich_help_panel=_LOSS)]
 Teacher = Annotated[
@@ -72,6 +76,7 @@ def train(
     segment_tokens: SegmentTokens = None,
     target_tokens: TargetTokens = None,
     batch: Batch = None,
+    batch_tokens: BatchTokens = None,
     accumulate: Accumulate = None,
     learning_rate: LearningRate = None,
     teacher: Teacher = None,

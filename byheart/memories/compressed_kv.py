@@ -45,6 +45,7 @@ from byheart.together import Together, together
 from byheart.tuning import episode_loss
 
 _MERGES = ("concat", "mean")
+_MODULES = ("attention", "all")
 
 
 class CompressedKV(Memory):
@@ -55,8 +56,11 @@ class CompressedKV(Memory):
         merge: ``concat`` puts new rows behind the old ones, ``mean`` averages over all segments.
         recurrent: whether a segment sees the memory while it is compressed.
         sink: keep the very first token's row too.
+        first_row: put one learned row in front of everything. It takes the attention that a model gives to the first
+            token of a text, whatever it is, which compressed rows lack; it is learned once and in no state.
         segment_tokens: longer text is cut into segments of this many tokens; 0 takes any length as one segment.
-        rank, alpha: of the gated LoRA on the attention's linear layers.
+        rank, alpha: of the gated LoRA.
+        modules: what it updates: the ``attention``'s linear layers, as published, or ``all`` of a layer.
     """
 
     name = "compressed-kv"
@@ -69,9 +73,11 @@ class CompressedKV(Memory):
         merge: str = "concat",
         recurrent: bool = True,
         sink: bool = False,
+        first_row: bool = False,
         segment_tokens: int = 64,
         rank: int = 8,
         alpha: float = 16.0,
+        modules: str = "attention",
     ) -> None:
         Memory.__init__(self, backbone)
         positive(tokens=tokens, rank=rank)
@@ -79,12 +85,18 @@ class CompressedKV(Memory):
             raise UsageError(f"segment_tokens must be 0 or more; it is {segment_tokens}.")
         if merge not in _MERGES:
             raise UsageError(f"merge must be one of {', '.join(_MERGES)}; it is '{merge}'.")
+        if modules not in _MODULES:
+            raise UsageError(f"modules must be one of {', '.join(_MODULES)}; it is '{modules}'.")
         self.tokens, self.merge, self.recurrent, self.sink = tokens, merge, recurrent, sink
-        self.segment_tokens, self.rank, self.alpha = segment_tokens, rank, alpha
-        self.capacity = tokens + sink if merge == "mean" else None
+        self.segment_tokens, self.rank, self.alpha, self.modules = segment_tokens, rank, alpha, modules
+        self.first_row = first_row
+        self.capacity = tokens + sink + first_row if merge == "mean" else None
         self.embeddings = nn.Parameter(_strided_means(backbone.embedding_table, tokens))
-        paths = [p for index in range(len(backbone.layers)) for p in backbone.attention_linears(index)]
+        updated = backbone.attention_linears if modules == "attention" else backbone.linears
+        paths = [p for index in range(len(backbone.layers)) for p in updated(index)]
         self.lora = LoRA(backbone, paths, rank=rank, alpha=alpha)
+        # (L, 2, H, 1, W): keys and values; it stands at position 0, and the text from 1 on.
+        self.first = nn.Parameter(_first_row(backbone)) if first_row else None
 
     def init(self) -> State:
         """No rows."""
@@ -103,20 +115,31 @@ class CompressedKV(Memory):
 
     def read(self, state: State) -> Reading:
         """Sink and memory, turned so that the next token sits right behind them."""
-        held = kv_of(state)
-        batch = state["tokens"].shape[0]
-        return Reading(self._in_front(held, state["tokens"]) if held else None, batch=batch)
+        return Reading(self._in_front(kv_of(state), state["tokens"]), batch=state["tokens"].shape[0])
 
-    def _in_front(self, held: KV, tokens: Tensor) -> KV:
+    def _in_front(self, held: KV | None, tokens: Tensor) -> KV | None:
         """Rows in the frame of a reader whose next token, at absolute position ``tokens``, sits behind them."""
-        return self.backbone.turn(held, (held.length - tokens)[:, None].expand(-1, held.length))
+        rows = self._behind_first(held, len(tokens))
+        if rows is None:
+            return None
+        shift = rows.length - int(self.first_row) - tokens
+        return self.backbone.turn(rows, shift[:, None].expand(-1, rows.length))
+
+    def _behind_first(self, held: KV | None, batch: int) -> KV | None:
+        """Rows in the text's frame, with the learned first row before them."""
+        if self.first is None:
+            return held
+        like = self.backbone.dtype if held is None else held.keys[0].dtype
+        parts = self.first.to(like)[:, :, None].expand(-1, -1, batch, -1, -1, -1).unbind(1)
+        first = KV(*(tuple(part.unbind(0)) for part in parts))
+        return first if held is None else first.append(held)
 
     def _compress(self, state: State, piece: Tensor) -> State:
         batch, length = piece.shape
         held, tokens = kv_of(state), state["tokens"]
         seen = held if self.recurrent or held is None else (held.slice(0, 1) if self.sink else None)
-        start = seen.length if seen else 0
-        prefix = self._in_front(seen, tokens) if seen else None
+        prefix = self._in_front(seen, tokens)
+        start = prefix.length if prefix else 0
         marks = self.embeddings.to(self.backbone.dtype).expand(batch, -1, -1)
         embeds = torch.cat([self.backbone.embed(piece), marks], dim=1)
         gate = slice(length, length + self.tokens)
@@ -126,10 +149,11 @@ class CompressedKV(Memory):
             self.lora.active(self.backbone, gate=gate),
         ):
             self.backbone.hidden(embeds=embeds, cache=cache)
-        new = self._absolute(cache.rows_from(start + length), tokens - start)
+        shift = tokens + int(self.first_row) - start
+        new = self._absolute(cache.rows_from(start + length), shift)
         sink = None
         if self.sink:
-            sink = held.slice(0, 1) if held else self._absolute(cache.rows_from(start, start + 1), tokens - start)
+            sink = held.slice(0, 1) if held else self._absolute(cache.rows_from(start, start + 1), shift)
         memory = held.slice(1) if held and self.sink else held
         kept = self._merged(memory, new, state["segments"])
         return {
@@ -155,13 +179,15 @@ class CompressedKV(Memory):
         lengths = counts.sum(2)
         starts = lengths.cumsum(1) - lengths
         places = starts[..., None] + (own.cumsum(2) - 1).clamp(min=0)
-        first = counts[:, 0].long().argmax(1) if self.sink else None
-        cache = PrefixCache(len(self.backbone.layers))
+        front = int(self.first_row)
+        first = counts[:, 0].long().argmax(1) + front if self.sink else None
+        before = self._in_front(None, counts.new_zeros(texts * rows, dtype=torch.long))
         with (
+            self.backbone.reading([Reading(before, batch=texts * rows)], room=0) as cache,
             together(Together(rows, self.tokens, self.merge == "mean", self.recurrent, first)),
             self.lora.active(self.backbone, gate=slice(length, length + self.tokens)),
         ):
-            flat = (part.flatten(0, 1) for part in (own, places))
+            flat = (part.flatten(0, 1) for part in (own, places + front))
             hidden = self.backbone.hidden(embeds=embeds, cache=cache, counts=next(flat), positions=next(flat))
         state = {**named(self._kept(cache, texts, first)), "tokens": lengths.sum(1)}
         state["segments"] = torch.full_like(state["tokens"], rows)
@@ -211,6 +237,13 @@ class CompressedKV(Memory):
             tuple(old + (k - old) * share for old, k in zip(memory.keys, new.keys, strict=True)),
             tuple(old + (v - old) * share for old, v in zip(memory.values, new.values, strict=True)),
         )
+
+
+def _first_row(backbone: Backbone) -> Tensor:
+    """The keys and values of the token that texts begin with, at position 0; (L, 2, H, 1, W)."""
+    with torch.no_grad():
+        rows = backbone.prefill(torch.tensor([[backbone.first_token]], device=backbone.device))
+    return torch.stack([torch.stack([k[0], v[0]]).float() for k, v in zip(rows.keys, rows.values, strict=True)])
 
 
 def _strided_means(embeddings: Tensor, tokens: int) -> Tensor:
