@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,6 +29,26 @@ def cost_table(results: Path) -> str:
     return "\n".join([*lines, "", f"Made by `make bench` ({made}; {versions}) into `{results.relative_to(ROOT)}`."])
 
 
+def training_table(results: Path) -> str:
+    """The training table as Markdown, from the JSON that ``benchmarks/training.py`` wrote."""
+    stored = json.loads(results.read_text())
+    about = stored["about"]
+    lines = ["| what | measured | must |", "|---|---|---|"]
+    for row in stored["rows"]:
+        places = 2 if row["unit"].startswith("times") else 0
+        must = row["required"].replace("<=", "≤").replace(">=", "≥")
+        value = f"{row['value']:,.{places}f}"
+        lines.append(f"| {row['name']} | {f'**{value}**' if must else value} {row['unit']} | {must} |")
+    steps = f"rank {about['rank']} on {about['modules']}, {about['marks']} marks for {about['segment']} tokens"
+    made = f"{about['model']}, {about['dtype']}, {about['threads']} CPU threads; {steps}; counted: {about['counted']}"
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    name = f"benchmarks/results/{results.name}"
+    return "\n".join([*lines, "", f"Made by `python benchmarks/training.py` ({made}; {versions}) into `{name}`."])
+
+
+TABLES: dict[str, Callable[[Path], str]] = {"cost": cost_table, "training": training_table}
+
+
 def put(text: str, marker: str, table: str) -> str:
     """``text`` with what stands between ``marker``'s two comments replaced."""
     pattern = re.compile(rf"(<!-- {marker} -->\n).*?(<!-- /{marker} -->)", re.DOTALL)
@@ -37,10 +58,14 @@ def put(text: str, marker: str, table: str) -> str:
 
 
 def main() -> None:
-    """Rewrite README.md."""
+    """Rewrite README.md: every table that it has markers for and whose results are there."""
     readme = ROOT / "README.md"
-    table = cost_table(ROOT / "benchmarks" / "results" / "cost.json")
-    readme.write_text(put(readme.read_text(encoding="utf-8"), "cost", table), encoding="utf-8")
+    text = readme.read_text(encoding="utf-8")
+    for marker, table in TABLES.items():
+        results = ROOT / "benchmarks" / "results" / f"{marker}.json"
+        if f"<!-- {marker} -->" in text and results.exists():
+            text = put(text, marker, table(results))
+    readme.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

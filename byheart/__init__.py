@@ -12,21 +12,21 @@ if TYPE_CHECKING:
     from byheart.backbone import Backbone as Backbone
     from byheart.decoding import Decoding as Decoding, generate as generate
     from byheart.errors import ByheartError as ByheartError
-    from byheart.memory import Memory as Memory
+    from byheart.memory import Memory as Memory, State as State
     from byheart.reading import KV as KV, DenseDelta as DenseDelta, LowRankDelta as LowRankDelta, Reading as Reading
     from byheart.session import Session as Session, ask_many as ask_many, load as load, open_state as open_state
-    from byheart.state import State as State
     from byheart.store import Store as Store
+    from byheart.training import Episode as Episode, Recipe as Recipe, train as train
 
 _NAMES = {
     "backbone": ["Backbone"],
     "decoding": ["Decoding", "generate"],
     "errors": ["ByheartError"],
-    "memory": ["Memory"],
+    "memory": ["Memory", "State"],
     "reading": ["KV", "DenseDelta", "LowRankDelta", "Reading"],
     "session": ["Session", "ask_many", "load", "open_state"],
-    "state": ["State"],
     "store": ["Store"],
+    "training": ["Episode", "Recipe", "train"],
 }
 _HOME = {name: f"byheart.{home}" for home, names in _NAMES.items() for name in names}
 __all__ = list(_HOME)

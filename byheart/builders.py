@@ -28,6 +28,7 @@ from byheart.records import DataSet, Record, read
 from byheart.session import Session
 
 _TRIES = 16
+_CUE = (5, 10)
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,10 @@ class Mixture:
         batch: episodes of a batch, or with ``batch_tokens`` at most so many.
         segments: how many segments an episode has; drawn for each batch.
         gap: tokens of unrelated text at the end of an lm episode's segments, before the continuation.
+        recall: share of the episodes, dialogues aside, that ask for a passage of what was written by its first words:
+            every token of the answer must come out of the memory.
+        between: tokens of unrelated text at the beginning of every target: nobody writes them into a memory, they stand
+            between it and what is predicted.
         batch_tokens: fill a batch with episodes up to so many tokens, so that batches cost alike; 0 counts episodes.
     """
 
@@ -69,6 +74,8 @@ class Mixture:
         segment_tokens: int = 64,
         target_tokens: int = 64,
         gap: int = 0,
+        recall: float = 0.0,
+        between: int = 0,
         batch_tokens: int = 0,
         seed: int = 0,
     ) -> None:
@@ -78,7 +85,7 @@ class Mixture:
         self.session, self.sources = session, list(sources)
         self.batch, self.segments, self.seed = batch, list(segments), seed
         self.segment_tokens, self.target_tokens, self.gap = segment_tokens, target_tokens, gap
-        self.batch_tokens = batch_tokens
+        self.recall, self.between, self.batch_tokens = recall, between, batch_tokens
         # A long text has more windows than a short one; a question or a dialogue is one.
         self._chances = [
             list(accumulate(len(r.context) if r.task == "lm" else 1 for r in each.data.records)) for each in sources
@@ -100,13 +107,54 @@ class Mixture:
         for _ in range(_TRIES):
             source = rng.choices(range(len(self.sources)), [each.weight for each in self.sources])[0]
             record = rng.choices(self.sources[source].data.records, cum_weights=self._chances[source])[0]
-            made = {"lm": self._continued, "qa": self._asked, "dialog": self._replied}[record.task](
-                record, rng, segments
-            )
+            made = self._of(record, rng, segments)
             if made is not None:
-                return made
+                return self._spaced(made, record, index)
+        raise self._too_short(segments)
+
+    def windows(self, count: int, segments: int) -> list[Episode]:
+        """So many episodes to measure on. Raises InputError where the data are too short for any.
+
+        A question or a dialogue is used once, so there are fewer where the data have no more. Neither which ones nor
+        their segments depend on ``between``.
+        """
+        records = [record for source in self.sources for record in source.data.records]
+        if any(record.task == "lm" for record in records):
+            return [self.episode(index, segments) for index in range(count)]
+        found: list[Episode] = []
+        for index, record in enumerate(self._random("order", 0).sample(records, len(records))):
+            made = self._of(record, self._random("window", index), segments)
+            if made is not None:
+                found.append(self._spaced(made, record, index))
+            if len(found) >= count:
+                break
+        if not found:
+            raise self._too_short(segments)
+        return found
+
+    def _of(self, record: Record, rng: random.Random, segments: int) -> Episode | None:
+        builders = {"lm": self._continued, "qa": self._asked, "dialog": self._replied}
+        made = builders[record.task](record, rng, segments)
+        if made is None or record.task == "dialog" or not self.recall or rng.random() >= self.recall:
+            return made
+        return self._recalled(made, rng)
+
+    def _spaced(self, episode: Episode, record: Record, index: int) -> Episode:
+        """The same episode with other records' text ahead of its target, behind what begins every text."""
+        if not self.between:
+            return episode
+        apart = self._ids("\n\n")
+        text = self._others(record, self._random("between", index), self.between - len(apart))
+        text = torch.cat([text, apart])[-self.between :]
+        if len(text) < self.between:
+            raise InputError(f"There are no {self.between} tokens of other text to put between a text and its target.")
+        begins = len(self._begins) if torch.equal(episode.target[: len(self._begins)], self._begins) else 0
+        target = torch.cat([episode.target[:begins], text, episode.target[begins:]])
+        return Episode(episode.segments, target, episode.answer + self.between)
+
+    def _too_short(self, segments: int) -> InputError:
         names = ", ".join(each.data.source for each in self.sources)
-        raise InputError(
+        return InputError(
             f"No text of {names} is long enough for {segments} segments of {self.segment_tokens} tokens "
             f"and a target of {self.target_tokens}."
         )
@@ -159,6 +207,19 @@ class Mixture:
         rows[0] = torch.cat([self._begins, rows[0]])
         target, answer = self._exchange(record.turns[reply - 1], record.turns[reply])
         return Episode(tuple(rows), target, answer)
+
+    def _recalled(self, episode: Episode, rng: random.Random) -> Episode:
+        """The same text, and a question for what follows some words in it."""
+        text, cue = torch.cat(episode.segments), rng.randint(*_CUE)
+        start = rng.randrange(max(1, len(text) - cue - self.target_tokens + 1))
+        words, passage = (
+            self.session.tokenizer.decode(part.tolist(), skip_special_tokens=True)
+            for part in (text[start : start + cue], text[start + cue : start + cue + self.target_tokens])
+        )
+        if not passage.strip():
+            return episode
+        target, answer = self._exchange(f"How does the text go on after “{words.strip()}”?", passage)
+        return Episode(episode.segments, target, answer)
 
     # ---- tokens ----
 

@@ -12,12 +12,14 @@ and can be used as one.
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -68,18 +70,30 @@ def newest(folder: Path) -> Path | None:
     return folder / f"step-{max(steps)}" if steps else None
 
 
-def restore(path: Path, memory: Memory, optimizer: torch.optim.Optimizer, recipe: Mapping[str, Any]) -> Progress:
-    """Put a checkpoint back. Raises StateMismatchError where it is another recipe's, CheckpointError where damaged."""
+def restore(
+    path: Path,
+    memory: Memory,
+    optimizer: torch.optim.Optimizer,
+    recipe: Mapping[str, Any],
+    *,
+    missing: Mapping[str, Any] | None = None,
+) -> Progress:
+    """Put a checkpoint back. Raises StateMismatchError where it is another recipe's, CheckpointError where damaged.
+
+    Args:
+        missing: what a setting was where a recipe, perhaps made before there was such a setting, does not say.
+    """
     try:
         progress = Progress(**json.loads((path / "trainer.json").read_text(encoding="utf-8")))
         moments = load_file(path / "optimizer.safetensors", device=str(memory.backbone.device))
     except (OSError, ValueError, TypeError, SafetensorError) as error:
         raise CheckpointError(f"'{path}' cannot be read ({error}); delete it to start again.") from error
-    for key in sorted(progress.recipe.keys() | recipe.keys()):
-        theirs, ours = progress.recipe.get(key), recipe.get(key)
-        if theirs != ours:
+    unsaid = {**(missing or {}), **_said({"options": _defaults(memory)})}
+    theirs, ours = ({**unsaid, **_said(each)} for each in (progress.recipe, recipe))
+    for key in sorted(theirs.keys() | ours.keys()):
+        if theirs.get(key) != ours.get(key):
             raise StateMismatchError(
-                f"'{path}' was trained with {key} {theirs}; this run has {ours}. "
+                f"'{path}' was trained with {key} {theirs.get(key)}; this run has {ours.get(key)}. "
                 "Train into another folder, or delete this one's checkpoints."
             )
     memory.load_pretrained(path)
@@ -87,6 +101,31 @@ def restore(path: Path, memory: Memory, optimizer: torch.optim.Optimizer, recipe
         if f"step.{name}" in moments:
             optimizer.state[parameter] = {part: moments[f"{part}.{name}"] for part in _MOMENTS}
     return progress
+
+
+def versions() -> dict[str, str]:
+    """What a run was made with."""
+    found = {}
+    for package in ("byheart", "torch", "transformers"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "run from its source"
+    return found
+
+
+def _said(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe with the memory's options as settings of their own, ``options.rank``."""
+    options = {f"options.{name}": value for name, value in recipe.get("options", {}).items()}
+    return {**{name: value for name, value in recipe.items() if name != "options"}, **options}
+
+
+def _defaults(memory: Memory) -> dict[str, Any]:
+    """The options of a memory that need not be given, as JSON gives them back."""
+    options = inspect.signature(type(memory)).parameters.values()
+    kept = {each.name: each.default for each in options if each.kind is each.KEYWORD_ONLY}
+    given: dict[str, Any] = json.loads(json.dumps({k: v for k, v in kept.items() if v is not inspect.Parameter.empty}))
+    return given
 
 
 def _moments(memory: Memory, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

@@ -3,37 +3,49 @@
     gap closed = (loss without the text - loss with the memory) / (loss without the text - loss with the full text)
 
 0 is a memory that helps nothing, 1 is one as good as the text itself. Every memory sees the same windows: a history is
-written as one text, and the tokens after it (lm), or the answer to a question about it (qa), are predicted.
+written, as one text or turn by turn where it is a dialogue, and what follows it (lm), the answer to a question about it
+(qa) or the next reply (dialog) is predicted. See docs/measures.md.
 """
 
 from __future__ import annotations
 
+import json
+import platform
+import re
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from byheart.backbone import Backbone
 from byheart.builders import Mixture, Weighted
 from byheart.episode import Batch, collate
-from byheart.memory import Memory, is_learned
+from byheart.errors import InputError, UsageError
+from byheart.memory import Memory, positive
 from byheart.models import DEFAULT
-from byheart.session import load
-from byheart.state import nbytes
+from byheart.reading import Reading
+from byheart.session import Session, load
+from byheart.state import State, nbytes
 from byheart.tuning import token_losses
 
 _FLOOR, _CEILING = "nothing", "full"
 _DRAWS = 1000
+_ALL = "all"
+_ASKED = 'NAME or NAME:key=value;key=value, such as "window:sinks=1;recent=15"'
 
 
 @dataclass(frozen=True)
 class Row:
     """One number: ``value`` over ``n`` windows, with the bounds of its 95 % interval.
 
-    ``bytes`` is what a session keeps, ``seconds`` what writing a history takes; both the mean over windows.
+    ``bytes`` is what a session keeps, ``seconds`` what writing a history takes, ``tokens`` how long the history is; all
+    three the mean over windows. ``segments`` were written, and ``between`` tokens of unrelated text read before the
+    target.
     """
 
     task: str
@@ -46,25 +58,75 @@ class Row:
     n: int
     bytes: int
     seconds: float
+    segments: int
+    between: int
+    tokens: float
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What one memory loses on N windows: summed losses (N,), supervised tokens (N,), bytes and seconds a window."""
+    """What one memory loses on N windows.
+
+    ``losses`` (N,) are summed over the ``tokens`` (N,) that are predicted; ``other`` (N,) are those with another
+    window's state, where asked for. ``bytes``, ``seconds`` and ``text`` tokens are means over windows.
+    """
 
     losses: Tensor
+    other: Tensor | None
     tokens: Tensor
-    bytes: int
+    bytes: float
     seconds: float
+    text: float
+
+
+class Choice(NamedTuple):
+    """A memory to measure: a mechanism's name or a folder, and its options."""
+
+    name: str
+    options: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, said: str, place: int, places: int) -> Choice:
+        """Read ``NAME:key=value;key=value``; of several values, ``4/16/64``, the one of this place. Raises UsageError.
+
+        A value is JSON where it can be.
+        """
+        name, _, rest = said.partition(":")
+        if "=" not in rest or Path(said).exists():
+            return cls(said, {})
+        pairs = [pair.partition("=") for pair in rest.split(";")]
+        if not name or not all(key and value for key, _, value in pairs):
+            raise UsageError(f"A memory is given as {_ASKED}; it is '{said}'.")
+        options: dict[str, Any] = {}
+        for key, _, value in pairs:
+            each = value.split("/")
+            if len(each) not in (1, places):
+                raise UsageError(f"{key} of '{said}' has {len(each)} values for {places} lengths of history.")
+            options[key.replace("-", "_")] = _value(each[place if len(each) > 1 else 0])
+        return cls(name, options)
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def choices(said: str) -> list[str]:
+    """The memories of ``A,B:key=value``, cut at commas outside brackets."""
+    return [each.strip() for each in re.split(r",(?![^\[]*\])", said) if each.strip()]
 
 
 def gap(
     memories: Sequence[str],
     data: Sequence[str],
     *,
-    model: str = DEFAULT,
+    model: str | Backbone = DEFAULT,
     windows: int = 64,
-    history: int = 4,
+    history: Sequence[int] = (4,),
+    between: Sequence[int] = (0,),
+    control: bool = False,
     segment_tokens: int = 64,
     target_tokens: int = 64,
     batch: int = 8,
@@ -72,58 +134,166 @@ def gap(
     dtype: str = "auto",
     device: str = "auto",
     progress: Callable[[int, int], None] = lambda done, total: None,
-    **options: Any,
 ) -> list[Row]:
     """The gap that each memory closes on each data set, and its loss.
 
     Args:
-        memories: mechanisms, or folders of trained ones.
+        memories: mechanisms with their options, see ``Choice.of``, or folders of trained ones.
         data: ``PATH`` or ``PATH:weight``; weights count in the rows of all data sets together.
-        history: segments that are written, of ``segment_tokens`` each.
-        options: of the mechanisms; trained ones have their own.
+        history: how many segments are written, of ``segment_tokens`` each; all rows are given for each number.
+        between: tokens of unrelated text that every memory's reader sees first; all rows are given for each number.
+        control: also measure each memory with the state of another window.
+
+    Raises UsageError, InputError, ModelError, and what making a memory raises.
     """
+    positive(windows=windows, batch=batch)
+    if not data or min(history, default=0) < 1 or min(between, default=-1) < 0:
+        raise UsageError("A measure needs data, a history of 1 segment or more, and 0 or more tokens between.")
+    if control and min(windows, batch) < 2:
+        raise UsageError(f"A control needs 2 windows at once or more; here are {min(windows, batch)}.")
     opened = load(model, dtype=dtype, device=device)
-    made = {
-        name: load(opened.backbone, memory=name, tokenizer=opened.tokenizer, **({} if is_learned(name) else options))
-        for name in memories
-    }
-    each = {_FLOOR: load(opened.backbone, memory=_FLOOR, tokenizer=opened.tokenizer), _CEILING: opened, **made}
     sources = [Weighted.read(source) for source in data]
+    sessions = _sessions(opened, memories, len(history))
     shape = {"batch": batch, "segment_tokens": segment_tokens, "target_tokens": target_tokens, "seed": seed}
-    scores: list[dict[str, Scores]] = []
-    for number, source in enumerate(sources):
-        drawn = Mixture(opened, [source], segments=[history], **shape)
-        episodes = [drawn.episode(index, history) for index in range(windows)]
-        batches = [collate(episodes[start : start + batch]) for start in range(0, windows, batch)]
-        found: dict[str, Scores] = {}
-        for name, session in each.items():
-            found[name] = score(session.memory, batches)
-            progress(number * len(each) + len(found), len(sources) * len(each))
-        scores.append(found)
-    names = [Path(source.data.source).stem for source in sources]
-    rows = [row for name, found in zip(names, scores, strict=True) for row in _rows(name, [found], [1.0])]
-    return rows if len(sources) == 1 else rows + _rows("all", scores, [source.weight for source in sources])
+    steps = len(history) * len(sources) * len(sessions[0])
+    rows: list[Row] = []
+    done = 0
+    for place, segments in enumerate(history):
+        scores: list[dict[str, list[Scores]]] = []
+        for source in sources:
+            batches = _batches(opened, source, windows, segments, between, **shape)
+            found: dict[str, list[Scores]] = {}
+            for said, session in sessions[place].items():
+                found[said] = score(session.memory, batches, turns=_is_dialogue(source), control=control)
+                done += 1
+                progress(done, steps)
+            scores.append(found)
+        for variant, apart in enumerate(between):
+            one = [{said: each[variant] for said, each in found.items()} for found in scores]
+            rows += [replace(row, segments=segments, between=apart) for row in _tables(sources, one)]
+    return rows
+
+
+def _sessions(opened: Session, memories: Sequence[str], places: int) -> list[dict[str, Session]]:
+    """For each length of history the floor, the ceiling and what is measured, by what they were called."""
+    made: dict[str, Session] = {}
+
+    def session(said: str, place: int) -> Session:
+        choice = Choice.of(said, place, places)
+        known = repr(choice)
+        if known not in made:
+            made[known] = load(opened.backbone, memory=choice.name, tokenizer=opened.tokenizer, **choice.options)
+        return made[known]
+
+    names = dict.fromkeys([_FLOOR, _CEILING, *memories])
+    return [{said: session(said, place) for said in names} for place in range(places)]
+
+
+def _batches(
+    opened: Session, source: Weighted, windows: int, segments: int, between: Sequence[int], *, batch: int, **shape: Any
+) -> list[list[Batch]]:
+    """Batches of windows; each in as many forms as there are numbers of tokens between, the segments the same."""
+    forms = []
+    for apart in between:
+        drawn = Mixture(opened, [source], segments=[segments], between=apart, batch=batch, **shape)
+        forms.append(drawn.windows(windows, segments))
+    found = len(forms[0])
+    # A last batch of one window would have no other window for the control.
+    starts = [start for start in range(0, found, batch) if start == 0 or found - start > 1]
+    stops = [*starts[1:], found]
+    return [[collate(form[start:stop]) for form in forms] for start, stop in zip(starts, stops, strict=True)]
+
+
+def _is_dialogue(source: Weighted) -> bool:
+    return all(record.task == "dialog" for record in source.data.records)
+
+
+# ---- one memory ----
 
 
 @torch.no_grad()
-def score(memory: Memory, batches: Sequence[Batch]) -> Scores:
-    """Write each episode's segments as one text, read, and sum the losses of its supervised tokens."""
-    losses, tokens, kept, seconds, own = [], [], 0, 0.0, memory.backbone
-    for batch in (each.to(own.device) for each in batches):
-        episodes = batch.target.shape[0]
+def score(
+    memory: Memory, batches: Sequence[Sequence[Batch]], *, turns: bool = False, control: bool = False
+) -> list[Scores]:
+    """Write each episode's segments, read, and sum the losses of its supervised tokens; the scores of each form.
+
+    Args:
+        batches: each in one form or more that differ in their targets alone; the text is written once for all.
+        turns: write segment by segment, not all segments as one text.
+        control: also read the state of the next window of the batch. Raises InputError where there is none.
+    """
+    found = [_scored(memory, forms, turns, control) for forms in batches]
+    return [_joined(parts) for parts in zip(*found, strict=True)]
+
+
+def _scored(memory: Memory, forms: Sequence[Batch], turns: bool, control: bool) -> list[Scores]:
+    """The scores of one batch in each of its forms."""
+    own, windows = memory.backbone, forms[0].target.shape[0]
+    if control and windows < 2:
+        raise InputError("A control needs another window; the data have only one.")
+    start = time.perf_counter()
+    states = _write(memory, forms[0].to(own.device), turns)
+    if own.device.type == "cuda":
+        torch.cuda.synchronize(own.device)
+    costs = {
+        "seconds": (time.perf_counter() - start) / windows,
+        "bytes": sum(map(nbytes, states)) / windows,
+        "text": int(forms[0].counts.sum()) / windows,
+    }
+    readings = [memory.read(state) for state in states]
+    others = [*readings[1:], readings[0]]
+    return [
+        Scores(
+            _losses(own, readings, form), _losses(own, others, form) if control else None, form.labels.sum(1), **costs
+        )
+        for form in forms
+    ]
+
+
+def _write(memory: Memory, batch: Batch, turns: bool) -> list[State]:
+    """The state of each window."""
+    states: list[State] = [memory.init()] * batch.target.shape[0]
+    if not turns:
         texts = [row[real][None] for row, real in zip(batch.segments, batch.counts, strict=True)]
-        start = time.perf_counter()
-        states = memory.write_many([memory.init()] * episodes, texts)
-        seconds += time.perf_counter() - start
-        kept += sum(map(nbytes, states))
-        with own.reading([memory.read(state) for state in states], room=batch.target.shape[1]) as cache:
-            hidden = own.hidden(batch.target, cache=cache)
-        row, column = batch.labels[:, 1:].nonzero(as_tuple=True)
-        each = token_losses(own, hidden[row, column], batch.target[row, column + 1]).cross_entropy
-        losses.append(each.new_zeros(episodes).index_add(0, row, each).cpu())
-        tokens.append(batch.labels.sum(1).cpu())
-    counted = torch.cat(tokens)
-    return Scores(torch.cat(losses), counted, kept // len(counted), seconds / len(counted))
+        return memory.write_many(states, texts)
+    for index in range(batch.segments.shape[1]):
+        states = memory.write_many(states, batch.rows(index))
+    return states
+
+
+def _losses(own: Backbone, readings: Sequence[Reading], given: Batch) -> Tensor:
+    """Summed losses (B,) of what each row predicts behind its reading."""
+    batch = given.to(own.device)
+    with own.reading(readings, room=batch.target.shape[1]) as cache:
+        hidden = own.hidden(batch.target, cache=cache)
+    row, column = batch.labels[:, 1:].nonzero(as_tuple=True)
+    each = token_losses(own, hidden[row, column], batch.target[row, column + 1]).cross_entropy
+    return each.new_zeros(len(readings)).index_add(0, row, each).cpu()
+
+
+def _joined(parts: Sequence[Scores], weights: Sequence[float] | None = None) -> Scores:
+    """Several windows' scores as one, each part's losses and tokens times its weight."""
+    counts = [len(part.losses) for part in parts]
+    times = weights or [1] * len(parts)
+
+    def mean(values: Iterable[float]) -> float:
+        return sum(value * count for value, count in zip(values, counts, strict=True)) / sum(counts)
+
+    def joined(tensors: Sequence[Tensor]) -> Tensor:
+        return torch.cat([tensor * weight for tensor, weight in zip(tensors, times, strict=True)])
+
+    others = [part.other for part in parts if part.other is not None]
+    return Scores(
+        joined([part.losses for part in parts]),
+        joined(others) if others else None,
+        joined([part.tokens for part in parts]),
+        mean(part.bytes for part in parts),
+        mean(part.seconds for part in parts),
+        mean(part.text for part in parts),
+    )
+
+
+# ---- rows ----
 
 
 def closed(floor: Tensor, ceiling: Tensor, losses: Tensor) -> Tensor:
@@ -131,28 +301,61 @@ def closed(floor: Tensor, ceiling: Tensor, losses: Tensor) -> Tensor:
     return (floor - losses).sum(-1) / (floor - ceiling).sum(-1)
 
 
-def _rows(dataset: str, scores: Sequence[dict[str, Scores]], weights: Sequence[float]) -> list[Row]:
-    def joined(name: str, part: str) -> Tensor:
-        return torch.cat([getattr(each[name], part) * weight for each, weight in zip(scores, weights, strict=True)])
+def _tables(sources: Sequence[Weighted], scores: Sequence[Mapping[str, Scores]]) -> list[Row]:
+    """The rows of each data set, and of all together where there are several."""
+    names = [Path(source.data.source).stem for source in sources]
+    rows = [row for name, found in zip(names, scores, strict=True) for row in _rows(name, found)]
+    if len(sources) == 1:
+        return rows
+    weights = [source.weight for source in sources]
+    return rows + _rows(_ALL, {said: _joined([each[said] for each in scores], weights) for said in scores[0]})
 
-    windows = len(joined(_FLOOR, "losses"))
-    generator = torch.Generator().manual_seed(0)
-    drawn = torch.randint(windows, (_DRAWS, windows), generator=generator)
-    floor, ceiling = (joined(name, "losses") for name in (_FLOOR, _CEILING))
+
+def _rows(dataset: str, found: Mapping[str, Scores]) -> list[Row]:
+    floor, ceiling = found[_FLOOR].losses, found[_CEILING].losses
+    drawn = torch.randint(len(floor), (_DRAWS, len(floor)), generator=torch.Generator().manual_seed(0))
     rows = []
-    for name in scores[0]:
-        losses, tokens = joined(name, "losses"), joined(name, "tokens")
-        costs = round(sum(each[name].bytes for each in scores) / len(scores)), scores[0][name].seconds
-        means = losses.sum() / tokens.sum(), losses[drawn].sum(-1) / tokens[drawn].sum(-1)
-        rows.append(_row(dataset, name, "loss", *means, windows, *costs))
-        if name not in (_FLOOR, _CEILING):
-            shares = closed(floor, ceiling, losses), closed(floor[drawn], ceiling[drawn], losses[drawn])
-            rows.append(_row(dataset, name, "gap closed", *shares, windows, *costs))
+    for said, scores in found.items():
+        about = _about(dataset, said, scores)
+        losses, tokens = scores.losses, scores.tokens
+        rows.append(_row("loss", losses.sum() / tokens.sum(), losses[drawn].sum(-1) / tokens[drawn].sum(-1), **about))
+        shares = {} if said in (_FLOOR, _CEILING) else {"gap_closed": losses}
+        if scores.other is not None and said != _FLOOR:
+            shares["gap_closed_by_other_text"] = scores.other
+        for metric, each in shares.items():
+            draws = closed(floor[drawn], ceiling[drawn], each[drawn])
+            rows.append(_row(metric, closed(floor, ceiling, each), draws, **about))
     return rows
 
 
-def _row(
-    dataset: str, memory: str, metric: str, value: Tensor, draws: Tensor, n: int, kept: int, seconds: float
-) -> Row:
+def _about(dataset: str, said: str, scores: Scores) -> dict[str, Any]:
+    costs = {"bytes": round(scores.bytes), "seconds": scores.seconds, "tokens": scores.text}
+    return {"dataset": dataset, "memory": said, "n": len(scores.losses), **costs}
+
+
+def _row(metric: str, value: Tensor, draws: Tensor, **about: Any) -> Row:
     low, high = torch.quantile(draws, torch.tensor([0.025, 0.975])).tolist()
-    return Row("gap", dataset, memory, metric, value.item(), low, high, n, kept, seconds)
+    # Which windows they are of is said where all of one kind are together.
+    return Row(task="gap", metric=metric, value=value.item(), low=low, high=high, segments=0, between=0, **about)
+
+
+# ---- results ----
+
+
+def save(path: str | Path, rows: Sequence[Row], **arguments: Any) -> None:
+    """Write rows as JSON, with the arguments that they came from, the versions and the machine."""
+    file = Path(path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    about = {**arguments, "versions": _versions(), "threads": torch.get_num_threads(), "machine": platform.machine()}
+    text = json.dumps({"about": about, "rows": [asdict(row) for row in rows]}, indent=1, ensure_ascii=False)
+    file.write_text(f"{text}\n", encoding="utf-8")
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in ("byheart", "torch", "transformers"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "run from its source"
+    return found

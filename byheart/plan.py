@@ -16,8 +16,10 @@ from byheart.builders import Mixture, Weighted
 from byheart.checkpoints import newest
 from byheart.errors import InputError, UnknownNameError, UsageError
 from byheart.models import DEFAULT
+from byheart.processes import Processes
 from byheart.session import Session, load
-from byheart.train import Recipe, Step, TrainResult, train
+from byheart.trackers import require
+from byheart.training import Recipe, Step, TrainResult, train
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -25,7 +27,7 @@ else:
     import tomli as tomllib
 
 _HELD_OUT_BATCHES = 8
-_SHAPES = ("segments", "segment_tokens", "target_tokens", "gap", "batch", "batch_tokens")
+_SHAPES = ("segments", "segment_tokens", "target_tokens", "gap", "recall", "batch", "batch_tokens")
 _MEANT = {int: "a whole number", float: "a number", str: "text", list: "a list", dict: "a table"}
 
 
@@ -44,6 +46,7 @@ class Plan:
     segment_tokens: int = 64
     target_tokens: int = 64
     gap: int = 0
+    recall: float = 0.0
     batch: int = 16
     batch_tokens: int = 0
     steps: int = 1000
@@ -54,9 +57,11 @@ class Plan:
     accumulate: int = 1
     teacher: float = 0.0
     every_segment: float = 0.0
+    too_long: str = "refuse"
     seed: int = 0
     save_every: int = 100
     evaluate_every: int = 0
+    track: str = "none"
 
     @classmethod
     def of(cls, file: str | Path | None, **flags: Any) -> Plan:
@@ -87,15 +92,22 @@ class Plan:
         Args:
             ready: called when the model is open and the data are read, with the steps done and the steps in all.
             progress: called after each step.
+
+        Of several processes the first one alone calls them.
         """
         if not self.data:
             raise UsageError("There is nothing to train on: give --data, or data in the recipe.")
+        require(self.track)
         sources, held = [Weighted.read(each) for each in self.data], [Weighted.read(each) for each in self.held_out]
-        session = load(self.model, memory=self.memory, dtype=self.dtype, device=self.device, **self.options)
+        processes = Processes(self.device)
+        where = {"dtype": self.dtype, "device": processes.device}
+        session = load(self.model, memory=self.memory, trained=False, **where, **self.options)
+        self._require_room(session.backbone.positions)
         batches = self._mixture(session, sources, self.seed)
         unseen = [self._mixture(session, held, self.seed)(n) for n in range(_HELD_OUT_BATCHES)] if held else []
         found = newest(Path(out) / "checkpoints")
-        ready(int(found.name.removeprefix("step-")) if found else 0, self.steps)
+        if processes.first:
+            ready(int(found.name.removeprefix("step-")) if found else 0, self.steps)
         return train(
             session.memory,
             batches,
@@ -105,8 +117,19 @@ class Plan:
             held_out=unseen,
             evaluate_every=self.evaluate_every,
             save_every=self.save_every,
+            track=self.track,
             progress=progress,
         )
+
+    def _require_room(self, positions: int) -> None:
+        """Refuse what will not fit before the first step, not when such an episode is drawn."""
+        longest = max(self.segments, default=0) * self.segment_tokens + self.target_tokens
+        if self.too_long == "refuse" and longest > positions:
+            raise UsageError(
+                f"Episodes of {max(self.segments)} segments of {self.segment_tokens} tokens and a target of "
+                f"{self.target_tokens} have {longest} tokens; the model has positions for {positions}. Lower segments, "
+                "segment_tokens or target_tokens; or too_long = 'cut' leaves out the oldest text."
+            )
 
     def _mixture(self, session: Session, sources: list[Weighted], seed: int) -> Mixture:
         shapes = {name: getattr(self, name) for name in _SHAPES}

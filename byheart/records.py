@@ -67,8 +67,10 @@ def _gathered(source: str, rows: list[Mapping[str, Any]]) -> DataSet:
     if not records:
         tasks = sorted({str(row.get("task", "lm")) for row in rows}) or ["none"]
         wanted = "; ".join(f"{task} needs {field}" for task, field in _NEEDS.items())
+        found = sorted({str(name) for row in rows for name, value in row.items() if value}) or ["none"]
         raise InputError(
-            f"'{source}' holds no record to train on: {len(rows)} read, of task {', '.join(tasks)}. {wanted}."
+            f"'{source}' holds no record to train on: {len(rows)} read, of task {', '.join(tasks)}. {wanted}. "
+            f"Missing: {', '.join(_missing(rows))}. Fields that are there: {', '.join(found)}."
         )
     digest = hashlib.sha256(repr(records).encode()).hexdigest()[:16]
     return DataSet(source, records, digest)
@@ -100,20 +102,55 @@ def _parsed(line: str, where: str) -> Mapping[str, Any]:
 
 def _record(row: Mapping[str, Any]) -> Record | None:
     """What can be trained on in a row, or None."""
-    meta = row.get("meta") or {}
-    context, question = str(row.get("context") or row.get("text") or ""), str(row.get("question") or "")
-    answers, turns = row.get("answers") or [], tuple(meta.get("turns") or ())
+    meta, context, question, answer = _meta(row), _context(row), str(row.get("question") or ""), _answer(row)
+    turns = tuple(str(turn) for turn in _listed(meta.get("turns")))
     if len(turns) > 1:
-        return Record("dialog", context, turns=turns, persona="\n".join(meta.get("persona") or ()))
-    if question and answers and context.strip():
-        return Record("qa", context, question, str(answers[0]))
+        return Record("dialog", context, turns=turns, persona="\n".join(map(str, _listed(meta.get("persona")))))
+    if question and answer and context.strip():
+        return Record("qa", context, question, answer)
     if context.strip() and not question:
         return Record("lm", context)
     return None
 
 
+def _missing(rows: list[Mapping[str, Any]]) -> list[str]:
+    """What rows without a record lack, by the task that each says or looks like."""
+    lacking: set[str] = set()
+    for row in rows:
+        dialog = row.get("task") == "dialog"
+        asked = not dialog and (row.get("task", "lm") != "lm" or bool(row.get("question")))
+        lacking |= {"meta.turns"} if dialog else set()
+        lacking |= {"context"} if not dialog and not _context(row).strip() else set()
+        lacking |= {"question"} if asked and not row.get("question") else set()
+        lacking |= {"answers"} if asked and not _answer(row) else set()
+    return sorted(lacking) or ["records"]
+
+
+def _context(row: Mapping[str, Any]) -> str:
+    return str(row.get("context") or row.get("text") or "")
+
+
+def _answer(row: Mapping[str, Any]) -> str:
+    """The first answer; SQuAD's own files have ``{"text": [...]}``."""
+    answers = row.get("answers")
+    texts = _listed(answers.get("text") if isinstance(answers, Mapping) else answers)
+    return str(texts[0]) if texts else ""
+
+
+def _meta(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    meta = row.get("meta")
+    return meta if isinstance(meta, Mapping) else {}
+
+
+def _listed(value: Any) -> list[Any]:
+    """A list as it is; one text is a list of one."""
+    return [value] if isinstance(value, str) and value else list(value) if isinstance(value, list | tuple) else []
+
+
 def _from_hub(source: str) -> Iterable[Mapping[str, Any]]:
-    if importlib.util.find_spec("datasets") is None:
+    found = importlib.util.find_spec("datasets")
+    # A folder called datasets has no origin.
+    if found is None or found.origin is None:
         raise UsageError(
             f"'{source}' is no file or folder. To read it from the Hugging Face hub, install: pip install datasets"
         )

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from byheart import state as states
+from byheart import shipped, state as states
 from byheart.backbone import Backbone
 from byheart.cache import PrefixCache
 from byheart.decoding import Decoding, generate
@@ -253,6 +253,7 @@ def load(
     dtype: str = "auto",
     device: str = "auto",
     tokenizer: PreTrainedTokenizerBase | None = None,
+    trained: bool = True,
     **options: Any,
 ) -> Session:
     """A session with an empty memory over a model.
@@ -261,6 +262,7 @@ def load(
         model: an alias (``smollm2``), a hub id, a local folder, a GGUF file, or an opened Backbone.
         memory: the mechanism's name, see ``byheart.memories.BUILT_IN``; or a folder that ``save_pretrained`` wrote,
             with its learned parts and options.
+        trained: use the learned parts that come with byheart, where there are some for this model and these options.
         options: of the mechanism.
 
     Raises ModelError, UnknownNameError, UsageError, CheckpointError or StateMismatchError.
@@ -269,12 +271,14 @@ def load(
     card: dict[str, Any] = read_card(learned) if learned else {"mechanism": memory, "options": {}}
     kind = find(card["mechanism"])
     backbone = model if isinstance(model, Backbone) else Backbone.open(located(model), dtype=dtype, device=device)
+    own = shipped.find(memory, backbone.fingerprint, options) if trained and not learned else None
+    card = read_card(own) if own is not None else card
     words = tokenizer if tokenizer is not None else open_tokenizer(backbone.source)
     frame = Frame.of(words)
     turn = kind.framed(words(frame.turn, add_special_tokens=False).input_ids, _special(words, frame.end)[:1])
     made = build(card["mechanism"], backbone, **{**turn, **card["options"], **options})
-    if learned:
-        made.load_pretrained(learned)
+    if learned or own is not None:
+        made.load_pretrained(learned or str(own))
     return Session(backbone, words, made, learned=learned)
 
 

@@ -27,17 +27,25 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "ffn-lora": {"steps": 2, "learning_rate": 1e-1, "rank": 2, "chunk_tokens": 16},
     "full": {"chunk_tokens": 16},
     "window": {"sinks": 2, "recent": 14, "chunk_tokens": 8},
+    "every-kth": {"every": 3, "chunk_tokens": 16},
+    "mean-pooled": {"every": 3, "chunk_tokens": 16},
 }
 # More of the same: other options of a memory, named by what differs.
 VARIANTS: dict[str, dict[str, Any]] = {
     "latent-pool shared": {"forget": "shared", "keep_hidden": True},
     "latent-pool lora": {"rank": 2},
+    "latent-pool input": {"feed": "input"},
+    "latent-pool kept": {"feed": "input", "rank": 2, "adapt": "kept"},
     "compressed-kv mean": {"merge": "mean"},
+    "compressed-kv first": {"first_row": True, "linears": "all"},
+    "compressed-kv mean first sink": {"merge": "mean", "first_row": True, "sink": True},
     "compressed-kv alone sink": {"recurrent": False, "sink": True},
     "compressed-kv mean alone sink": {"merge": "mean", "recurrent": False, "sink": True},
     "last-ffn bare": {"keep_text": False},
     "last-ffn two": {"layers": 2, "header": [5, 6], "footer": [7]},
     "ffn-lora values": {"role": "values", "layers": [0, 2]},
+    "every-kth sinkless": {"sinks": 0},
+    "mean-pooled sinkless": {"sinks": 0},
 }
 MEMORIES = list(BUILT_IN)
 ALL_FAMILIES = list(FAMILIES)

@@ -110,6 +110,42 @@ def test_a_gap_is_other_text_between(session: Session, tmp_path: Path) -> None:
     assert text(session, made.segments[-1]) == 8 * own + "\n\n" + 6 * other
 
 
+def test_other_text_may_stand_between_a_memory_and_its_target(session: Session, tmp_path: Path) -> None:
+    file = written(tmp_path, {"text": "a" * 300}, {"text": "b" * 300})
+    plain, apart = (mixture(session, file, between=between).windows(4, 2) for between in (0, 10))
+    for one, other in zip(plain, apart, strict=True):
+        assert all(map(torch.equal, one.segments, other.segments))
+        assert torch.equal(other.target[10:], one.target)
+        assert (one.answer, other.answer) == (1, 11)
+        letter = "b" if text(session, one.target) == 8 * "a" else "a"
+        assert text(session, other.target[:10]) == "\n\n" + 6 * letter + "\n\n"
+
+
+def test_other_text_stands_behind_what_begins_every_text(session: Session, tmp_path: Path) -> None:
+    file = written(tmp_path, {**QA, "answers": ["Muck"]}, {**QA, "context": "x" * 90, "answers": ["x"]})
+    made = [mixture(session, file, between=between) for between in (0, 10)]
+    begins = torch.tensor([1])
+    for each in made:
+        # This tokenizer begins no text.
+        vars(each)["_begins"] = begins
+    for one, other in zip(*(each.windows(2, 3) for each in made), strict=True):
+        assert one.target[0] == other.target[0] == begins
+        assert torch.equal(other.target[11:], one.target[1:])
+        assert torch.equal(other.target[other.answer :], one.target[one.answer :])
+
+
+def test_no_question_and_no_dialogue_is_measured_twice(session: Session, tmp_path: Path) -> None:
+    rows = [{**QA, "answers": [f"{n}"], "context": f"There are {n} of them, and no more."} for n in range(5)]
+    file = written(tmp_path, *rows, {**QA, "context": "long " * 99, "answers": ["missing"]})
+    made = mixture(session, file).windows(9, 2)
+    assert len(made) == 5
+    assert len({text(session, each.target) for each in made}) == 5
+    assert len(mixture(session, file).windows(3, 2)) == 3
+    talk = {"task": "dialog", "meta": {"turns": ["a", "b", "c"]}}
+    with pytest.raises(InputError, match="long enough for 4 segments"):
+        mixture(session, written(tmp_path, talk)).windows(2, 4)
+
+
 def test_a_short_text_is_filled_with_others(session: Session, tmp_path: Path) -> None:
     file = written(tmp_path, {"text": "the quick brown fox jumps"}, {"text": "A" * 60})
     made = [mixture(session, file).episode(index, 2) for index in range(20)]

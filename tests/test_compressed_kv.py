@@ -40,7 +40,9 @@ def twin_of(made: CompressedKV, family: str) -> Recursion:
         path: (down.detach(), up.detach(), lora.scale)
         for path, down, up in zip(lora.paths, lora.down, lora.up, strict=True)
     }
-    kind = {"merge": made.merge, "recurrent": made.recurrent, "sink": made.sink}
+    kind: dict[str, Any] = {"merge": made.merge, "recurrent": made.recurrent, "sink": made.sink}
+    if made.first is not None:
+        kind["first"] = [(k[None], v[None]) for k, v in made.first.detach()]
     return Recursion(tiny_model(family), made.embeddings.detach(), updates, **kind)
 
 
@@ -59,6 +61,12 @@ def test_every_type_reads_as_in_the_published_recursion(kind: dict[str, Any], si
     require_like_the_recursion("llama", {**kind, "sink": sink})
 
 
+@every_type
+@pytest.mark.parametrize("sink", [False, True])
+def test_a_learned_first_row_stands_before_everything(kind: dict[str, Any], sink: bool) -> None:
+    require_like_the_recursion("llama", {**kind, "sink": sink, "first_row": True, "linears": "all"})
+
+
 @torch.no_grad()
 def require_like_the_recursion(family: str, kind: dict[str, Any]) -> None:
     own = backbone(family)
@@ -71,10 +79,10 @@ def require_like_the_recursion(family: str, kind: dict[str, Any]) -> None:
     held = kv_of(state)
     assert held is not None
     rows = MARKS * (len(SEGMENTS) if made.merge == "concat" else 1) + made.sink
-    assert made.read(state).length == held.length == rows
+    assert (made.read(state).length, held.length) == (rows + made.first_row, rows)
     for ours, (theirs, _) in zip(held.keys, naive._joined(naive.sink, naive.memory), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
-    assert int(state["tokens"]) == naive.offset
+    assert int(state["tokens"]) + made.first_row == naive.offset
     assert int(state["segments"]) == len(SEGMENTS)
     assert hooks(own) == []
 

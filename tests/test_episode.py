@@ -15,7 +15,14 @@ from byheart.memory import Memory
 from byheart.tuning import token_losses
 from tests.samples import backbone, fresh, tokens
 
-TYPES = ["compressed-kv", "compressed-kv mean", "compressed-kv alone sink", "compressed-kv mean alone sink"]
+TYPES = [
+    "compressed-kv",
+    "compressed-kv mean",
+    "compressed-kv alone sink",
+    "compressed-kv mean alone sink",
+    "compressed-kv first",
+    "compressed-kv mean first sink",
+]
 
 
 def episode(*lengths: int, target: int = 9, answer: int = 1, seed: int = 0) -> Episode:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from byheart.cli import options, terminal
 from byheart.errors import UsageError
 
 if TYPE_CHECKING:
-    from byheart.train import Step
+    from byheart.training import Step
 
 _RUN, _DATA, _LOSS = "The run", "What is read", "What is learned"
 _LINES_EVERY = 30.0
@@ -54,11 +55,18 @@ EverySegment = Annotated[
     float | None,
     typer.Option("--every-segment", help="Weight of the text after the first segment.", rich_help_panel=_LOSS),
 ]
+TooLong = Annotated[
+    str | None,
+    typer.Option("--too-long", help="Episodes beyond the model's positions: refuse or cut.", rich_help_panel=_DATA),
+]
 Steps = Annotated[int | None, typer.Option("--steps", help="1000.", rich_help_panel=_RUN)]
 Seed = Annotated[int | None, typer.Option("--seed", help="0.", rich_help_panel=_RUN)]
 SaveEvery = Annotated[int | None, typer.Option("--save-every", help="Steps; 100.", rich_help_panel=_RUN)]
 EvaluateEvery = Annotated[
     int | None, typer.Option("--evaluate-every", help="Steps; 0 is at the end alone.", rich_help_panel=_RUN)
+]
+Track = Annotated[
+    str | None, typer.Option("--track", help="trackio, wandb or tensorboard; none.", rich_help_panel=_RUN)
 ]
 DType = Annotated[str | None, typer.Option("--dtype", help="auto, bfloat16 or float32.", rich_help_panel=_RUN)]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.", rich_help_panel=_RUN)]
@@ -81,10 +89,12 @@ def train(
     learning_rate: LearningRate = None,
     teacher: Teacher = None,
     every_segment: EverySegment = None,
+    too_long: TooLong = None,
     steps: Steps = None,
     seed: Seed = None,
     save_every: SaveEvery = None,
     evaluate_every: EvaluateEvery = None,
+    track: Track = None,
     dtype: DType = None,
     device: Device = None,
     as_json: options.AsJSON = False,
@@ -98,6 +108,8 @@ def train(
 
         silence()
         result = Plan.of(recipe, **flags).run(out, ready=ready, progress=progress)
+    if not _speaks():
+        return
     if as_json:
         terminal.show_json({**vars(result), "losses": len(result.losses), "loss": result.losses[-1]})
         return
@@ -113,6 +125,11 @@ def _numbers(text: str | None) -> list[int] | None:
         raise UsageError(f"--segments takes numbers such as 1,2,4,8; it is '{text}'.") from error
 
 
+def _speaks() -> bool:
+    """Whether this is the first of several processes, which launchers number, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 @contextmanager
 def _shown() -> Iterator[tuple[Callable[[int, int], None], Callable[[Step], None]]]:
     """Before: nothing is shown. Inside: a bar, or a line now and then where there is no terminal. After: nothing.
@@ -121,7 +138,7 @@ def _shown() -> Iterator[tuple[Callable[[int, int], None], Callable[[Step], None
     """
     columns: tuple[Any, ...] = (BarColumn(30), MofNCompleteColumn(), TextColumn("{task.description}"))
     console = Console(stderr=True)
-    quiet = not console.is_terminal
+    quiet = not (console.is_terminal and _speaks())
     with Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=quiet) as bar:
         task = bar.add_task("opening the model", total=None)
         noted = time.monotonic()

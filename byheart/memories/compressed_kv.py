@@ -45,7 +45,7 @@ from byheart.together import Together, together
 from byheart.tuning import episode_loss
 
 _MERGES = ("concat", "mean")
-_MODULES = ("attention", "all")
+_LINEARS = ("attention", "all")
 
 
 class CompressedKV(Memory):
@@ -60,7 +60,7 @@ class CompressedKV(Memory):
             token of a text, whatever it is, which compressed rows lack; it is learned once and in no state.
         segment_tokens: longer text is cut into segments of this many tokens; 0 takes any length as one segment.
         rank, alpha: of the gated LoRA.
-        modules: what it updates: the ``attention``'s linear layers, as published, or ``all`` of a layer.
+        linears: which layers it updates: the ``attention``'s, as published, or ``all``.
     """
 
     name = "compressed-kv"
@@ -77,7 +77,7 @@ class CompressedKV(Memory):
         segment_tokens: int = 64,
         rank: int = 8,
         alpha: float = 16.0,
-        modules: str = "attention",
+        linears: str = "attention",
     ) -> None:
         Memory.__init__(self, backbone)
         positive(tokens=tokens, rank=rank)
@@ -85,14 +85,14 @@ class CompressedKV(Memory):
             raise UsageError(f"segment_tokens must be 0 or more; it is {segment_tokens}.")
         if merge not in _MERGES:
             raise UsageError(f"merge must be one of {', '.join(_MERGES)}; it is '{merge}'.")
-        if modules not in _MODULES:
-            raise UsageError(f"modules must be one of {', '.join(_MODULES)}; it is '{modules}'.")
+        if linears not in _LINEARS:
+            raise UsageError(f"linears must be one of {', '.join(_LINEARS)}; it is '{linears}'.")
         self.tokens, self.merge, self.recurrent, self.sink = tokens, merge, recurrent, sink
-        self.segment_tokens, self.rank, self.alpha, self.modules = segment_tokens, rank, alpha, modules
+        self.segment_tokens, self.rank, self.alpha, self.linears = segment_tokens, rank, alpha, linears
         self.first_row = first_row
         self.capacity = tokens + sink + first_row if merge == "mean" else None
         self.embeddings = nn.Parameter(_strided_means(backbone.embedding_table, tokens))
-        updated = backbone.attention_linears if modules == "attention" else backbone.linears
+        updated = backbone.attention_linears if linears == "attention" else backbone.linears
         paths = [p for index in range(len(backbone.layers)) for p in updated(index)]
         self.lora = LoRA(backbone, paths, rank=rank, alpha=alpha)
         # (L, 2, H, 1, W): keys and values; it stands at position 0, and the text from 1 on.

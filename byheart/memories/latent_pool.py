@@ -48,8 +48,11 @@ class LatentPool(Memory):
         longest, shortest: text is cut into segments of at most ``longest`` tokens; a last one under ``shortest``
             shares with the one before it.
         keep_hidden: keep the hidden states of all rows too, for export; the newest are always kept.
-        rank, alpha: of a LoRA for writing and another for reading, which projects the pool and serves the tokens that
-            read it; rank 0 has none.
+        feed: what a layer's rows are: its ``output`` at the segment's last tokens, as published, which stands where
+            the model has inputs and must be learned to be read; or its ``input``, which the model reads as it is.
+        rank, alpha: of LoRAs; rank 0 has none.
+        adapt: ``all`` has a LoRA for writing and another for reading, which projects the pool and serves the tokens
+            that read it, as published; ``kept`` has one for writing alone, active at the rows that are kept.
         targets: names of the linear layers that the LoRAs update.
     """
 
@@ -66,6 +69,8 @@ class LatentPool(Memory):
         longest: int = 512,
         shortest: int = 16,
         keep_hidden: bool = False,
+        feed: str = "output",
+        adapt: str = "all",
         rank: int = 0,
         alpha: float = 32.0,
         targets: tuple[str, ...] | list[str] = ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj", "gate_proj"),
@@ -76,18 +81,21 @@ class LatentPool(Memory):
             raise UsageError(f"blocks must be 2 or more, or every write would replace the whole pool; it is {blocks}.")
         if longest < shortest:
             raise UsageError(f"longest must be at least shortest; they are {longest} and {shortest}.")
-        if forget not in ("layer", "shared"):
-            raise UsageError(f"forget must be layer or shared; it is '{forget}'.")
+        _one_of("forget", forget, ("layer", "shared"))
+        _one_of("feed", feed, ("output", "input"))
+        _one_of("adapt", adapt, ("all", "kept"))
         self.rows, self.blocks, self.forget, self.seed = rows, blocks, forget, seed
         self.longest, self.shortest, self.keep_hidden = longest, shortest, keep_hidden
+        self.feed, self.adapt = feed, adapt
         self.rank, self.alpha, self.targets = rank, alpha, list(targets)
         self.capacity = 1 + rows * blocks
         layers = len(backbone.layers)
-        self.first = nn.Parameter(_first_rows(backbone))
-        self.mark = nn.Parameter(torch.zeros(backbone.dim, dtype=backbone.dtype, device=backbone.device))
+        # In float32 whatever the model's type: steps of training are too small for bfloat16.
+        self.first = nn.Parameter(_first_rows(backbone).float())
+        self.mark = nn.Parameter(torch.zeros(backbone.dim, device=backbone.device))
         paths = [p for i in range(layers) for p in backbone.linears(i) if p.rsplit(".", 1)[-1] in self.targets]
         self.writing = LoRA(backbone, paths, rank=rank, alpha=alpha) if rank else None
-        self.reading = LoRA(backbone, paths, rank=rank, alpha=alpha) if rank else None
+        self.reading = LoRA(backbone, paths, rank=rank, alpha=alpha) if rank and adapt == "all" else None
         self.initial: Tensor | None
         self.register_buffer("initial", None)
 
@@ -98,10 +106,9 @@ class LatentPool(Memory):
     def init(self) -> State:
         """The first row alone, or the trained pool."""
         layers = len(self.backbone.layers)
-        pool = (
-            self.first.new_zeros(layers, 0, self.backbone.dim) if self.initial is None else self.initial.to(self.first)
-        )
-        rows = torch.cat([self.first, pool], dim=1)[None]
+        first = self.first.to(self.backbone.dtype)
+        pool = first.new_zeros(layers, 0, self.backbone.dim) if self.initial is None else self.initial.to(first)
+        rows = torch.cat([first, pool], dim=1)[None]
         where = self.backbone.device
         place = torch.arange(1, 1 + pool.shape[1], device=where).expand(1, layers, -1).clone()
         state = {
@@ -134,9 +141,10 @@ class LatentPool(Memory):
         marked = min(self.rows, embeds.shape[1])
         outputs = embeds.new_empty(batch, len(self.backbone.layers), marked, self.backbone.dim)
         learned: list[Tensor] = []
+        mark = self.mark.to(embeds.dtype)
 
-        def leave(index: int, hidden: Tensor) -> None:
-            """Keep a layer's last rows."""
+        def keep(index: int, hidden: Tensor) -> None:
+            """Keep the last rows."""
             if torch.is_grad_enabled():
                 learned.append(hidden[:, -marked:].clone())
             else:
@@ -146,16 +154,19 @@ class LatentPool(Memory):
             """A layer's input: carried rows as the pool has them, and the mark that says what will be kept."""
             own = torch.cat([moving[:, index], hidden[:, carried:]], dim=1) if carried else hidden
             if torch.is_grad_enabled():
-                return torch.cat([own[:, :-marked], own[:, -marked:] + self.mark], dim=1)
-            own[:, -marked:] += self.mark
+                own = torch.cat([own[:, :-marked], own[:, -marked:] + mark], dim=1)
+            else:
+                own[:, -marked:] += mark
+            if self.feed == "input":
+                keep(index, own)
             return own
 
         with (
             torch.set_grad_enabled(torch.is_grad_enabled() and self.training),
             self.backbone.reading([Reading(self._behind(state, before), batch=batch)], room=embeds.shape[1]) as cache,
             self.backbone.layer_inputs(enter),
-            self.backbone.layer_outputs(leave),
-            _maybe(self.writing, self.backbone),
+            self.backbone.layer_outputs(keep) if self.feed == "output" else nullcontext(),
+            _maybe(self.writing, self.backbone, self._gate(embeds.shape[1], marked)),
         ):
             self.backbone.hidden(embeds=embeds, cache=cache)
         return torch.stack(learned, dim=1) if learned else outputs
@@ -207,6 +218,10 @@ class LatentPool(Memory):
         order = state["place"].argsort(dim=2)[..., None]
         return torch.take_along_dim(state["hidden"], order, dim=2)
 
+    def _gate(self, length: int, marked: int) -> slice | None:
+        """The tokens of a segment at which the writing LoRA is active."""
+        return slice(length - marked, length) if self.adapt == "kept" else None
+
     def _project(self, rows: Tensor) -> KV:
         with _maybe(self.reading, self.backbone):
             return self.backbone.project(list(rows.unbind(1)))
@@ -216,8 +231,9 @@ class LatentPool(Memory):
         held = kv_of(state)
         if held is None:
             raise UsageError("This state has no pool; make one with init().")
-        if self.writing is not None:
-            rows = torch.cat([self.first.expand(len(state["recent"]), -1, -1, -1), state["recent"][:, :, :before]], 2)
+        if self.writing is not None and self.adapt == "all":
+            newest = state["recent"][:, :, :before]
+            rows = torch.cat([self.first.to(newest.dtype).expand(len(newest), -1, -1, -1), newest], 2)
             with self.writing.active(self.backbone):
                 held = self.backbone.project(list(rows.unbind(1)))
         else:
@@ -236,8 +252,13 @@ class LatentPool(Memory):
         return torch.stack(draws).to(state["place"].device)
 
 
-def _maybe(lora: LoRA | None, backbone: Backbone) -> Any:
-    return lora.active(backbone) if lora is not None else nullcontext()
+def _maybe(lora: LoRA | None, backbone: Backbone, gate: slice | None = None) -> Any:
+    return lora.active(backbone, gate=gate) if lora is not None else nullcontext()
+
+
+def _one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise UsageError(f"{option} must be {' or '.join(allowed)}; it is '{value}'.")
 
 
 def _one_row(places: Tensor) -> Tensor:

@@ -19,7 +19,10 @@ Rows = list[tuple[Tensor, Tensor]]
 
 
 class Recursion:
-    """``updates`` maps module paths to (down, up, scale); ``marks`` (C, D) are the compression tokens' embeddings."""
+    """``updates`` maps module paths to (down, up, scale); ``marks`` (C, D) are the compression tokens' embeddings.
+
+    ``first`` has a layer's rows (1, H, 1, W) that stand before everything, at position 0.
+    """
 
     def __init__(
         self,
@@ -30,23 +33,25 @@ class Recursion:
         merge: str,
         recurrent: bool,
         sink: bool,
+        first: Rows | None = None,
     ) -> None:
         self.model, self.marks, self.updates = model, marks, updates
         self.merge, self.recurrent, self.keeps_sink = merge, recurrent, sink
+        self.first: Rows = first or []
         self.sink: Rows = []
         self.memory: Rows = []
-        self.offset = self.segments = 0
+        self.offset, self.segments = len(self.first[:1]), 0
 
     def write(self, segment: Tensor) -> None:
         """Compress ``segment`` (1, S)."""
         length, count = segment.shape[1], len(self.marks)
         text = self.model.get_input_embeddings()(segment)
-        seen = self._joined(self.sink, self.memory if self.recurrent else [])
+        seen = self._joined(self.first, self.sink, self.memory if self.recurrent else [])
         mask = torch.tensor([0.0] * length + [1.0] * count)
         _, rows = self._run(torch.cat([text, self.marks[None]], dim=1), seen, mask)
         held = seen[0][0].shape[2] if seen else 0
         if self.keeps_sink and not self.sink:
-            self.sink = [(k[:, :, :1], v[:, :, :1]) for k, v in rows]
+            self.sink = [(k[:, :, held : held + 1], v[:, :, held : held + 1]) for k, v in rows]
         new = [(k[:, :, held + length :], v[:, :, held + length :]) for k, v in rows]
         if self.merge == "concat" or not self.memory:
             self.memory = self._joined(self.memory, new)
@@ -62,7 +67,7 @@ class Recursion:
     def read(self, prompt: Tensor) -> Tensor:
         """Logits (T, V) of ``prompt`` (1, T) behind the memory."""
         text = self.model.get_input_embeddings()(prompt)
-        return self._run(text, self._joined(self.sink, self.memory), torch.zeros(prompt.shape[1]))[0]
+        return self._run(text, self._joined(self.first, self.sink, self.memory), torch.zeros(prompt.shape[1]))[0]
 
     def _joined(self, *parts: Rows) -> Rows:
         layers: Sequence[tuple[Any, ...]] = list(zip(*[part for part in parts if part], strict=True))

@@ -1,0 +1,209 @@
+"""How much of the gap between no text and full text each memory closes, beside what needs no training.
+
+    python benchmarks/gap.py [MEMORY ...] [--data FOLDER] [--windows 64] [--history 1,4,16] [--between 0,64]
+    python benchmarks/gap.py --table
+
+Memories are given as to `byheart evaluate gap --memory`. Rows go into benchmarks/results/gap.json after each group of
+data sets; a later run of the same settings adds its memories to those that are there. Then README.md gets its tables,
+between the comments `gap` and `/gap`; with --table nothing is measured. What the numbers mean is in docs/measures.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "gap.json"
+DATA = ROOT.parent / "shared" / "data" / "eval"
+GROUPS = {
+    "continuation": ("novels", "wikitext2"),
+    "dialogue": ("personachat", "dailydialog"),
+    "answers": ("squad", "fairytaleqa", "nq"),
+}
+ROWS = 4
+_BOTH_ENDS = {"nothing": "no text (nats a token)", "full": "full text (nats a token)"}
+_KEY = ("dataset", "memory", "metric", "segments", "between")
+
+
+# ---- measuring ----
+
+
+def untrained(group: str, history: Sequence[int]) -> dict[str, str]:
+    """What needs no training, by what keeps 4 rows for each segment: 64 tokens, or in a dialogue a turn of about 14."""
+    every = 4 if group == "dialogue" else 16
+    sinks = [4 if segments > 1 else 1 for segments in history]
+    recent = [ROWS * segments - first for segments, first in zip(history, sinks, strict=True)]
+    kept = f"sinks={'/'.join(map(str, sinks))};recent={'/'.join(map(str, recent))}"
+    # Each reads a text as the model itself does, 1,024 tokens at once.
+    return {
+        f"window:{kept};chunk_tokens=1024": "window",
+        f"every-kth:every={every}": "every-kth",
+        f"mean-pooled:every={every}": "mean-pooled",
+        f"window:sinks=1;recent={ROWS - 1};chunk_tokens=1024": f"window of {ROWS} rows",
+    }
+
+
+def measure(given: argparse.Namespace) -> None:
+    """Measure every group of data sets, and keep the rows of each as soon as it is done."""
+    from byheart.backbone import Backbone
+    from byheart.evaluate import gap, save
+    from byheart.models import silence
+
+    silence()
+    backbone = Backbone.open(given.model, dtype=given.dtype, device=given.device)
+    shape = {name: getattr(given, name) for name in ("windows", "history", "between", "batch", "seed")}
+    about = {"model": given.model, "dtype": str(backbone.dtype).removeprefix("torch."), **shape}
+    kept = earlier(given.out, about)
+    for group, sets in GROUPS.items():
+        files = [str(given.data / f"{each}.jsonl") for each in sets if each in given.sets]
+        if not files:
+            continue
+        labels = {spec: name(spec) for spec in given.memories}
+        labels |= untrained(group, given.history) if given.free else {}
+        print(f"{group}: {', '.join(labels.values())}", file=sys.stderr)
+        for row in gap(list(labels), files, model=backbone, control=True, **shape):
+            # Of one data set alone there is no row of all together.
+            datasets = [group] if row.dataset == "all" else [row.dataset] if len(files) > 1 else [row.dataset, group]
+            for dataset in datasets:
+                found = replace(row, dataset=dataset, memory=labels.get(row.memory, row.memory))
+                kept[key(asdict(found))] = found
+        save(given.out, list(kept.values()), **about)
+
+
+def name(spec: str) -> str:
+    """What a memory is called in the tables: a folder by its own name."""
+    return spec if "=" in spec else Path(spec).name
+
+
+def key(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What one number is of."""
+    return tuple(row[field] for field in _KEY)
+
+
+def earlier(path: Path, about: Mapping[str, Any]) -> dict[tuple[Any, ...], Any]:
+    """The rows of a result file made with the same settings; none where there is no file."""
+    from byheart.evaluate import Row
+
+    if not path.exists():
+        return {}
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    changed = [field for field, value in about.items() if stored["about"].get(field) != value]
+    if changed:
+        raise SystemExit(f"{path} was measured with another {', '.join(changed)}; give another --out, or remove it.")
+    return {key(row): Row(**row) for row in stored["rows"]}
+
+
+# ---- tables ----
+
+
+def gap_table(results: Path) -> str:
+    """The tables as Markdown, from the JSON that ``measure`` wrote."""
+    stored = json.loads(results.read_text(encoding="utf-8"))
+    about, rows = stored["about"], {key(row): row for row in stored["rows"]}
+    memories = list(dict.fromkeys(row["memory"] for row in stored["rows"] if row["metric"] == "gap_closed"))
+    middle = 4 if 4 in about["history"] else about["history"][-1]
+    parts = [f"Gap closed with {middle} segments of history:", by_set(rows, memories, middle)]
+    lengths = " · ".join(map(str, about["history"]))
+    for between in about["between"]:
+        behind = f", {between} unrelated tokens before the target" if between else ""
+        parts += [
+            f"With {lengths} segments{behind}:",
+            by_history(rows, memories, about["history"], between, "gap_closed"),
+        ]
+    other = by_history(rows, ["full", *memories], about["history"], 0, "gap_closed_by_other_text")
+    parts += ["The control, which reads another window's text:", other]
+    versions = ", ".join(f"{package} {version}" for package, version in about["versions"].items())
+    made = f"{about['model']}, {about['dtype']}, {about['windows']} windows a set at most, seed {about['seed']}"
+    parts.append(f"Made by `python benchmarks/gap.py` ({made}; {versions}) into `benchmarks/results/{results.name}`.")
+    return "\n\n".join(parts)
+
+
+def by_set(rows: Mapping[tuple[Any, ...], Mapping[str, Any]], memories: Sequence[str], segments: int) -> str:
+    """One line a memory, one column a data set."""
+    sets = [each for group in GROUPS.values() for each in group if (each, "full", "loss", segments, 0) in rows]
+
+    def line(label: str, memory: str, metric: str) -> str:
+        found = [rows.get((each, memory, metric, segments, 0)) for each in sets]
+        kept = next((f"{row['bytes'] / row['tokens']:,.0f}" for row in found if row), "")
+        return _line([label, kept, *map(_value, found)])
+
+    ends = [line(label, memory, "loss") for memory, label in _BOTH_ENDS.items()]
+    shares = [line(f"`{memory}`", memory, "gap_closed") for memory in memories]
+    return "\n".join([*_head(["memory", "bytes a token", *sets]), *shares, *ends])
+
+
+def by_history(
+    rows: Mapping[tuple[Any, ...], Mapping[str, Any]],
+    memories: Sequence[str],
+    history: Sequence[int],
+    between: int,
+    metric: str,
+) -> str:
+    """One line a memory, one column a group of data sets, in it a number for each length of history."""
+    groups = [group for group in GROUPS if (group, "full", "loss", history[0], between) in rows]
+    lines = _head(["memory", *groups])
+    for memory in memories:
+        cells = [[rows.get((group, memory, metric, each, between)) for each in history] for group in groups]
+        lines.append(_line([f"`{memory}`", *(" · ".join(map(_value, cell)) for cell in cells)]))
+    return "\n".join(lines)
+
+
+def _value(row: Mapping[str, Any] | None) -> str:
+    # Adding 0 makes a rounded -0.0 plain.
+    return "-" if row is None else f"{round(row['value'], 2) + 0:.2f}"
+
+
+def _head(columns: Sequence[str]) -> list[str]:
+    return [_line(columns), "|" + "---|" * len(columns)]
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def put(table: str) -> None:
+    """Rewrite README.md between its comments. Raises SystemExit where it has none."""
+    readme = ROOT / "README.md"
+    before, opened, rest = readme.read_text(encoding="utf-8").partition("<!-- gap -->\n")
+    _, closed, after = rest.partition("<!-- /gap -->")
+    if not opened or not closed:
+        raise SystemExit("README.md has no <!-- gap --> markers.")
+    readme.write_text(f"{before}{opened}{table}\n{closed}{after}", encoding="utf-8")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure unless only the table is asked for, print the tables, and put them into README.md."""
+    numbers = lambda text: [int(number) for number in text.split(",")]  # noqa: E731
+    every = [each for group in GROUPS.values() for each in group]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("memories", nargs="*", help="NAME[:key=value;key=value] or a folder")
+    parser.add_argument("--data", type=Path, default=DATA, help="folder of NAME.jsonl")
+    parser.add_argument("--sets", nargs="*", choices=every, default=every)
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--windows", type=int, default=64)
+    parser.add_argument("--history", type=numbers, default=[1, 4, 16])
+    parser.add_argument("--between", type=numbers, default=[0, 64])
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--no-free", dest="free", action="store_false", help="leave out what needs no training")
+    parser.add_argument("--table", action="store_true", help="measure nothing")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    given = parser.parse_args(argv)
+    if not given.table:
+        measure(given)
+    table = gap_table(given.out)
+    print(table)
+    if given.out.resolve() == RESULTS:
+        put(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""One of every k rows of the text's own keys and values, which needs no training: a floor for learned compression.
+
+The model reads a text with its ordinary attention, so a row that is kept has seen all the text before it; the rows
+between are dropped. The last row of each k is the one kept, and the text's first row stays too, as an attention sink
+(StreamingLLM, Xiao et al. 2024, arXiv 2309.17453): without it the model answers worse than with no memory at all.
+
+What one write keeps of ten tokens, every = 3, sinks = 1 (ceil(10 / 3) = 4 rows in all, sink included):
+
+    1 . . 1 . . 1 . . 1
+
+Each write keeps a row for every k of its own tokens, at least one, and reads its text behind the rows kept before.
+Keys are kept un-rotated and take the position of their row, as if the rows were the text: on SmolLM2-135M that
+predicts better than the rows' own distances to the reader.
+
+State: `keys.l`, `values.l` (B, H, M, W) a layer, keys as of position 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from byheart.backbone import Backbone
+from byheart.errors import UsageError
+from byheart.memory import Memory, cut, kv_of, named, positive
+from byheart.reading import KV, Reading
+from byheart.state import State
+
+
+class EveryKth(Memory):
+    """Keeps a row for every ``every`` tokens.
+
+    Args:
+        sinks: how many of a first text's rows are its very first ones.
+        chunk_tokens: how many tokens are read at once; longer text is written in such pieces.
+    """
+
+    name = "every-kth"
+
+    def __init__(self, backbone: Backbone, *, every: int = 16, sinks: int = 1, chunk_tokens: int = 1024) -> None:
+        Memory.__init__(self, backbone)
+        positive(every=every, chunk_tokens=chunk_tokens)
+        if sinks < 0:
+            raise UsageError(f"sinks must be 0 or more; it is {sinks}.")
+        self.every, self.sinks, self.chunk_tokens = every, sinks, chunk_tokens
+
+    def init(self) -> State:
+        """No rows."""
+        return {}
+
+    def pieces(self, segment: Tensor) -> Iterator[Tensor]:
+        """Parts of at most ``chunk_tokens`` tokens."""
+        return cut(segment, longest=self.chunk_tokens)
+
+    @torch.no_grad()
+    def write(self, state: State, segment: Tensor) -> State:
+        """Read ``segment`` behind what is held and keep some of its rows."""
+        held = kv_of(state)
+        for piece in self.pieces(segment):
+            new = self.backbone.prefill(piece, self._placed(held) if held else None)
+            start, device = held.length if held else 0, new.keys[0].device
+            new = self.backbone.turn(new, -torch.arange(start, start + new.length, device=device))
+            chosen = self._chosen(new.length, first=held is None).to(device)
+            new = KV(tuple(k[:, :, chosen] for k in new.keys), tuple(v[:, :, chosen] for v in new.values))
+            held = held.append(new) if held else new
+        return named(held) if held else state
+
+    def read(self, state: State) -> Reading:
+        """The rows at positions 0 to M - 1."""
+        held = kv_of(state)
+        return Reading(self._placed(held), batch=held.batch) if held else Reading()
+
+    def _placed(self, held: KV) -> KV:
+        return self.backbone.turn(held, torch.arange(held.length, device=held.keys[0].device))
+
+    def _chosen(self, tokens: int, *, first: bool) -> Int[Tensor, " M"]:
+        """Which rows of a text are kept: its sinks, and the last of each even share of the rest."""
+        sinks = min(self.sinks, tokens) if first else 0
+        rest = tokens - sinks
+        shares = min(rest, max(1, math.ceil(tokens / self.every) - sinks))
+        ends = [sinks + math.ceil(rest * (share + 1) / shares) - 1 for share in range(shares)]
+        return torch.tensor([*range(sinks), *ends])

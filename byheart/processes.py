@@ -1,0 +1,69 @@
+"""Several processes that train one memory together, on the state that accelerate keeps of them.
+
+``accelerate launch`` or ``torchrun`` starts them. Each has the whole frozen model, which is not wrapped; what they tell
+one another is the gradients of the learned parts, a few megabytes a step. Most often there is one process, and nothing
+to tell. It does not know how a run goes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import torch
+from accelerate import PartialState  # type: ignore[import-untyped]
+from accelerate.utils import broadcast, reduce  # type: ignore[import-untyped]
+from torch import Tensor
+
+from byheart.memory import Memory
+
+
+class Processes:
+    """How many there are, which one this is, and the device that is its own.
+
+    Args:
+        device: what all compute on: ``cpu``, ``cuda``, or ``auto``.
+    """
+
+    def __init__(self, device: str = "auto") -> None:
+        self.count, self.index, self.device = 1, 0, device
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 or torch.distributed.is_initialized():
+            cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true") or not torch.cuda.is_available()
+            state = PartialState(cpu=device == "cpu" or (device == "auto" and cpu))
+            self.count, self.index = state.num_processes, state.process_index
+            self.device = str(state.device) if device in ("auto", "cuda") else device
+
+    @property
+    def first(self) -> bool:
+        """Whether this one writes files and shows progress."""
+        return self.index == 0
+
+    def total(self, *numbers: float) -> list[float]:
+        """Sums over processes."""
+        if self.count == 1:
+            return list(numbers)
+        device = PartialState().device
+        summed: list[float] = reduce(torch.tensor(numbers, dtype=torch.float32, device=device), "sum").tolist()
+        return summed
+
+    def agree(self, memory: Memory) -> None:
+        """Give all the first one's learned parts."""
+        if self.count > 1:
+            for tensor in memory.state_dict().values():
+                tensor.copy_(broadcast(tensor.contiguous()))
+
+    def average(self, parameters: Sequence[Tensor]) -> None:
+        """Put the mean of all processes' gradients in place of each one's; a part that none used keeps having none."""
+        if self.count == 1:
+            return
+        used = torch.tensor([float(part.grad is not None) for part in parameters], device=parameters[0].device)
+        own = [(part.grad if part.grad is not None else torch.zeros_like(part)).float() for part in parameters]
+        summed = reduce(torch.cat([used, *(grad.flatten() for grad in own)]), "sum")
+        counts, *grads = summed.split([len(parameters), *(part.numel() for part in parameters)])
+        for part, count, grad in zip(parameters, counts.tolist(), grads, strict=True):
+            part.grad = (grad / self.count).view_as(part).to(part.dtype) if count else None
+
+    def wait(self) -> None:
+        """Go on when all are here."""
+        if self.count > 1:
+            PartialState().wait_for_everyone()

@@ -1,0 +1,367 @@
+"""The one training loop: a memory's learned parts by AdamW, the model frozen; every mechanism differs by its ``loss``.
+
+A run is decided by its recipe and its batches, which are a function of their number. So a run that was killed goes on
+from its last checkpoint and ends with the very losses of an unbroken one. Several processes, started by ``accelerate
+launch`` or ``torchrun``, each take every so-manieth batch of a step, and average their gradients; the first one alone
+writes. What a batch is made of is not known here.
+
+    out/metrics.jsonl       a line a step
+    out/checkpoints/        the newest, see ``checkpoints``
+    out/memory.safetensors, memory.json, recipe.json    at the end: the memory, and all that decided it
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from byheart import checkpoints, trackers
+from byheart.checkpoints import Progress
+from byheart.episode import Batch, Episode, collate
+from byheart.errors import TrainingError, UnknownNameError, UsageError
+from byheart.memory import Memory, positive
+from byheart.processes import Processes
+
+__all__ = ["Episode", "Recipe", "Step", "TrainResult", "train"]
+
+_TOO_LONG = ("refuse", "cut")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What decides a run, beside its memory and its batches.
+
+    ``accumulate`` batches a process make a step. ``warmup`` is the share of the steps in which the learning rate
+    rises; then it falls to 0 by a cosine. ``clip`` bounds the norm of the gradients. ``teacher`` and ``every_segment``
+    are those of ``Memory.loss``. An episode longer than the model's positions is refused, or with ``too_long="cut"``
+    loses its oldest text.
+    """
+
+    steps: int
+    learning_rate: float = 3e-4
+    warmup: float = 0.03
+    clip: float = 1.0
+    weight_decay: float = 0.0
+    accumulate: int = 1
+    teacher: float = 0.0
+    every_segment: float = 0.0
+    too_long: str = "refuse"
+    seed: int = 0
+
+    def rate(self, step: int) -> float:
+        """The learning rate of ``step``, from 0 on."""
+        rising = max(1, round(self.warmup * self.steps))
+        if step < rising:
+            return self.learning_rate * (step + 1) / rising
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, self.steps - rising)))
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step as it went; ``norm`` is the gradients' before clipping, ``held_out`` the loss on held-out batches."""
+
+    step: int
+    loss: float
+    learning_rate: float
+    norm: float
+    tokens: int
+    seconds: float
+    held_out: float | None = None
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A trained memory in the folder ``path``; ``losses`` has one number a step."""
+
+    path: str
+    losses: list[float]
+    held_out: float | None
+    tokens: int
+    seconds: float
+
+
+def train(
+    memory: Memory,
+    episodes: Callable[[int], Batch] | Sequence[Episode],
+    recipe: Recipe,
+    *,
+    out: str | Path,
+    batch: int = 16,
+    made_of: Mapping[str, Any] | None = None,
+    held_out: Sequence[Batch | Episode] = (),
+    evaluate_every: int = 0,
+    save_every: int = 100,
+    resume: bool = True,
+    track: str = "none",
+    progress: Callable[[Step], None] | None = None,
+) -> TrainResult:
+    """Train ``memory`` and save it into ``out``.
+
+    Args:
+        episodes: to be taken in an order drawn anew each time through, ``batch`` at once; or what gives the batch of a
+            number from 0 on, the same whenever it is asked.
+        made_of: what decides the batches, in types that JSON has; kept, and compared when a run goes on.
+        held_out: batches or episodes to measure every ``evaluate_every`` steps (0: never) and at the end.
+        resume: go on from the checkpoint in ``out``, if there is one.
+        track: where to send the numbers of every step too; a name in ``trackers.TRACKERS``.
+        progress: called after each step, in the first process alone.
+
+    Raises TrainingError at a loss that is no number or where ``out`` cannot be written, StateMismatchError for another
+    run's checkpoint, UsageError.
+    """
+    positive(steps=recipe.steps, learning_rate=recipe.learning_rate, accumulate=recipe.accumulate, clip=recipe.clip)
+    positive(save_every=save_every, batch=batch)
+    if recipe.too_long not in _TOO_LONG:
+        raise UnknownNameError("value of too_long", recipe.too_long, _TOO_LONG)
+    trackers.require(track)
+    batches, own = _source(episodes, batch, recipe.seed)
+    run = _Run(memory, recipe, Path(out), {**own, **(made_of or {})}, resume=resume)
+    unseen = [run.fitted(each) for each in _batches(held_out, batch)]
+    start, tokens, held = time.monotonic(), 0, None
+    with torch.random.fork_rng(), _training(memory), run.noted(track) as note:
+        made = run.ahead(batches)
+        for step in range(len(run.losses), recipe.steps):
+            taken = run.step(step, islice(made, recipe.accumulate))
+            number = step + 1
+            if unseen and (number == recipe.steps or (evaluate_every and number % evaluate_every == 0)):
+                held = run.measure(unseen)
+                taken = replace(taken, held_out=held)
+            note(taken)
+            if number % save_every == 0 or number == recipe.steps:
+                run.save()
+            tokens += taken.tokens
+            if progress is not None and run.processes.first:
+                progress(taken)
+    run.finish()
+    return TrainResult(str(out), run.losses, held, tokens, time.monotonic() - start)
+
+
+class _Run:
+    """The optimizer and the files of one run."""
+
+    def __init__(
+        self, memory: Memory, recipe: Recipe, out: Path, made_of: Mapping[str, Any], *, resume: bool = True
+    ) -> None:
+        self.memory, self.recipe, self.out = memory, recipe, out
+        self.parameters = [parameter for parameter in memory.parameters() if parameter.requires_grad]
+        if not self.parameters:
+            raise UsageError(f"memory '{memory.name}' has nothing to train: it has no learned parts.")
+        self.processes = Processes(memory.backbone.device.type)
+        self.processes.agree(memory)
+        self.settled = _settled(memory, recipe, made_of, self.processes.count)
+        self.optimizer = torch.optim.AdamW(self.parameters, weight_decay=recipe.weight_decay, fused=True)
+        self.losses: list[float] = []
+        found = checkpoints.newest(out / "checkpoints")
+        if found is not None:
+            if not resume:
+                raise UsageError(f"'{found}' is there already; resume it, or train into another folder.")
+            missing = {"processes": 1, **asdict(Recipe(steps=recipe.steps))}
+            self.losses = checkpoints.restore(found, memory, self.optimizer, self.settled, missing=missing).losses
+        if self.processes.total(len(self.losses)) != [len(self.losses) * self.processes.count]:
+            raise UsageError(f"'{out}' holds {len(self.losses)} steps for this process, others for another: share it.")
+        if self.processes.first:
+            out.mkdir(parents=True, exist_ok=True)
+            self._forget_steps_after(len(self.losses))
+
+    def fitted(self, batch: Batch) -> Batch:
+        """A batch that the model has positions for, see ``Recipe``."""
+        return _fitted(batch, self.memory.backbone.positions, cut=self.recipe.too_long == "cut")
+
+    def ahead(self, batches: Callable[[int], Batch]) -> Iterator[Batch]:
+        """This process's batches of all steps to go, each made while the one before it is learned from."""
+        count, index = self.processes.count, self.processes.index
+        each = self.recipe.accumulate * count
+        numbers = range(len(self.losses) * each + index, self.recipe.steps * each, count)
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            making: deque[Future[Batch]] = deque()
+            for number in numbers:
+                making.append(pool.submit(lambda n: self.fitted(batches(n)), number))
+                if len(making) > 1:
+                    yield making.popleft().result()
+            yield from (last.result() for last in making)
+
+    def step(self, step: int, batches: Iterable[Batch]) -> Step:
+        """Learn from one step's batches."""
+        start, recipe, device = time.monotonic(), self.recipe, self.memory.backbone.device
+        torch.manual_seed(recipe.seed * 1_000_003 + step + self.processes.index * 1_000_000_007)
+        rate, loss, tokens = recipe.rate(step), 0.0, 0
+        self.optimizer.param_groups[0]["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        for batch in (each.to(device) for each in batches):
+            value = self.memory.loss(batch, teacher=recipe.teacher, every_segment=recipe.every_segment)
+            (value / recipe.accumulate).backward()  # type: ignore[no-untyped-call]
+            loss, tokens = loss + value.item() / recipe.accumulate, tokens + batch.tokens
+        self.processes.average(self.parameters)
+        losses, read = self.processes.total(loss, tokens)
+        loss, tokens = losses / self.processes.count, int(read)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, recipe.clip).item()
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise TrainingError(
+                f"Step {step + 1}: the loss is {loss}, its gradients' norm {norm}. {self._kept}; "
+                "try a lower learning rate."
+            )
+        self.optimizer.step()
+        self.losses.append(loss)
+        return Step(step + 1, loss, rate, norm, tokens, time.monotonic() - start)
+
+    @torch.no_grad()
+    def measure(self, batches: Sequence[Batch]) -> float:
+        """Mean loss of the targets over held-out batches."""
+        mine = batches[self.processes.index :: self.processes.count]
+        losses = (self.memory.loss(batch.to(self.memory.backbone.device)).item() for batch in mine)
+        return self.processes.total(sum(losses))[0] / len(batches)
+
+    @contextmanager
+    def noted(self, track: str) -> Iterator[Callable[[Step], None]]:
+        """Inside: what is called with every step, for the metrics and the tracker. After: both are closed."""
+        if not self.processes.first:
+            yield lambda taken: None
+            return
+        with trackers.tracking(track, self.out, self.settled, done=len(self.losses)) as tell:
+
+            def note(taken: Step) -> None:
+                numbers = {name: value for name, value in vars(taken).items() if value is not None}
+                with self._writing(), self._metrics.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(numbers) + "\n")
+                tell(taken.step, {**numbers, "tokens_per_second": taken.tokens / taken.seconds})
+
+            yield note
+
+    def save(self) -> None:
+        """Make a checkpoint of where the run is."""
+        if self.processes.first:
+            reached = Progress(len(self.losses), self.settled, checkpoints.versions(), self.losses)
+            with self._writing():
+                checkpoints.save(self.out / "checkpoints", self.memory, self.optimizer, reached)
+
+    def finish(self) -> None:
+        """Write the memory as users load it."""
+        if self.processes.first:
+            text = json.dumps({**self.settled, "versions": checkpoints.versions()}, indent=2)
+            with self._writing():
+                self.memory.save_pretrained(self.out)
+                (self.out / "recipe.json").write_text(text + "\n", encoding="utf-8")
+        self.processes.wait()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Inside: files are written; where they cannot be, that is a TrainingError which says what is kept."""
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            raise TrainingError(
+                f"Step {len(self.losses)} could not be written into '{self.out}': {error}. {self._kept}; "
+                "make room, then start again: the run goes on from there."
+            ) from error
+
+    @property
+    def _kept(self) -> str:
+        found = checkpoints.newest(self.out / "checkpoints")
+        return f"'{found}' is the last good checkpoint" if found else "There is no checkpoint yet"
+
+    @property
+    def _metrics(self) -> Path:
+        return self.out / "metrics.jsonl"
+
+    def _forget_steps_after(self, step: int) -> None:
+        """Drop the lines of steps that will be taken again; a kill may have left half a line."""
+        lines = self._metrics.read_text(encoding="utf-8").splitlines() if self._metrics.exists() else []
+        self._metrics.write_text("".join(f"{line}\n" for line in lines[:step]), encoding="utf-8")
+
+
+def _source(
+    episodes: Callable[[int], Batch] | Sequence[Episode], batch: int, seed: int
+) -> tuple[Callable[[int], Batch], dict[str, Any]]:
+    """What gives the batch of a number, and what decides it where that is known."""
+    if callable(episodes):
+        return episodes, {}
+    shuffled = _Shuffled(episodes, batch, seed)
+    return shuffled, shuffled.made_of()
+
+
+class _Shuffled:
+    """Batches of given episodes, in an order drawn anew each time through; call it with a batch's number."""
+
+    def __init__(self, episodes: Sequence[Episode], batch: int, seed: int) -> None:
+        if not episodes:
+            raise UsageError("There are no episodes to train on.")
+        self.episodes, self.batch, self.seed = list(episodes), batch, seed
+        self._order = (-1, [list(self.episodes)])
+
+    def __call__(self, number: int) -> Batch:
+        through, place = divmod(number, len(_alike(self.episodes, self.batch)))
+        if self._order[0] != through:
+            draw = random.Random(f"{self.seed} episodes {through}")
+            groups = _alike(draw.sample(self.episodes, len(self.episodes)), self.batch)
+            self._order = (through, draw.sample(groups, len(groups)))
+        return collate(self._order[1][place])
+
+    def made_of(self) -> dict[str, Any]:
+        """What decides the batches, in types that JSON has."""
+        rows = [([s.tolist() for s in each.segments], each.target.tolist(), each.answer) for each in self.episodes]
+        return {"episodes": hashlib.sha256(repr(rows).encode()).hexdigest()[:16], "batch": self.batch}
+
+
+def _alike(episodes: Sequence[Episode], batch: int) -> list[list[Episode]]:
+    """Groups of at most ``batch`` episodes with equally many segments."""
+    by_length: dict[int, list[Episode]] = {}
+    for episode in episodes:
+        by_length.setdefault(len(episode.segments), []).append(episode)
+    return [same[at : at + batch] for same in by_length.values() for at in range(0, len(same), batch)]
+
+
+def _batches(given: Sequence[Batch | Episode], batch: int) -> list[Batch]:
+    loose = _alike([each for each in given if isinstance(each, Episode)], batch)
+    return [*(each for each in given if isinstance(each, Batch)), *map(collate, loose)]
+
+
+def _fitted(batch: Batch, positions: int, *, cut: bool) -> Batch:
+    """The batch with at most ``positions`` tokens an episode: the oldest text goes, or UsageError."""
+    target = batch.target.shape[1]
+    longest = int(batch.counts.sum(dim=(1, 2)).max()) + target
+    if longest <= positions:
+        return batch
+    if not cut or target >= positions:
+        raise UsageError(
+            f"An episode has {longest} tokens, {target} of them its target; the model has positions for {positions}. "
+            "Give fewer or shorter segments or a shorter target; too_long = 'cut' leaves out the oldest text."
+        )
+    # How many tokens of text there are from each one on.
+    onward = batch.counts.flatten(1).flip(1).cumsum(1).flip(1).view_as(batch.counts)
+    kept = batch.counts & (onward <= positions - target)
+    # Episodes of a batch have equally many segments.
+    whole = kept.any(dim=2).all(dim=0)
+    return replace(batch, segments=batch.segments[:, whole], counts=kept[:, whole])
+
+
+@contextmanager
+def _training(memory: Memory) -> Iterator[None]:
+    """Inside: writing builds graphs. After: it does not."""
+    memory.train()
+    try:
+        yield
+    finally:
+        memory.train(False)
+
+
+def _settled(memory: Memory, recipe: Recipe, made_of: Mapping[str, Any], processes: int) -> dict[str, Any]:
+    """All that decides a run, as JSON gives it back."""
+    which = {"mechanism": memory.name, "options": memory.options(), "backbone": memory.backbone.fingerprint}
+    which["start"] = memory.fingerprint
+    together = {"processes": processes} if processes > 1 else {}
+    settled: dict[str, Any] = json.loads(json.dumps({**which, **asdict(recipe), **together, **made_of}))
+    return settled
