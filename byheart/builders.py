@@ -213,7 +213,7 @@ class Mixture:
         text, cue = torch.cat(episode.segments), rng.randint(*_CUE)
         start = rng.randrange(max(1, len(text) - cue - self.target_tokens + 1))
         words, passage = (
-            self.session.tokenizer.decode(part.tolist(), skip_special_tokens=True)
+            str(self.session.tokenizer.decode(part.tolist(), skip_special_tokens=True))
             for part in (text[start : start + cue], text[start + cue : start + cue + self.target_tokens])
         )
         if not passage.strip():

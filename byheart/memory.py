@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from byheart.backbone import Backbone
 from byheart.episode import Batch
@@ -81,20 +82,27 @@ class Memory(nn.Module, abc.ABC):
                 out[n] = state
         return [state for state in out if state is not None]
 
-    def loss(self, batch: Batch, *, teacher: float = 0.0, every_segment: float = 0.0) -> Float[Tensor, ""]:
+    def loss(
+        self, batch: Batch, *, teacher: float = 0.0, every_segment: float = 0.0, checkpoint_writes: bool = False
+    ) -> Float[Tensor, ""]:
         """How badly targets are predicted from what was kept, with gradients through the writes.
 
         Args:
             teacher: weight of the divergence from the same model that has the whole text in front of it.
             every_segment: weight of the text itself from the second segment on, each token predicted from the
                 tokens before it in its segment and the memory of earlier segments.
+            checkpoint_writes: keep only the states between writes and run each write again for its gradients: a
+                third more time, and room that grows with the states instead of with all layers of all segments.
         """
         states = [self.init()] * batch.target.shape[0]
         hidden: list[Tensor] = []
         for index in range(batch.segments.shape[1]):
             if every_segment and index:
                 hidden.append(self._seen(states, batch.segments[:, index], batch.counts[:, index]))
-            states = self.write_many(states, batch.rows(index))
+            if checkpoint_writes:
+                states = checkpoint(self.write_many, states, batch.rows(index), use_reentrant=False)
+            else:
+                states = self.write_many(states, batch.rows(index))
         seen = torch.cat([*hidden, self._seen(states, batch.target)], dim=1)
         return episode_loss(self.backbone, seen, batch, teacher=teacher, every_segment=every_segment)
 

@@ -28,7 +28,7 @@ else:
 
 _HELD_OUT_BATCHES = 8
 _SHAPES = ("segments", "segment_tokens", "target_tokens", "gap", "recall", "batch", "batch_tokens")
-_MEANT = {int: "a whole number", float: "a number", str: "text", list: "a list", dict: "a table"}
+_MEANT = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list", dict: "a table"}
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ class Plan:
     accumulate: int = 1
     teacher: float = 0.0
     every_segment: float = 0.0
+    checkpoint_writes: bool = False
     too_long: str = "refuse"
     seed: int = 0
     save_every: int = 100
@@ -100,7 +101,7 @@ class Plan:
         require(self.track)
         sources, held = [Weighted.read(each) for each in self.data], [Weighted.read(each) for each in self.held_out]
         processes = Processes(self.device)
-        where = {"dtype": self.dtype, "device": processes.device}
+        where: dict[str, Any] = {"dtype": self.dtype, "device": processes.device}
         session = load(self.model, memory=self.memory, trained=False, **where, **self.options)
         self._require_room(session.backbone.positions)
         batches = self._mixture(session, sources, self.seed)

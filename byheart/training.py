@@ -46,8 +46,8 @@ class Recipe:
     """What decides a run, beside its memory and its batches.
 
     ``accumulate`` batches a process make a step. ``warmup`` is the share of the steps in which the learning rate
-    rises; then it falls to 0 by a cosine. ``clip`` bounds the norm of the gradients. ``teacher`` and ``every_segment``
-    are those of ``Memory.loss``. An episode longer than the model's positions is refused, or with ``too_long="cut"``
+    rises; then it falls to 0 by a cosine. ``clip`` bounds the norm of the gradients. ``teacher``, ``every_segment``
+    and ``checkpoint_writes`` are those of ``Memory.loss``. An episode longer than the model's positions is refused, or with ``too_long="cut"``
     loses its oldest text.
     """
 
@@ -59,6 +59,7 @@ class Recipe:
     accumulate: int = 1
     teacher: float = 0.0
     every_segment: float = 0.0
+    checkpoint_writes: bool = False
     too_long: str = "refuse"
     seed: int = 0
 
@@ -202,7 +203,12 @@ class _Run:
         self.optimizer.param_groups[0]["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
         for batch in (each.to(device) for each in batches):
-            value = self.memory.loss(batch, teacher=recipe.teacher, every_segment=recipe.every_segment)
+            value = self.memory.loss(
+                batch,
+                teacher=recipe.teacher,
+                every_segment=recipe.every_segment,
+                checkpoint_writes=recipe.checkpoint_writes,
+            )
             (value / recipe.accumulate).backward()  # type: ignore[no-untyped-call]
             loss, tokens = loss + value.item() / recipe.accumulate, tokens + batch.tokens
         self.processes.average(self.parameters)

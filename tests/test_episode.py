@@ -91,6 +91,18 @@ def test_one_pass_and_segment_by_segment_lose_the_same(case: str, segments: int,
         torch.testing.assert_close(gradient, expected[name], rtol=1e-3, atol=1e-6, msg=f"in {name}: {{}}".format)
 
 
+@pytest.mark.parametrize("case", ["latent-pool lora", "latent-pool kept", "compressed-kv first"])
+def test_checkpointed_writes_have_the_same_gradients(case: str) -> None:
+    made = fresh(case, backbone()).train()
+    weights = {"teacher": 0.7, "every_segment": 0.3}
+    value, gradients = losses(made, partial(Memory.loss, made), batch(), **weights)
+    again, recomputed = losses(made, partial(made.loss, checkpoint_writes=True), batch(), **weights)
+    torch.testing.assert_close(again, value)
+    assert any(gradient.abs().max() > 0 for gradient in gradients.values())
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(recomputed[name], gradient, rtol=1e-4, atol=1e-7, msg=f"in {name}: {{}}".format)
+
+
 def test_every_segment_is_refused_where_segments_do_not_see_the_memory() -> None:
     with pytest.raises(UsageError, match="recurrent"):
         fresh("compressed-kv alone sink", backbone()).loss(batch(), every_segment=0.5)

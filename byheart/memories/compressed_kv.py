@@ -193,8 +193,15 @@ class CompressedKV(Memory):
         state["segments"] = torch.full_like(state["tokens"], rows)
         return state, hidden[:, :length].reshape(texts, rows, length, -1)
 
-    def loss(self, batch: Batch, *, teacher: float = 0.0, every_segment: float = 0.0) -> Tensor:
-        """As every memory's, but all segments are read in one pass. Raises UsageError."""
+    def loss(
+        self, batch: Batch, *, teacher: float = 0.0, every_segment: float = 0.0, checkpoint_writes: bool = False
+    ) -> Tensor:
+        """As every memory's, but all segments are read in one pass, unless writes are checkpointed one by one.
+
+        Raises UsageError.
+        """
+        if checkpoint_writes:
+            return Memory.loss(self, batch, teacher=teacher, every_segment=every_segment, checkpoint_writes=True)
         if every_segment and not self.recurrent:
             raise UsageError("every_segment needs recurrent=True: without it, segments do not see the memory.")
         state, text = self.write_together(batch.segments, batch.counts)
