@@ -39,7 +39,7 @@ def training_table(results: Path) -> str:
         must = row["required"].replace("<=", "≤").replace(">=", "≥")
         value = f"{row['value']:,.{places}f}"
         lines.append(f"| {row['name']} | {f'**{value}**' if must else value} {row['unit']} | {must} |")
-    steps = f"rank {about['rank']} on {about['modules']}, {about['marks']} marks for {about['segment']} tokens"
+    steps = f"rank {about['rank']} on {about['linears']}, {about['marks']} marks for {about['segment']} tokens"
     made = f"{about['model']}, {about['dtype']}, {about['threads']} CPU threads; {steps}; counted: {about['counted']}"
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     name = f"benchmarks/results/{results.name}"

@@ -2,7 +2,7 @@
 
     python benchmarks/training.py [--rounds 7] [--dtype bfloat16] [--out benchmarks/results/training.json] [--quick]
 
-A step is loss, backward and AdamW on the learned parts. Every contestant trains the same modules at the same rank on
+A step is loss, backward and AdamW on the learned parts. All contestants train the same linear layers at the same rank on
 the same tokens in one episode; what is counted is tokens of text, never marks:
 
     parallel loss   segments and a target of 64 tokens, 4 marks a segment, LoRA at the marks; `every_segment=1.0`
@@ -12,8 +12,9 @@ the same tokens in one episode; what is counted is tokens of text, never marks:
     PEFT LoRA       plain LoRA by PEFT on the stock model with its own loss, where `peft` is installed
 
 Contestants take turns, round by round, in an order that moves on by one; tokens per second are medians over rounds,
-a ratio is the median of the rounds' own ratios. Long texts have half the rounds. Peak memory is that of a fresh process while it takes a step, above
-what it held once the model was loaded and had run once. It knows nothing of how well anything learns, and no GPU.
+a ratio is the median of the rounds' own ratios; long texts have half the rounds. Peak memory is that of a fresh process
+while it takes a step, above what it held once the model was loaded and had run once. It knows nothing of how well
+anything learns, and no GPU.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class Setup:
     model: str
     dtype: str
     rank: int
-    modules: str
+    linears: str
 
     def backbone(self) -> Backbone:
         """A model of its own, so that no contestant sees another's hooks."""
@@ -131,7 +132,7 @@ def supervised(tokens: Tensor) -> Tensor:
 
 def memory_of(setup: Setup, backbone: Backbone) -> CompressedKV:
     """The memory that is trained."""
-    options = {"rank": setup.rank, "modules": setup.modules, "segment_tokens": SEGMENT}
+    options = {"rank": setup.rank, "linears": setup.linears, "segment_tokens": SEGMENT}
     return CompressedKV(backbone, tokens=MARKS, **options)  # type: ignore[arg-type]
 
 
@@ -268,7 +269,7 @@ def _most() -> int:
 def fresh_peak(setup: Setup, name: str, length: int) -> int:
     """``peak_bytes`` in a process of its own."""
     command = [sys.executable, str(Path(__file__).resolve()), "--peak", name, str(length), *setup.flags()]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
 def memory_rows(name: str, peaks: Mapping[int, int]) -> list[Row]:
@@ -327,7 +328,7 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", default=DEFAULT)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--rank", type=int, default=8)
-    parser.add_argument("--modules", default="attention", choices=("attention", "all"))
+    parser.add_argument("--linears", default="attention", choices=("attention", "all"))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--no-memory", action="store_true", help="measure speed only")
     parser.add_argument("--quick", action="store_true", help="a tiny model and short texts: does it run?")
@@ -340,7 +341,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print, and write the JSON."""
     given = parsed(argv)
     silence()
-    setup = Setup(TINY if given.quick else given.model, given.dtype, given.rank, given.modules)
+    setup = Setup(TINY if given.quick else given.model, given.dtype, given.rank, given.linears)
     if given.peak:
         print(peak_bytes(setup, given.peak[0], int(given.peak[1])))
         return

@@ -46,9 +46,9 @@ class Recipe:
     """What decides a run, beside its memory and its batches.
 
     ``accumulate`` batches a process make a step. ``warmup`` is the share of the steps in which the learning rate
-    rises; then it falls to 0 by a cosine. ``clip`` bounds the norm of the gradients. ``teacher``, ``every_segment``
-    and ``checkpoint_writes`` are those of ``Memory.loss``. An episode longer than the model's positions is refused, or with ``too_long="cut"``
-    loses its oldest text.
+    rises; then it falls to 0 by a cosine. ``clip`` bounds the norm of the gradients. ``teacher``, ``every_segment`` and
+    ``checkpoint_writes`` are those of ``Memory.loss``. An episode longer than the model's positions is refused, or with
+    ``too_long="cut"`` loses its oldest text.
     """
 
     steps: int

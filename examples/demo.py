@@ -1,4 +1,4 @@
-"""Write one article into three memories, ask each about it, then write and ask from separate processes.
+"""Write one article into several memories, ask each about it, then write and ask from separate processes.
 
 Run it with ``make demo``, or ``python examples/demo.py``. It takes about a minute on two CPU cores.
 """
@@ -25,7 +25,7 @@ import byheart
 from byheart.models import DEFAULT, silence
 
 ARTICLE = Path(__file__).with_name("warsaw.txt")
-MEMORIES = ("nothing", "full", "last-ffn")
+MEMORIES = ("nothing", "full", "last-ffn", "compressed-kv")
 QUESTIONS = (
     "Which king moved the capital from Kraków to Warsaw?",
     "When was the oldest armed seal of Warsaw made?",
@@ -100,12 +100,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = parser.parse_args(arguments)
     console, text = Console(), chosen.article.read_text(encoding="utf-8")
     silence()
-    console.print(f"One article ({len(text.split()):,} words), one model ({chosen.model}), three memories.")
+    console.print(f"One article ({len(text.split()):,} words), one model ({chosen.model}), {len(MEMORIES)} memories.")
     console.print("The five questions were chosen among those this small model can answer with the text.")
     with console.status(f"opening {chosen.model}"):
         backbone = byheart.Backbone.open(chosen.model)
     results = [compare(console, backbone, text, name) for name in MEMORIES]
     console.print(side_by_side(results))
+    sizes = {result.memory: result.bytes for result in results}
+    console.print(
+        f"compressed-kv keeps {decimal(sizes['compressed-kv'])}, {sizes['full'] / sizes['compressed-kv']:.0f} times less "
+        "than the full text's keys and values: expect the gist, not every name and number.",
+        highlight=False,
+    )
     console.print("A memory is a file: what one process wrote, another one knows.\n")
     show_that_it_lasts(console, chosen.model, chosen.article)
 

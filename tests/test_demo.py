@@ -27,7 +27,7 @@ def demo(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
-def test_the_demonstration_compares_three_memories_and_asks_from_other_processes(
+def test_the_demonstration_compares_memories_and_asks_from_other_processes(
     demo: ModuleType,
     run: Run,
     tiny_folder: Path,
@@ -50,6 +50,7 @@ def test_the_demonstration_compares_three_memories_and_asks_from_other_processes
     for name in demo.MEMORIES:
         assert f"{name}: written in" in said
     assert said.count("$ byheart") == 3
+    assert "compressed-kv keeps" in said
     assert max(len(line) for line in said.splitlines() if "$ byheart" not in line) <= 90
     assert [command[3] for command in processes] == ["write", "ask", "ask"]
 
