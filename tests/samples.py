@@ -39,6 +39,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "compressed-kv mean": {"merge": "mean"},
     "compressed-kv first": {"first_row": True, "linears": "all"},
     "compressed-kv mean first sink": {"merge": "mean", "first_row": True, "sink": True},
+    "compressed-kv everywhere": {"conditional": False},
     "compressed-kv alone sink": {"recurrent": False, "sink": True},
     "compressed-kv mean alone sink": {"merge": "mean", "recurrent": False, "sink": True},
     "last-ffn bare": {"keep_text": False},

@@ -21,6 +21,7 @@ TYPES = [
     "compressed-kv alone sink",
     "compressed-kv mean alone sink",
     "compressed-kv first",
+    "compressed-kv everywhere",
     "compressed-kv mean first sink",
 ]
 

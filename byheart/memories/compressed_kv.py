@@ -59,7 +59,9 @@ class CompressedKV(Memory):
         first_row: put one learned row in front of everything. It takes the attention that a model gives to the first
             token of a text, whatever it is, which compressed rows lack; it is learned once and in no state.
         segment_tokens: longer text is cut into segments of this many tokens; 0 takes any length as one segment.
-        rank, alpha: of the gated LoRA.
+        rank, alpha: of the LoRA.
+        conditional: whether the LoRA is active at compression tokens alone; else at every token of writes and questions,
+            the published baseline without a gate.
         linears: which layers it updates: the ``attention``'s, as published, or ``all``.
     """
 
@@ -78,6 +80,7 @@ class CompressedKV(Memory):
         rank: int = 8,
         alpha: float = 16.0,
         linears: str = "attention",
+        conditional: bool = True,
     ) -> None:
         Memory.__init__(self, backbone)
         positive(tokens=tokens, rank=rank)
@@ -89,7 +92,7 @@ class CompressedKV(Memory):
             raise UsageError(f"linears must be one of {', '.join(_LINEARS)}; it is '{linears}'.")
         self.tokens, self.merge, self.recurrent, self.sink = tokens, merge, recurrent, sink
         self.segment_tokens, self.rank, self.alpha, self.linears = segment_tokens, rank, alpha, linears
-        self.first_row = first_row
+        self.first_row, self.conditional = first_row, conditional
         self.capacity = tokens + sink + first_row if merge == "mean" else None
         self.embeddings = nn.Parameter(_strided_means(backbone.embedding_table, tokens))
         updated = backbone.attention_linears if linears == "attention" else backbone.linears
@@ -115,7 +118,13 @@ class CompressedKV(Memory):
 
     def read(self, state: State) -> Reading:
         """Sink and memory, turned so that the next token sits right behind them."""
-        return Reading(self._in_front(kv_of(state), state["tokens"]), batch=state["tokens"].shape[0])
+        batch = state["tokens"].shape[0]
+        deltas = {} if self.conditional else self.lora.deltas(batch)
+        return Reading(self._in_front(kv_of(state), state["tokens"]), deltas, batch=batch)
+
+    def _gate(self, length: int) -> slice | None:
+        """The positions of a segment of ``length`` tokens and its marks at which the LoRA is active."""
+        return slice(length, length + self.tokens) if self.conditional else None
 
     def _in_front(self, held: KV | None, tokens: Tensor) -> KV | None:
         """Rows in the frame of a reader whose next token, at absolute position ``tokens``, sits behind them."""
@@ -142,11 +151,10 @@ class CompressedKV(Memory):
         start = prefix.length if prefix else 0
         marks = self.embeddings.to(self.backbone.dtype).expand(batch, -1, -1)
         embeds = torch.cat([self.backbone.embed(piece), marks], dim=1)
-        gate = slice(length, length + self.tokens)
         with (
             torch.set_grad_enabled(torch.is_grad_enabled() and self.training),
             self.backbone.reading([Reading(prefix, batch=batch)], room=embeds.shape[1]) as cache,
-            self.lora.active(self.backbone, gate=gate),
+            self.lora.active(self.backbone, gate=self._gate(length)),
         ):
             self.backbone.hidden(embeds=embeds, cache=cache)
         shift = tokens + int(self.first_row) - start
@@ -185,7 +193,7 @@ class CompressedKV(Memory):
         with (
             self.backbone.reading([Reading(before, batch=texts * rows)], room=0) as cache,
             together(Together(rows, self.tokens, self.merge == "mean", self.recurrent, first)),
-            self.lora.active(self.backbone, gate=slice(length, length + self.tokens)),
+            self.lora.active(self.backbone, gate=self._gate(length)),
         ):
             flat = (part.flatten(0, 1) for part in (own, places + front))
             hidden = self.backbone.hidden(embeds=embeds, cache=cache, counts=next(flat), positions=next(flat))
