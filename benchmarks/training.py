@@ -2,7 +2,7 @@
 
     python benchmarks/training.py [--rounds 7] [--dtype bfloat16] [--out benchmarks/results/training.json] [--quick]
 
-A step is loss, backward and AdamW on the learned parts. All contestants train the same linear layers at the same rank on
+A step is loss, backward and AdamW on the learned parts. All train the same linear layers at the same rank on
 the same tokens in one episode; what is counted is tokens of text, never marks:
 
     parallel loss   segments and a target of 64 tokens, 4 marks a segment, LoRA at the marks; `every_segment=1.0`

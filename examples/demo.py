@@ -108,8 +108,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     console.print(side_by_side(results))
     sizes = {result.memory: result.bytes for result in results}
     console.print(
-        f"compressed-kv keeps {decimal(sizes['compressed-kv'])}, {sizes['full'] / sizes['compressed-kv']:.0f} times less "
-        "than the full text's keys and values: expect the gist, not every name and number.",
+        f"compressed-kv keeps {decimal(sizes['compressed-kv'])}, {sizes['full'] / sizes['compressed-kv']:.0f} times "
+        "less than the full text's keys and values: expect the gist, not every name and number.",
         highlight=False,
     )
     console.print("A memory is a file: what one process wrote, another one knows.\n")

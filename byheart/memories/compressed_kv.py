@@ -60,8 +60,8 @@ class CompressedKV(Memory):
             token of a text, whatever it is, which compressed rows lack; it is learned once and in no state.
         segment_tokens: longer text is cut into segments of this many tokens; 0 takes any length as one segment.
         rank, alpha: of the LoRA.
-        conditional: whether the LoRA is active at compression tokens alone; else at every token of writes and questions,
-            the published baseline without a gate.
+        conditional: whether the LoRA is active at compression tokens alone; else it is at every token of writes and
+            questions, the published baseline.
         linears: which layers it updates: the ``attention``'s, as published, or ``all``.
     """
 
