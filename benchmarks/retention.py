@@ -113,6 +113,14 @@ def table(file: Path) -> str:
     return "\n".join([*lines, "", made])
 
 
+def put(lines: str) -> None:
+    """Rewrite docs/measures.md between its comments. Raises ValueError where it has none."""
+    page = ROOT.parent / "docs" / "measures.md"
+    before, rest = page.read_text(encoding="utf-8").split("<!-- retention -->\n")
+    _, after = rest.split("<!-- /retention -->")
+    page.write_text(f"{before}<!-- retention -->\n{lines}\n<!-- /retention -->{after}", encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", action="append", required=True, help="JSON lines; repeatable")
@@ -130,6 +138,7 @@ def main() -> None:
     result = {"memory": memory.options(), "windows": chosen.windows, "points": [vars(point) for point in points]}
     chosen.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     Console().print(table(chosen.out))
+    put(table(chosen.out))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import torch
 import byheart
 from byheart import shipped
 from byheart.backbone import Backbone
+from byheart.evaluate import gap
 from byheart.models import open_tokenizer
 from tests.samples import backbone, fresh
 
@@ -66,3 +67,13 @@ def test_what_is_shipped_is_small_and_whole() -> None:
         assert (card.parent / "memory.safetensors").stat().st_size <= 8_000_000
         assert "Training" in (card.parent / "README.md").read_text(encoding="utf-8")
         assert json.loads((card.parent / "recipe.json").read_text(encoding="utf-8"))["mechanism"]
+
+
+@pytest.mark.parametrize(("memory", "least"), [("compressed-kv", 0.3), ("latent-pool", 0.3)])
+def test_what_is_shipped_remembers_an_article(memory: str, least: float) -> None:
+    """On the article of the demonstration, which nothing was trained on."""
+    article = Path(__file__).parent.parent / "examples" / "warsaw.txt"
+    rows = gap([memory], [str(article)], windows=6, batch=6, history=(4,), control=True)
+    found = {row.metric: row.value for row in rows if row.memory == memory}
+    assert found["gap_closed"] > least
+    assert found["gap_closed"] > found["gap_closed_by_other_text"]
