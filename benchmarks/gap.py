@@ -14,7 +14,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +52,9 @@ def untrained(group: str, history: Sequence[int]) -> dict[str, str]:
 def measure(given: argparse.Namespace) -> None:
     """Measure every group of data sets, and keep the rows of each as soon as it is done."""
     from byheart.backbone import Backbone
-    from byheart.evaluate import gap, save
+    from byheart.gap import gap
     from byheart.models import silence
+    from byheart.rows import save
 
     silence()
     backbone = Backbone.open(given.model, dtype=given.dtype, device=given.device)
@@ -72,7 +73,7 @@ def measure(given: argparse.Namespace) -> None:
             datasets = [group] if row.dataset == "all" else [row.dataset] if len(files) > 1 else [row.dataset, group]
             for dataset in datasets:
                 found = replace(row, dataset=dataset, memory=labels.get(row.memory, row.memory))
-                kept[key(asdict(found))] = found
+                kept[key(found.flat())] = found
         save(given.out, list(kept.values()), **about)
 
 
@@ -88,7 +89,7 @@ def key(row: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def earlier(path: Path, about: Mapping[str, Any]) -> dict[tuple[Any, ...], Any]:
     """The rows of a result file made with the same settings; none where there is no file."""
-    from byheart.evaluate import Row
+    from byheart.rows import Row
 
     if not path.exists():
         return {}
@@ -96,7 +97,7 @@ def earlier(path: Path, about: Mapping[str, Any]) -> dict[tuple[Any, ...], Any]:
     changed = [field for field, value in about.items() if stored["about"].get(field) != value]
     if changed:
         raise SystemExit(f"{path} was measured with another {', '.join(changed)}; give another --out, or remove it.")
-    return {key(row): Row(**row) for row in stored["rows"]}
+    return {key(row): Row.of(row) for row in stored["rows"]}
 
 
 # ---- tables ----

@@ -23,7 +23,7 @@ from torch import Tensor
 import byheart
 from byheart.builders import Mixture, Weighted
 from byheart.episode import Batch, Episode, collate
-from byheart.evaluate import closed
+from byheart.gap import closed
 from byheart.memories.latent_pool import LatentPool
 from byheart.memory import Memory
 from byheart.models import silence

@@ -11,7 +11,7 @@ import torch
 import byheart
 from byheart import shipped
 from byheart.backbone import Backbone
-from byheart.evaluate import gap
+from byheart.gap import gap
 from byheart.models import open_tokenizer
 from tests.samples import backbone, fresh
 

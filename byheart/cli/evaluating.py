@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,7 +12,7 @@ from byheart.cli import options, terminal
 from byheart.errors import UsageError
 
 if TYPE_CHECKING:
-    from byheart.evaluate import Row
+    from byheart.rows import Row
 
 app = typer.Typer(help="Measure memories.", no_args_is_help=True)
 _COLUMNS = ("dataset", "segments", "between", "memory", "metric", "value", "95 %", "windows", "keeps", "written in")
@@ -72,7 +71,7 @@ def gap(
     given |= {"history": _numbers("--history", history), "between": _numbers("--gap", between)}
     rows = _measured(memory, data, out, **given)
     if as_json:
-        terminal.show_json([asdict(row) for row in rows])
+        terminal.show_json([row.flat() for row in rows])
         return
     terminal.show(_table(rows))
 
@@ -86,8 +85,9 @@ def _numbers(flag: str, text: str) -> list[int]:
 
 def _measured(memory: str, data: list[str], out: str | None, **given: Any) -> list[Row]:
     with terminal.progressing("measuring") as progress:
-        from byheart.evaluate import choices, gap as measured, save
+        from byheart.gap import gap as measured
         from byheart.models import silence
+        from byheart.rows import choices, save
 
         silence()
         memories = choices(memory)
@@ -100,8 +100,14 @@ def _measured(memory: str, data: list[str], out: str | None, **given: Any) -> li
 def _table(rows: Sequence[Row]) -> Table:
     table = Table(*_COLUMNS, box=None, pad_edge=False)
     for row in rows:
-        windows = (row.dataset, f"{row.segments}", f"{row.between}", row.memory, row.metric.replace("_", " "))
-        kept = f"{terminal.size(row.bytes)}, {row.bytes / row.tokens:,.0f} a token"
+        windows = (
+            row.dataset,
+            f"{row.at['segments']}",
+            f"{row.at['between']}",
+            row.memory,
+            row.metric.replace("_", " "),
+        )
+        kept = f"{terminal.size(row.bytes)}, {row.bytes / row.at['tokens']:,.0f} a token"
         interval = f"{row.low:.3f} to {row.high:.3f}"
         table.add_row(*windows, f"{row.value:.3f}", interval, f"{row.n:,}", kept, f"{row.seconds * 1000:,.0f} ms")
     return table

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from byheart.episode import Batch, Episode, collate
 from byheart.errors import InputError, UnknownNameError, UsageError
-from byheart.evaluate import Choice, choices, closed, gap, score
+from byheart.gap import closed, gap, score
 from byheart.plan import Plan
+from byheart.rows import Choice, choices
 from byheart.tuning import next_token_loss
 from tests.conftest import Run
 from tests.samples import backbone, fresh, tokens
@@ -110,7 +111,7 @@ def test_full_text_closes_the_gap_and_nothing_leaves_it(data: Path, tiny_folder:
     assert by["window", "gap_closed"].low <= 1.001
     assert all(row.low <= row.value <= row.high for row in rows if row.metric == "loss")
     assert {row.n for row in rows} == {6}
-    assert {(row.task, row.segments, row.between, row.tokens) for row in rows} == {("gap", 2, 0, 24)}
+    assert {(row.task, row.at["segments"], row.at["between"], row.at["tokens"]) for row in rows} == {("gap", 2, 0, 24)}
 
 
 def test_several_data_sets_are_also_taken_together(data: Path, tiny_folder: Path) -> None:
@@ -125,9 +126,9 @@ def test_several_histories_and_gaps_are_measured_at_once(data: Path, tiny_folder
     which = {"history": [1, 3], "between": [0, 6]}
     said = "window:sinks=1;recent=3/11"
     rows = gap([said, "full"], [str(data)], model=str(tiny_folder), dtype="float32", **which, **shape)
-    table = {(row.segments, row.between, row.memory, row.metric): row for row in rows}
+    table = {(row.at["segments"], row.at["between"], row.memory, row.metric): row for row in rows}
     assert len(table) == len(rows) == 4 * (1 + 2 + 3)
-    assert {row.tokens for row in rows if row.segments == 3} == {36}
+    assert {row.at["tokens"] for row in rows if row.at["segments"] == 3} == {36}
     # What is kept is of the same text, whatever stands between.
     assert table[1, 0, said, "loss"].bytes == table[1, 6, said, "loss"].bytes
     assert table[3, 0, said, "loss"].bytes == 3 * table[1, 0, said, "loss"].bytes
@@ -149,7 +150,7 @@ def test_dialogues_are_measured_turn_by_turn_and_once_each(tiny_folder: Path, tm
     by = {row.memory: row for row in rows}
     assert by[said].n == 3
     # A row for each turn.
-    assert by["full"].bytes / by[said].bytes == pytest.approx(by["full"].tokens / 2)
+    assert by["full"].bytes / by[said].bytes == pytest.approx(by["full"].at["tokens"] / 2)
 
 
 def test_the_table_of_the_readme_is_made_of_the_result_file(

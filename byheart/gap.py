@@ -9,15 +9,11 @@ written, as one text or turn by turn where it is a dialogue, and what follows it
 
 from __future__ import annotations
 
-import json
-import platform
-import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,38 +25,13 @@ from byheart.errors import InputError, UsageError
 from byheart.memory import Memory, positive
 from byheart.models import DEFAULT
 from byheart.reading import Reading
+from byheart.rows import Choice, Row, draws, interval
 from byheart.session import Session, load
 from byheart.state import State, nbytes
 from byheart.tuning import token_losses
 
 _FLOOR, _CEILING = "nothing", "full"
-_DRAWS = 1000
 _ALL = "all"
-_ASKED = 'NAME or NAME:key=value;key=value, such as "window:sinks=1;recent=15"'
-
-
-@dataclass(frozen=True)
-class Row:
-    """One number: ``value`` over ``n`` windows, with the bounds of its 95 % interval.
-
-    ``bytes`` is what a session keeps, ``seconds`` what writing a history takes, ``tokens`` how long the history is; all
-    three the mean over windows. ``segments`` were written, and ``between`` tokens of unrelated text read before the
-    target.
-    """
-
-    task: str
-    dataset: str
-    memory: str
-    metric: str
-    value: float
-    low: float
-    high: float
-    n: int
-    bytes: int
-    seconds: float
-    segments: int
-    between: int
-    tokens: float
 
 
 @dataclass(frozen=True)
@@ -77,45 +48,6 @@ class Scores:
     bytes: float
     seconds: float
     text: float
-
-
-class Choice(NamedTuple):
-    """A memory to measure: a mechanism's name or a folder, and its options."""
-
-    name: str
-    options: Mapping[str, Any]
-
-    @classmethod
-    def of(cls, said: str, place: int, places: int) -> Choice:
-        """Read ``NAME:key=value;key=value``; of several values, ``4/16/64``, the one of this place. Raises UsageError.
-
-        A value is JSON where it can be.
-        """
-        name, _, rest = said.partition(":")
-        if "=" not in rest or Path(said).exists():
-            return cls(said, {})
-        pairs = [pair.partition("=") for pair in rest.split(";")]
-        if not name or not all(key and value for key, _, value in pairs):
-            raise UsageError(f"A memory is given as {_ASKED}; it is '{said}'.")
-        options: dict[str, Any] = {}
-        for key, _, value in pairs:
-            each = value.split("/")
-            if len(each) not in (1, places):
-                raise UsageError(f"{key} of '{said}' has {len(each)} values for {places} lengths of history.")
-            options[key.replace("-", "_")] = _value(each[place if len(each) > 1 else 0])
-        return cls(name, options)
-
-
-def _value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
-
-
-def choices(said: str) -> list[str]:
-    """The memories of ``A,B:key=value``, cut at commas outside brackets."""
-    return [each.strip() for each in re.split(r",(?![^\[]*\])", said) if each.strip()]
 
 
 def gap(
@@ -170,7 +102,7 @@ def gap(
             scores.append(found)
         for variant, apart in enumerate(between):
             one = [{said: each[variant] for said, each in found.items()} for found in scores]
-            rows += [replace(row, segments=segments, between=apart) for row in _tables(sources, one)]
+            rows += [row.placed(segments=segments, between=apart) for row in _tables(sources, one)]
     return rows
 
 
@@ -313,7 +245,7 @@ def _tables(sources: Sequence[Weighted], scores: Sequence[Mapping[str, Scores]])
 
 def _rows(dataset: str, found: Mapping[str, Scores]) -> list[Row]:
     floor, ceiling = found[_FLOOR].losses, found[_CEILING].losses
-    drawn = torch.randint(len(floor), (_DRAWS, len(floor)), generator=torch.Generator().manual_seed(0))
+    drawn = draws(len(floor))
     rows = []
     for said, scores in found.items():
         about = _about(dataset, said, scores)
@@ -323,39 +255,16 @@ def _rows(dataset: str, found: Mapping[str, Scores]) -> list[Row]:
         if scores.other is not None and said != _FLOOR:
             shares["gap_closed_by_other_text"] = scores.other
         for metric, each in shares.items():
-            draws = closed(floor[drawn], ceiling[drawn], each[drawn])
-            rows.append(_row(metric, closed(floor, ceiling, each), draws, **about))
+            again = closed(floor[drawn], ceiling[drawn], each[drawn])
+            rows.append(_row(metric, closed(floor, ceiling, each), again, **about))
     return rows
 
 
 def _about(dataset: str, said: str, scores: Scores) -> dict[str, Any]:
-    costs = {"bytes": round(scores.bytes), "seconds": scores.seconds, "tokens": scores.text}
+    costs = {"bytes": round(scores.bytes), "seconds": scores.seconds, "at": {"tokens": scores.text}}
     return {"dataset": dataset, "memory": said, "n": len(scores.losses), **costs}
 
 
-def _row(metric: str, value: Tensor, draws: Tensor, **about: Any) -> Row:
-    low, high = torch.quantile(draws, torch.tensor([0.025, 0.975])).tolist()
-    # Which windows they are of is said where all of one kind are together.
-    return Row(task="gap", metric=metric, value=value.item(), low=low, high=high, segments=0, between=0, **about)
-
-
-# ---- results ----
-
-
-def save(path: str | Path, rows: Sequence[Row], **arguments: Any) -> None:
-    """Write rows as JSON, with the arguments that they came from, the versions and the machine."""
-    file = Path(path)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    about = {**arguments, "versions": _versions(), "threads": torch.get_num_threads(), "machine": platform.machine()}
-    text = json.dumps({"about": about, "rows": [asdict(row) for row in rows]}, indent=1, ensure_ascii=False)
-    file.write_text(f"{text}\n", encoding="utf-8")
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in ("byheart", "torch", "transformers"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "run from its source"
-    return found
+def _row(metric: str, value: Tensor, again: Tensor, **about: Any) -> Row:
+    low, high = interval(again)
+    return Row(task="gap", metric=metric, value=value.item(), low=low, high=high, **about)
