@@ -15,7 +15,7 @@ Dimensions: B batch, T tokens, D hidden, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,6 +23,7 @@ from functools import partial
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from byheart.backbone import Backbone
 from byheart.cache import PrefixCache
@@ -110,6 +111,62 @@ def generate(
             if all(done):
                 return
             tokens, counts = chosen[:, None], torch.ones_like(chosen[:, None], dtype=torch.bool)
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """How likely a model finds a continuation: its summed loss in nats, its tokens, and how many it would choose."""
+
+    loss: float
+    tokens: int
+    likeliest: int
+
+
+@torch.no_grad()
+def likelihoods(
+    backbone: Backbone,
+    prompts: Sequence[Tensor],
+    readings: Sequence[Reading],
+    choices: Sequence[Sequence[Tensor]],
+) -> list[list[Likelihood]]:
+    """The likelihood of each row's continuations (T,), any number of them; each prompt is read once.
+
+    Args:
+        prompts: one (T,) a row, of any lengths.
+    """
+    rows = [row for reading in readings for row in reading.rows()]
+    longest = max(len(choice) for each in choices for choice in each)
+    for prompt, row in zip(prompts, rows, strict=True):
+        _check_lengths(backbone, [prompt], [row], Decoding())
+    tokens, counts = _left_padded(prompts, backbone.device)
+    found: list[list[Likelihood]] = [[] for _ in rows]
+    with backbone.reading(rows, room=tokens.shape[1] + longest) as cache:
+        before = backbone.hidden(tokens, cache=cache, counts=counts)[:, -1:]
+        held = cache.get_seq_length()
+        for place in range(max(map(len, choices))):
+            # Rows with fewer choices go along; what they give is dropped.
+            each = [row[min(place, len(row) - 1)] for row in choices]
+            for n, one in enumerate(_each_likelihood(backbone, cache, before, each)):
+                if place < len(choices[n]):
+                    found[n].append(one)
+            cache.crop(held - cache.get_seq_length())
+    return found
+
+
+def _each_likelihood(
+    backbone: Backbone, cache: PrefixCache, before: Tensor, each: Sequence[Tensor]
+) -> Iterator[Likelihood]:
+    """Of one continuation a row, ``before`` (B, 1, D) being the states of the last tokens of the prompts."""
+    target = pad_sequence(list(each), batch_first=True).to(backbone.device)
+    hidden = before
+    if target.shape[1] > 1:
+        hidden = torch.cat([before, backbone.hidden(target[:, :-1], cache=cache)], dim=1)
+    for row, choice in enumerate(each):
+        # One row's logits at a time: a vocabulary is wide.
+        scores = torch.log_softmax(backbone.logits(hidden[row, : len(choice)]), dim=-1)
+        own = target[row, : len(choice)]
+        loss = -scores.gather(1, own[:, None]).sum().item()
+        yield Likelihood(loss, len(choice), int((scores.argmax(-1) == own).sum()))
 
 
 def _check_lengths(backbone: Backbone, prompts: Sequence[Tensor], rows: Sequence[Reading], how: Decoding) -> None:

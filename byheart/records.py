@@ -19,7 +19,7 @@ from typing import Any
 from byheart.errors import InputError, UsageError
 
 _NEEDS = {"lm": "context", "qa": "question and answers", "dialog": "meta.turns of two turns or more"}
-_KINDS = (".jsonl", ".txt", ".md")
+_KINDS = (".jsonl", ".json", ".txt", ".md")
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,11 @@ class DataSet:
 
 def read(source: str) -> DataSet:
     """A file, a folder of files, or a hub data set (``name`` or ``name:split``). Raises InputError or UsageError."""
+    return _gathered(source, rows(source))
+
+
+def rows(source: str) -> list[Mapping[str, Any]]:
+    """The same, as JSON objects of any fields. Raises InputError or UsageError."""
     path = Path(source).expanduser()
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if file.suffix in _KINDS)
@@ -58,8 +63,8 @@ def read(source: str) -> DataSet:
     elif path.suffix in _KINDS or source.startswith((".", "/", "~")):
         raise InputError(f"There is no data file or folder '{source}'.")
     else:
-        return _gathered(source, list(_from_hub(source)))
-    return _gathered(source, [found for file in files for found in _rows(file)])
+        return list(_from_hub(source))
+    return [found for file in files for found in _rows(file)]
 
 
 def _gathered(source: str, rows: list[Mapping[str, Any]]) -> DataSet:
@@ -81,6 +86,9 @@ def _rows(file: Path) -> Iterator[Mapping[str, Any]]:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"'{file}' cannot be read: {error}.") from error
+    if file.suffix == ".json":
+        yield from _listed_in(text, f"'{file}'")
+        return
     if file.suffix != ".jsonl":
         yield {"task": "lm", "context": text}
         return
@@ -88,6 +96,18 @@ def _rows(file: Path) -> Iterator[Mapping[str, Any]]:
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             yield _parsed(line, f"'{file}' line {number}")
+
+
+def _listed_in(text: str, where: str) -> Iterator[Mapping[str, Any]]:
+    """The objects of a JSON array, or of one under ``data``."""
+    try:
+        whole = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{where} is not JSON: {error}.") from error
+    found = whole.get("data") if isinstance(whole, dict) else whole
+    if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
+        raise InputError(f"{where} holds no list of JSON objects, nor one under 'data'.")
+    yield from found
 
 
 def _parsed(line: str, where: str) -> Mapping[str, Any]:

@@ -242,7 +242,7 @@ def test_a_memory_is_trained_goes_on_and_is_measured(run: Run, data: Path, tiny_
     refused = run("train", *flags, "--steps", 4, "--teacher", 0.5)
     assert refused.code == 1
     assert "steps 3; this run has 4" in refused.err
-    shape = ["--windows", 3, "--history", 2, "--segment-tokens", 12, "--target-tokens", 8]
+    shape = ["--limit", 3, "--history", 2, "--segment-tokens", 12, "--target-tokens", 8]
     ran = run("evaluate", "gap", "--memory", f"{out},window", "--data", data, "--model", tiny_folder, *shape, "--json")
     assert ran.code == 0, ran.err
     assert {row["memory"] for row in ran.json} == {"nothing", "full", str(out), "window"}
@@ -251,7 +251,7 @@ def test_a_memory_is_trained_goes_on_and_is_measured(run: Run, data: Path, tiny_
 
 def test_the_measure_is_kept_with_what_it_came_from(run: Run, data: Path, tiny_folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "results" / "gap.json"
-    shape = ["--windows", 3, "--history", "1,2", "--gap", "0,4", "--segment-tokens", 12, "--target-tokens", 8]
+    shape = ["--limit", 3, "--history", "1,2", "--gap", "0,4", "--segment-tokens", 12, "--target-tokens", 8]
     said = "window:recent=4,every-kth"
     command = ["evaluate", "gap", "--memory", said, "--data", data, "--model", tiny_folder, *shape]
     ran = run(*command, "--control", "--out", file, "--json")

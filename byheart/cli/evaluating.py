@@ -1,8 +1,9 @@
-"""The commands that measure memories."""
+"""The command that measures memories."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,66 +15,98 @@ from byheart.errors import UsageError
 if TYPE_CHECKING:
     from byheart.rows import Row
 
-app = typer.Typer(help="Measure memories.", no_args_is_help=True)
-_COLUMNS = ("dataset", "segments", "between", "memory", "metric", "value", "95 %", "windows", "keeps", "written in")
+_GAP = "gap"
+_GAP_PANEL = "Of gap alone"
+_COLUMNS = ("task", "dataset", "at", "memory", "metric", "value", "95 %", "n", "keeps", "written in")
+Tasks = Annotated[
+    list[str], typer.Argument(metavar="TASK...", help="`byheart tasks` lists them; gap is one.", show_default=False)
+]
 Memories = Annotated[
     str,
     typer.Option(
         "--memory",
         metavar="A,B:KEY=VALUE;KEY=VALUE",
-        help="Mechanisms with their options, or folders of trained ones; 3/15/63 is a value for each history.",
+        help="Mechanisms with options of their own and of decoding, or folders of trained ones. For gap, 3/15/63 is a "
+        "value for each history.",
         show_default=False,
     ),
 ]
 Data = Annotated[
     list[str],
-    typer.Option("--data", metavar="PATH[:WEIGHT]", help="JSON lines, text, a folder, a hub name; repeatable."),
+    typer.Option("--data", metavar="PATH|NAME", help="JSON lines, text, a folder, a hub name; repeatable."),
 ]
 Model = Annotated[str, typer.Option("--model", "-m", help="Alias, hub id, folder or .gguf file.")]
-Windows = Annotated[int, typer.Option("--windows", help="Of each data set, at most.")]
-History = Annotated[str, typer.Option("--history", help="Segments that are written: 1,4,16 measures each.")]
-Gap = Annotated[
-    str, typer.Option("--gap", help="Tokens of unrelated text between history and target: 0,64 measures each.")
+TaskOptions = Annotated[
+    list[str] | None, typer.Option("--option", "-o", metavar="KEY=VALUE", help="Of the task; repeatable.")
 ]
-Control = Annotated[bool, typer.Option("--control", help="Also measure each memory with another window's text.")]
-SegmentTokens = Annotated[int, typer.Option("--segment-tokens", help="Tokens of a segment.")]
-TargetTokens = Annotated[int, typer.Option("--target-tokens", help="Tokens that are predicted, where text goes on.")]
-Batch = Annotated[int, typer.Option("--batch", help="Windows at once.")]
-Seed = Annotated[int, typer.Option("--seed", help="Of the windows.")]
-Out = Annotated[str | None, typer.Option("--out", metavar="FILE", help="Also write rows, arguments and versions here.")]
+Limit = Annotated[int, typer.Option("--limit", help="Items of each data set, at most; 0 is all.")]
+Batch = Annotated[int, typer.Option("--batch", help="Items at once.")]
+Seed = Annotated[int, typer.Option("--seed", help="Of the items' order.")]
+Out = Annotated[
+    str | None,
+    typer.Option("--out", metavar="DIR", help="Keep answers and rows here; a run that is there goes on."),
+]
+History = Annotated[
+    str, typer.Option("--history", help="Segments that are written: 1,4,16 measures each.", rich_help_panel=_GAP_PANEL)
+]
+Gap = Annotated[
+    str,
+    typer.Option(
+        "--gap",
+        help="Tokens of unrelated text between history and target: 0,64 measures each.",
+        rich_help_panel=_GAP_PANEL,
+    ),
+]
+Control = Annotated[
+    bool,
+    typer.Option("--control", help="Also measure each memory with another window's text.", rich_help_panel=_GAP_PANEL),
+]
+SegmentTokens = Annotated[
+    int, typer.Option("--segment-tokens", help="Tokens of a segment.", rich_help_panel=_GAP_PANEL)
+]
+TargetTokens = Annotated[
+    int,
+    typer.Option("--target-tokens", help="Tokens that are predicted, where text goes on.", rich_help_panel=_GAP_PANEL),
+]
 
 
-@app.callback()
-def _evaluate() -> None:
-    pass
-
-
-@app.command("gap")
-def gap(
+def evaluate(
+    tasks: Tasks,
     memory: Memories,
     data: Data,
     model: Model = "smollm2",
-    windows: Windows = 64,
+    option: TaskOptions = None,
+    limit: Limit = 64,
+    batch: Batch = 8,
+    seed: Seed = 0,
+    out: Out = None,
     history: History = "4",
     between: Gap = "0",
     control: Control = False,
     segment_tokens: SegmentTokens = 64,
     target_tokens: TargetTokens = 64,
-    batch: Batch = 8,
-    seed: Seed = 0,
-    out: Out = None,
     dtype: options.DType = "auto",
     device: options.Device = "auto",
     as_json: options.AsJSON = False,
 ) -> None:
-    """How much of the gap between no text and the full text a memory closes."""
-    given = {name: value for name, value in locals().items() if name not in ("memory", "data", "out", "as_json")}
-    given |= {"history": _numbers("--history", history), "between": _numbers("--gap", between)}
-    rows = _measured(memory, data, out, **given)
+    """Measure memories on tasks: what each answers, what it keeps, what it costs."""
+    shared: dict[str, Any] = {"model": model, "batch": batch, "seed": seed, "dtype": dtype, "device": device}
+    gap = {
+        "history": _numbers("--history", history),
+        "between": _numbers("--gap", between),
+        "control": control,
+        "segment_tokens": segment_tokens,
+        "target_tokens": target_tokens,
+    }
+    with terminal.progressing("measuring", "items") as progress:
+        shared["progress"] = progress
+        rows = _gap(memory, data, out, limit, gap, shared) if _GAP in tasks else []
+        others = [task for task in tasks if task != _GAP]
+        rows += _tasks(others, memory, data, out, limit, options.mechanism_options(option), shared) if others else []
     if as_json:
         terminal.show_json([row.flat() for row in rows])
-        return
-    terminal.show(_table(rows))
+    else:
+        terminal.show(_table(rows))
 
 
 def _numbers(flag: str, text: str) -> list[int]:
@@ -83,31 +116,75 @@ def _numbers(flag: str, text: str) -> list[int]:
         raise UsageError(f"{flag} takes numbers such as 1,4,16; it is '{text}'.") from error
 
 
-def _measured(memory: str, data: list[str], out: str | None, **given: Any) -> list[Row]:
-    with terminal.progressing("measuring") as progress:
-        from byheart.gap import gap as measured
-        from byheart.models import silence
-        from byheart.rows import choices, save
+def _gap(
+    memory: str, data: list[str], out: str | None, limit: int, given: Mapping[str, Any], shared: Mapping[str, Any]
+) -> list[Row]:
+    from byheart.gap import gap as measured
+    from byheart.models import silence
+    from byheart.rows import choices, save
 
-        silence()
-        memories = choices(memory)
-        rows = measured(memories, data, progress=progress, **given)
-        if out is not None:
-            save(out, rows, memories=memories, data=data, **given)
-        return rows
+    silence()
+    memories = choices(memory)
+    rows = measured(memories, data, windows=limit, **given, **shared)
+    if out is not None:
+        said = {**shared, **given, "windows": limit, "memories": memories, "data": data}
+        del said["progress"]
+        save(Path(out) / "gap.json" if not out.endswith(".json") else out, rows, **said)
+    return rows
+
+
+def _tasks(
+    names: Sequence[str],
+    memory: str,
+    data: list[str],
+    out: str | None,
+    limit: int,
+    given: Mapping[str, Any],
+    shared: dict[str, Any],
+) -> list[Row]:
+    from byheart.evaluate import evaluate as measured
+    from byheart.models import silence
+    from byheart.rows import choices
+    from byheart.session import load
+    from byheart.tasks import build
+
+    silence()
+    # Unknown names are found before the first model is opened.
+    tasks = [build(name, **given) for name in names]
+    opened = load(shared["model"], dtype=shared["dtype"], device=shared["device"])
+    settings = {**shared, "model": opened.backbone, "limit": limit, "out": out}
+    return [row for task in tasks for each in data for row in measured(task, each, choices(memory), **settings)]
 
 
 def _table(rows: Sequence[Row]) -> Table:
     table = Table(*_COLUMNS, box=None, pad_edge=False)
     for row in rows:
-        windows = (
-            row.dataset,
-            f"{row.at['segments']}",
-            f"{row.at['between']}",
-            row.memory,
-            row.metric.replace("_", " "),
-        )
-        kept = f"{terminal.size(row.bytes)}, {row.bytes / row.at['tokens']:,.0f} a token"
-        interval = f"{row.low:.3f} to {row.high:.3f}"
-        table.add_row(*windows, f"{row.value:.3f}", interval, f"{row.n:,}", kept, f"{row.seconds * 1000:,.0f} ms")
+        at = " ".join(f"{name} {value}" for name, value in row.at.items() if not isinstance(value, float))
+        kept, interval = terminal.size(row.bytes), f"{row.low:.3f} to {row.high:.3f}"
+        if row.at.get("tokens"):
+            kept += f", {row.bytes / row.at['tokens']:,.0f} a token"
+        named = (row.task, row.dataset, at, row.memory, row.metric.replace("_", " "))
+        table.add_row(*named, f"{row.value:.3f}", interval, f"{row.n:,}", kept, f"{row.seconds * 1000:,.0f} ms")
     return table
+
+
+def tasks(as_json: options.AsJSON = False) -> None:
+    """List the tasks that `byheart evaluate` knows."""
+    from byheart.tasks import BUILT_IN, defaults
+
+    rows: list[dict[str, Any]] = [
+        {
+            "task": name,
+            "measures": str(kind.__doc__).splitlines()[0],
+            "options": defaults(kind),
+            "data": dict(kind.sources),
+        }
+        for name, kind in BUILT_IN.items()
+    ]
+    if as_json:
+        terminal.show_json(rows)
+        return
+    table = Table("task", "measures", "options", "data of its own", box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(row["task"], row["measures"], terminal.said(row["options"]), " ".join(row["data"]))
+    terminal.show(table)

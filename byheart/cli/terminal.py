@@ -54,22 +54,22 @@ def said(options: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def progressing(what: str) -> Iterator[Callable[[int, int], None]]:
+def progressing(what: str, unit: str = "tokens") -> Iterator[Callable[[int, int], None]]:
     """Before: nothing is shown. Inside: after two seconds, a terminal has a bar, moved by the callback. After: none."""
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
         BarColumn(bar_width=30),
-        TextColumn("{task.fields[tokens]}"),
+        TextColumn("{task.fields[told]}"),
         TimeElapsedColumn(),
     )
     bar = Progress(*columns, console=Console(stderr=True), transient=True)
-    task = bar.add_task(what, total=None, tokens="")
+    task = bar.add_task(what, total=None, told="")
     begin = Timer(_PATIENCE, bar.start)
     if bar.console.is_terminal:
         begin.start()
     try:
-        yield lambda done, total: bar.update(task, completed=done, total=total, tokens=f"{done:,}/{total:,} tokens")
+        yield lambda done, total: bar.update(task, completed=done, total=total, told=f"{done:,}/{total:,} {unit}")
     finally:
         begin.cancel()
         if bar.live.is_started:

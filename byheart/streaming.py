@@ -1,0 +1,39 @@
+"""From tokens to text, piece by piece: nothing is given that a later token may change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+
+def text_of(tokens: Iterator[int | None], tokenizer: PreTrainedTokenizerBase, stops: Sequence[str]) -> Iterator[str]:
+    """Text as it becomes certain: no half characters, and nothing that may yet turn out to be a stop string."""
+    ids: list[int] = []
+    given = 0
+    for token in tokens:
+        if token is None:
+            break
+        ids.append(token)
+        text = decoded(tokenizer, ids)
+        ends = [text.find(stop) for stop in stops if stop in text]
+        if ends:
+            yield text[given : min(ends)]
+            return
+        safe = len(text) - _pending(text, stops)
+        if safe > given:
+            yield text[given:safe]
+            given = safe
+    yield decoded(tokenizer, ids)[given:]
+
+
+def decoded(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    return str(tokenizer.decode(ids, skip_special_tokens=True))
+
+
+def _pending(text: str, stops: Sequence[str]) -> int:
+    """Characters at the end of ``text`` that more tokens may change or make into a stop string."""
+    # Some tokenizers show a character that is not whole yet as one mark, some as a mark a byte.
+    broken = len(text) - len(text.rstrip("\ufffd"))
+    begun = [n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n])]
+    return max([broken, *begun])

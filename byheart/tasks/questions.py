@@ -1,0 +1,34 @@
+"""Questions about a text, all of one text together: it is written once, and each is answered in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import ClassVar
+
+from byheart import metrics
+from byheart.task import Answer, Fields, Item, Part, Question, Task, answers_of, required, shuffled
+
+
+class Questions(Task):
+    """Exact match and token F1 of short answers (SQuAD, Rajpurkar et al. 2016, arXiv 1606.05250)."""
+
+    name = "questions"
+    sources: ClassVar[Fields] = {"squad": "rajpurkar/squad_v2:validation", "fairytaleqa": "GEM/FairytaleQA:test"}
+    stop = ("\n",)
+
+    def items(self, records: Sequence[Fields], seed: int) -> Iterator[Item]:
+        """One a text, with all that is asked about it; what has no answer is left out."""
+        texts: dict[str, list[Question]] = {}
+        for number, record in shuffled(records, seed):
+            if record.get("answers"):
+                asked = Question(str(required(record, "question", number)), answers_of(record, number))
+                texts.setdefault(str(required(record, "context", number)), []).append(asked)
+        for text, questions in texts.items():
+            yield Item((text,), tuple(questions))
+
+    def score(self, question: Question, answer: Answer) -> Mapping[str, float | Part]:
+        """By the best of the right answers."""
+        return {
+            "exact_match": max(metrics.exact_match(answer.text, right) for right in question.answers),
+            "f1": max(metrics.token_f1(answer.text, right) for right in question.answers),
+        }

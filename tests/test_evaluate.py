@@ -1,0 +1,187 @@
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from byheart.decoding import Decoding, likelihoods
+from byheart.errors import InputError, UnknownNameError, UsageError
+from byheart.evaluate import Measured, evaluate, run as run_task
+from byheart.reading import Reading
+from byheart.rows import Row, load as load_rows
+from byheart.session import Session, load, write_many
+from byheart.task import Answer, Fields, Item, Part, Question, Task
+from byheart.tasks import BUILT_IN, build, defaults
+from byheart.tasks.questions import Questions
+from tests.conftest import Run
+
+TEXTS = ["The cat is called Muck.", "The dog is called Rex and the dog is big.", "A bird."]
+
+
+class Chosen(Task):
+    """Which of two continuations is likelier, before and after a second text."""
+
+    name = "chosen"
+    asks = "choices"
+
+    def items(self, records: Sequence[Fields], seed: int) -> Iterator[Item]:
+        for record in records:
+            asked = [Question("It is", choices=(" a cat", " a big dog"), after=n, at={"after": n}) for n in (1, 2)]
+            yield Item((record["context"], "And so on."), tuple(asked))
+
+    def score(self, question: Question, answer: Answer) -> Mapping[str, float | Part]:
+        return {"first": float(answer.best() == 0), "loss": Part(answer.losses[1], answer.tokens[1])}
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    file = tmp_path / "cats.jsonl"
+    asked = [
+        {"task": "qa", "context": text, "question": f"{word} is called?", "answers": ["Muck", "Rex"]}
+        for text in TEXTS
+        for word in ("Who", "What")
+    ]
+    file.write_text("".join(json.dumps(record) + "\n" for record in asked))
+    return file
+
+
+@pytest.fixture
+def opened(tiny_folder: Path) -> Session:
+    return load(str(tiny_folder), dtype="float32")
+
+
+def test_a_text_is_written_once_and_all_its_questions_are_asked_together(
+    opened: Session, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writes: list[int] = []
+    monkeypatch.setattr("byheart.evaluate.write_many", lambda s, t: (writes.append(len(s)), write_many(s, t)))
+    one = Measured.of("full:max_tokens=3", opened)
+    task = Questions()
+    items = list(task.items([json.loads(line) for line in data.read_text().splitlines()], 0))
+    outcomes = run_task(task, items, one, batch=2)
+    assert writes == [2, 1]
+    assert len(outcomes) == 6
+    for outcome in outcomes:
+        item = items[outcome.item]
+        alone = one.session.fork()
+        alone.write(item.texts[0])
+        said = alone.ask(item.questions[outcome.question].text, max_tokens=3, stop="\n")
+        assert outcome.text == said
+
+
+def test_likelihoods_are_those_of_each_continuation_alone(opened: Session) -> None:
+    session = opened.fork()
+    session.write(TEXTS[0])
+    prompts = [session.tokens("It is"), session.tokens("The big and old")]
+    choices = [[session.tokens(" a cat"), session.tokens("x")], [session.tokens(" dog there")]]
+    readings = [session.reading, Reading()]
+    found = likelihoods(opened.backbone, prompts, readings, choices)
+    assert [len(row) for row in found] == [2, 1]
+    for prompt, reading, row, each in zip(prompts, readings, choices, found, strict=True):
+        for choice, one in zip(row, each, strict=True):
+            with torch.no_grad(), opened.backbone.reading([reading]) as cache:
+                hidden = opened.backbone.hidden(torch.cat([prompt, choice])[None], cache=cache)
+            scores = torch.log_softmax(opened.backbone.logits(hidden[0, len(prompt) - 1 : -1]), dim=-1)
+            expected = -scores.gather(1, choice[:, None]).sum().item()
+            assert one.loss == pytest.approx(expected, rel=1e-4)
+            assert (one.tokens, one.likeliest) == (len(choice), int((scores.argmax(-1) == choice).sum()))
+
+
+def test_questions_are_asked_after_the_texts_that_they_say(opened: Session) -> None:
+    task = Chosen()
+    items = list(task.items([{"context": text} for text in TEXTS], 0))
+    outcomes = run_task(task, items, Measured.of("full", opened), batch=2)
+    assert [(o.item, o.at["after"]) for o in outcomes] == [(n, after) for n in range(3) for after in (1, 2)]
+    session = opened.fork()
+    session.write(TEXTS[1])
+    prompt, choice = session.prompt("It is"), session.tokens(" a big dog")
+    (found,) = likelihoods(opened.backbone, [prompt], [session.reading], [[choice]])
+    assert outcomes[2].parts["loss"] == pytest.approx((found[0].loss, found[0].tokens), rel=1e-4)
+    assert outcomes[2].parts["loss"] != outcomes[3].parts["loss"]
+
+
+def test_a_run_that_was_interrupted_goes_on_and_gives_the_same_rows(
+    tiny_folder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where: dict[str, Any] = {"model": str(tiny_folder), "dtype": "float32", "batch": 1}
+    memories = ["full:max_tokens=2", "nothing:max_tokens=2"]
+
+    def kept(rows: Sequence[Row]) -> list[tuple[Any, ...]]:
+        return [(r.dataset, r.memory, r.metric, r.value, r.low, r.high, r.n, r.bytes) for r in rows]
+
+    whole = evaluate(Questions(), str(data), memories, out=tmp_path / "whole", **where)
+    assert {(row.metric, row.memory, row.n) for row in whole} == {
+        (metric, memory, 6) for metric in ("exact_match", "f1") for memory in memories
+    }
+    assert kept(load_rows(tmp_path / "whole" / "rows.json")[1]) == kept(whole)
+    asked: list[str] = []
+    score = Questions.score
+
+    def failing(self: Questions, question: Question, answer: Answer) -> Mapping[str, float | Part]:
+        asked.append(question.text)
+        if len(asked) == 5:
+            raise KeyboardInterrupt
+        return score(self, question, answer)
+
+    monkeypatch.setattr(Questions, "score", failing)
+    broken = tmp_path / "broken"
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(Questions(), str(data), memories, out=broken, **where)
+    (file,) = broken.rglob("*.jsonl")
+    file.write_text(file.read_text() + '{"item": 2, "dig')
+    again = evaluate(Questions(), str(data), memories, out=broken, **where)
+    assert len(asked) == 5 + 2 + 6
+    assert kept(again) == kept(whole)
+
+
+def test_a_run_of_other_settings_is_refused(tiny_folder: Path, data: Path, tmp_path: Path) -> None:
+    where: dict[str, Any] = {"model": str(tiny_folder), "dtype": "float32", "limit": 1, "out": tmp_path / "out"}
+    evaluate(Questions(), str(data), ["nothing:max_tokens=1"], **where)
+    with pytest.raises(UsageError, match=r"other settings: seed 0 \(now 1\).*another --out"):
+        evaluate(Questions(), str(data), ["nothing:max_tokens=1"], seed=1, **where)
+
+
+def test_what_cannot_be_measured_is_refused(opened: Session, data: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"chosen measures likelihoods: 'full:contrast=0\.5' has no contrast"):
+        Measured.of("full:contrast=0.5", opened).how(Chosen())
+    assert Measured.of("window:recent=8;contrast=0.5", opened).how(Questions()) == Decoding(32, contrast=0.5)
+    lacking = tmp_path / "lacking.jsonl"
+    lacking.write_text(json.dumps({"context": "A.", "answers": ["b"]}) + "\n")
+    with pytest.raises(InputError, match="Record 1 has no 'question'; its fields are answers, context"):
+        evaluate(Questions(), str(lacking), ["full"], model=opened.backbone)
+    lacking.write_text(json.dumps({"context": "A.", "question": "b"}) + "\n")
+    with pytest.raises(InputError, match="gives no item for questions"):
+        evaluate(Questions(), str(lacking), ["full"], model=opened.backbone)
+    with pytest.raises(UsageError, match="batch must be 1 or more"):
+        evaluate(Questions(), str(data), ["full"], batch=0)
+    with pytest.raises(UnknownNameError, match=r"no task 'question'.*questions"):
+        build("question")
+    with pytest.raises(UnknownNameError, match=r"no option of questions 'tokens'"):
+        build("questions", tokens=3)
+
+
+@pytest.mark.parametrize("name", list(BUILT_IN))
+def test_a_task_is_final_and_says_what_it_measures(name: str) -> None:
+    kind = BUILT_IN[name]
+    assert kind.__bases__ == (Task,)
+    assert (kind.name, kind.__module__.rsplit(".", 1)[-1]) == (name, name.replace("-", "_"))
+    assert kind.__doc__
+    assert kind.__doc__.splitlines()[0].endswith(".")
+    made = build(name)
+    assert all(vars(made)[option] == value for option, value in defaults(kind).items())
+
+
+def test_tasks_are_measured_from_the_command_line(run: Run, data: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    flags = ["--data", data, "--model", tiny_folder, "--limit", 2, "--out", tmp_path / "out"]
+    ran = run("evaluate", "questions", "--memory", "full:max_tokens=2,nothing:max_tokens=2", *flags, "--json")
+    assert ran.code == 0, ran.err
+    assert {(row["task"], row["dataset"], row["memory"], row["metric"], row["n"]) for row in ran.json} == {
+        ("questions", "cats", f"{memory}:max_tokens=2", metric, 4)
+        for memory in ("full", "nothing")
+        for metric in ("exact_match", "f1")
+    }
+    assert "exact match" in run("evaluate", "questions", "--memory", "full:max_tokens=2", *flags).out
+    assert run("evaluate", "questons", "--memory", "full", *flags).code == 2
+    assert "questions" in run("tasks").out
