@@ -119,6 +119,7 @@ def gap_table(results: Path) -> str:
         ]
     other = by_history(rows, ["full", *memories], about["history"], 0, "gap_closed_by_other_text")
     parts += ["The control, which reads another window's text:", other]
+    parts += ["The text itself, the first less the second:", beyond_style(rows, memories, about["history"])]
     versions = ", ".join(f"{package} {version}" for package, version in about["versions"].items())
     made = f"{about['model']}, {about['dtype']}, {about['windows']} windows a set at most, seed {about['seed']}"
     parts.append(f"Made by `python benchmarks/gap.py` ({made}; {versions}) into `benchmarks/results/{results.name}`.")
@@ -153,6 +154,18 @@ def by_history(
         cells = [[rows.get((group, memory, metric, each, between)) for each in history] for group in groups]
         lines.append(_line([f"`{memory}`", *(" · ".join(map(_value, cell)) for cell in cells)]))
     return "\n".join(lines)
+
+
+def beyond_style(
+    rows: Mapping[tuple[Any, ...], Mapping[str, Any]], memories: Sequence[str], history: Sequence[int]
+) -> str:
+    """What each memory closes less what it closes with another text; of the full text, all less that."""
+    found = dict(rows)
+    for (*place, metric, segments, between), row in rows.items():
+        if metric == "gap_closed_by_other_text":
+            own = rows.get((*place, "gap_closed", segments, between), {"value": 1.0})
+            found[(*place, "beyond", segments, between)] = {"value": own["value"] - row["value"]}
+    return by_history(found, ["full", *memories], history, 0, "beyond")
 
 
 def _value(row: Mapping[str, Any] | None) -> str:

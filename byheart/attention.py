@@ -20,7 +20,8 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
 from byheart.errors import UnsupportedModelError
-from byheart.together import with_memory
+from byheart.observed import show
+from byheart.together import attended
 
 NAME = "byheart"
 FEW_ROWS = 64
@@ -131,13 +132,30 @@ def _attention(
         raise UnsupportedModelError(
             "attention with learned sinks (gpt-oss) is not supported; open the model with sdpa."
         )
-    key, value, attention_mask = with_memory(key, value, attention_mask)
-    if softcap is None and not prefers_grouped(query, key, attention_mask):
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-    if attention_mask is None and query.shape[2] > 1:
+    show(query, key, attention_mask, scaling=scaling, softcap=softcap)
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        return _attend(module, query, key, value, mask, scaling=scaling, softcap=softcap, **kwargs)
+
+    return attended(attend, query, key, value, attention_mask), None
+
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    *,
+    scaling: float | None,
+    softcap: float | None,
+    **kwargs: Any,
+) -> Tensor:
+    if softcap is None and not prefers_grouped(query, key, mask):
+        out: Tensor = sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **kwargs)[0]
+        return out
+    if mask is None and query.shape[2] > 1:
         rows, columns = query.shape[2], key.shape[2]
-        attention_mask = torch.ones(rows, columns, dtype=torch.bool, device=query.device).tril(columns - rows)[
-            None, None
-        ]
+        mask = torch.ones(rows, columns, dtype=torch.bool, device=query.device).tril(columns - rows)[None, None]
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    return grouped_attention(query, key, value, attention_mask, scaling=scale, softcap=softcap), None
+    return grouped_attention(query, key, value, mask, scaling=scale, softcap=softcap)

@@ -207,6 +207,13 @@ class Backbone:
         rotated = zip(self.anatomy.rotations, kv.keys, each, strict=True)
         return KV(tuple(rotation.turn(k, step) for rotation, k, step in rotated), kv.values)
 
+    @cached_property
+    def row_bytes(self) -> int:
+        """Bytes of one row of keys and values in all layers."""
+        with torch.no_grad():
+            row = self.prefill(torch.tensor([[self.first_token]], device=self.device))
+        return sum(part.nbytes for part in (*row.keys, *row.values))
+
     def prefill(self, tokens: Int[Tensor, "B T"], prefix: KV | None = None) -> KV:
         """The keys and values of ``tokens`` read behind ``prefix``, which is not repeated."""
         held = prefix.length if prefix else 0

@@ -2,7 +2,8 @@
 
 ByheartError
 ├── UsageError            an argument that cannot be used (exit code 2 on the command line)
-│   └── UnknownNameError  a name that is not in a table; says the nearest and the list
+│   ├── UnknownNameError  a name that is not in a table; says the nearest and the list
+│   └── BudgetError       a number of bytes that is less than a memory needs; says its least
 ├── InputError            text that cannot be written or asked
 ├── ModelError            a model that cannot be opened
 │   └── UnsupportedModelError  a model whose layers byheart cannot drive; names the layer
@@ -36,6 +37,16 @@ class UnknownNameError(UsageError):
         near = difflib.get_close_matches(name, names, n=1)
         hint = f" Did you mean '{near[0]}'?" if near else ""
         super().__init__(f"There is no {kind} '{name}'.{hint} There are: {', '.join(names)}.")
+
+
+class BudgetError(UsageError):
+    """A number of bytes that is less than a memory needs."""
+
+    def __init__(self, memory: str, budget: int, least: int) -> None:
+        super().__init__(
+            f"A budget of {budget} bytes is too small for '{memory}', which needs at least {least}; "
+            "give it more, or take another memory."
+        )
 
 
 class InputError(ByheartError):

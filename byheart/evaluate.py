@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -36,8 +36,9 @@ from byheart.streaming import text_of
 from byheart.task import Answer, Item, Part, Question, Task
 
 _FORMAT = 1
-_DECODED = {each.name for each in fields(Decoding)}
+DECODED = {each.name for each in fields(Decoding)}
 Progress = Callable[[int, int], None]
+_Asked: TypeAlias = tuple[int, int, Question]
 
 
 @dataclass(frozen=True)
@@ -70,18 +71,18 @@ class Measured:
     def of(cls, said: str, opened: Session) -> Measured:
         """``NAME:key=value``: a key of ``Decoding`` is how to decode, others are the memory's options."""
         choice = Choice.of(said, 0, 1)
-        how = {key: value for key, value in choice.options.items() if key in _DECODED}
-        options = {key: value for key, value in choice.options.items() if key not in _DECODED}
+        how = {key: value for key, value in choice.options.items() if key in DECODED}
+        options = {key: value for key, value in choice.options.items() if key not in DECODED}
         made = load(opened.backbone, memory=choice.name, tokenizer=opened.tokenizer, **options)
         return cls(said, made, how)
 
-    def how(self, task: Task) -> Decoding:
-        """How a task's answers are decoded. Raises UsageError."""
+    def how(self, task: Task, max_tokens: int | None = None) -> Decoding:
+        """How a task's answers are decoded, a question's own ``max_tokens`` before the task's. Raises UsageError."""
         if task.asks == "choices" and self.decoding:
             raise UsageError(
                 f"{task.name} measures likelihoods: '{self.said}' has no {', '.join(self.decoding)} there."
             )
-        return Decoding(**{"max_tokens": task.max_tokens, **self.decoding})
+        return Decoding(**{"max_tokens": max_tokens or task.max_tokens, **self.decoding})
 
 
 def evaluate(
@@ -91,6 +92,7 @@ def evaluate(
     *,
     model: str | Backbone = DEFAULT,
     limit: int = 0,
+    skip: int = 0,
     seed: int = 0,
     batch: int = 8,
     out: str | Path | None = None,
@@ -104,18 +106,19 @@ def evaluate(
         data: a file, a folder, a data set of the hub, or the short name of one of the task's own.
         memories: ``NAME`` or ``NAME:key=value;key=value``, with options of the memory and of ``Decoding``.
         limit: items at most; 0 is all.
+        skip: leave out so many items before them, on which something was chosen.
         batch: items whose texts are written, and questions that are asked, at once.
         out: the run's folder; a run that is there goes on.
 
     Raises InputError, UsageError, ModelError, and what making a memory raises.
     """
-    if batch < 1 or limit < 0:
-        raise UsageError(f"batch must be 1 or more and limit 0 or more; they are {batch} and {limit}.")
+    if batch < 1 or min(limit, skip) < 0:
+        raise UsageError(f"batch must be 1 or more, limit and skip 0 or more; they are {batch}, {limit} and {skip}.")
     opened = load(model, dtype=dtype, device=device)
     source = task.sources.get(data, data)
-    items = list(islice(task.items(list(records_of(source)), seed), limit or None))
+    items = list(islice(task.items(list(records_of(source)), seed), skip, skip + limit if limit else None))
     if not items:
-        raise InputError(f"'{data}' gives no item for {task.name}.")
+        raise InputError(f"'{data}' gives no item for {task.name}{f' after {skip}' * bool(skip)}.")
     name = data if data in task.sources else Path(source).stem
     folder = _opened(out, task, opened, seed) if out is not None else None
     rows: list[Row] = []
@@ -130,7 +133,7 @@ def evaluate(
         made = _rows(task, name, said, outcomes)
         rows += made + task.summary(made)
     if folder is not None:
-        _keep(folder, rows, about={"model": opened.backbone.source, "limit": limit, "seed": seed})
+        _keep(folder, rows, about={"model": opened.backbone.source, "limit": limit, "skip": skip, "seed": seed})
     return rows
 
 
@@ -147,14 +150,15 @@ def run(
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[Outcome]:
     """The outcome of every question; those that ``file`` already has are not asked again."""
-    how = one.how(task)
-    known = _known(file, items) if file is not None else {}
+    # What cannot be decoded is refused before anything is written.
+    one.how(task)
+    known = _known(file, task, items) if file is not None else {}
     left = [n for n in range(len(items)) if n not in known]
     outcomes = [outcome for n in sorted(known) for outcome in known[n]]
     progress(len(known))
     for start in range(0, len(left), batch):
         chosen = left[start : start + batch]
-        found = list(_outcomes(task, {n: items[n] for n in chosen}, one.session, how, batch))
+        found = list(_outcomes(task, {n: items[n] for n in chosen}, one, batch))
         outcomes += found
         if file is not None:
             _append(file, found)
@@ -162,9 +166,9 @@ def run(
     return sorted(outcomes, key=lambda outcome: (outcome.item, outcome.question))
 
 
-def _outcomes(task: Task, items: Mapping[int, Item], session: Session, how: Decoding, batch: int) -> Iterator[Outcome]:
+def _outcomes(task: Task, items: Mapping[int, Item], one: Measured, batch: int) -> Iterator[Outcome]:
     """Write the items' texts side by side, and ask what is to be asked after each."""
-    numbers, sessions = list(items), {n: _empty(session) for n in items}
+    numbers, sessions = list(items), {n: _empty(one.session) for n in items}
     spent, longest = 0.0, max(len(item.texts) for item in items.values())
     for written in range(longest + 1):
         if written:
@@ -178,15 +182,24 @@ def _outcomes(task: Task, items: Mapping[int, Item], session: Session, how: Deco
             for k, question in enumerate(items[n].questions)
             if (len(items[n].texts) if question.after is None else question.after) == written
         ]
-        for first in range(0, len(asked), batch):
-            group = asked[first : first + batch]
+        for group in _groups(asked, batch):
             start = time.perf_counter()
+            how = one.how(task, group[0][2].max_tokens)
             answers = _answers(task, [(sessions[n], question) for n, _, question in group], how)
             each = (time.perf_counter() - start) / len(group)
             for (n, k, question), answer in zip(group, answers, strict=True):
                 parts = {name: _part(value) for name, value in task.score(question, answer).items()}
                 costs = (sessions[n].bytes, spent / len(numbers), each)
-                yield Outcome(n, _digest(items[n]), k, question.at, answer.text, parts, *costs)
+                yield Outcome(n, _digest(task, items[n]), k, question.at, answer.text, parts, *costs)
+
+
+def _groups(asked: Sequence[_Asked], batch: int) -> Iterator[Sequence[_Asked]]:
+    """Questions that are asked at once: so many at most, whose answers are of one length at most."""
+    by_tokens: dict[int | None, list[_Asked]] = {}
+    for one in asked:
+        by_tokens.setdefault(one[2].max_tokens, []).append(one)
+    for group in by_tokens.values():
+        yield from (group[first : first + batch] for first in range(0, len(group), batch))
 
 
 def _empty(session: Session) -> Session:
@@ -199,7 +212,7 @@ def _answers(task: Task, asked: Sequence[tuple[Session, Question]], how: Decodin
     """The answers to questions of one backbone, all in one batch."""
     first = asked[0][0]
     prompts = [session.prompt(question.text, framed=question.framed) for session, question in asked]
-    readings = [session.reading for session, _ in asked]
+    readings = [session.reading_for(question.text) for session, question in asked]
     if task.asks == "words":
         steps = generate(first.backbone, prompts, readings, decoding=how, stop_tokens=first.stop_tokens)
         rows = zip(*steps, strict=True)
@@ -286,11 +299,12 @@ def _slug(said: str) -> str:
     return f"{re.sub(r'[^A-Za-z0-9.=-]+', '_', said)[:60]}-{hashlib.sha256(said.encode()).hexdigest()[:6]}"
 
 
-def _digest(item: Item) -> str:
-    return hashlib.sha256(repr(item).encode()).hexdigest()[:12]
+def _digest(task: Task, item: Item) -> str:
+    """Of what is asked, and of the options by which it is asked and judged."""
+    return hashlib.sha256(repr((sorted(vars(task).items()), item)).encode()).hexdigest()[:12]
 
 
-def _known(file: Path, items: Sequence[Item]) -> dict[int, list[Outcome]]:
+def _known(file: Path, task: Task, items: Sequence[Item]) -> dict[int, list[Outcome]]:
     """Outcomes by item, of items that are whole and still the same; a line that was cut short is left out."""
     if not file.exists():
         return {}
@@ -303,7 +317,7 @@ def _known(file: Path, items: Sequence[Item]) -> dict[int, list[Outcome]]:
         except (ValueError, TypeError, KeyError):
             continue
         n = outcome.item
-        if n < len(items) and outcome.digest == _digest(items[n]):
+        if n < len(items) and outcome.digest == _digest(task, items[n]):
             found.setdefault(n, {})[outcome.question] = outcome
     return {n: list(each.values()) for n, each in found.items() if len(each) == len(items[n].questions)}
 

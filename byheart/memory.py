@@ -69,6 +69,10 @@ class Memory(nn.Module, abc.ABC):
         """What ``write`` takes at once; writing the pieces one by one gives the same state."""
         return iter((segment,))
 
+    def select(self, state: State, prompt: Int[Tensor, " T"]) -> State:
+        """The part of ``state`` that bears on a question: ``state`` itself, unless a memory reads some of it only."""
+        return state
+
     def write_many(self, states: Sequence[State], segments: Sequence[Int[Tensor, "1 _"]]) -> list[State]:
         """Write one segment into each of many sessions; those of one shape go through the model as one batch."""
         out: list[State | None] = [None] * len(states)
@@ -120,6 +124,14 @@ class Memory(nn.Module, abc.ABC):
     def framed(cls, header: Sequence[int], footer: Sequence[int]) -> dict[str, Any]:
         """Options that come from the chat template: the tokens that open and close an assistant turn."""
         return {}
+
+    @classmethod
+    def sized(cls, backbone: Backbone, budget: int, tokens: int) -> dict[str, Any]:
+        """Options whose state for one text of ``tokens`` tokens takes at most ``budget`` bytes.
+
+        Raises BudgetError where even the least is more, and UsageError where there is no size to choose.
+        """
+        raise UsageError(f"'{cls.name}' has no size to choose for a budget of bytes; take another memory.")
 
     @property
     def fingerprint(self) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
@@ -45,10 +47,16 @@ class Row:
         """The same number, said to be of more."""
         return replace(self, at={**at, **self.at})
 
+    def mapped(self, metric: str, through: Callable[[float], float]) -> Row:
+        """Another number of the same: the value and its bounds through a function that rises."""
+        bounds = through(self.low), through(self.high)
+        return replace(self, metric=metric, value=through(self.value), low=bounds[0], high=bounds[1])
+
     def flat(self) -> dict[str, Any]:
         """As it is printed and kept: what it is the number of stands beside the rest."""
         told = asdict(self)
-        return {**told, **told.pop("at")}
+        at = told.pop("at")
+        return {**told, **at}
 
     @classmethod
     def of(cls, flat: Mapping[str, Any]) -> Row:
@@ -113,6 +121,41 @@ def interval(values: Float[Tensor, " D"]) -> tuple[float, float]:
     return low, high
 
 
+# ---- means ----
+
+
+def means(rows: Sequence[Row], *, over: str, metric: str) -> list[Row]:
+    """The mean of a metric over what ``over`` tells apart, in which each counts once; one row for the rest of ``at``.
+
+    Its bounds hold where the rows are independent and their intervals symmetric.
+    """
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.metric == metric and over in row.at:
+            groups.setdefault(json.dumps(_placed(row, over)), []).append(row)
+    return [_mean(group, over) for group in groups.values() if len(group) > 1]
+
+
+def _placed(row: Row, over: str) -> dict[str, Any]:
+    return {name: value for name, value in row.at.items() if name not in (over, "answer_seconds")}
+
+
+def _mean(group: Sequence[Row], over: str) -> Row:
+    value = fmean(row.value for row in group)
+    spread = math.hypot(*((row.high - row.low) / 2 for row in group)) / len(group)
+    return replace(
+        group[0],
+        metric=f"mean_{group[0].metric}",
+        value=value,
+        low=value - spread,
+        high=value + spread,
+        n=sum(row.n for row in group),
+        bytes=round(fmean(row.bytes for row in group)),
+        seconds=fmean(row.seconds for row in group),
+        at=_placed(group[0], over),
+    )
+
+
 # ---- files ----
 
 
@@ -129,7 +172,7 @@ def load(path: str | Path) -> tuple[dict[str, Any], list[Row]]:
     """What ``save`` wrote: what the rows came from, and the rows. Raises InputError."""
     try:
         stored = json.loads(Path(path).read_text(encoding="utf-8"))
-        return stored["about"], [Row.of(row) for row in stored["rows"]]
+        return {**stored["about"]}, [Row.of({**row}) for row in stored["rows"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"'{path}' cannot be read as results: {error}.") from error
 

@@ -18,6 +18,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from byheart.memory import Memory, is_learned, read_card
 from byheart.models import DEFAULT, located, open_tokenizer
 from byheart.reading import Reading
 from byheart.state import Header, State, Written
+from byheart.streaming import decoded, text_of
 
 Progress = Callable[[int, int], None]
 
@@ -89,16 +91,20 @@ class Session:
         """
         if not text.strip():
             raise InputError("There is nothing to write: the text is empty.")
+        tokens = self._framed(text)
+        entry = Written.now(source, tokens=tokens.shape[1], characters=len(text))
+        self._absorb(tokens, progress)
+        self.header = self.header.with_written(entry)
+        return entry
+
+    def _framed(self, text: str) -> Tensor:
+        """The tokens (1, T) of a text as it is written."""
         _require_characters(text)
         first = not self.header.written
         parts = ["", text]
         if self.memory.keeps_turns:
             parts = [self.frame.opening if first else "", text, self.frame.receipt]
-        tokens = self._encode(*parts, first=first)
-        entry = Written.now(source, tokens=tokens.shape[1], characters=len(text))
-        self._absorb(tokens, progress)
-        self.header = self.header.with_written(entry)
-        return entry
+        return self._encode(*parts, first=first)
 
     def write_turn(self, question: str, answer: str) -> Written:
         """Put a turn of a conversation into the memory: what was asked and what was answered."""
@@ -146,9 +152,9 @@ class Session:
         stops = [stop] if isinstance(stop, str) else list(stop)
         if "" in stops:
             raise UsageError("A stop string must not be empty: every answer would end before it began.")
-        return _text_of(self._tokens(self.prompt(question), self.reading, how), self.tokenizer, stops)
+        return text_of(self._answer(self.prompt(question), self.reading_for(question), how), self.tokenizer, stops)
 
-    def _tokens(self, prompt: Tensor, reading: Reading, how: Decoding) -> Iterator[int | None]:
+    def _answer(self, prompt: Tensor, reading: Reading, how: Decoding) -> Iterator[int | None]:
         """The answer's tokens. While they are made, nobody else has the cache; afterwards the session keeps it."""
         cache = self._cache if self._reading is reading else None
         if cache is not None:
@@ -165,12 +171,14 @@ class Session:
             if self._reading is reading and cache is not None:
                 self._cache = cache
 
-    def prompt(self, question: str) -> Tensor:
-        """The tokens (T,) that ask ``question``. Raises InputError."""
+    def prompt(self, question: str, *, framed: bool = True) -> Tensor:
+        """The tokens (T,) that ask ``question``, or the bare text for the model to go on from. Raises InputError."""
         if not question.strip():
             raise InputError("There is nothing to ask: the question is empty.")
         _require_characters(question)
         opened = self.memory.keeps_turns and bool(self.header.written)
+        if not framed:
+            return self._encode("", question, first=not opened)[0]
         begun = opened and bool(self.tokenizer.chat_template)
         return self._encode("" if begun else self.frame.question, question, self.frame.answer, first=not opened)[0]
 
@@ -185,6 +193,14 @@ class Session:
             with torch.no_grad():
                 self._reading = self.memory.read(self.state)
         return self._reading
+
+    def reading_for(self, question: str) -> Reading:
+        """What the model sees of the memory when it is asked ``question``: ``reading``, unless the memory selects."""
+        part = self.memory.select(self.state, self.tokens(question))
+        if part is self.state:
+            return self.reading
+        with torch.no_grad():
+            return self.memory.read(part)
 
     # ---- keeping ----
 
@@ -213,6 +229,11 @@ class Session:
         self.state = self.memory.init()
         self.header = replace(self.header, written=[])
         self._reading = self._cache = None
+
+    def tokens(self, text: str) -> Tensor:
+        """The tokens (T,) of text that goes on from a prompt."""
+        ids = self.tokenizer(text, add_special_tokens=False).input_ids
+        return torch.tensor(ids, dtype=torch.long, device=self.backbone.device)
 
     @property
     def bytes(self) -> int:
@@ -301,6 +322,26 @@ def open_state(path: str | Path, *, model: str = "", dtype: str = "auto", device
     return session
 
 
+def write_many(sessions: Sequence[Session], texts: Sequence[str], *, source: str = "text") -> None:
+    """Write each session its own text, those of one length in one batch; sessions share one memory."""
+    if not sessions or len(sessions) != len(texts):
+        raise UsageError(f"There are {len(texts)} texts for {len(sessions)} sessions.")
+    memory = sessions[0].memory
+    if any(session.memory is not memory for session in sessions):
+        raise UsageError("Sessions written together must share one memory.")
+    tokens = [session._framed(text) for session, text in zip(sessions, texts, strict=True)]
+    states = [session.state for session in sessions]
+    for pieces in zip_longest(*map(memory.pieces, tokens)):
+        left = [n for n, piece in enumerate(pieces) if piece is not None]
+        with torch.no_grad():
+            written = memory.write_many([states[n] for n in left], [pieces[n] for n in left])
+        for n, state in zip(left, written, strict=True):
+            states[n] = state
+    for session, state, row, text in zip(sessions, states, tokens, texts, strict=True):
+        session.state, session._reading, session._cache = state, None, None
+        session.header = session.header.with_written(Written.now(source, tokens=row.shape[1], characters=len(text)))
+
+
 def ask_many(sessions: Sequence[Session], questions: Sequence[str], **decoding: Any) -> list[str]:
     """Ask each session its own question, all in one batch over one backbone; memories may be of different kinds."""
     if not sessions or len(sessions) != len(questions):
@@ -313,12 +354,12 @@ def ask_many(sessions: Sequence[Session], questions: Sequence[str], **decoding: 
     steps = generate(
         first.backbone,
         [session.prompt(question) for session, question in zip(sessions, questions, strict=True)],
-        [session.reading for session in sessions],
+        [session.reading_for(question) for session, question in zip(sessions, questions, strict=True)],
         decoding=_decoding(decoding),
         stop_tokens=first.stop_tokens,
     )
     rows = zip(*steps, strict=True)
-    return [_decoded(first.tokenizer, [t for t in row if t is not None]).strip() for row in rows]
+    return [decoded(first.tokenizer, [t for t in row if t is not None]).strip() for row in rows]
 
 
 def _decoding(options: dict[str, Any]) -> Decoding:
@@ -344,35 +385,3 @@ def _fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 def _special(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     known = set(tokenizer.all_special_ids)
     return [token for token in tokenizer(text, add_special_tokens=False).input_ids if token in known]
-
-
-def _text_of(tokens: Iterator[int | None], tokenizer: PreTrainedTokenizerBase, stops: Sequence[str]) -> Iterator[str]:
-    """Text as it becomes certain: no half characters, and nothing that may yet turn out to be a stop string."""
-    ids: list[int] = []
-    given = 0
-    for token in tokens:
-        if token is None:
-            break
-        ids.append(token)
-        text = _decoded(tokenizer, ids)
-        ends = [text.find(stop) for stop in stops if stop in text]
-        if ends:
-            yield text[given : min(ends)]
-            return
-        safe = len(text) - _pending(text, stops)
-        if safe > given:
-            yield text[given:safe]
-            given = safe
-    yield _decoded(tokenizer, ids)[given:]
-
-
-def _decoded(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
-    return str(tokenizer.decode(ids, skip_special_tokens=True))
-
-
-def _pending(text: str, stops: Sequence[str]) -> int:
-    """Characters at the end of ``text`` that more tokens may change or make into a stop string."""
-    # Some tokenizers show a character that is not whole yet as one mark, some as a mark a byte.
-    broken = len(text) - len(text.rstrip("\ufffd"))
-    begun = [n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n])]
-    return max([broken, *begun])

@@ -29,6 +29,7 @@ class Question:
         at: what its number belongs to, such as a distance or a turn; rows are made for each.
         framed: put into the chat template; else the model goes on from the bare text.
         about: whatever the task needs to judge the answer.
+        max_tokens: of its answer; the task's without it.
     """
 
     text: str
@@ -38,6 +39,7 @@ class Question:
     at: Fields = field(default_factory=dict)
     framed: bool = True
     about: Fields = field(default_factory=dict)
+    max_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -79,8 +81,8 @@ class Task(abc.ABC):
 
     name: ClassVar[str]
     """How users call it; the key of the table in ``byheart.tasks``."""
-    asks: ClassVar[Literal["words", "choices"]] = "words"
-    """Whether answers are generated, or the likelihoods of each question's choices measured."""
+    asks: Literal["words", "choices"] = "words"
+    """Whether answers are generated, or the likelihoods of each question's choices measured; an option may decide."""
     max_tokens: ClassVar[int] = 32
     """Of an answer in words, at most."""
     stop: ClassVar[tuple[str, ...]] = ()

@@ -5,25 +5,37 @@ the *same* layer (CCM, arXiv 2312.03414, section 3.3). So all segments can run s
 know of it: a row sees its own tokens, and the marked last columns of the rows before it. No mask over the whole text
 is ever built; the cost is that of the segments alone plus their memories.
 
-What a row sees, three segments of three tokens with one mark each (M), after `concat`:
+Every row needs its own copy of the marks before it, and over a long text these, and their scores, outgrow the text. So
+where it is much, a few segments are attended at a time, with the marks before the last of them, and what that takes is
+made again for the gradients: a layer keeps queries, keys and values, and memory grows with the text alone.
+
+What a row sees, three segments of three tokens with one mark each, after `concat`:
 
     row | marks of rows before | own tokens
-     0  |  0 0 0               | causal
-     1  |  1 0 0               | causal
-     2  |  1 1 0               | causal
+     0  |  0 0                 | causal
+     1  |  1 0                 | causal
+     2  |  1 1                 | causal
 
-Dimensions: B texts, S segments, H key-value heads, T tokens a row, N marks a row, W head width.
+Dimensions: B texts, S segments, C segments at a time, H key-value heads, G query heads for each, T tokens a row,
+K keys of a row's own, N marks a row, M columns of other rows, W head width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+
+# So many are made, and in a short text kept, at a time: 2 MB in bfloat16.
+MOST_SCORES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -55,73 +67,97 @@ def together(rows: Together) -> Iterator[None]:
         _active.reset(token)
 
 
-def active() -> Together | None:
-    """What is in force, if anything."""
-    return _active.get()
+def attended(attend: Attend, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """What ``attend`` gives; inside ``together``, with what rows see of one another.
 
-
-def with_memory(key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Keys and values (B * S, H, T, W) with what each row sees of the others before them, and the mask for both."""
+    ``query`` (B * S, H * G, T, W), ``key`` and ``value`` (B * S, H, K, W), ``mask`` (B * S or 1, 1, T, K), True where a
+    query sees a key, causal without one there; ``attend`` takes these and gives (B * S, T, H * G, W).
+    """
     how = _active.get()
-    if how is None:
-        return key, value, mask
-    columns = [part for part in (_shown_first(key, value, how), _shown_marks(key, value, how)) if part is not None]
-    if not columns:
-        return key, value, mask
+    if how is None or not (how.recurrent or how.first is not None):
+        return attend(query, key, value, mask)
     if mask is None:
         tokens = key.shape[2]
         mask = torch.ones(tokens, tokens, dtype=torch.bool, device=key.device).tril()[None, None]
-    own = mask.expand(key.shape[0], -1, -1, -1)
-    seen = [shown[:, None, None, :].expand(-1, *own.shape[1:3], -1) for _, _, shown in columns]
-    return (
-        torch.cat([*(k for k, _, _ in columns), key], dim=2),
-        torch.cat([*(v for _, v, _ in columns), value], dim=2),
-        torch.cat([*seen, own], dim=3),
+    size = _segments_at_once(query, key, how)
+    own = [_by_text(part, how) for part in (query, key, value, mask.expand(len(key), -1, -1, -1))]
+    others = [_of_others(part, how) for part in own[1:3]]
+    # Split, not sliced: the gradient of each slice is as large as what it was cut from.
+    parts = [torch.split(part, size, dim=1) for part in own]
+    parts += [torch.split(part, size, dim=1) if part.shape[1] > 1 else (part,) * len(parts[0]) for part in others]
+    chunks = list(zip(*parts, strict=True))
+    if len(chunks) == 1:
+        # Little enough to be kept: making it again would cost a short text some percent of its step.
+        return _attend_some(attend, how, 0, *chunks[0]).flatten(0, 1)
+    out = [
+        checkpoint(_attend_some, attend, how, number * size, *some, use_reentrant=False)
+        for number, some in enumerate(chunks)
+    ]
+    return torch.cat(out, dim=1).flatten(0, 1)
+
+
+def _attend_some(
+    attend: Attend,
+    how: Together,
+    start: int,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor,
+    keys: Tensor,
+    values: Tensor,
+) -> Tensor:
+    """Segments ``start`` to ``start`` + C of every text (B, C, ...), ``keys`` and ``values`` those of other rows."""
+    segments = key.shape[1]
+    front = int(how.first is not None)
+    # The last segment's own marks are seen by none of these rows.
+    columns = min(keys.shape[3], front + (start + segments - 1) * how.marks)
+    column, row = (torch.arange(count, device=key.device) for count in (columns, segments))
+    made_by = ((column - front) // how.marks).clamp(min=0)
+    shown = (made_by < start + row[:, None])[None, :, None, None, :].expand(*mask.shape[:-1], -1)
+
+    def behind_others(own: Tensor, theirs: Tensor) -> Tensor:
+        seen = theirs[:, :, :, :columns].expand(-1, segments, -1, -1, -1)
+        return torch.cat([seen, own], dim=3).flatten(0, 1)
+
+    out = attend(
+        query.flatten(0, 1),
+        behind_others(key, keys),
+        behind_others(value, values),
+        torch.cat([shown, mask], dim=-1).flatten(0, 1),
     )
+    return out.reshape(-1, segments, *out.shape[1:])
 
 
-def _shown_marks(key: Tensor, value: Tensor, how: Together) -> tuple[Tensor, Tensor, Tensor] | None:
-    if not how.recurrent:
-        return None
-    keys, values = (_marks(part, how) for part in (key, value))
-    row = torch.arange(how.segments, device=key.device)
-    if how.mean:
-        keys, values = (_means_before(part) for part in (keys, values))
-        shown = (row > 0)[:, None].expand(-1, how.marks)
-    else:
-        keys, values = (_all_for_each(part) for part in (keys, values))
-        shown = (row[:, None] > row[None, :]).repeat_interleave(how.marks, dim=1)
-    texts = key.shape[0] // how.segments
-    return keys, values, shown.repeat(texts, 1)
+def _segments_at_once(query: Tensor, key: Tensor, how: Together) -> int:
+    """So many that their scores are few, and spread evenly."""
+    columns = key.shape[2] + how.marks * (1 if how.mean else how.segments)
+    each = query[..., 0].numel() // how.segments * columns
+    return math.ceil(how.segments / math.ceil(how.segments / max(1, MOST_SCORES // each)))
 
 
-def _marks(part: Tensor, how: Together) -> Tensor:
-    """(B, S, H, N, W)."""
-    marks = part[:, :, -how.marks :]
-    return marks.reshape(-1, how.segments, *marks.shape[1:])
+def _by_text(part: Tensor, how: Together) -> Tensor:
+    return part.view(-1, how.segments, *part.shape[1:])
+
+
+def _of_others(part: Tensor, how: Together) -> Tensor:
+    """The columns (B, S, H, K, W) that rows see of others: the first token's, then marks, (B, S or 1, H, M, W).
+
+    Those of one segment are for all rows of a text, or for each row its own; which are hidden is not decided here.
+    """
+    columns = []
+    if how.first is not None:
+        texts = torch.arange(len(part), device=part.device)
+        columns.append(part[texts, 0, :, how.first][:, None, :, None])
+    if how.recurrent:
+        marks = part[:, :, :, -how.marks :]
+        columns.append(_means_before(marks) if how.mean else marks.transpose(1, 2).flatten(2, 3)[:, None])
+    rows = columns[-1].shape[1]
+    return torch.cat([column.expand(-1, rows, -1, -1, -1) for column in columns], dim=3)
 
 
 def _means_before(marks: Tensor) -> Tensor:
-    """For each row the mean over the rows before it, (B * S, H, N, W); the first row's is not shown."""
+    """For each row (B, S, H, N, W) the mean over the rows before it; the first row's is no mean."""
     counts = torch.arange(1, marks.shape[1] + 1, device=marks.device)[:, None, None, None]
     means = (marks.float().cumsum(1) / counts).to(marks.dtype)
-    return torch.cat([means[:, :1], means[:, :-1]], dim=1).flatten(0, 1)
-
-
-def _all_for_each(marks: Tensor) -> Tensor:
-    """For each row the marks of all rows of its text, (B * S, H, S * N, W)."""
-    texts, segments, heads, each, width = marks.shape
-    joined = marks.transpose(1, 2).reshape(texts, 1, heads, segments * each, width)
-    return joined.expand(-1, segments, -1, -1, -1).flatten(0, 1)
-
-
-def _shown_first(key: Tensor, value: Tensor, how: Together) -> tuple[Tensor, Tensor, Tensor] | None:
-    if how.first is None:
-        return None
-    texts = key.shape[0] // how.segments
-    rows = torch.arange(texts, device=key.device) * how.segments
-    keys, values = (
-        part[rows, :, how.first][:, None, :, None].expand(-1, how.segments, -1, -1, -1) for part in (key, value)
-    )
-    shown = (torch.arange(how.segments, device=key.device) > 0)[:, None].repeat(texts, 1)
-    return keys.flatten(0, 1), values.flatten(0, 1), shown
+    return torch.cat([means[:, :1], means[:, :-1]], dim=1)

@@ -29,6 +29,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "window": {"sinks": 2, "recent": 14, "chunk_tokens": 8},
     "every-kth": {"every": 3, "chunk_tokens": 16},
     "mean-pooled": {"every": 3, "chunk_tokens": 16},
+    "key-norm": {"rows": 16, "sinks": 2, "recent": 4, "chunk_tokens": 12},
+    "attention-score": {"rows": 16, "observed": 4, "chunk_tokens": 12},
+    "retrieval": {"tokens": 24, "segment_tokens": 4, "chunk_tokens": 16},
+    "cartridge": {"rows": 8, "steps": 2, "learning_rate": 1e-1, "chunk_tokens": 16},
 }
 # More of the same: other options of a memory, named by what differs.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -47,6 +51,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "ffn-lora values": {"role": "values", "layers": [0, 2]},
     "every-kth sinkless": {"sinks": 0},
     "mean-pooled sinkless": {"sinks": 0},
+    "cartridge taught": {"kl": 0.5, "seed": 3},
 }
 MEMORIES = list(BUILT_IN)
 ALL_FAMILIES = list(FAMILIES)

@@ -45,7 +45,8 @@ def test_memory_is_fitted_by_a_line(results: Path) -> None:
 
 def test_the_table_names_what_was_measured_and_how(results: Path) -> None:
     table = tables.training_table(results)
-    assert "| parallel loss, 128 tokens |" in table
+    assert "| parallel loss / plain LoRA, 128 tokens |" in table
+    assert "| parallel loss, 128 tokens |" not in table
     assert "rank 8 on attention, 4 marks for 64 tokens" in table
     assert f"torch {torch.__version__}" in table
 

@@ -136,6 +136,14 @@ def test_a_run_that_was_interrupted_goes_on_and_gives_the_same_rows(
     assert kept(again) == kept(whole)
 
 
+def test_a_row_is_kept_flat_and_read_again() -> None:
+    row = Row("gap", "cats", "full", "loss", 1.0, 0.5, 1.5, 3, 10, 0.1, {"tokens": 4}).placed(segments=2)
+    assert list(row.flat())[-3:] == ["seconds", "segments", "tokens"]
+    assert Row.of(row.flat()) == row
+    with pytest.raises(InputError, match="no row of a result: it lacks bytes, dataset"):
+        Row.of({"task": "gap"})
+
+
 def test_a_run_of_other_settings_is_refused(tiny_folder: Path, data: Path, tmp_path: Path) -> None:
     where: dict[str, Any] = {"model": str(tiny_folder), "dtype": "float32", "limit": 1, "out": tmp_path / "out"}
     evaluate(Questions(), str(data), ["nothing:max_tokens=1"], **where)

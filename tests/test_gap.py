@@ -286,9 +286,10 @@ def test_settings_that_cannot_be_used_are_named(tmp_path: Path, run: Run) -> Non
 
 
 def test_the_recipe_that_is_shipped_can_be_read() -> None:
-    first, second = (
+    first, second, last = (
         Plan.of(Path(__file__).parent.parent / "recipes" / f"{name}.toml", steps=7, options={"rank": 4})
-        for name in ("compressed-kv-concat-1", "compressed-kv-concat")
+        for name in ("compressed-kv-concat-1", "compressed-kv-concat-2", "compressed-kv-concat")
     )
     assert (first.steps, first.teacher, first.options["tokens"], first.options["rank"]) == (7, 1.0, 4, 4)
-    assert (second.steps, second.recall, second.memory) == (7, 0.5, "trained/compressed-kv-concat-1")
+    assert (second.recall, second.memory) == (0.5, "trained/compressed-kv-concat-1")
+    assert (last.recall, last.memory) == (0.7, "trained/compressed-kv-concat-2")

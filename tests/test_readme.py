@@ -40,8 +40,11 @@ def test_commands_exist(command: str) -> None:
     assert not left.value.code
 
 
-def test_cost_table_is_the_one_in_the_result_file() -> None:
-    from benchmarks.tables import ROOT, cost_table, put
+@pytest.mark.parametrize("marker", ["cost", "gap", "training"])
+def test_tables_are_those_of_the_result_files(marker: str) -> None:
+    from benchmarks.gap import gap_table
+    from benchmarks.tables import ROOT, cost_table, put, training_table
 
+    table = {"cost": cost_table, "gap": gap_table, "training": training_table}[marker]
     text = README.read_text(encoding="utf-8")
-    assert put(text, "cost", cost_table(ROOT / "benchmarks" / "results" / "cost.json")) == text
+    assert put(text, marker, table(ROOT / "benchmarks" / "results" / f"{marker}.json")) == text

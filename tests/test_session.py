@@ -17,7 +17,8 @@ from byheart import session as sessions, state as states
 from byheart.backbone import Backbone
 from byheart.errors import InputError, StateError, StateMismatchError, UsageError
 from byheart.frame import Frame
-from byheart.session import Session, _text_of, ask_many, load, open_state
+from byheart.session import Session, ask_many, load, open_state
+from byheart.streaming import text_of
 from byheart.testing import tiny_backbone
 from tests.conftest import save_tiny, tiny_tokenizer
 from tests.samples import MEMORIES, OPTIONS, backbone, hooks
@@ -318,7 +319,7 @@ both_kinds = pytest.mark.parametrize("kind", list(BYTES))
 def streamed(kind: str, text: str, *stops: str) -> list[str]:
     ids: list[int] = BYTES[kind](text).input_ids
     assert len(ids) == len(text.encode())
-    return list(_text_of(iter(ids), BYTES[kind], stops))
+    return list(text_of(iter(ids), BYTES[kind], stops))
 
 
 def until(text: str, stops: list[str]) -> str:
@@ -340,7 +341,7 @@ def test_a_character_of_many_bytes_is_shown_when_it_is_whole(kind: str) -> None:
 @both_kinds
 def test_an_answer_may_break_off_in_a_character(kind: str) -> None:
     ids = BYTES[kind]("a😺").input_ids[:-1]
-    assert "".join(_text_of(iter(ids), BYTES[kind], [])).rstrip("\ufffd") == "a"
+    assert "".join(text_of(iter(ids), BYTES[kind], [])).rstrip("\ufffd") == "a"
 
 
 @both_kinds
@@ -364,7 +365,7 @@ def test_text_is_shown_as_soon_as_it_is_certain(kind: str) -> None:
             yield token
 
     taken: list[int] = []
-    pieces = _text_of(tokens(), BYTES[kind], ["STOP"])
+    pieces = text_of(tokens(), BYTES[kind], ["STOP"])
     assert next(pieces) == "a"
     assert taken == [0]
     assert list(pieces) == ["b", "c", ""] or list(pieces) == []
@@ -372,7 +373,7 @@ def test_text_is_shown_as_soon_as_it_is_certain(kind: str) -> None:
 
 
 def test_a_stopped_row_ends_the_text() -> None:
-    assert "".join(_text_of(iter([*BYTES["level"]("ab").input_ids, None, 5]), BYTES["level"], [])) == "ab"
+    assert "".join(text_of(iter([*BYTES["level"]("ab").input_ids, None, 5]), BYTES["level"], [])) == "ab"
 
 
 # ---- what is kept between questions ----

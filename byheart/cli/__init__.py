@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from byheart.cli import evaluating, importing, keeping, training, using
+from byheart.cli import comparing, evaluating, harness, importing, keeping, searching, training, using
 from byheart.errors import ByheartError, UsageError
 
 app = typer.Typer(
@@ -33,10 +33,14 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "memories": keeping.mechanisms,
     "import": importing.import_published,
     "train": training.train,
+    "lm-eval": harness.lm_eval,
+    "evaluate": evaluating.evaluate,
+    "compare": comparing.compare,
+    "tasks": evaluating.tasks,
+    "search": searching.search,
 }
 for _name, _command in _COMMANDS.items():
     app.command(_name)(_command)
-app.add_typer(evaluating.app, name="evaluate")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -40,6 +40,7 @@ TaskOptions = Annotated[
     list[str] | None, typer.Option("--option", "-o", metavar="KEY=VALUE", help="Of the task; repeatable.")
 ]
 Limit = Annotated[int, typer.Option("--limit", help="Items of each data set, at most; 0 is all.")]
+Skip = Annotated[int, typer.Option("--skip", help="Items left out before them: those that settings were chosen on.")]
 Batch = Annotated[int, typer.Option("--batch", help="Items at once.")]
 Seed = Annotated[int, typer.Option("--seed", help="Of the items' order.")]
 Out = Annotated[
@@ -77,6 +78,7 @@ def evaluate(
     model: Model = "smollm2",
     option: TaskOptions = None,
     limit: Limit = 64,
+    skip: Skip = 0,
     batch: Batch = 8,
     seed: Seed = 0,
     out: Out = None,
@@ -102,7 +104,8 @@ def evaluate(
         shared["progress"] = progress
         rows = _gap(memory, data, out, limit, gap, shared) if _GAP in tasks else []
         others = [task for task in tasks if task != _GAP]
-        rows += _tasks(others, memory, data, out, limit, options.mechanism_options(option), shared) if others else []
+        chosen: dict[str, Any] = {"limit": limit, "skip": skip, "out": out}
+        rows += _tasks(others, memory, data, chosen, options.mechanism_options(option), shared) if others else []
     if as_json:
         terminal.show_json([row.flat() for row in rows])
     else:
@@ -137,8 +140,7 @@ def _tasks(
     names: Sequence[str],
     memory: str,
     data: list[str],
-    out: str | None,
-    limit: int,
+    chosen: Mapping[str, Any],
     given: Mapping[str, Any],
     shared: dict[str, Any],
 ) -> list[Row]:
@@ -152,7 +154,7 @@ def _tasks(
     # Unknown names are found before the first model is opened.
     tasks = [build(name, **given) for name in names]
     opened = load(shared["model"], dtype=shared["dtype"], device=shared["device"])
-    settings = {**shared, "model": opened.backbone, "limit": limit, "out": out}
+    settings = {**shared, **chosen, "model": opened.backbone}
     return [row for task in tasks for each in data for row in measured(task, each, choices(memory), **settings)]
 
 

@@ -11,20 +11,38 @@ from typing import Any
 
 from byheart.backbone import Backbone
 from byheart.errors import UnknownNameError, UsageError
+from byheart.memories.attention_score import AttentionScore
+from byheart.memories.cartridge import Cartridge
 from byheart.memories.compressed_kv import CompressedKV
 from byheart.memories.every_kth import EveryKth
 from byheart.memories.ffn_lora import FFNLoRA
 from byheart.memories.full import Full
+from byheart.memories.key_norm import KeyNorm
 from byheart.memories.last_ffn import LastFFN
 from byheart.memories.latent_pool import LatentPool
 from byheart.memories.mean_pooled import MeanPooled
 from byheart.memories.nothing import Nothing
+from byheart.memories.retrieval import Retrieval
 from byheart.memories.window import Window
 from byheart.memory import Memory
 
 BUILT_IN: dict[str, type[Memory]] = {
     memory.name: memory
-    for memory in (LatentPool, CompressedKV, LastFFN, FFNLoRA, Nothing, Full, Window, EveryKth, MeanPooled)
+    for memory in (
+        LatentPool,
+        CompressedKV,
+        LastFFN,
+        FFNLoRA,
+        Cartridge,
+        Nothing,
+        Full,
+        Window,
+        EveryKth,
+        MeanPooled,
+        KeyNorm,
+        AttentionScore,
+        Retrieval,
+    )
 }
 _NOUNS = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
 

@@ -28,7 +28,9 @@ Dimensions: B batch, H heads, M memory rows, S sink rows (0 or 1), T tokens, W h
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +38,7 @@ from torch import Tensor, nn
 from byheart.backbone import Backbone
 from byheart.cache import PrefixCache
 from byheart.episode import Batch
-from byheart.errors import UsageError
+from byheart.errors import BudgetError, UsageError
 from byheart.lora import LoRA
 from byheart.memory import Memory, cut, kv_of, named, positive
 from byheart.reading import KV, Reading
@@ -100,6 +102,14 @@ class CompressedKV(Memory):
         self.lora = LoRA(backbone, paths, rank=rank, alpha=alpha)
         # (L, 2, H, 1, W): keys and values; it stands at position 0, and the text from 1 on.
         self.first = nn.Parameter(_first_row(backbone)) if first_row else None
+
+    @classmethod
+    def sized(cls, backbone: Backbone, budget: int, tokens: int) -> dict[str, Any]:
+        """Nothing to choose: learned parts belong to one number of rows a segment. The defaults fit, or do not."""
+        least = 4 * math.ceil(tokens / 64) * backbone.row_bytes + 16
+        if budget < least:
+            raise BudgetError(cls.name, budget, least)
+        return {}
 
     def init(self) -> State:
         """No rows."""

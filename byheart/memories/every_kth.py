@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from byheart.backbone import Backbone
 from byheart.errors import UsageError
+from byheart.kept import every_within, placed, read_behind, shares
 from byheart.memory import Memory, cut, kv_of, named, positive
 from byheart.reading import KV, Reading
 from byheart.state import State
@@ -48,6 +50,11 @@ class EveryKth(Memory):
             raise UsageError(f"sinks must be 0 or more; it is {sinks}.")
         self.every, self.sinks, self.chunk_tokens = every, sinks, chunk_tokens
 
+    @classmethod
+    def sized(cls, backbone: Backbone, budget: int, tokens: int) -> dict[str, Any]:
+        """The least ``every`` that fits."""
+        return {"every": every_within(backbone, budget, tokens, name=cls.name, sinks=1, chunk_tokens=1024)}
+
     def init(self) -> State:
         """No rows."""
         return {}
@@ -61,10 +68,8 @@ class EveryKth(Memory):
         """Read ``segment`` behind what is held and keep some of its rows."""
         held = kv_of(state)
         for piece in self.pieces(segment):
-            new = self.backbone.prefill(piece, self._placed(held) if held else None)
-            start, device = held.length if held else 0, new.keys[0].device
-            new = self.backbone.turn(new, -torch.arange(start, start + new.length, device=device))
-            chosen = self._chosen(new.length, first=held is None).to(device)
+            new = read_behind(self.backbone, piece, held)
+            chosen = self._chosen(new.length, first=held is None).to(new.keys[0].device)
             new = KV(tuple(k[:, :, chosen] for k in new.keys), tuple(v[:, :, chosen] for v in new.values))
             held = held.append(new) if held else new
         return named(held) if held else state
@@ -72,15 +77,12 @@ class EveryKth(Memory):
     def read(self, state: State) -> Reading:
         """The rows at positions 0 to M - 1."""
         held = kv_of(state)
-        return Reading(self._placed(held), batch=held.batch) if held else Reading()
-
-    def _placed(self, held: KV) -> KV:
-        return self.backbone.turn(held, torch.arange(held.length, device=held.keys[0].device))
+        return Reading(placed(self.backbone, held), batch=held.batch) if held else Reading()
 
     def _chosen(self, tokens: int, *, first: bool) -> Int[Tensor, " M"]:
         """Which rows of a text are kept: its sinks, and the last of each even share of the rest."""
         sinks = min(self.sinks, tokens) if first else 0
         rest = tokens - sinks
-        shares = min(rest, max(1, math.ceil(tokens / self.every) - sinks))
-        ends = [sinks + math.ceil(rest * (share + 1) / shares) - 1 for share in range(shares)]
+        rows = shares(tokens, every=self.every, sinks=sinks)
+        ends = [sinks + math.ceil(rest * (row + 1) / rows) - 1 for row in range(rows)]
         return torch.tensor([*range(sinks), *ends])

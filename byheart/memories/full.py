@@ -6,12 +6,14 @@ State: `keys.l`, `values.l` (B, H, M, W) a layer, keys rotated as they were made
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from byheart.backbone import Backbone
 from byheart.errors import InputError
+from byheart.kept import rows_within
 from byheart.memory import Memory, cut, kv_of, named, positive
 from byheart.reading import Reading
 from byheart.state import State
@@ -31,6 +33,12 @@ class Full(Memory):
         Memory.__init__(self, backbone)
         positive(chunk_tokens=chunk_tokens)
         self.chunk_tokens = chunk_tokens
+
+    @classmethod
+    def sized(cls, backbone: Backbone, budget: int, tokens: int) -> dict[str, Any]:
+        """Nothing to choose: every token takes a row."""
+        rows_within(backbone, budget, name=cls.name, least=tokens)
+        return {}
 
     def init(self) -> State:
         """No rows."""

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from byheart.backbone import Backbone
-from byheart.errors import UsageError
+from byheart.errors import BudgetError, UsageError
 from byheart.lora import LoRA
 from byheart.memory import Memory, cut, kv_of, named, positive
 from byheart.reading import KV, Reading
@@ -98,6 +98,16 @@ class LatentPool(Memory):
         self.reading = LoRA(backbone, paths, rank=rank, alpha=alpha) if rank and adapt == "all" else None
         self.initial: Tensor | None
         self.register_buffer("initial", None)
+
+    @classmethod
+    def sized(cls, backbone: Backbone, budget: int, tokens: int) -> dict[str, Any]:
+        """As many blocks of 64 rows as fit once the pool is full; the first row and the newest hidden states too."""
+        layers, rows = len(backbone.layers), 64
+        newest = layers * rows * backbone.dim * backbone.dtype.itemsize
+        once, block = backbone.row_bytes + newest + 16, rows * (backbone.row_bytes + 8 * layers)
+        if budget < once + 2 * block:
+            raise BudgetError(cls.name, budget, once + 2 * block)
+        return {"rows": rows, "blocks": (budget - once) // block}
 
     def fill(self, pool: Tensor) -> None:
         """Let every session start from ``pool`` (L, M, D), hidden states in order of age, as a trained pool does."""

@@ -20,8 +20,8 @@ State: `keys.l`, `values.l` (B, H, M, W) a layer, keys as of position 0.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -29,6 +29,7 @@ from torch import Tensor
 
 from byheart.backbone import Backbone
 from byheart.errors import UsageError
+from byheart.kept import every_within, placed, shares
 from byheart.memory import Memory, cut, kv_of, named, positive
 from byheart.reading import KV, Reading
 from byheart.state import State
@@ -51,6 +52,11 @@ class MeanPooled(Memory):
             raise UsageError(f"sinks must be 0 or more; it is {sinks}.")
         self.every, self.sinks, self.chunk_tokens = every, sinks, chunk_tokens
 
+    @classmethod
+    def sized(cls, backbone: Backbone, budget: int, tokens: int) -> dict[str, Any]:
+        """The least ``every`` that fits."""
+        return {"every": every_within(backbone, budget, tokens, name=cls.name, sinks=1, chunk_tokens=1024)}
+
     def init(self) -> State:
         """No rows."""
         return {}
@@ -64,7 +70,7 @@ class MeanPooled(Memory):
         """Read ``segment`` behind what is held and keep means of its rows."""
         held = kv_of(state)
         for piece in self.pieces(segment):
-            new = self.backbone.prefill(piece, self._placed(held) if held else None)
+            new = self.backbone.prefill(piece, placed(self.backbone, held) if held else None)
             start = held.length if held else 0
             back = -torch.arange(start, start + new.length, device=new.keys[0].device)
             wide = KV(tuple(k.float() for k in new.keys), tuple(v.float() for v in new.values))
@@ -75,10 +81,7 @@ class MeanPooled(Memory):
     def read(self, state: State) -> Reading:
         """The rows at positions 0 to M - 1."""
         held = kv_of(state)
-        return Reading(self._placed(held), batch=held.batch) if held else Reading()
-
-    def _placed(self, held: KV) -> KV:
-        return self.backbone.turn(held, torch.arange(held.length, device=held.keys[0].device))
+        return Reading(placed(self.backbone, held), batch=held.batch) if held else Reading()
 
     def _pooled(self, rows: KV, *, first: bool) -> KV:
         """Means of float32 rows, in the model's type."""
@@ -93,7 +96,7 @@ class MeanPooled(Memory):
         """How much of each token is in each row: the table above, its lines divided by their sums."""
         sinks = min(self.sinks, tokens) if first else 0
         rest = tokens - sinks
-        groups = min(rest, max(1, math.ceil(tokens / self.every) - sinks))
+        groups = shares(tokens, every=self.every, sinks=sinks)
         row = torch.cat([torch.arange(sinks), sinks + torch.arange(rest) * groups // max(1, rest)])
         table = torch.nn.functional.one_hot(row).T.float()
         return table / table.sum(1, keepdim=True)

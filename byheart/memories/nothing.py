@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from byheart.backbone import Backbone
+from byheart.errors import BudgetError
 from byheart.memory import Memory
 from byheart.reading import Reading
 from byheart.state import State
@@ -15,6 +19,13 @@ class Nothing(Memory):
 
     name = "nothing"
     capacity = 0
+
+    @classmethod
+    def sized(cls, backbone: Backbone, budget: int, tokens: int) -> dict[str, Any]:
+        """Nothing to choose: one number is kept."""
+        if budget < 8:
+            raise BudgetError(cls.name, budget, 8)
+        return {}
 
     def init(self) -> State:
         """Nothing written."""

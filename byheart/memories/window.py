@@ -9,12 +9,14 @@ State: `keys.l`, `values.l` (B, H, M, W) a layer, keys as of position 0; M <= si
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from byheart.backbone import Backbone
 from byheart.errors import UsageError
+from byheart.kept import placed, read_behind, rows_within
 from byheart.memory import Memory, cut, kv_of, named, positive
 from byheart.reading import KV, Reading
 from byheart.state import State
@@ -40,6 +42,13 @@ class Window(Memory):
         self.sinks, self.recent, self.chunk_tokens = sinks, recent, chunk_tokens
         self.capacity = sinks + recent
 
+    @classmethod
+    def sized(cls, backbone: Backbone, budget: int, tokens: int) -> dict[str, Any]:
+        """As many rows as fit, four of them sinks where there are more."""
+        rows = rows_within(backbone, budget, name=cls.name)
+        sinks = min(4, rows - 1)
+        return {"sinks": sinks, "recent": rows - sinks}
+
     def init(self) -> State:
         """No rows."""
         return {}
@@ -53,21 +62,14 @@ class Window(Memory):
         """Read ``segment`` over the window and keep the window's new rows."""
         held = kv_of(state)
         for piece in self.pieces(segment):
-            prefix = self._placed(held) if held else None
-            start = held.length if held else 0
-            new = self.backbone.prefill(piece, prefix)
-            back = -torch.arange(start, start + new.length, device=new.keys[0].device)
-            new = self.backbone.turn(new, back)
+            new = read_behind(self.backbone, piece, held)
             held = self._kept(held.append(new) if held else new)
         return named(held) if held else state
 
     def read(self, state: State) -> Reading:
         """The window, its rows at positions 0 to M - 1."""
         held = kv_of(state)
-        return Reading(self._placed(held), batch=held.batch) if held else Reading()
-
-    def _placed(self, held: KV) -> KV:
-        return self.backbone.turn(held, torch.arange(held.length, device=held.keys[0].device))
+        return Reading(placed(self.backbone, held), batch=held.batch) if held else Reading()
 
     def _kept(self, held: KV) -> KV:
         if held.length <= self.sinks + self.recent:

@@ -7,9 +7,26 @@ from typing import Any
 
 from byheart.errors import UnknownNameError, UsageError
 from byheart.task import Task
+from byheart.tasks.dialogue import Dialogue
+from byheart.tasks.edit import Edit
+from byheart.tasks.faithful import Faithful
+from byheart.tasks.icl import ICL
+from byheart.tasks.integrity import Integrity
+from byheart.tasks.longbench import LongBench
+from byheart.tasks.multitask import Multitask
+from byheart.tasks.needle import Needle
+from byheart.tasks.profile import Profile
 from byheart.tasks.questions import Questions
+from byheart.tasks.recall import Recall
+from byheart.tasks.retention import Retention
+from byheart.tasks.stream import Stream
+from byheart.tasks.summary import Summary
 
-BUILT_IN: dict[str, type[Task]] = {task.name: task for task in (Questions,)}
+_ALL: tuple[type[Task], ...] = (
+    *(Questions, Retention, Integrity, Needle, Recall, Edit, LongBench),
+    *(Dialogue, Faithful, ICL, Multitask, Profile, Stream, Summary),
+)
+BUILT_IN: dict[str, type[Task]] = {task.name: task for task in _ALL}
 
 
 def find(name: str) -> type[Task]:

@@ -1,0 +1,143 @@
+"""The command that runs tasks of lm-evaluation-harness behind a memory."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from byheart.cli import options, terminal
+from byheart.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from byheart.rows import Row
+    from byheart.session import Session
+
+_COLUMNS = ("task", "memory", "metric", "value", "95 %", "documents", "keeps", "written in")
+Tasks = Annotated[
+    str, typer.Option("--tasks", metavar="A,B", help="Tasks, groups, patterns or .yaml files.", show_default=False)
+]
+Model = Annotated[
+    str | None,
+    typer.Option("--model", "-m", help="Alias, hub id, folder or .gguf file; else smollm2, or that of --state."),
+]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        "--memory",
+        metavar="NAME[:KEY=VALUE;KEY=VALUE]",
+        help="Mechanism with its options, or a folder of a trained one; else full where texts are written, or nothing.",
+    ),
+]
+Write = Annotated[
+    list[Path] | None,
+    typer.Option("--write", metavar="FILE", help="Text that the memory reads before every request; repeatable."),
+]
+State = Annotated[
+    str | None, typer.Option("--state", metavar="NAME|PATH", help="Go on from a memory that `byheart write` made.")
+]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Documents of each task, at most.")]
+Fewshot = Annotated[
+    int | None, typer.Option("--num-fewshot", min=0, help="Solved examples; else as many as the task wants.")
+]
+Include = Annotated[Path | None, typer.Option("--include-path", metavar="DIR", help="Folder with tasks of your own.")]
+Batch = Annotated[int, typer.Option("--batch", min=1, help="Requests at once.")]
+Out = Annotated[str | None, typer.Option("--out", metavar="FILE", help="Also write rows, arguments and versions here.")]
+
+
+def lm_eval(
+    tasks: Tasks,
+    model: Model = None,
+    memory: Memory = None,
+    write: Write = None,
+    state: State = None,
+    limit: Limit = None,
+    num_fewshot: Fewshot = None,
+    include_path: Include = None,
+    batch: Batch = 8,
+    out: Out = None,
+    dtype: options.DType = "auto",
+    device: options.Device = "auto",
+    home: options.Home = None,
+    as_json: options.AsJSON = False,
+) -> None:
+    """Run tasks of lm-evaluation-harness on a model that reads a memory first."""
+    texts = [_text(path) for path in write or ()]
+    opened = {"model": model, "memory": memory, "state": state, "dtype": dtype, "device": device, "home": home}
+    settings = {"limit": limit, "fewshot": num_fewshot, "include": include_path, "batch": batch}
+    rows = _measured([name.strip() for name in tasks.split(",") if name.strip()], texts, opened, settings)
+    if out is not None:
+        _save(out, rows, tasks=tasks, write=write or [], **opened, **settings)
+    if as_json:
+        terminal.show_json([row.flat() for row in rows])
+        return
+    terminal.show(_table(rows))
+
+
+def _text(path: Path) -> str:
+    try:
+        text = path.expanduser().read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"'{path}' cannot be read as UTF-8 text: {error}.") from error
+    if not text.strip():
+        raise InputError(f"'{path}' holds no text to write.")
+    return text
+
+
+def _measured(
+    tasks: Sequence[str], texts: Sequence[str], opened: dict[str, Any], settings: dict[str, Any]
+) -> list[Row]:
+    with terminal.progressing("opening the model"):
+        from byheart.harness import measure
+        from byheart.models import silence
+
+        silence()
+        logging.getLogger("lm_eval").setLevel(logging.ERROR)
+        session = _session(wanted="full" if texts else "nothing", **opened)
+    called = opened["memory"] or opened["state"] or session.memory.name
+    return measure(session, tasks, memory=called, texts=texts, **settings)
+
+
+def _session(
+    *, wanted: str, model: str | None, memory: str | None, state: str | None, home: Path | None, **where: Any
+) -> Session:
+    """A new session, or the one of a state. Raises UsageError where both are asked for."""
+    from byheart.models import DEFAULT
+    from byheart.rows import Choice
+    from byheart.session import load, open_state
+    from byheart.store import Store
+
+    if state is None:
+        choice = Choice.of(memory or wanted, 0, 1)
+        return load(model or DEFAULT, memory=choice.name, **where, **choice.options)
+    if memory is not None:
+        raise UsageError(f"--state '{state}' has a memory of its own; leave out --memory '{memory}'.")
+    if Path(state).expanduser().is_file():
+        return open_state(Path(state).expanduser(), model=model or "", **where)
+    return Store(home).open(state, model=model, **where)
+
+
+def _save(out: str, rows: Sequence[Row], **arguments: Any) -> None:
+    from byheart.rows import save, versions
+
+    told = {name: _plain(value) for name, value in arguments.items()}
+    save(out, rows, **told, lm_eval=versions(["lm_eval"])["lm_eval"])
+
+
+def _plain(value: Any) -> Any:
+    return (
+        [str(each) for each in value] if isinstance(value, list) else str(value) if isinstance(value, Path) else value
+    )
+
+
+def _table(rows: Sequence[Row]) -> Table:
+    table = Table(*_COLUMNS, box=None, pad_edge=False)
+    for row in rows:
+        interval = f"{row.low:.3f} to {row.high:.3f}" if row.low < row.high else "-"
+        costs = (terminal.size(row.bytes), f"{row.seconds:,.1f} s")
+        table.add_row(row.dataset, row.memory, row.metric, f"{row.value:.3f}", interval, f"{row.n:,}", *costs)
+    return table

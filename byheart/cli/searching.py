@@ -1,0 +1,93 @@
+"""The command that looks for a memory's best settings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from byheart.cli import evaluating, options, terminal
+from byheart.errors import UsageError
+
+if TYPE_CHECKING:
+    from byheart.rows import Row
+
+Data = Annotated[
+    str, typer.Option("--data", metavar="PATH|NAME", help="Items to choose by; report others.", show_default=False)
+]
+Grid = Annotated[
+    list[str] | None,
+    typer.Option("--grid", metavar="KEY=V1,V2", help="Values to try; repeatable. FastMem's 60 settings without it."),
+]
+Memory = Annotated[str, typer.Option("--memory", help="Mechanism that is tuned.")]
+Limit = Annotated[int, typer.Option("--limit", help="Items at most; 0 is all.")]
+Task = Annotated[str, typer.Option("--task", help="What is measured; `byheart tasks` lists them.")]
+Metric = Annotated[str, typer.Option("--metric", help="Of the task; more is better.")]
+
+
+def search(
+    data: Data,
+    grid: Grid = None,
+    memory: Memory = "last-ffn",
+    task: Task = "faithful",
+    metric: Metric = "accuracy",
+    model: evaluating.Model = "smollm2",
+    option: evaluating.TaskOptions = None,
+    limit: Limit = 100,
+    skip: evaluating.Skip = 0,
+    batch: evaluating.Batch = 8,
+    seed: evaluating.Seed = 0,
+    out: evaluating.Out = None,
+    dtype: options.DType = "auto",
+    device: options.Device = "auto",
+    as_json: options.AsJSON = False,
+) -> None:
+    """Try a grid of a memory's settings on some items, the best first; then measure it on other items."""
+    from byheart import search as searching
+    from byheart.models import silence
+    from byheart.tasks import build
+
+    silence()
+    measured = build(task, **options.mechanism_options(option))
+    with terminal.progressing("searching", "items") as progress:
+        rows = searching.search(
+            measured,
+            data,
+            memory=memory,
+            grid=_grid(grid) or searching.GRID,
+            metric=metric,
+            model=model,
+            limit=limit,
+            skip=skip,
+            seed=seed,
+            batch=batch,
+            out=out,
+            dtype=dtype,
+            device=device,
+            progress=progress,
+        )
+    if as_json:
+        terminal.show_json([row.flat() for row in rows])
+        return
+    terminal.show(_table(rows))
+    others = f"with --skip {skip + limit}" if limit else "of another file"
+    terminal.note(f"The best: --memory '{rows[0].memory}'. Measure it on other items, {others}.")
+
+
+def _grid(given: Sequence[str] | None) -> dict[str, list[str]]:
+    """``key=v1,v2`` each. Raises UsageError."""
+    pairs = [text.partition("=") for text in given or ()]
+    for key, equals, values in pairs:
+        if not key or not equals or not values:
+            raise UsageError(f"--grid takes key=value,value, such as steps=10,20; it is '{key}{equals}{values}'.")
+    return {key.replace("-", "_"): [each.strip() for each in values.split(",")] for key, _, values in pairs}
+
+
+def _table(rows: Sequence[Row]) -> Table:
+    table = Table("memory", "metric", "value", "95 %", "n", "written in", box=None, pad_edge=False)
+    for row in rows:
+        interval, seconds = f"{row.low:.3f} to {row.high:.3f}", f"{row.seconds * 1000:,.0f} ms"
+        table.add_row(row.memory, row.metric, f"{row.value:.3f}", interval, f"{row.n:,}", seconds)
+    return table

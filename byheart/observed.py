@@ -1,0 +1,78 @@
+"""Seeing whom the last tokens of a text attend to, while the model reads it.
+
+The attention kernels that the model runs on keep no weights. Those of a few query rows cost one small product a layer,
+so they are made beside the kernel, and only while somebody is observing. This knows nothing of memories or models: the
+attention function of ``byheart.attention`` shows it each layer's queries and keys.
+
+Dimensions: B batch, H key-value heads, G query heads for each, N observed query rows, T query rows, M key rows,
+W head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What each key row was given by the last ``rows`` query rows: ``layers`` has a (B, H, M) for every layer run."""
+
+    rows: int
+    layers: list[Float[Tensor, "B H M"]] = field(default_factory=list)
+
+
+_active: ContextVar[Observed | None] = ContextVar("observed", default=None)
+
+
+@contextmanager
+def observing(rows: int) -> Iterator[Observed]:
+    """Inside: attention adds what each layer's last ``rows`` query rows look at. After: as before."""
+    seen = Observed(rows)
+    token = _active.set(seen)
+    try:
+        yield seen
+    finally:
+        _active.reset(token)
+
+
+def show(query: Tensor, key: Tensor, mask: Tensor | None, *, scaling: float | None, softcap: float | None) -> None:
+    """Let an observer, if there is one, see a layer; arguments as in ``attention.grouped_attention``."""
+    seen = _active.get()
+    if seen is not None:
+        rows = query[:, :, -seen.rows :]
+        scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+        seen.layers.append(received(rows, key, _last(mask, rows, key), scaling=scale, softcap=softcap))
+
+
+def received(
+    query: Float[Tensor, "B GH N W"],
+    key: Float[Tensor, "B H M W"],
+    mask: Tensor,
+    *,
+    scaling: float,
+    softcap: float | None,
+) -> Float[Tensor, "B H M"]:
+    """The attention that each key row gets, in the mean over query rows and the query heads of its key-value head."""
+    batch, heads, _, width = key.shape
+    folded = query.float().reshape(batch, heads, -1, query.shape[2], width)
+    scores = torch.matmul(folded, key.float()[:, :, None].mT) * scaling
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    seen = mask[:, :, None]
+    scores = scores.masked_fill(~seen, -torch.inf) if mask.dtype == torch.bool else scores + seen
+    return scores.softmax(-1).mean((2, 3))
+
+
+def _last(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor:
+    """The mask's lines of the observed rows; causal without one."""
+    rows, columns = query.shape[2], key.shape[2]
+    if mask is not None:
+        return mask[:, :, -rows:, :columns]
+    return torch.ones(rows, columns, dtype=torch.bool, device=query.device).tril(columns - rows)[None, None]

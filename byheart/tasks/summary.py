@@ -1,0 +1,66 @@
+"""Summaries of a text that was written (FastMem, arXiv 2406.16069): CNN-DM, XSum and WikiHow.
+
+Records have byheart's schema, or the fields ``article`` and ``summary`` of the paper's files. FactKB is not run here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import ClassVar
+
+from byheart import summary_scores
+from byheart.errors import UnknownNameError
+from byheart.task import Answer, Fields, Item, Part, Question, Task, answers_of, required, shuffled
+
+_ASKED = {
+    "cnndm": "Summarize the above article in 3 sentences.",
+    "xsum": "Summarize the above article in 1 sentence.",
+    "wikihow": "Summarize the above article in few steps using concise verb-object phrases directly.",
+}
+
+
+class Summary(Task):
+    """ROUGE of a summary against the gold one, and BERT-P against the article (FastMem).
+
+    Args:
+        dataset: cnndm, xsum or wikihow, for records that do not say which.
+        words: an article is cut after so many; 0 is never.
+        bertscore: also how well the summary's tokens are matched by the article; needs the package bert_score.
+    """
+
+    name = "summary"
+    max_tokens = 400
+    sources: ClassVar[Fields] = {"xsum": "EdinburghNLP/xsum:test"}
+
+    def __init__(self, *, dataset: str = "", words: int = 5000, bertscore: bool = False) -> None:
+        self.dataset, self.words, self.bertscore = dataset, words, bertscore
+
+    def items(self, records: Sequence[Fields], seed: int) -> Iterator[Item]:
+        """One an article. What a score needs but is not installed is said here, before any is generated."""
+        summary_scores.rouge([], [])
+        for number, record in shuffled(records, seed):
+            name = str(record.get("dataset") or self.dataset or required(record, "dataset", number))
+            if name not in _ASKED:
+                raise UnknownNameError("prompt of summary for the data set", name, _ASKED)
+            article = self._article(record, number)
+            gold = answers_of({**record, "answers": _first(record, number, "answers", "summary")}, number)
+            yield Item((article,), (Question(_ASKED[name], gold, about={"article": article}),))
+
+    def score(self, question: Question, answer: Answer) -> Mapping[str, float | Part]:
+        """ROUGE without a stemmer, by the best of the gold summaries."""
+        golds = question.answers
+        found = max(summary_scores.rouge([answer.text] * len(golds), golds), key=lambda each: each.rouge_l)
+        scores: dict[str, float | Part] = {"rouge1": found.rouge1, "rouge2": found.rouge2, "rouge_l": found.rouge_l}
+        if self.bertscore:
+            (scores["bert_precision"],) = summary_scores.bert_precision([answer.text], [question.about["article"]])
+        return scores
+
+    def _article(self, record: Fields, number: int) -> str:
+        text = str(_first(record, number, "context", "article", "document")).strip()
+        return " ".join(text.split()[: self.words]) if 0 < self.words < len(text.split()) else text
+
+
+def _first(record: Fields, number: int, *names: str) -> object:
+    """The first of these fields that is there. Raises InputError with the first one's name."""
+    present = [name for name in names if record.get(name)]
+    return required(record, present[0] if present else names[0], number)
