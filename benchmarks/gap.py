@@ -5,7 +5,8 @@
 
 Memories are given as to `byheart evaluate gap --memory`. Rows go into benchmarks/results/gap.json after each group of
 data sets; a later run of the same settings adds its memories to those that are there. Then README.md gets its tables,
-between the comments `gap` and `/gap`; with --table nothing is measured. What the numbers mean is in docs/measures.md.
+between the comments `gap` and `/gap`, and docs/measures.md those of results/gap-lengths.json; with --table nothing is
+measured. What the numbers mean is in docs/measures.md.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "gap.json"
+PAGES = {RESULTS: ROOT / "README.md", RESULTS.with_name("gap-lengths.json"): ROOT / "docs" / "measures.md"}
 DATA = ROOT.parent / "shared" / "data" / "eval"
 GROUPS = {
     "continuation": ("novels", "wikitext2"),
@@ -181,14 +183,13 @@ def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def put(table: str) -> None:
-    """Rewrite README.md between its comments. Raises SystemExit where it has none."""
-    readme = ROOT / "README.md"
-    before, opened, rest = readme.read_text(encoding="utf-8").partition("<!-- gap -->\n")
-    _, closed, after = rest.partition("<!-- /gap -->")
+def put(table: str, marker: str, page: Path) -> None:
+    """Rewrite a page between a marker's two comments. Raises SystemExit where it has none."""
+    before, opened, rest = page.read_text(encoding="utf-8").partition(f"<!-- {marker} -->\n")
+    _, closed, after = rest.partition(f"<!-- /{marker} -->")
     if not opened or not closed:
-        raise SystemExit("README.md has no <!-- gap --> markers.")
-    readme.write_text(f"{before}{opened}{table}\n{closed}{after}", encoding="utf-8")
+        raise SystemExit(f"{page.name} has no <!-- {marker} --> markers.")
+    page.write_text(f"{before}{opened}{table}\n{closed}{after}", encoding="utf-8")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -215,8 +216,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         measure(given)
     table = gap_table(given.out)
     print(table)
-    if given.out.resolve() == RESULTS:
-        put(table)
+    page = PAGES.get(given.out.resolve())
+    if page is not None:
+        put(table, given.out.stem, page)
 
 
 if __name__ == "__main__":

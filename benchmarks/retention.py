@@ -139,6 +139,7 @@ def main() -> None:
     chosen.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     Console().print(table(chosen.out))
     put(table(chosen.out))
+    put(table(chosen.out))
 
 
 if __name__ == "__main__":

@@ -253,6 +253,11 @@ class Backbone:
         with hooked([linear.register_forward_hook(hook) for linear, hook in changes]):
             yield
 
+    @property
+    def decoder_path(self) -> str:
+        """Where the decoder is in the model, such as ``model``."""
+        return next(name for name, module in self.model.named_modules() if module is self.decoder)
+
     def linear(self, path: str) -> nn.Linear:
         """The linear layer at a module path of the decoder, such as ``layers.29.mlp.up_proj``."""
         try:

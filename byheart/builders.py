@@ -6,6 +6,7 @@ Text is cut and framed as a session would do it, so that a memory is trained on 
     lm      a random window: S segments, then its continuation
     qa      the record's text among other records' text, S segments; the question, framed; its answer is supervised
     dialog  a persona and turns, a segment each; the next turn, framed; its reply is supervised
+    mc      of ``prompted`` alone: nothing is written; the data set's prompt and its label
 
 It does not know memories.
 """
@@ -24,11 +25,13 @@ from torch import Tensor
 from byheart.episode import Batch, Episode, collate
 from byheart.errors import InputError, UsageError
 from byheart.memory import positive
-from byheart.records import DataSet, Record, read
+from byheart.prompts import Asked, asked
+from byheart.records import DataSet, Record, read, rows
 from byheart.session import Session
 
 _TRIES = 16
 _CUE = (5, 10)
+SUPERVISED = ("label", "all")
 
 
 @dataclass(frozen=True)
@@ -41,12 +44,50 @@ class Weighted:
     @classmethod
     def read(cls, source: str) -> Weighted:
         """``PATH`` or ``PATH:weight``, see ``records.read``."""
-        path, _, said = source.rpartition(":")
-        try:
-            weight = float(said)
-        except ValueError:
-            path, weight = source, 1.0
+        path, weight = _weighed(source)
         return cls(read(path), weight)
+
+
+def prompts_of(sources: Sequence[str], *, seed: int = 0) -> list[Asked]:
+    """How ``multitask`` asks each record of ``PATH``, or ``PATH:share`` for a share of them, drawn by the seed.
+
+    Raises UnknownNameError for a data set without a prompt, InputError with a record's number, UsageError.
+    """
+    found: list[Asked] = []
+    for path, share in map(_weighed, sources):
+        if not 0 < share <= 1:
+            raise UsageError(f"The share of '{path}' must be above 0 and at most 1; it is {share:g}.")
+        numbered = list(enumerate(rows(path), start=1))
+        if not numbered:
+            raise InputError(f"'{path}' holds no record.")
+        drawn = random.Random(f"{seed} share").sample(numbered, max(1, round(share * len(numbered))))
+        found += [asked(record, number) for number, record in drawn]
+    return found
+
+
+def prompted(session: Session, prompts: Sequence[Asked], *, supervised: str = "label") -> list[Episode]:
+    """An episode a prompt: the prompt, its label, and what ends a text. Nothing is written.
+
+    Args:
+        session: whose tokenizer makes the tokens.
+        supervised: the ``label`` and the end behind it, or ``all`` tokens, as published.
+    """
+    end = torch.tensor(sorted(session.stop_tokens)[:1], dtype=torch.long)
+    episodes: list[Episode] = []
+    for each in prompts:
+        prompt = session.prompt(each.text, framed=False).cpu()
+        target = torch.cat([prompt, session.tokens(f" {each.right}").cpu(), end])
+        episodes.append(Episode((), target, len(prompt) if supervised == "label" else 1))
+    return episodes
+
+
+def _weighed(source: str) -> tuple[str, float]:
+    """``PATH`` or ``PATH:weight``."""
+    path, _, said = source.rpartition(":")
+    try:
+        return path, float(said)
+    except ValueError:
+        return source, 1.0
 
 
 class Mixture:

@@ -122,7 +122,7 @@ def _frontier(metric: str, numbers: Sequence[Number], title: str, drawn: _Drawn)
     ]
     ways = "less is better" if less_is_better(metric) else "more is better"
     way = "a control, which has no better" if metric in CONTROLS else ways
-    best = [point.name for point in points if point.best]
+    best = [point.name for point in sorted(points, key=lambda point: point.bytes) if point.best]
     caption = f"{_headed(metric, shown[0].place)} against bytes kept; {way}."
     told = "; ".join(f"{one.row.memory} {one.row.value:.3f} at {size(one.row.bytes)}" for one in shown)
     front = f" On the frontier: {', '.join(best)}." if best else ""

@@ -25,7 +25,10 @@ from byheart.errors import UsageError
 
 @dataclass(frozen=True)
 class Episode:
-    """Text in ``segments`` (T,), then a ``target`` (U,) whose tokens from index ``answer`` >= 1 on are supervised."""
+    """Text in ``segments`` (T,), then a ``target`` (U,) whose tokens from index ``answer`` >= 1 on are supervised.
+
+    Without segments nothing is written: the target is all that there is to learn from.
+    """
 
     segments: tuple[Int[Tensor, " _"], ...]
     target: Int[Tensor, " U"]
@@ -77,8 +80,8 @@ class Batch:
 def collate(episodes: Sequence[Episode]) -> Batch:
     """Episodes as one batch. Raises UsageError unless all have equally many segments and an answer to supervise."""
     counts = {len(episode.segments) for episode in episodes}
-    if len(counts) != 1 or 0 in counts:
-        raise UsageError(f"Episodes of one batch need equally many segments, one or more; these have {sorted(counts)}.")
+    if len(counts) != 1:
+        raise UsageError(f"Episodes of one batch need equally many segments; these have {sorted(counts)}.")
     for episode in episodes:
         if not 1 <= episode.answer < len(episode.target) or not all(len(segment) for segment in episode.segments):
             raise UsageError(
@@ -86,10 +89,12 @@ def collate(episodes: Sequence[Episode]) -> Batch:
                 f"answer is {episode.answer} of {len(episode.target)} tokens."
             )
     rows = [segment for episode in episodes for segment in episode.segments]
+    # Without segments there is a row without tokens an episode, to be padded like others.
+    rows = rows or [torch.zeros(0, dtype=torch.long)] * len(episodes)
     segments, real = (_padded(each, "left") for each in (rows, [torch.ones_like(row) for row in rows]))
     targets = [episode.target for episode in episodes]
     labels = [torch.arange(len(episode.target)) >= episode.answer for episode in episodes]
-    shape = (len(episodes), counts.pop(), -1)
+    shape = (len(episodes), counts.pop(), segments.shape[1])
     return Batch(segments.view(shape), real.bool().view(shape), _padded(targets, "right"), _padded(labels, "right"))
 
 

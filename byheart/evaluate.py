@@ -26,6 +26,7 @@ from typing import Any, TypeAlias
 import torch
 
 from byheart.backbone import Backbone
+from byheart.budget import options_for, parse_bytes
 from byheart.decoding import Decoding, generate, likelihoods
 from byheart.errors import InputError, UsageError
 from byheart.models import DEFAULT
@@ -68,11 +69,18 @@ class Measured:
     decoding: Mapping[str, Any]
 
     @classmethod
-    def of(cls, said: str, opened: Session) -> Measured:
-        """``NAME:key=value``: a key of ``Decoding`` is how to decode, others are the memory's options."""
-        choice = Choice.of(said, 0, 1)
+    def of(cls, said: str, opened: Session, *, tokens: int = 0) -> Measured:
+        """``NAME:key=value@64KB``: a key of ``Decoding`` is how to decode, others are the memory's options.
+
+        Args:
+            tokens: of the longest text; options that are not given are chosen so that it fits the bytes behind ``@``.
+        """
+        plain, budget = _budget(said)
+        choice = Choice.of(plain, 0, 1)
         how = {key: value for key, value in choice.options.items() if key in DECODED}
         options = {key: value for key, value in choice.options.items() if key not in DECODED}
+        if budget and tokens:
+            options = {**options_for(choice.name, opened.backbone, budget, tokens), **options}
         made = load(opened.backbone, memory=choice.name, tokenizer=opened.tokenizer, **options)
         return cls(said, made, how)
 
@@ -83,6 +91,12 @@ class Measured:
                 f"{task.name} measures likelihoods: '{self.said}' has no {', '.join(self.decoding)} there."
             )
         return Decoding(**{"max_tokens": max_tokens or task.max_tokens, **self.decoding})
+
+
+def _budget(said: str) -> tuple[str, int]:
+    """A memory without its number of bytes, and that number; 0 where none is given. Raises UsageError."""
+    plain, at, size = said.rpartition("@")
+    return (plain, parse_bytes(size)) if at and not Path(said).exists() else (said, 0)
 
 
 def evaluate(
@@ -104,7 +118,8 @@ def evaluate(
 
     Args:
         data: a file, a folder, a data set of the hub, or the short name of one of the task's own.
-        memories: ``NAME`` or ``NAME:key=value;key=value``, with options of the memory and of ``Decoding``.
+        memories: ``NAME`` or ``NAME:key=value;key=value``, with options of the memory and of ``Decoding``; ``@64KB``
+            behind it makes the memory as large as fits these bytes.
         limit: items at most; 0 is all.
         skip: leave out so many items before them, on which something was chosen.
         batch: items whose texts are written, and questions that are asked, at once.
@@ -121,9 +136,11 @@ def evaluate(
         raise InputError(f"'{data}' gives no item for {task.name}{f' after {skip}' * bool(skip)}.")
     name = data if data in task.sources else Path(source).stem
     folder = _opened(out, task, opened, seed) if out is not None else None
+    sized = any(_budget(said)[1] for said in memories)
+    tokens = max(sum(len(opened.tokens(text)) for text in item.texts) for item in items) if sized else 0
     rows: list[Row] = []
     for place, said in enumerate(memories):
-        one = Measured.of(said, opened)
+        one = Measured.of(said, opened, tokens=tokens)
         file = folder / "answers" / task.name / name / f"{_slug(said)}.jsonl" if folder else None
 
         def tell(done: int, before: int = place * len(items)) -> None:

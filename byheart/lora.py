@@ -29,12 +29,22 @@ class LoRA(nn.Module):
     Args:
         paths: module paths of linear layers in the decoder.
         alpha: the update is scaled by alpha / rank.
+        dropout: share of its input that is left out while it is trained, where it is ``active``.
     """
 
-    def __init__(self, backbone: Backbone, paths: Sequence[str], *, rank: int, alpha: float, seed: int = 0) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        paths: Sequence[str],
+        *,
+        rank: int,
+        alpha: float,
+        dropout: float = 0.0,
+        seed: int = 0,
+    ) -> None:
         super().__init__()
         self.paths = tuple(paths)
-        self.scale = alpha / rank
+        self.scale, self.dropout = alpha / rank, dropout
         generator = torch.Generator().manual_seed(seed)
         self.down = nn.ParameterList()
         self.up = nn.ParameterList()
@@ -65,8 +75,10 @@ class LoRA(nn.Module):
         self, down: Tensor, up: Tensor, gate: slice | None, module: nn.Module, args: tuple[Tensor, ...], out: Tensor
     ) -> Tensor:
         """A linear layer's output with the update; a forward hook once the first three are given."""
-        x = args[0] if gate is None else args[0][:, gate]
-        change = torch.nn.functional.linear(torch.nn.functional.linear(x.to(down.dtype), down), up) * self.scale
+        x = (args[0] if gate is None else args[0][:, gate]).to(down.dtype)
+        if self.dropout and self.training:
+            x = torch.nn.functional.dropout(x, self.dropout)
+        change = torch.nn.functional.linear(torch.nn.functional.linear(x, down), up) * self.scale
         if gate is None:
             return out + change.to(out.dtype)
         if torch.is_grad_enabled():

@@ -146,6 +146,10 @@ class Memory(nn.Module, abc.ABC):
         save_file({k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}, path / "memory.safetensors")
         (path / "memory.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
 
+    def export(self, folder: str | Path) -> None:
+        """Write the learned parts as other libraries read them; nothing, where there is no such format."""
+        return None
+
     def load_pretrained(self, folder: str | Path) -> None:
         """Read learned parts that ``save_pretrained`` wrote. Raises StateMismatchError or CheckpointError."""
         card = read_card(folder)

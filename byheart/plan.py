@@ -6,14 +6,16 @@ from the current folder.
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from byheart.builders import Mixture, Weighted
+from byheart.builders import SUPERVISED, Mixture, Weighted, prompted, prompts_of
 from byheart.checkpoints import newest
+from byheart.episode import Batch, Episode
 from byheart.errors import InputError, UnknownNameError, UsageError
 from byheart.models import DEFAULT
 from byheart.processes import Processes
@@ -33,7 +35,11 @@ _MEANT = {bool: "true or false", int: "a whole number", float: "a number", str: 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to train, on what, and how; ``data`` and ``held_out`` are ``PATH`` or ``PATH:weight``."""
+    """What to train, on what, and how; ``data`` and ``held_out`` are ``PATH`` or ``PATH:weight``.
+
+    With ``prompts`` nothing is written: each record is asked by its data set's prompt, a weight is the share of records
+    taken, and the ``label`` or ``all`` tokens are supervised. ``epochs`` times through them then stand for ``steps``.
+    """
 
     memory: str = "compressed-kv"
     options: dict[str, Any] = field(default_factory=dict)
@@ -42,6 +48,8 @@ class Plan:
     device: str = "auto"
     data: list[str] = field(default_factory=list)
     held_out: list[str] = field(default_factory=list)
+    prompts: str = ""
+    epochs: int = 0
     segments: list[int] = field(default_factory=lambda: [1, 2, 4, 8])
     segment_tokens: int = 64
     target_tokens: int = 64
@@ -98,29 +106,61 @@ class Plan:
         """
         if not self.data:
             raise UsageError("There is nothing to train on: give --data, or data in the recipe.")
+        if self.prompts and self.prompts not in SUPERVISED:
+            raise UnknownNameError("value of prompts", self.prompts, SUPERVISED)
+        if self.epochs and not self.prompts:
+            raise UsageError("epochs are passes over prompts: give prompts (label or all) too, or steps instead.")
         require(self.track)
-        sources, held = [Weighted.read(each) for each in self.data], [Weighted.read(each) for each in self.held_out]
+        made = self._asked() if self.prompts else self._written()
         processes = Processes(self.device)
         where: dict[str, Any] = {"dtype": self.dtype, "device": processes.device}
         session = load(self.model, memory=self.memory, trained=False, **where, **self.options)
-        self._require_room(session.backbone.positions)
-        batches = self._mixture(session, sources, self.seed)
-        unseen = [self._mixture(session, held, self.seed)(n) for n in range(_HELD_OUT_BATCHES)] if held else []
+        given = made(session)
+        steps = self.epochs * math.ceil(given.count / (self.accumulate * processes.count)) or self.steps
         found = newest(Path(out) / "checkpoints")
         if processes.first:
-            ready(int(found.name.removeprefix("step-")) if found else 0, self.steps)
+            ready(int(found.name.removeprefix("step-")) if found else 0, steps)
+        settings = {each.name: getattr(self, each.name) for each in fields(Recipe)}
         return train(
             session.memory,
-            batches,
-            Recipe(**{each.name: getattr(self, each.name) for each in fields(Recipe)}),
+            given.episodes,
+            Recipe(**{**settings, "steps": steps}),
             out=out,
-            made_of=self._made_of(session, sources),
-            held_out=unseen,
+            batch=self.batch,
+            made_of=given.made_of,
+            held_out=given.held_out,
             evaluate_every=self.evaluate_every,
             save_every=self.save_every,
             track=self.track,
             progress=progress,
         )
+
+    def _written(self) -> Callable[[Session], _Given]:
+        """Read texts to write; what is made of them waits for the session."""
+        sources, held = [Weighted.read(each) for each in self.data], [Weighted.read(each) for each in self.held_out]
+
+        def made(session: Session) -> _Given:
+            self._require_room(session.backbone.positions)
+            unseen = [self._mixture(session, held, self.seed)(n) for n in range(_HELD_OUT_BATCHES)] if held else []
+            return _Given(self._mixture(session, sources, self.seed), unseen, self._made_of(session, sources))
+
+        return made
+
+    def _asked(self) -> Callable[[Session], _Given]:
+        """Read prompts and labels; what is made of them waits for the session."""
+        prompts, held = (prompts_of(each, seed=self.seed) for each in (self.data, self.held_out))
+
+        def made(session: Session) -> _Given:
+            episodes, unseen = (prompted(session, each, supervised=self.prompts) for each in (prompts, held))
+            about = {
+                "data": [Path(each).name for each in self.data],
+                "dtype": session.header.dtype,
+                "tokenizer": session.header.tokenizer,
+                "prompts": self.prompts,
+            }
+            return _Given(episodes, unseen, about, math.ceil(len(episodes) / self.batch))
+
+        return made
 
     def _require_room(self, positions: int) -> None:
         """Refuse what will not fit before the first step, not when such an episode is drawn."""
@@ -144,6 +184,16 @@ class Plan:
             "tokenizer": session.header.tokenizer,
             **{name: getattr(self, name) for name in _SHAPES},
         }
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What a run learns from and is measured on, and what decides it; ``count`` batches are each episode once."""
+
+    episodes: Callable[[int], Batch] | Sequence[Episode]
+    held_out: Sequence[Batch | Episode]
+    made_of: Mapping[str, Any]
+    count: int = 0
 
 
 def _parsed(file: Path) -> dict[str, Any]:

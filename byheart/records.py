@@ -14,10 +14,12 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from byheart.errors import InputError, UsageError
 
+Fields: TypeAlias = Mapping[str, Any]
+"""One JSON object."""
 _NEEDS = {"lm": "context", "qa": "question and answers", "dialog": "meta.turns of two turns or more"}
 _KINDS = (".jsonl", ".json", ".txt", ".md")
 
@@ -65,6 +67,16 @@ def rows(source: str) -> list[Mapping[str, Any]]:
     else:
         return list(_from_hub(source))
     return [found for file in files for found in _rows(file)]
+
+
+def required(record: Fields, name: str, number: int) -> Any:
+    """A field, ``meta.turns`` being one inside another. Raises InputError with the record's number."""
+    value: Any = record
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    if value is None or value == "" or value == []:
+        raise InputError(f"Record {number} has no '{name}'; its fields are {', '.join(sorted(record)) or 'none'}.")
+    return value
 
 
 def _gathered(source: str, rows: list[Mapping[str, Any]]) -> DataSet:

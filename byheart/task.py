@@ -10,12 +10,10 @@ import abc
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from byheart.errors import InputError
+from byheart.records import Fields, required
 from byheart.rows import Row
-
-Fields = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -108,16 +106,6 @@ def shuffled(records: Sequence[Fields], seed: int) -> list[tuple[int, Fields]]:
     numbered = list(enumerate(records, start=1))
     random.Random(seed).shuffle(numbered)
     return numbered
-
-
-def required(record: Fields, name: str, number: int) -> Any:
-    """A field, ``meta.turns`` being one inside another. Raises InputError with the record's number."""
-    value: Any = record
-    for part in name.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    if value is None or value == "" or value == []:
-        raise InputError(f"Record {number} has no '{name}'; its fields are {', '.join(sorted(record)) or 'none'}.")
-    return value
 
 
 def answers_of(record: Fields, number: int) -> tuple[str, ...]:

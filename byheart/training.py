@@ -7,7 +7,8 @@ writes. What a batch is made of is not known here.
 
     out/metrics.jsonl       a line a step
     out/checkpoints/        the newest, see ``checkpoints``
-    out/memory.safetensors, memory.json, recipe.json    at the end: the memory, and all that decided it
+    out/memory.safetensors, memory.json, recipe.json    at the end: the memory, and all that decided it;
+                            beside them what ``Memory.export`` writes
 """
 
 from __future__ import annotations
@@ -86,13 +87,14 @@ class Step:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """A trained memory in the folder ``path``; ``losses`` has one number a step."""
+    """A trained memory of so many learned ``parameters`` in the folder ``path``; ``losses`` has one number a step."""
 
     path: str
     losses: list[float]
     held_out: float | None
     tokens: int
     seconds: float
+    parameters: int
 
 
 def train(
@@ -148,7 +150,7 @@ def train(
             if progress is not None and run.processes.first:
                 progress(taken)
     run.finish()
-    return TrainResult(str(out), run.losses, held, tokens, time.monotonic() - start)
+    return TrainResult(str(out), run.losses, held, tokens, time.monotonic() - start, run.size)
 
 
 class _Run:
@@ -177,6 +179,11 @@ class _Run:
         if self.processes.first:
             out.mkdir(parents=True, exist_ok=True)
             self._forget_steps_after(len(self.losses))
+
+    @property
+    def size(self) -> int:
+        """How many numbers are learned."""
+        return sum(parameter.numel() for parameter in self.parameters)
 
     def fitted(self, batch: Batch) -> Batch:
         """A batch that the model has positions for, see ``Recipe``."""
@@ -257,9 +264,11 @@ class _Run:
     def finish(self) -> None:
         """Write the memory as users load it."""
         if self.processes.first:
-            text = json.dumps({**self.settled, "versions": checkpoints.versions()}, indent=2)
+            told = {**self.settled, "parameters": self.size, "versions": checkpoints.versions()}
+            text = json.dumps(told, indent=2)
             with self._writing():
                 self.memory.save_pretrained(self.out)
+                self.memory.export(self.out)
                 (self.out / "recipe.json").write_text(text + "\n", encoding="utf-8")
         self.processes.wait()
 

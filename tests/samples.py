@@ -25,6 +25,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "compressed-kv": {"tokens": 2, "segment_tokens": 16, "rank": 2},
     "last-ffn": {"steps": 2, "learning_rate": 1e-2},
     "ffn-lora": {"steps": 2, "learning_rate": 1e-1, "rank": 2, "chunk_tokens": 16},
+    # Every family has layers of these names.
+    "adapter": {"linears": ["o_proj", "down_proj"], "rank": 2},
     "full": {"chunk_tokens": 16},
     "window": {"sinks": 2, "recent": 14, "chunk_tokens": 8},
     "every-kth": {"every": 3, "chunk_tokens": 16},
@@ -49,6 +51,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "last-ffn bare": {"keep_text": False},
     "last-ffn two": {"layers": 2, "header": [5, 6], "footer": [7]},
     "ffn-lora values": {"role": "values", "layers": [0, 2]},
+    "adapter gate": {"preset": "qv+gate", "linears": []},
     "every-kth sinkless": {"sinks": 0},
     "mean-pooled sinkless": {"sinks": 0},
     "cartridge taught": {"kl": 0.5, "seed": 3},

@@ -198,7 +198,8 @@ def test_reading_changes_what_the_model_says(made: Memory, own: Backbone, readin
     plain = logits(own, Reading(), PROMPT)
     said = logits(own, reading, PROMPT)
     changes_nothing = reading.length == 0 and not reading.deltas
-    assert changes_nothing == keeps_nothing(made)
+    # What was learned before may change what the model says, whatever was written.
+    assert changes_nothing == (keeps_nothing(made) and not any(True for _ in made.parameters()))
     if changes_nothing:
         assert torch.equal(said, plain)
     else:

@@ -181,6 +181,21 @@ def test_a_task_is_final_and_says_what_it_measures(name: str) -> None:
     assert all(vars(made)[option] == value for option, value in defaults(kind).items())
 
 
+def test_memories_are_made_to_fit_a_number_of_bytes(run: Run, data: Path, tiny_folder: Path) -> None:
+    flags = ["--data", data, "--model", tiny_folder, "--limit", 3, "--json"]
+    said = "full@,window,key-norm:max_tokens=1,every-kth@4KB"
+    ran = run("evaluate", "questions", "--memory", said, "--budget", "8KB", *flags)
+    assert ran.code == 0, ran.err
+    kept = {row["memory"]: row["bytes"] for row in ran.json}
+    assert set(kept) == {"full", "window@8KB", "key-norm:max_tokens=1@8KB", "every-kth@4KB"}
+    assert kept["full"] > 8192 >= kept["window@8KB"] > kept["every-kth@4KB"] > 0
+    assert 0 < kept["key-norm:max_tokens=1@8KB"] <= 8192
+    refused = run("evaluate", "questions", "--memory", "window@3", *flags)
+    assert refused.code == 2
+    assert "window" in refused.err
+    assert run("evaluate", "questions", "--memory", "window@much", *flags).code == 2
+
+
 def test_tasks_are_measured_from_the_command_line(run: Run, data: Path, tiny_folder: Path, tmp_path: Path) -> None:
     flags = ["--data", data, "--model", tiny_folder, "--limit", 2, "--out", tmp_path / "out"]
     ran = run("evaluate", "questions", "--memory", "full:max_tokens=2,nothing:max_tokens=2", *flags, "--json")

@@ -10,6 +10,7 @@ import pytest
 
 from byheart.errors import InputError, UnknownNameError, UsageError
 from byheart.evaluate import evaluate
+from byheart.prompts import PROMPTS
 from byheart.rows import Row, means
 from byheart.search import GRID, search, settings
 from byheart.task import Answer, Item, Part, Question
@@ -17,7 +18,7 @@ from byheart.tasks import build
 from byheart.tasks.dialogue import Dialogue
 from byheart.tasks.faithful import Faithful
 from byheart.tasks.icl import ICL
-from byheart.tasks.multitask import PROMPTS, Multitask
+from byheart.tasks.multitask import Multitask
 from byheart.tasks.profile import Profile
 from byheart.tasks.stream import Stream
 from byheart.tasks.summary import Summary

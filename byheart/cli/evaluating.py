@@ -47,6 +47,12 @@ Out = Annotated[
     str | None,
     typer.Option("--out", metavar="DIR", help="Keep answers and rows here; a run that is there goes on."),
 ]
+Budget = Annotated[
+    str | None,
+    typer.Option(
+        "--budget", help="64KB: each memory as large as fits the longest text; NAME@64KB is for one, NAME@ for none."
+    ),
+]
 History = Annotated[
     str, typer.Option("--history", help="Segments that are written: 1,4,16 measures each.", rich_help_panel=_GAP_PANEL)
 ]
@@ -82,6 +88,7 @@ def evaluate(
     batch: Batch = 8,
     seed: Seed = 0,
     out: Out = None,
+    budget: Budget = None,
     history: History = "4",
     between: Gap = "0",
     control: Control = False,
@@ -105,7 +112,11 @@ def evaluate(
         rows = _gap(memory, data, out, limit, gap, shared) if _GAP in tasks else []
         others = [task for task in tasks if task != _GAP]
         chosen: dict[str, Any] = {"limit": limit, "skip": skip, "out": out}
-        rows += _tasks(others, memory, data, chosen, options.mechanism_options(option), shared) if others else []
+        rows += (
+            _tasks(others, _sized(memory, budget), data, chosen, options.mechanism_options(option), shared)
+            if others
+            else []
+        )
     if as_json:
         terminal.show_json([row.flat() for row in rows])
     else:
@@ -117,6 +128,16 @@ def _numbers(flag: str, text: str) -> list[int]:
         return [int(number) for number in text.split(",")]
     except ValueError as error:
         raise UsageError(f"{flag} takes numbers such as 1,4,16; it is '{text}'.") from error
+
+
+def _sized(memory: str, budget: str | None) -> list[str]:
+    """Each memory with its number of bytes; ``NAME@`` has none."""
+    from byheart.rows import choices
+
+    memories = choices(memory)
+    if budget is None:
+        return memories
+    return [each.removesuffix("@") if "@" in each else f"{each}@{budget}" for each in memories]
 
 
 def _gap(
@@ -138,7 +159,7 @@ def _gap(
 
 def _tasks(
     names: Sequence[str],
-    memory: str,
+    memories: Sequence[str],
     data: list[str],
     chosen: Mapping[str, Any],
     given: Mapping[str, Any],
@@ -146,7 +167,6 @@ def _tasks(
 ) -> list[Row]:
     from byheart.evaluate import evaluate as measured
     from byheart.models import silence
-    from byheart.rows import choices
     from byheart.session import load
     from byheart.tasks import build
 
@@ -155,7 +175,7 @@ def _tasks(
     tasks = [build(name, **given) for name in names]
     opened = load(shared["model"], dtype=shared["dtype"], device=shared["device"])
     settings = {**shared, **chosen, "model": opened.backbone}
-    return [row for task in tasks for each in data for row in measured(task, each, choices(memory), **settings)]
+    return [row for task in tasks for each in data for row in measured(task, each, memories, **settings)]
 
 
 def _table(rows: Sequence[Row]) -> Table:

@@ -34,6 +34,12 @@ HeldOut = Annotated[
     list[str] | None,
     typer.Option("--held-out", metavar=_SOURCE, help="Data to measure on; repeatable.", rich_help_panel=_DATA),
 ]
+Prompts = Annotated[
+    str | None,
+    typer.Option(
+        "--prompts", help="Ask each record by its data set's prompt; learn the label or all.", rich_help_panel=_DATA
+    ),
+]
 Segments = Annotated[
     str | None,
     typer.Option("--segments", help="Segments of an episode, drawn a batch: 1,2,4,8.", rich_help_panel=_DATA),
@@ -60,6 +66,9 @@ TooLong = Annotated[
     typer.Option("--too-long", help="Episodes beyond the model's positions: refuse or cut.", rich_help_panel=_DATA),
 ]
 Steps = Annotated[int | None, typer.Option("--steps", help="1000.", rich_help_panel=_RUN)]
+Epochs = Annotated[
+    int | None, typer.Option("--epochs", help="Times through the prompts, for steps.", rich_help_panel=_RUN)
+]
 Seed = Annotated[int | None, typer.Option("--seed", help="0.", rich_help_panel=_RUN)]
 SaveEvery = Annotated[int | None, typer.Option("--save-every", help="Steps; 100.", rich_help_panel=_RUN)]
 EvaluateEvery = Annotated[
@@ -80,6 +89,7 @@ def train(
     option: options.Options = None,
     data: Data = None,
     held_out: HeldOut = None,
+    prompts: Prompts = None,
     segments: Segments = None,
     segment_tokens: SegmentTokens = None,
     target_tokens: TargetTokens = None,
@@ -91,6 +101,7 @@ def train(
     every_segment: EverySegment = None,
     too_long: TooLong = None,
     steps: Steps = None,
+    epochs: Epochs = None,
     seed: Seed = None,
     save_every: SaveEvery = None,
     evaluate_every: EvaluateEvery = None,
@@ -115,6 +126,7 @@ def train(
         return
     held = "" if result.held_out is None else f", {result.held_out:.3f} on held-out data"
     print(f"Trained {len(result.losses):,} steps: loss {result.losses[-1]:.3f}{held}.")
+    print(f"Learned parts: {result.parameters:,} parameters.")
     print(f"Use it: byheart write NAME FILE --memory {result.path}")
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from byheart.backbone import Backbone
 from byheart.errors import UnknownNameError, UsageError
+from byheart.memories.adapter import Adapter
 from byheart.memories.attention_score import AttentionScore
 from byheart.memories.cartridge import Cartridge
 from byheart.memories.compressed_kv import CompressedKV
@@ -33,6 +34,7 @@ BUILT_IN: dict[str, type[Memory]] = {
         CompressedKV,
         LastFFN,
         FFNLoRA,
+        Adapter,
         Cartridge,
         Nothing,
         Full,

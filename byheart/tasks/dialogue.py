@@ -10,8 +10,9 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from byheart.records import Fields, required
 from byheart.rows import Row
-from byheart.task import Answer, Fields, Item, Part, Question, Task, required, shuffled
+from byheart.task import Answer, Item, Part, Question, Task, shuffled
 
 
 class Dialogue(Task):

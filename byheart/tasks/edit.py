@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 
 from byheart import metrics
 from byheart.errors import InputError
+from byheart.records import Fields, required
 from byheart.rows import Row
-from byheart.task import Answer, Fields, Item, Part, Question, Task, answers_of, required, shuffled
+from byheart.task import Answer, Item, Part, Question, Task, answers_of, shuffled
 
 _EFFICACY, _PARAPHRASE, _SPECIFICITY = _METRICS = ("efficacy", "paraphrase", "specificity")
 

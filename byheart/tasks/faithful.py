@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 
 from byheart import metrics
 from byheart.errors import InputError
-from byheart.task import Answer, Fields, Item, Part, Question, Task, answers_of, required, shuffled
+from byheart.records import Fields, required
+from byheart.task import Answer, Item, Part, Question, Task, answers_of, shuffled
 
 _FORMAT = 'Answer in the format "The answer is: ...".'
 _SPAN = f"Extract from the context the span that best answers the question. {_FORMAT}"

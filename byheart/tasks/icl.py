@@ -10,8 +10,9 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 
+from byheart.records import Fields, required
 from byheart.rows import Row, means
-from byheart.task import Answer, Fields, Item, Part, Question, Task, answers_of, required
+from byheart.task import Answer, Item, Part, Question, Task, answers_of
 
 # Left out of the published mean, because it varies too much.
 _LEFT_OUT = "glue-mrpc"

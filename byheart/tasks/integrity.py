@@ -6,7 +6,8 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from byheart.task import Answer, Fields, Item, Part, Question, Task
+from byheart.records import Fields
+from byheart.task import Answer, Item, Part, Question, Task
 from byheart.tasks.short_answers import by_context, judge
 
 

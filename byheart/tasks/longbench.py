@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 from byheart import longbench_scores
 from byheart.errors import UnknownNameError
+from byheart.records import Fields, required
 from byheart.rows import Row
-from byheart.task import Answer, Fields, Item, Part, Question, Task, answers_of, required, shuffled
+from byheart.task import Answer, Item, Part, Question, Task, answers_of, shuffled
 
 
 class _Prompt(NamedTuple):

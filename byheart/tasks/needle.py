@@ -11,7 +11,8 @@ from itertools import chain
 
 from byheart import metrics
 from byheart.errors import InputError
-from byheart.task import Answer, Fields, Item, Part, Question, Task, required, shuffled
+from byheart.records import Fields, required
+from byheart.task import Answer, Item, Part, Question, Task, shuffled
 
 _ENDS = (".", "!", "?", '."', '!"', '?"')
 _CITIES = (

@@ -12,8 +12,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from byheart.errors import InputError
+from byheart.records import Fields, required
 from byheart.rows import Row
-from byheart.task import Answer, Fields, Item, Part, Question, Task, required, shuffled
+from byheart.task import Answer, Item, Part, Question, Task, shuffled
 
 _ENTRIES = {
     "category": 'the category for the article: "{text}" is "{category}"',

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar
 
 from byheart import metrics
-from byheart.task import Answer, Fields, Item, Part, Question, Task, answers_of, required, shuffled
+from byheart.records import Fields, required
+from byheart.task import Answer, Item, Part, Question, Task, answers_of, shuffled
 
 
 class Questions(Task):

@@ -9,7 +9,8 @@ from typing import Any
 
 from byheart import metrics
 from byheart.errors import InputError
-from byheart.task import Answer, Fields, Item, Part, Question, Task, answers_of, required, shuffled
+from byheart.records import Fields, required
+from byheart.task import Answer, Item, Part, Question, Task, answers_of, shuffled
 
 
 class Recall(Task):

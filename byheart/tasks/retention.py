@@ -7,8 +7,9 @@ from dataclasses import replace
 from itertools import islice
 
 from byheart.errors import InputError
+from byheart.records import Fields
 from byheart.rows import Row
-from byheart.task import Answer, Fields, Item, Part, Question, Task
+from byheart.task import Answer, Item, Part, Question, Task
 from byheart.tasks.short_answers import by_context, judge
 
 

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 
 from byheart import metrics
 from byheart.errors import InputError
-from byheart.task import Answer, Fields, Question, answers_of, required, shuffled
+from byheart.records import Fields, required
+from byheart.task import Answer, Question, answers_of, shuffled
 
 
 def by_context(records: Sequence[Fields], seed: int, *, words: int) -> dict[str, list[Question]]:

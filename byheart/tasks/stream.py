@@ -11,8 +11,9 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
+from byheart.records import Fields, required
 from byheart.rows import Row
-from byheart.task import Answer, Fields, Item, Part, Question, Task, required, shuffled
+from byheart.task import Answer, Item, Part, Question, Task, shuffled
 
 
 class Stream(Task):

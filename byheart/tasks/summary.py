@@ -10,7 +10,8 @@ from typing import ClassVar
 
 from byheart import summary_scores
 from byheart.errors import UnknownNameError
-from byheart.task import Answer, Fields, Item, Part, Question, Task, answers_of, required, shuffled
+from byheart.records import Fields, required
+from byheart.task import Answer, Item, Part, Question, Task, answers_of, shuffled
 
 _ASKED = {
     "cnndm": "Summarize the above article in 3 sentences.",

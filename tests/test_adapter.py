@@ -1,0 +1,191 @@
+"""An update trained on tasks: where it sits, that it keeps no text, how it learns, and what PEFT reads of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+
+from byheart.builders import prompted, prompts_of
+from byheart.errors import InputError, UnknownNameError, UsageError
+from byheart.evaluate import evaluate
+from byheart.memories import build
+from byheart.memories.adapter import PRESETS
+from byheart.memory import Memory
+from byheart.plan import Plan
+from byheart.session import Session, load
+from byheart.tasks.multitask import Multitask
+from byheart.testing import tiny_backbone, tiny_model
+from tests.conftest import Run, tiny_tokenizer
+from tests.samples import backbone, fresh, logits, tokens, written
+from tests.test_contract import BATCH
+
+NLI = {"dataset": "rte", "task": "mc", "context": "It rains.", "question": "It is wet."}
+RECORDS = [{**NLI, "label": 0}, {**NLI, "context": "It snows.", "label": 1}, {**NLI, "context": "Dry.", "label": 1}]
+
+
+@pytest.fixture(scope="module")
+def session() -> Session:
+    return load(tiny_backbone(), memory="adapter", tokenizer=tiny_tokenizer())
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> str:
+    return file(tmp_path / "rte.jsonl", *RECORDS)
+
+
+def file(path: Path, *records: dict[str, Any]) -> str:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return str(path)
+
+
+def size(made: Memory) -> int:
+    return sum(parameter.numel() for parameter in made.parameters())
+
+
+# ---- where it sits ----
+
+
+def test_the_three_matrices_of_a_feed_forward_layer_take_equally_many_parameters() -> None:
+    sizes = {preset: size(build("adapter", backbone(), preset=preset)) for preset in PRESETS}
+    assert sizes["qv"] < sizes["qv+up"] == sizes["qv+gate"] == sizes["qv+down"]
+
+
+def test_it_updates_all_layers_of_the_names_and_no_other() -> None:
+    made = fresh("adapter gate", backbone())
+    ends = {path.rpartition(".")[2] for path in made.read(made.init()).deltas}
+    assert ends == {"q_proj", "v_proj", "gate_proj"}
+    assert len(made.read(made.init()).deltas) == 3 * len(backbone().layers)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"preset": "qv+dawn"}, r"no preset of adapter 'qv\+dawn'\. Did you mean 'qv\+down'\? There are: qv,"),
+        ({"linears": ["q_prj"]}, r"no linear layer in this model called 'q_prj'\. Did you mean 'q_proj'\?"),
+        ({"dropout": 1.0}, r"dropout must be 0 or more and below 1; it is 1\.0"),
+        ({"rank": 0}, "rank must be above 0; it is 0"),
+    ],
+)
+def test_what_it_cannot_be_made_with_is_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises((UnknownNameError, UsageError), match=message):
+        build("adapter", backbone(), **options)
+
+
+def test_texts_leave_no_trace_and_an_untrained_one_changes_nothing() -> None:
+    own, made = backbone(), fresh("adapter", backbone())
+    empty, full = (logits(own, made.read(state), tokens(7)) for state in (made.init(), written(made, tokens(9))))
+    assert torch.equal(empty, full)
+    untrained = build("adapter", own)
+    plain = build("nothing", own)
+    ours, theirs = (logits(own, each.read(each.init()), tokens(7)) for each in (untrained, plain))
+    assert torch.equal(ours, theirs)
+
+
+# ---- learning ----
+
+
+@pytest.mark.parametrize("weights", [{}, {"teacher": 0.5, "every_segment": 0.3}])
+def test_the_loss_is_that_of_reading_the_update(weights: dict[str, float]) -> None:
+    made = fresh("adapter", backbone())
+    theirs = Memory.loss(made, BATCH, **weights)
+    theirs.backward()
+    expected = [parameter.grad.clone() for parameter in made.parameters() if parameter.grad is not None]
+    made.zero_grad()
+    ours = made.loss(BATCH, **weights)
+    ours.backward()
+    torch.testing.assert_close(ours, theirs)
+    found = [parameter.grad for parameter in made.parameters() if parameter.grad is not None]
+    assert len(found) == len(expected) > 0
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_inputs_drop_out_while_it_is_trained_alone() -> None:
+    made = fresh("adapter", backbone(), dropout=0.5)
+    assert torch.equal(made.loss(BATCH), made.loss(BATCH))
+    made.train()
+    assert not torch.equal(made.loss(BATCH), made.loss(BATCH))
+
+
+# ---- episodes ----
+
+
+def test_a_prompt_is_trained_as_it_is_asked(session: Session, data: str) -> None:
+    item = next(iter(Multitask().items([RECORDS[0]], 0)))
+    prompts = [each for each in prompts_of([data]) if "rains" in each.text]
+    (label,) = prompted(session, prompts)
+    (whole,) = prompted(session, prompts, supervised="all")
+    assert session.tokenizer.decode(label.target[label.answer :]).startswith(" entailment")
+    assert int(label.target[-1]) in session.stop_tokens
+    assert torch.equal(label.target[: label.answer], session.prompt(item.questions[0].text, framed=False))
+    assert torch.equal(whole.target, label.target)
+    assert (label.segments, whole.answer) == ((), 1)
+
+
+def test_a_share_of_the_records_is_drawn_by_the_seed(tmp_path: Path) -> None:
+    path = file(tmp_path / "rte.jsonl", *({**NLI, "context": f"It is {n}.", "label": 0} for n in range(20)))
+    drawn = [prompts_of([f"{path}:0.25"], seed=seed) for seed in (1, 1, 2)]
+    assert [len(each) for each in drawn] == [5, 5, 5]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_records_that_cannot_be_asked_are_named(tmp_path: Path, data: str) -> None:
+    with pytest.raises(UnknownNameError, match=r"no prompt of multitask for the data set 'ret'"):
+        prompts_of([file(tmp_path / "a.jsonl", {**NLI, "dataset": "ret", "label": 0})])
+    with pytest.raises(InputError, match="Record 2 has no 'label'"):
+        prompts_of([file(tmp_path / "b.jsonl", RECORDS[0], NLI)])
+    with pytest.raises(InputError, match="holds no record"):
+        prompts_of([file(tmp_path / "c.jsonl")])
+    with pytest.raises(UsageError, match="share of .* must be above 0 and at most 1; it is 3"):
+        prompts_of([f"{data}:3"])
+
+
+# ---- a run ----
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+def test_a_run_is_trained_told_measured_and_read_by_peft(
+    run: Run, data: str, tiny_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    command = ["train", "adapter", "-o", "preset=qv+up", "--prompts", "label", "--data", data, "--model", tiny_folder]
+    command += ["--epochs", 4, "--batch", 2, "--learning-rate", 0.1, "--dtype", "float32", "--held-out", data]
+    ran = run(*command, "--out", out)
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.out.startswith("Trained 8 steps: loss ")
+    recipe = json.loads((out / "recipe.json").read_text())
+    expected = size(build("adapter", tiny_backbone(), preset="qv+up"))
+    assert recipe["parameters"] == expected
+    assert f"Learned parts: {expected:,} parameters." in ran.out
+    assert (recipe["steps"], recipe["prompts"], recipe["data"]) == (8, "label", ["rte.jsonl"])
+    losses = [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert losses[-1] < losses[0]
+
+    rows = evaluate(Multitask(), data, [str(out)], model=str(tiny_folder), dtype="float32")
+    assert [row.metric for row in rows] == ["accuracy"]
+
+    trained = load(str(tiny_folder), memory=str(out), dtype="float32")
+    theirs = PeftModel.from_pretrained(tiny_model(), str(out)).eval()
+    with torch.no_grad():
+        expected_logits = theirs(input_ids=tokens(9)).logits
+    made = trained.memory
+    torch.testing.assert_close(
+        logits(trained.backbone, made.read(made.init()), tokens(9)), expected_logits, rtol=0, atol=1e-4
+    )
+    plain = logits(trained.backbone, build("nothing", trained.backbone).read({"writes": torch.zeros(1)}), tokens(9))
+    assert (plain - expected_logits).abs().max() > 1e-2
+
+
+def test_what_a_run_cannot_be_is_said_before_the_model_is_opened(data: str, tmp_path: Path) -> None:
+    nowhere: dict[str, Any] = {"model": "./no-such-model", "memory": "adapter", "data": [data]}
+    with pytest.raises(UnknownNameError, match=r"no value of prompts 'lable'\. Did you mean 'label'"):
+        Plan(**nowhere, prompts="lable").run(tmp_path)
+    with pytest.raises(UsageError, match="epochs are passes over prompts"):
+        Plan(**nowhere, epochs=1).run(tmp_path)
+    with pytest.raises(InputError, match="Record 1 has no 'label'"):
+        Plan(**{**nowhere, "data": [file(tmp_path / "b.jsonl", NLI)]}, prompts="all").run(tmp_path)
