@@ -27,6 +27,7 @@ from byheart.gap import closed
 from byheart.memories.latent_pool import LatentPool
 from byheart.memory import Memory
 from byheart.models import silence
+from byheart.rows import versions
 from byheart.state import State
 from byheart.tuning import token_losses
 
@@ -134,9 +135,12 @@ def main() -> None:
     memory = byheart.load(chosen.model, memory=chosen.memory).memory
     if not isinstance(memory, LatentPool):
         parser.error("--memory must be a latent pool")
-    points = [point for data in chosen.data for point in curve(memory, data, chosen.windows, chosen.batch, AFTER)]
-    result = {"memory": memory.options(), "windows": chosen.windows, "points": [vars(point) for point in points]}
-    chosen.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    points: list[Point] = []
+    for data in chosen.data:
+        points += curve(memory, data, chosen.windows, chosen.batch, AFTER)
+        about = {"memory": memory.options(), "windows": chosen.windows, "versions": versions()}
+        result = {**about, "points": [vars(point) for point in points]}
+        chosen.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     Console().print(table(chosen.out))
     put(table(chosen.out))
     put(table(chosen.out))

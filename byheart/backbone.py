@@ -256,7 +256,8 @@ class Backbone:
     @property
     def decoder_path(self) -> str:
         """Where the decoder is in the model, such as ``model``."""
-        return next(name for name, module in self.model.named_modules() if module is self.decoder)
+        places: dict[int, str] = {id(module): name for name, module in self.model.named_modules()}
+        return places[id(self.decoder)]
 
     def linear(self, path: str) -> nn.Linear:
         """The linear layer at a module path of the decoder, such as ``layers.29.mlp.up_proj``."""

@@ -247,7 +247,7 @@ def _valued(row: Row) -> Cell:
 
 def _origin(sources: Sequence[Source]) -> Table:
     """Every file, with all that it says of itself."""
-    told = [dict(_flat(source.about)) for source in sources]
+    told = [dict(_flat(source.told)) for source in sources]
     names = list(dict.fromkeys(name for each in told for name in each))
     rows = [
         [Cell(str(source.path)), Cell(f"{len(source.rows):,}"), *(Cell(each.get(name, "-")) for name in names)]

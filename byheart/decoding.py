@@ -84,6 +84,7 @@ def generate(
     decoding: Decoding | None = None,
     stop_tokens: Collection[int] = (),
     cache: PrefixCache | None = None,
+    others: Sequence[Tensor] | None = None,
 ) -> Generator[list[int | None], None, None]:
     """The next token of every row, step by step; None for a row that has reached a stop token.
 
@@ -91,13 +92,18 @@ def generate(
         prompts: one (T,) a row, of any lengths.
         readings: what each row reads; together they serve as many rows as there are prompts.
         cache: one that already holds the readings' prefixes, made by ``backbone.reading``; it is put back as it was.
+        others: what the side without any memory is asked, a prompt a row; the same prompts without it.
     """
     how = decoding or Decoding()
     rows = [row for reading in readings for row in reading.rows()]
     if len(rows) != len(prompts):
         raise UsageError(f"There are {len(prompts)} prompts for {len(rows)} readings.")
-    _check_lengths(backbone, prompts, rows, how)
-    tokens, counts = _left_padded(prompts, backbone.device)
+    if others is not None and len(others) != len(prompts):
+        raise UsageError(f"There are {len(others)} other prompts for {len(prompts)} prompts.")
+    _check_lengths(backbone, prompts, rows)
+    beside = others if others is not None and how.context_aware is not None else ()
+    _check_lengths(backbone, beside, [Reading()] * len(beside))
+    tokens, counts = _left_padded([*prompts, *beside], backbone.device)
     pick = _picker(how)
     done = [False] * len(rows)
     with ExitStack() as stack:
@@ -129,15 +135,17 @@ def likelihoods(
     readings: Sequence[Reading],
     choices: Sequence[Sequence[Tensor]],
 ) -> list[list[Likelihood]]:
-    """The likelihood of each row's continuations (T,), any number of them; each prompt is read once.
+    """The likelihood of each row's continuations (T,), any number of them; each prompt is read once. Raises InputError.
 
     Args:
         prompts: one (T,) a row, of any lengths.
     """
     rows = [row for reading in readings for row in reading.rows()]
     longest = max(len(choice) for each in choices for choice in each)
-    for prompt, row in zip(prompts, rows, strict=True):
-        _check_lengths(backbone, [prompt], [row], Decoding())
+    for prompt, row, each in zip(prompts, rows, choices, strict=True):
+        if not all(map(len, each)):
+            raise InputError("A choice is empty: it has no token whose likelihood could be measured.")
+        _check_lengths(backbone, [prompt], [row], max(map(len, each), default=1))
     tokens, counts = _left_padded(prompts, backbone.device)
     found: list[list[Likelihood]] = [[] for _ in rows]
     with backbone.reading(rows, room=tokens.shape[1] + longest) as cache:
@@ -169,12 +177,13 @@ def _each_likelihood(
         yield Likelihood(loss, len(choice), int((scores.argmax(-1) == own).sum()))
 
 
-def _check_lengths(backbone: Backbone, prompts: Sequence[Tensor], rows: Sequence[Reading], how: Decoding) -> None:
+def _check_lengths(backbone: Backbone, prompts: Sequence[Tensor], rows: Sequence[Reading], answer: int = 1) -> None:
+    """Refuse what leaves no room for an answer of so many tokens."""
     for prompt, row in zip(prompts, rows, strict=True):
         if len(prompt) == 0:
             raise InputError("There is nothing to ask: the prompt is empty.")
         total = row.length + len(prompt)
-        if total >= backbone.positions:
+        if total + answer > backbone.positions:
             raise InputError(
                 f"The memory's {row.length} rows and the prompt's {len(prompt)} tokens leave no room for an answer: "
                 f"the model reads at most {backbone.positions}. Ask something shorter, or keep a smaller memory."
@@ -265,11 +274,13 @@ def _pair(
     strength: float,
     room: int,
 ) -> Score:
-    """Each row beside the same prompt with another reading; both halves run as one batch."""
+    """Each row beside another reading, with the same prompt or one of its own; both halves run as one batch."""
     cache = _cache_of(backbone, [*rows, *others], room)
 
     def score(tokens: Tensor, counts: Tensor) -> Tensor:
-        hidden = backbone.hidden(tokens.repeat(2, 1), cache=cache, counts=counts.repeat(2, 1))[:, -1]
+        # Prompts may come for both halves; an answer's tokens are the same in both.
+        halves = 2 * len(rows) // len(tokens)
+        hidden = backbone.hidden(tokens.repeat(halves, 1), cache=cache, counts=counts.repeat(halves, 1))[:, -1]
         ours, theirs = backbone.logits(hidden).chunk(2)
         return (1 + strength) * ours - strength * theirs
 

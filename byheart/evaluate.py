@@ -2,23 +2,17 @@
 
 Many items go side by side, and what several questions share is done once: a text is written once, its reading made
 once, and all questions asked after it are rows of one batch. Every answer is kept in the run's folder as soon as its
-batch is done, so a run that was interrupted goes on:
-
-    OUT/run.json                             what decides the answers; a run with other settings is refused
-    OUT/answers/TASK/DATASET/MEMORY.jsonl    one line a question
-    OUT/rows.json                            the numbers, see ``rows.Row``
+batch is done, so a run that was interrupted goes on, see ``run_folder``.
 
 It knows no task and no mechanism.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -28,45 +22,29 @@ import torch
 from byheart.backbone import Backbone
 from byheart.budget import options_for, parse_bytes
 from byheart.decoding import Decoding, generate, likelihoods
-from byheart.errors import InputError, UsageError
+from byheart.errors import BudgetError, InputError, UsageError
 from byheart.models import DEFAULT
 from byheart.records import rows as records_of
-from byheart.rows import Choice, Row, draws, interval, load as load_rows, save, versions
+from byheart.rows import Choice, Row, draws, interval
+from byheart.run_folder import Outcome, RunFolder, append, digest_of, known
 from byheart.session import Session, load, write_many
-from byheart.streaming import text_of
+from byheart.streaming import texts_of
 from byheart.task import Answer, Item, Part, Question, Task
 
-_FORMAT = 1
 DECODED = {each.name for each in fields(Decoding)}
 Progress = Callable[[int, int], None]
+# An item's number, a question's number in it, and the question.
 _Asked: TypeAlias = tuple[int, int, Question]
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """One question of one item: the words that answered it, its share of each metric, and what the item cost.
-
-    ``digest`` tells one item from another of the same number.
-    """
-
-    item: int
-    digest: str
-    question: int
-    at: Mapping[str, Any]
-    text: str
-    parts: Mapping[str, tuple[float, float]]
-    bytes: int
-    write_seconds: float
-    answer_seconds: float
-
-
-@dataclass(frozen=True)
 class Measured:
-    """A memory as it was asked for: its session, and how its answers are decoded."""
+    """A memory as it was asked for: its session, how its answers are decoded, and the bytes it may keep; 0 is any."""
 
     said: str
     session: Session
     decoding: Mapping[str, Any]
+    budget: int = 0
 
     @classmethod
     def of(cls, said: str, opened: Session, *, tokens: int = 0) -> Measured:
@@ -82,7 +60,7 @@ class Measured:
         if budget and tokens:
             options = {**options_for(choice.name, opened.backbone, budget, tokens), **options}
         made = load(opened.backbone, memory=choice.name, tokenizer=opened.tokenizer, **options)
-        return cls(said, made, how)
+        return cls(said, made, how, budget)
 
     def how(self, task: Task, max_tokens: int | None = None) -> Decoding:
         """How a task's answers are decoded, a question's own ``max_tokens`` before the task's. Raises UsageError."""
@@ -125,33 +103,52 @@ def evaluate(
         batch: items whose texts are written, and questions that are asked, at once.
         out: the run's folder; a run that is there goes on.
 
-    Raises InputError, UsageError, ModelError, and what making a memory raises.
+    Raises InputError, which counts items from 1 behind ``skip``; BudgetError where a memory keeps more than its bytes;
+    UsageError, ModelError, and what making a memory raises.
     """
     if batch < 1 or min(limit, skip) < 0:
         raise UsageError(f"batch must be 1 or more, limit and skip 0 or more; they are {batch}, {limit} and {skip}.")
     opened = load(model, dtype=dtype, device=device)
     source = task.sources.get(data, data)
-    items = list(islice(task.items(list(records_of(source)), seed), skip, skip + limit if limit else None))
+    records = list(records_of(source))
+    items = list(islice(task.items(records, seed), skip, skip + limit if limit else None))
     if not items:
         raise InputError(f"'{data}' gives no item for {task.name}{f' after {skip}' * bool(skip)}.")
-    name = data if data in task.sources else Path(source).stem
-    folder = _opened(out, task, opened, seed) if out is not None else None
-    sized = any(_budget(said)[1] for said in memories)
-    tokens = max(sum(len(opened.tokens(text)) for text in item.texts) for item in items) if sized else 0
+    ones = _measured(memories, opened, items)
+    for one in ones:
+        # What cannot be decoded is refused before anything is written.
+        one.how(task)
+    name, content = data if data in task.sources else Path(source).stem, digest_of(records)
+    dtype = str(opened.backbone.dtype).removeprefix("torch.")
+    folder = None
+    if out is not None:
+        folder = RunFolder(out, backbone=opened.backbone.fingerprint, dtype=dtype, seed=seed)
+        name = folder.named(name, source, content)
+    settings = {"options": vars(task), "limit": limit, "skip": skip, "records": content}
+    steps = sum(len(item.texts) + len(item.questions) for item in items)
     rows: list[Row] = []
-    for place, said in enumerate(memories):
-        one = Measured.of(said, opened, tokens=tokens)
-        file = folder / "answers" / task.name / name / f"{_slug(said)}.jsonl" if folder else None
+    for place, one in enumerate(ones):
+        header = one.session.header
+        decides = (header.mechanism, sorted(header.options.items()), header.adapter, header.tokenizer, one.how(task))
+        file = folder.answers(task.name, name, one.said, *decides) if folder else None
 
-        def tell(done: int, before: int = place * len(items)) -> None:
-            progress(before + done, len(memories) * len(items))
+        def tell(done: int, before: int = place * steps) -> None:
+            progress(before + done, len(ones) * steps)
 
-        outcomes = run(task, items, one, batch=batch, file=file, progress=tell)
-        made = _rows(task, name, said, outcomes)
-        rows += made + task.summary(made)
-    if folder is not None:
-        _keep(folder, rows, about={"model": opened.backbone.source, "limit": limit, "skip": skip, "seed": seed})
+        made = _rows(task, name, one.said, run(task, items, one, batch=batch, file=file, progress=tell))
+        rows += (found := made + task.summary(made))
+        if folder is not None:
+            measured = {"task": task.name, "dataset": name, "memory": one.said, **settings, "resolved": header.options}
+            folder.keep(found, measured, model=opened.backbone.source, dtype=dtype, seed=seed)
     return rows
+
+
+def _measured(memories: Sequence[str], opened: Session, items: Sequence[Item]) -> list[Measured]:
+    """The memories, made before anything is asked of one."""
+    sized = any(_budget(said)[1] for said in memories)
+    begins = len(opened.tokenizer("").input_ids)
+    tokens = begins + max(sum(len(opened.tokens(text)) for text in item.texts) for item in items) if sized else 0
+    return [Measured.of(said, opened, tokens=tokens) for said in memories]
 
 
 # ---- one memory ----
@@ -166,48 +163,101 @@ def run(
     file: Path | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[Outcome]:
-    """The outcome of every question; those that ``file`` already has are not asked again."""
-    # What cannot be decoded is refused before anything is written.
+    """The outcome of every question; those that ``file`` already has are not asked again.
+
+    Args:
+        progress: called with how many texts are written and questions answered.
+    """
     one.how(task)
-    known = _known(file, task, items) if file is not None else {}
-    left = [n for n in range(len(items)) if n not in known]
-    outcomes = [outcome for n in sorted(known) for outcome in known[n]]
-    progress(len(known))
+    digests = [digest_of([sorted(vars(task).items()), item]) for item in items]
+    found = known(file, items, digests) if file is not None else {}
+    left = [n for n in range(len(items)) if n not in found]
+    outcomes = [outcome for n in sorted(found) for outcome in found[n]]
+    done = sum(len(items[n].texts) + len(items[n].questions) for n in found)
+    progress(done)
+
+    def advance(steps: int) -> None:
+        nonlocal done
+        done += steps
+        progress(done)
+
     for start in range(0, len(left), batch):
-        chosen = left[start : start + batch]
-        found = list(_outcomes(task, {n: items[n] for n in chosen}, one, batch))
-        outcomes += found
+        chosen = {n: items[n] for n in left[start : start + batch]}
+        made = list(_outcomes(task, chosen, digests, one, batch, advance))
+        outcomes += made
         if file is not None:
-            _append(file, found)
-        progress(len(known) + start + len(chosen))
+            append(file, made)
     return sorted(outcomes, key=lambda outcome: (outcome.item, outcome.question))
 
 
-def _outcomes(task: Task, items: Mapping[int, Item], one: Measured, batch: int) -> Iterator[Outcome]:
+def _outcomes(
+    task: Task,
+    items: Mapping[int, Item],
+    digests: Sequence[str],
+    one: Measured,
+    batch: int,
+    advance: Callable[[int], None],
+) -> Iterator[Outcome]:
     """Write the items' texts side by side, and ask what is to be asked after each."""
     numbers, sessions = list(items), {n: _empty(one.session) for n in items}
     spent, longest = 0.0, max(len(item.texts) for item in items.values())
+    asked = _by_writes(items)
     for written in range(longest + 1):
         if written:
             due = [n for n in numbers if len(items[n].texts) >= written]
             start = time.perf_counter()
-            write_many([sessions[n] for n in due], [items[n].texts[written - 1] for n in due])
+            _write(one, {n: (sessions[n], items[n].texts[written - 1], items[n].framed) for n in due})
             spent += time.perf_counter() - start
-        asked = [
-            (n, k, question)
-            for n in numbers
-            for k, question in enumerate(items[n].questions)
-            if (len(items[n].texts) if question.after is None else question.after) == written
-        ]
-        for group in _groups(asked, batch):
+            advance(len(due))
+        for group in _groups(asked.get(written, []), batch):
             start = time.perf_counter()
-            how = one.how(task, group[0][2].max_tokens)
-            answers = _answers(task, [(sessions[n], question) for n, _, question in group], how)
+            answers = _asked(task, one, sessions, group)
             each = (time.perf_counter() - start) / len(group)
             for (n, k, question), answer in zip(group, answers, strict=True):
                 parts = {name: _part(value) for name, value in task.score(question, answer).items()}
                 costs = (sessions[n].bytes, spent / len(numbers), each)
-                yield Outcome(n, _digest(task, items[n]), k, question.at, answer.text, parts, *costs)
+                yield Outcome(n, digests[n], k, question.at, answer.text, parts, *costs)
+            advance(len(group))
+
+
+def _by_writes(items: Mapping[int, Item]) -> dict[int, list[_Asked]]:
+    """The questions by how many texts are written before them."""
+    found: dict[int, list[_Asked]] = {}
+    for n, item in items.items():
+        for k, question in enumerate(item.questions):
+            after = len(item.texts) if question.after is None else question.after
+            found.setdefault(after, []).append((n, k, question))
+    return found
+
+
+def _write(one: Measured, due: Mapping[int, tuple[Session, str, bool]]) -> None:
+    """Write each item's text. Raises InputError, naming the item, and BudgetError."""
+    sessions, texts, framed = zip(*due.values(), strict=True)
+    try:
+        write_many(sessions, texts, framed=framed)
+    except InputError as error:
+        # Which of them it was is found by writing each alone.
+        if len(due) == 1:
+            raise InputError(f"'{one.said}' cannot be given a text of item {min(due) + 1}: {error}") from error
+        for n, each in due.items():
+            _write(one, {n: each})
+    most = max(session.bytes for session in sessions)
+    if one.budget and most > one.budget:
+        raise BudgetError(one.said, one.budget, most)
+
+
+def _asked(task: Task, one: Measured, sessions: Mapping[int, Session], group: Sequence[_Asked]) -> list[Answer]:
+    """The answers to questions that are asked at once. Raises InputError, naming the item."""
+    how = one.how(task, group[0][2].max_tokens)
+    try:
+        return _answers(task, [(sessions[n], question) for n, _, question in group], how)
+    except InputError as error:
+        # Which of them it was is found by asking each alone.
+        if len(group) > 1:
+            return [_asked(task, one, sessions, [each])[0] for each in group]
+        raise InputError(
+            f"'{one.said}' cannot answer question {group[0][1] + 1} of item {group[0][0] + 1}: {error}"
+        ) from error
 
 
 def _groups(asked: Sequence[_Asked], batch: int) -> Iterator[Sequence[_Asked]]:
@@ -231,10 +281,12 @@ def _answers(task: Task, asked: Sequence[tuple[Session, Question]], how: Decodin
     prompts = [session.prompt(question.text, framed=question.framed) for session, question in asked]
     readings = [session.reading_for(question.text) for session, question in asked]
     if task.asks == "words":
-        steps = generate(first.backbone, prompts, readings, decoding=how, stop_tokens=first.stop_tokens)
-        rows = zip(*steps, strict=True)
-        return [Answer("".join(text_of(iter(row), first.tokenizer, task.stop)).strip()) for row in rows]
-    choices = [[session.tokens(choice) for choice in question.choices] for session, question in asked]
+        others = [session.prompt(question.text, framed=question.framed, alone=True) for session, question in asked]
+        steps = generate(first.backbone, prompts, readings, others=others, decoding=how, stop_tokens=first.stop_tokens)
+        return [Answer(text.strip()) for text in texts_of(steps, first.tokenizer, task.stop)]
+    choices = [
+        [session.tokens(each, framed=question.framed) for each in question.choices] for session, question in asked
+    ]
     return [
         Answer(
             losses=tuple(each.loss for each in row),
@@ -285,72 +337,3 @@ def _row(task: Task, dataset: str, said: str, metric: str, members: Sequence[Out
         seconds=sum(outcome.write_seconds for outcome in members) / len(members),
         at={**members[0].at, "answer_seconds": sum(outcome.answer_seconds for outcome in members) / len(members)},
     )
-
-
-# ---- the run's folder ----
-
-
-def _opened(out: str | Path, task: Task, opened: Session, seed: int) -> Path:
-    """The run's folder. Raises UsageError where it holds another run."""
-    folder, file = Path(out), Path(out) / "run.json"
-    about = {
-        "format": _FORMAT,
-        "byheart": versions()["byheart"],
-        "backbone": opened.backbone.fingerprint,
-        "dtype": str(opened.backbone.dtype).removeprefix("torch."),
-        "seed": seed,
-    }
-    if file.exists():
-        stored = json.loads(file.read_text(encoding="utf-8"))
-        changed = [name for name, value in about.items() if stored.get(name) != value]
-        if changed:
-            told = ", ".join(f"{name} {stored.get(name)} (now {about[name]})" for name in changed)
-            raise UsageError(f"'{folder}' holds a run of other settings: {told}. Give another --out, or remove it.")
-    folder.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-    return folder
-
-
-def _slug(said: str) -> str:
-    """A file name for a memory: readable, and different for different ones."""
-    return f"{re.sub(r'[^A-Za-z0-9.=-]+', '_', said)[:60]}-{hashlib.sha256(said.encode()).hexdigest()[:6]}"
-
-
-def _digest(task: Task, item: Item) -> str:
-    """Of what is asked, and of the options by which it is asked and judged."""
-    return hashlib.sha256(repr((sorted(vars(task).items()), item)).encode()).hexdigest()[:12]
-
-
-def _known(file: Path, task: Task, items: Sequence[Item]) -> dict[int, list[Outcome]]:
-    """Outcomes by item, of items that are whole and still the same; a line that was cut short is left out."""
-    if not file.exists():
-        return {}
-    found: dict[int, dict[int, Outcome]] = {}
-    for line in file.read_text(encoding="utf-8").splitlines():
-        try:
-            stored = json.loads(line)
-            parts = {name: (total, weight) for name, (total, weight) in stored["parts"].items()}
-            outcome = Outcome(**{**stored, "parts": parts})
-        except (ValueError, TypeError, KeyError):
-            continue
-        n = outcome.item
-        if n < len(items) and outcome.digest == _digest(task, items[n]):
-            found.setdefault(n, {})[outcome.question] = outcome
-    return {n: list(each.values()) for n, each in found.items() if len(each) == len(items[n].questions)}
-
-
-def _append(file: Path, outcomes: Sequence[Outcome]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    text = "".join(json.dumps(asdict(outcome), ensure_ascii=False) + "\n" for outcome in outcomes)
-    # What an interrupted run left of a line must not run into the next.
-    torn = file.exists() and not file.read_bytes().endswith(b"\n")
-    with file.open("a", encoding="utf-8") as lines:
-        lines.write("\n" * torn + text)
-
-
-def _keep(folder: Path, rows: Sequence[Row], *, about: Mapping[str, Any]) -> None:
-    """Put rows into ``rows.json``; those of the same task, data and memory that were there make room."""
-    file = folder / "rows.json"
-    kept = load_rows(file)[1] if file.exists() else []
-    ours = {(row.task, row.dataset, row.memory) for row in rows}
-    save(file, [row for row in kept if (row.task, row.dataset, row.memory) not in ours] + list(rows), **about)

@@ -42,7 +42,7 @@ class Memory(nn.Module, abc.ABC):
 
     name: ClassVar[str]
     """How users call it; the key of the table in ``byheart.memories``."""
-    keeps_turns: ClassVar[bool] = False
+    keeps_turns: bool = False
     """Whether its prefix is text as the model itself reads it, so that text is written as turns of a conversation."""
     capacity: int | None = None
     """Prefix rows it holds at most; None where it grows."""

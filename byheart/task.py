@@ -42,10 +42,16 @@ class Question:
 
 @dataclass(frozen=True)
 class Item:
-    """Texts that are written in this order, and what is asked about them."""
+    """Texts that are written in this order, and what is asked about them.
+
+    Args:
+        framed: write the texts as turns of a conversation, where a memory keeps such; else as running text, from which
+            bare questions go on.
+    """
 
     texts: tuple[str, ...]
     questions: tuple[Question, ...]
+    framed: bool = True
 
 
 @dataclass(frozen=True)
@@ -106,6 +112,12 @@ def shuffled(records: Sequence[Fields], seed: int) -> list[tuple[int, Fields]]:
     numbered = list(enumerate(records, start=1))
     random.Random(seed).shuffle(numbered)
     return numbered
+
+
+def is_answered(record: Fields) -> bool:
+    """Whether a record has a right answer; where a question has none, SQuAD's own files have ``{"text": []}``."""
+    answers = record.get("answers")
+    return bool(answers.get("text") if isinstance(answers, Mapping) else answers)
 
 
 def answers_of(record: Fields, number: int) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 from peft import PeftModel
 
+from byheart import models
 from byheart.builders import prompted, prompts_of
 from byheart.errors import InputError, UnknownNameError, UsageError
 from byheart.evaluate import evaluate
@@ -141,7 +143,7 @@ def test_records_that_cannot_be_asked_are_named(tmp_path: Path, data: str) -> No
         prompts_of([file(tmp_path / "b.jsonl", RECORDS[0], NLI)])
     with pytest.raises(InputError, match="holds no record"):
         prompts_of([file(tmp_path / "c.jsonl")])
-    with pytest.raises(UsageError, match="share of .* must be above 0 and at most 1; it is 3"):
+    with pytest.raises(UsageError, match=r"share of .* must be above 0 and at most 1; it is 3"):
         prompts_of([f"{data}:3"])
 
 
@@ -189,3 +191,20 @@ def test_what_a_run_cannot_be_is_said_before_the_model_is_opened(data: str, tmp_
         Plan(**nowhere, epochs=1).run(tmp_path)
     with pytest.raises(InputError, match="Record 1 has no 'label'"):
         Plan(**{**nowhere, "data": [file(tmp_path / "b.jsonl", NLI)]}, prompts="all").run(tmp_path)
+
+
+def test_a_base_in_four_bits_needs_a_gpu_and_a_package(
+    data: str, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Plan(memory="adapter", model=str(tiny_folder), data=[data], prompts="label", dtype="4bit", device="cpu")
+    with pytest.raises(UsageError, match=r"dtype '4bit' needs a GPU; the device is 'cpu'\."):
+        made.run(tmp_path / "out")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match="pip install bitsandbytes"):
+        models._four_bits(torch.device("cuda"))
+
+
+def test_episodes_without_segments_teach_no_memory_of_texts(data: str, tiny_folder: Path, tmp_path: Path) -> None:
+    made = Plan(model=str(tiny_folder), data=[data], prompts="label", steps=1, dtype="float32")
+    with pytest.raises(UsageError, match="compressed-kv learns from what is written; these episodes have no segments"):
+        made.run(tmp_path / "out")

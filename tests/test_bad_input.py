@@ -150,7 +150,7 @@ def test_choices_that_are_not_how_the_memory_was_made(fails: Fails, cat: Path, c
 @pytest.mark.parametrize(
     ("choice", "line"),
     [
-        (["--memory", "windw"], "'windw'. Did you mean 'window'? There are: attention-score, "),
+        (["--memory", "windw"], "'windw'. Did you mean 'window'? There are: adapter, attention-score, "),
         (["--memory", "window", "-o", "recnt=5"], "no option of window 'recnt'. Did you mean 'recent'?"),
         (
             ["--memory", "window", "-o", "recent=many"],
@@ -223,7 +223,7 @@ def _edit(path: Path, **changes: Any) -> None:
     ("changes", "line"),
     [
         ({"format": 99}, "has state format 99; this version of byheart reads format 1."),
-        ({"mechanism": "diary"}, "'diary'. There are: attention-score, "),
+        ({"mechanism": "diary"}, "'diary'. There are: adapter, attention-score, "),
         ({"options": {"chunk_tokens": 1024, "pages": 3}}, "There is no option of full 'pages'."),
         ({"tokenizer": "0" * 32}, "was made with another tokenizer"),
         ({"adapter": "0" * 32}, "was made with another trained parts"),

@@ -60,7 +60,8 @@ def test_what_is_kept_fits_and_the_next_size_does_not(name: str, times: float, d
     budget = int(least(name, dtype) * times)
     options = options_for(name, own, budget, TOKENS)
     assert kept(name, dtype, **options) <= budget
-    if name in LARGER:
+    # Without options it is the default size, however much room there is.
+    if name in LARGER and options:
         assert kept(name, dtype, **LARGER[name](options)) > budget
     else:
         assert options == {}
@@ -72,6 +73,13 @@ def test_a_byte_less_than_the_least_is_refused(name: str) -> None:
     assert isinstance(options_for(name, roomy(), needed, TOKENS), dict)
     with pytest.raises(BudgetError, match=rf"A budget of {needed - 1} bytes is too small .* at least {needed}"):
         options_for(name, roomy(), needed - 1, TOKENS)
+
+
+def test_a_pool_is_the_default_one_where_that_fits_since_a_trained_one_may_be_there() -> None:
+    own, full = roomy(), kept("latent-pool", torch.float32)
+    assert options_for("latent-pool", own, full, TOKENS) == {}
+    assert options_for("latent-pool", own, 100 * full, TOKENS) == {}
+    assert options_for("latent-pool", own, full - 1, TOKENS) == {"rows": 64, "blocks": 7}
 
 
 def test_a_short_text_may_be_kept_whole() -> None:

@@ -16,7 +16,7 @@ from byheart.errors import InputError, UsageError
 from byheart.page import Cell, Chapter, Picture, Table, html as page_of, markdown
 from byheart.plots import duration, size
 from byheart.rows import Row, save
-from byheart.runs import marked, merged, pareto, read
+from byheart.runs import less_is_better, marked, merged, pareto, read
 from tests.conftest import Run
 
 SCRIPT = "<script>alert('x')</script>|`_a_$b$"
@@ -66,6 +66,12 @@ def test_what_is_better_goes_by_the_metric(tmp_path: Path, metric: str, best: li
     assert [number.row.memory for number in found if number.best] == best
 
 
+def test_names_of_losses_are_known() -> None:
+    less = ("rmse", "mse", "mae_mean", "failure_rate", "failures", "absolute_error", "mean_loss")
+    assert [less_is_better(metric) for metric in less] == [True] * len(less)
+    assert not any(less_is_better(metric) for metric in ("accuracy", "f1", "score", "mean"))
+
+
 def test_a_frontier_is_of_one_place(tmp_path: Path) -> None:
     found = marked(merged(read([run_folder(tmp_path, [row("a", 1, turn=1), row("b", 0.5, turn=2)])])))
     assert all(number.best for number in found)
@@ -95,6 +101,23 @@ def test_runs_of_one_seed_are_called_by_their_folders(tmp_path: Path) -> None:
     for run in ("old", "new"):
         run_folder(tmp_path / run, [row()])
     assert [number.row.memory for number in merged(read([tmp_path]))] == ["full (new)", "full (old)"]
+
+
+def test_runs_of_other_task_options_are_not_one_number(tmp_path: Path) -> None:
+    for seed, distractors in enumerate((5, 5, 20)):
+        measured = {"task": "qa", "dataset": "squad", "options": {"distractors": distractors}, "limit": 8, "skip": 0}
+        runs = [{**measured, "memory": "full"}, {**measured, "memory": "nothing", "limit": 9, "records": "ab12"}]
+        save(tmp_path / str(seed) / "rows.json", [row(), row("nothing")], seed=seed, runs=runs)
+    sources = read([tmp_path])
+    assert [(number.row.memory, number.runs) for number in merged(sources)] == [
+        ("full (distractors 5)", 2),
+        ("nothing (distractors 5)", 2),
+        ("full (distractors 20)", 1),
+        ("nothing (distractors 20)", 1),
+    ]
+    told = sources[2].told
+    assert (told["limit"], told["distractors"], told["records"]) == ("8; 9", "20", "ab12")
+    assert "runs" not in told
 
 
 def test_a_file_is_read_once(tmp_path: Path) -> None:

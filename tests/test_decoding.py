@@ -24,8 +24,10 @@ PROMPTS = [tokens(4, seed=2)[0], tokens(7, seed=3)[0]]
 STEPS = 8
 
 
-def said(own: Backbone, readings: list[Reading], prompts: list[Tensor], **options: Any) -> list[list[int | None]]:
-    steps = generate(own, prompts, readings, decoding=Decoding(max_tokens=STEPS, **options))
+def said(
+    own: Backbone, readings: list[Reading], prompts: list[Tensor], others: list[Tensor] | None = None, **options: Any
+) -> list[list[int | None]]:
+    steps = generate(own, prompts, readings, decoding=Decoding(max_tokens=STEPS, **options), others=others)
     return [list(row) for row in zip(*steps, strict=True)]
 
 
@@ -199,6 +201,18 @@ def test_context_awareness_contrasts_with_a_model_that_read_nothing(case: str) -
     ours = said(own, [reading, reading], PROMPTS, context_aware=0.5)
     assert ours == expected
     assert ours != said(own, [reading, reading], PROMPTS)
+
+
+def test_context_awareness_may_ask_the_other_side_differently() -> None:
+    own, reading, others = backbone(), read("full"), [PROMPTS[1], PROMPTS[0]]
+    each = [
+        said(own, [reading], [one], context_aware=0.5, others=[two]) for one, two in zip(PROMPTS, others, strict=True)
+    ]
+    found = said(own, [reading, reading], PROMPTS[:2], context_aware=0.5, others=others)
+    assert found == [row for (row,) in each]
+    assert found != said(own, [reading, reading], PROMPTS[:2], context_aware=0.5)
+    with pytest.raises(UsageError, match="1 other prompts for 2 prompts"):
+        said(own, [reading, reading], PROMPTS[:2], others=others[:1])
 
 
 # ---- DoLa ----

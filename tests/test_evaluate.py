@@ -7,13 +7,16 @@ import pytest
 import torch
 
 from byheart.decoding import Decoding, likelihoods
-from byheart.errors import InputError, UnknownNameError, UsageError
+from byheart.errors import BudgetError, InputError, UnknownNameError, UsageError
 from byheart.evaluate import Measured, evaluate, run as run_task
 from byheart.reading import Reading
 from byheart.rows import Row, load as load_rows
+from byheart.run_folder import Outcome, append, known
 from byheart.session import Session, load, write_many
+from byheart.streaming import texts_of
 from byheart.task import Answer, Fields, Item, Part, Question, Task
 from byheart.tasks import BUILT_IN, build, defaults
+from byheart.tasks.integrity import Integrity
 from byheart.tasks.questions import Questions
 from tests.conftest import Run
 
@@ -56,7 +59,9 @@ def test_a_text_is_written_once_and_all_its_questions_are_asked_together(
     opened: Session, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writes: list[int] = []
-    monkeypatch.setattr("byheart.evaluate.write_many", lambda s, t: (writes.append(len(s)), write_many(s, t)))
+    monkeypatch.setattr(
+        "byheart.evaluate.write_many", lambda s, t, **how: (writes.append(len(s)), write_many(s, t, **how))
+    )
     one = Measured.of("full:max_tokens=3", opened)
     task = Questions()
     items = list(task.items([json.loads(line) for line in data.read_text().splitlines()], 0))
@@ -208,3 +213,138 @@ def test_tasks_are_measured_from_the_command_line(run: Run, data: Path, tiny_fol
     assert "exact match" in run("evaluate", "questions", "--memory", "full:max_tokens=2", *flags).out
     assert run("evaluate", "questons", "--memory", "full", *flags).code == 2
     assert "questions" in run("tasks").out
+
+
+# ---- the run's folder ----
+
+
+def test_answers_of_other_weights_and_other_options_are_not_those_of_a_run(
+    opened: Session, data: Path, tmp_path: Path
+) -> None:
+    memory, out = load(opened.backbone, memory="compressed-kv").memory, tmp_path / "out"
+    memory.save_pretrained(tmp_path / "trained")
+
+    def files(said: str, limit: int = 0) -> int:
+        evaluate(Questions(), str(data), [said], model=opened.backbone, out=out, limit=limit)
+        return len(list(out.rglob("*.jsonl")))
+
+    assert [files(str(tmp_path / "trained")), files(str(tmp_path / "trained"))] == [1, 1]
+    with torch.no_grad():
+        next(memory.parameters()).add_(1)
+    memory.save_pretrained(tmp_path / "trained")
+    assert files(str(tmp_path / "trained")) == 2
+    # The longer text has another `every`.
+    assert [files("every-kth:max_tokens=1@6KB", limit) for limit in (1, 1, 3)] == [3, 3, 4]
+
+
+def test_data_of_one_name_are_told_apart(opened: Session, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for folder in ("squad", "nq", "squad"):
+        file = tmp_path / folder / "dev.jsonl"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps({"context": f"A {folder}.", "question": "What?", "answers": ["A"]}) + "\n")
+        evaluate(Questions(), str(file), ["nothing:max_tokens=1"], model=opened.backbone, out=out)
+    assert {(row.dataset, row.metric) for row in load_rows(out / "rows.json")[1]} == {
+        (name, metric) for name in ("dev", "nq-dev") for metric in ("exact_match", "f1")
+    }
+    assert {file.parent.name for file in out.rglob("*.jsonl")} == {"dev", "nq-dev"}
+
+
+def test_rows_say_how_each_of_them_was_measured(opened: Session, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for memory, limit in (("nothing:max_tokens=1", 1), ("window:max_tokens=1", 2), ("nothing:max_tokens=1", 3)):
+        evaluate(Questions(), str(data), [memory], model=opened.backbone, limit=limit, skip=3 - limit, out=out)
+    about, _ = load_rows(out / "rows.json")
+    assert (about["seed"], about["dtype"]) == (0, "float32")
+    assert [(run["memory"], run["limit"], run["skip"]) for run in about["runs"]] == [
+        ("window:max_tokens=1", 2, 1),
+        ("nothing:max_tokens=1", 3, 0),
+    ]
+    assert {"sinks", "recent"} <= about["runs"][0]["resolved"].keys()
+    evaluate(Integrity(writes=2, memories=1), str(data), ["nothing:max_tokens=1"], model=opened.backbone, out=out)
+    assert load_rows(out / "rows.json")[0]["runs"][-1]["options"]["writes"] == 2
+
+
+def test_memories_are_made_first_and_their_rows_are_kept_one_by_one(
+    opened: Session, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where: dict[str, Any] = {"model": opened.backbone, "limit": 1, "out": tmp_path / "out"}
+    with pytest.raises(UnknownNameError, match="windov"):
+        evaluate(Questions(), str(data), ["nothing", "full", "windov"], **where)
+    assert not (tmp_path / "out").exists()
+
+    def failing(task: Task, items: Sequence[Item], one: Measured, **given: Any) -> list[Outcome]:
+        if one.said == "full":
+            raise KeyboardInterrupt
+        return run_task(task, items, one, **given)
+
+    monkeypatch.setattr("byheart.evaluate.run", failing)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(Questions(), str(data), ["nothing:max_tokens=1", "full"], **where)
+    assert {row.memory for row in load_rows(tmp_path / "out" / "rows.json")[1]} == {"nothing:max_tokens=1"}
+
+
+def test_an_answer_may_hold_any_line_separator(tmp_path: Path) -> None:
+    item = Item(("a",), (Question("b"),))
+    outcome = Outcome(0, "d", 0, {}, "a\u2028b\x85c\u2029", {"f1": (1.0, 1.0)}, 1, 0.5, 0.5)
+    append(tmp_path / "answers.jsonl", [outcome])
+    assert known(tmp_path / "answers.jsonl", [item], ["d"]) == {0: [outcome]}
+
+
+# ---- items that cannot be measured ----
+
+
+def test_an_item_that_cannot_be_answered_is_named(opened: Session) -> None:
+    good, empty = Question("It is", choices=(" a", " b")), Question("It is", choices=(" a", ""))
+    one = Measured.of("full", opened)
+    with pytest.raises(InputError, match="'full' cannot answer question 2 of item 2: A choice is empty"):
+        run_task(Chosen(), [Item(("A.",), (good,)), Item(("A.",), (good, empty))], one)
+    with pytest.raises(InputError, match=r"'full' cannot be given a text of item 2: .*not UTF-8"):
+        run_task(Chosen(), [Item(("A.",), (good,)), Item(("\ud800",), (good,))], one)
+
+
+def test_a_choice_must_fit_the_model(opened: Session) -> None:
+    prompt, most = opened.tokens("It is"), opened.backbone.positions
+    long = torch.zeros(most, dtype=torch.long)
+    with pytest.raises(InputError, match="leave no room for an answer"):
+        likelihoods(opened.backbone, [prompt], [Reading()], [[prompt, long[len(prompt) - 1 :]]])
+    (found,) = likelihoods(opened.backbone, [prompt], [Reading()], [[prompt, long[len(prompt) :]]])
+    assert found[1].tokens == most - len(prompt)
+
+
+def test_a_memory_that_keeps_more_than_its_bytes_is_refused(opened: Session, data: Path) -> None:
+    # The text alone would fit; with what is put around it, it does not.
+    with pytest.raises(BudgetError, match=r"17408 bytes is too small for 'full@17KB', which needs at least \d{5}"):
+        evaluate(Questions(), str(data), ["full@17KB"], model=opened.backbone)
+
+
+# ---- steps ----
+
+
+def test_progress_moves_with_every_text_and_answer(opened: Session, data: Path, tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    where: dict[str, Any] = {"model": opened.backbone, "out": tmp_path / "out"}
+    task = Integrity(writes=3, memories=2)
+    memories = ["nothing:max_tokens=1", "window:max_tokens=1"]
+    evaluate(task, str(data), memories, progress=lambda *done: told.append(done), **where)
+    assert told == [(n, 24) for n in (*range(0, 13, 2), *range(12, 25, 2))]
+    told.clear()
+    evaluate(task, str(data), memories, progress=lambda *done: told.append(done), **where)
+    assert told == [(12, 24), (24, 24)]
+
+
+def test_no_step_is_taken_once_every_row_has_ended(opened: Session) -> None:
+    rows = [opened.tokens("ab\ncdef").tolist(), opened.tokens("x\nyzuvw").tolist(), [*opened.tokens("k").tolist()]]
+    rows[2] += [None] * 6
+    taken: list[Any] = []
+
+    def steps() -> Iterator[list[int | None]]:
+        for step in zip(*rows, strict=True):
+            taken.append(step)
+            yield list(step)
+
+    assert texts_of(steps(), opened.tokenizer, ["\n"]) == ["ab", "x", "k"]
+    assert len(taken) == 3
+    taken.clear()
+    assert texts_of(steps(), opened.tokenizer, [])[0] == "ab\ncdef"
+    assert len(taken) == 7

@@ -96,7 +96,7 @@ def test_defaults_are_the_options_of_a_memory_without_any(name: str) -> None:
     ("name", "near"), [("latent_pool", "latent-pool"), ("windw", "window"), ("ffn-lore", "ffn-lora")]
 )
 def test_an_unknown_name_is_answered_with_the_nearest_and_the_list(name: str, near: str) -> None:
-    message = rf"There is no memory '{name}'\. Did you mean '{near}'\? There are: attention-score, .*window\."
+    message = rf"There is no memory '{name}'\. Did you mean '{near}'\? There are: adapter, attention-score, .*window\."
     with pytest.raises(UnknownNameError, match=message):
         find(name)
     with pytest.raises(UnknownNameError, match=message):
@@ -104,7 +104,7 @@ def test_an_unknown_name_is_answered_with_the_nearest_and_the_list(name: str, ne
 
 
 def test_a_name_like_no_other_is_answered_with_the_list() -> None:
-    with pytest.raises(UnknownNameError, match=r"There is no memory 'zzz'\. There are: attention-score, "):
+    with pytest.raises(UnknownNameError, match=r"There is no memory 'zzz'\. There are: adapter, attention-score, "):
         find("zzz")
 
 
@@ -155,7 +155,9 @@ def test_a_memory_of_another_package_is_found_by_its_entry_point() -> None:
 @pytest.mark.usefixtures("_others")
 def test_other_packages_names_are_listed_and_cannot_take_a_built_in_one() -> None:
     assert find("window") is BUILT_IN["window"]
-    with pytest.raises(UnknownNameError, match=r"Did you mean 'diary'\? There are: attention-score, .*, diary, "):
+    with pytest.raises(
+        UnknownNameError, match=r"Did you mean 'diary'\? There are: adapter, attention-score, .*, diary, "
+    ):
         find("dairy")
 
 

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from byheart import session as sessions, state as states
 from byheart.backbone import Backbone
+from byheart.decoding import generate
 from byheart.errors import InputError, StateError, StateMismatchError, UsageError
 from byheart.frame import Frame
 from byheart.session import Session, ask_many, load, open_state
@@ -129,6 +130,35 @@ def test_a_memory_without_turns_is_given_the_bare_text_and_a_question_of_its_own
     made.write_turn("Two?", "Three.")
     assert "".join(pieces) == "One.Two?\nThree.\n"
     assert made.tokenizer.decode(made.prompt("Four?")) == "<|user|>Four?<|end|><|assistant|>"
+
+
+def test_fastmem_without_its_text_has_no_turns() -> None:
+    made = session("last-ffn", keep_text=False)
+    pieces = seen(made)
+    before = made.prompt("Four?")
+    made.write("One.")
+    assert "".join(pieces) == "One."
+    assert made.prompt("Four?").equal(before)
+    assert session("last-ffn").memory.keeps_turns
+
+
+def test_running_text_is_written_bare_and_a_bare_question_goes_on_from_it() -> None:
+    made = session("full")
+    pieces, twin = seen(made), made.fork()
+    for text in ("One.", " Two."):
+        sessions.write_many([made], [text], framed=False)
+    whole = "".join(pieces) + made.tokenizer.decode(made.prompt(" Three", framed=False))
+    assert whole == "One. Two. Three"
+    sessions.write_many([made, twin], [" Four.", "Four."], framed=[False, True])
+    assert " Four." in pieces
+    assert "".join(pieces).endswith("<|user|>Four.<|end|><|assistant|>I have read it.<|end|><|user|>")
+
+
+def test_a_choice_stands_behind_the_frame_as_an_answer_does() -> None:
+    for template, expected in ((True, "Rex"), (False, " Rex")):
+        made = session(template=template)
+        assert made.tokens("Rex", framed=True).equal(made.tokens(expected))
+        assert made.tokens("Rex").equal(made.tokens("Rex", framed=True)) == template
 
 
 def test_without_a_template_lines_make_the_frame() -> None:
@@ -437,6 +467,23 @@ def test_every_way_to_decode_works_from_text(how: dict[str, Any]) -> None:
     first = made.ask(QUESTION, max_tokens=8, **how)
     made.ask(QUESTION, max_tokens=8)
     assert made.ask(QUESTION, max_tokens=8, **how) == first
+
+
+def test_context_awareness_asks_the_model_that_read_nothing_a_whole_conversation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made, asked = read("full"), []
+
+    def noted(*args: Any, others: list[Any], **rest: Any) -> Any:
+        asked.extend(others)
+        return generate(*args, others=others, **rest)
+
+    monkeypatch.setattr(sessions, "generate", noted)
+    made.ask(QUESTION, max_tokens=2, context_aware=0.5)
+    ask_many([made], [QUESTION], max_tokens=2, context_aware=0.5)
+    alone = session("full").prompt(QUESTION)
+    assert [prompt.equal(alone) for prompt in asked] == [True, True]
+    assert not made.prompt(QUESTION).equal(alone)
 
 
 # ---- forking and forgetting ----

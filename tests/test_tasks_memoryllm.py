@@ -1,5 +1,5 @@
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,7 @@ def test_retention_asks_before_between_and_after_the_same_distractors() -> None:
         assert [(q.after, q.at["distractors"]) for q in item.questions] == [(1, 0), (3, 2), (4, 3)]
         assert item.questions[0].answers[0] in item.texts[0]
         assert all(len(text.split()) <= 6 for text in item.texts[1:])
+        assert all(text.endswith("\n") for text in item.texts)
         assert item.texts[0][:5] not in {text[:5] for text in item.texts[1:]}
     shared = [item.texts[1:] for item in found if item.texts[0] not in _texts_of_distractors(found)]
     assert shared
@@ -89,6 +90,7 @@ def test_integrity_asks_about_the_latest_text_by_blocks_of_writes() -> None:
         assert [q.after for q in item.questions] == list(range(1, 13))
         assert [q.at["writes"] for q in item.questions] == [5] * 5 + [10] * 5 + [12] * 2
         assert all(q.answers[0] in text for q, text in zip(item.questions, texts, strict=True))
+        assert all(text.endswith("It is old.\n") for text in texts)
         # All texts come once before one comes again.
         assert len({*texts[:5]}) == len({*texts[5:10]}) == 5
 
@@ -219,7 +221,8 @@ def asked(item: Item) -> list[tuple[str, str, tuple[str, ...]]]:
 def test_an_edit_is_the_same_in_all_formats() -> None:
     (one,), (official,) = items(Edit(), [COUNTERFACT]), items(Edit(), [ROME])
     assert one == official
-    assert one.texts == ("Sydney Newman, who works for ESPN.",)
+    assert one.texts == ("Sydney Newman, who works for ESPN.\n",)
+    assert not one.framed
     both = (" ESPN", " BBC")
     assert asked(one) == [
         ("efficacy", "Sydney Newman, who works for", both),
@@ -228,7 +231,7 @@ def test_an_edit_is_the_same_in_all_formats() -> None:
     ]
     (one,), (official,) = items(Edit(), [ZSRE]), items(Edit(), [MEND])
     assert one == official
-    assert one.texts == ("Which family is Elekmania of? Geometridae.",)
+    assert one.texts == ("Which family is Elekmania of? Geometridae.\n",)
     assert asked(one) == [
         ("efficacy", "Which family is Elekmania of?", (" Geometridae",)),
         ("paraphrase", "What family is Elekmania?", (" Geometridae",)),
@@ -236,7 +239,7 @@ def test_an_edit_is_the_same_in_all_formats() -> None:
         ("specificity", "what is a saddle valve?", (" valve for liquid",)),
     ]
     assert not any(question.framed for question in one.questions)
-    assert items(Edit(), [{**MEND, "answers": []}])[0].texts == ("Which family is Elekmania of? Another.",)
+    assert items(Edit(), [{**MEND, "answers": []}])[0].texts == ("Which family is Elekmania of? Another.\n",)
 
 
 def test_counterfact_compares_losses_a_token_and_turns_round_for_neighbours() -> None:
@@ -299,18 +302,21 @@ def longbench(dataset: str, **more: Any) -> Fields:
         ("qasper", "based on the information in the article, write", "Question: Why {now}?\n\nAnswer:", 128, True),
         ("musique", "The following are given passages.\n", "Question: Why {now}?\nAnswer:", 32, True),
         ("gov_report", "Report:\n", "Now, write a one-page summary of the report.\n\nSummary:", 512, True),
-        ("samsum", "The following are some examples.\n\n", "Why {now}?", 128, False),
+        ("trec", "Here are some examples of questions.\n\n", "\nWhy {now}?", 64, False),
+        ("triviaqa", "The following are some examples.\n\n", "\n\nWhy {now}?", 32, False),
+        ("samsum", "The following are some examples.\n\n", "\n\nWhy {now}?", 128, False),
         ("passage_retrieval_en", "is from.\n\n", '"Paragraph 2", etc.\n\nThe answer is: ', 32, True),
     ],
 )  # fmt: skip
 def test_the_official_prompt_is_cut_behind_the_context(
     dataset: str, before: str, after: str, max_tokens: int, framed: bool
 ) -> None:
-    (item,) = items(LongBench(), [longbench(dataset)])
+    (item,) = items(LongBench(), [longbench(dataset, all_classes=["City"])])
     (text,), (question,) = item.texts, item.questions
     assert before in text
+    assert item.framed == framed
     assert text.endswith("One.\n\nTwo  {three} four.")
-    assert question.text.endswith(after)
+    assert question.text.endswith(after) if framed else question.text == after
     assert (question.max_tokens, question.framed, question.at) == (max_tokens, framed, {"subset": dataset})
 
 
@@ -341,9 +347,9 @@ def test_answers_have_the_tokens_of_their_question(tiny_folder: Path, monkeypatc
     texts = [Item(("A cat.",), (Question("Who?", ("b",), max_tokens=n),)) for n in (None, 3, 5, 3)]
     decoded: list[tuple[int, int]] = []
 
-    def noted(backbone: Any, prompts: Any, readings: Any, *, decoding: Any, stop_tokens: Any) -> list[list[int | None]]:
+    def noted(backbone: Any, prompts: Any, readings: Any, *, decoding: Any, **rest: Any) -> Iterator[list[int | None]]:
         decoded.append((decoding.max_tokens, len(prompts)))
-        return [[None] * len(prompts)]
+        return iter([[None] * len(prompts)])
 
     monkeypatch.setattr("byheart.evaluate.generate", noted)
     task = Retention()

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from byheart.errors import InputError, UnknownNameError, UsageError
 from byheart.evaluate import evaluate
 from byheart.prompts import PROMPTS
+from byheart.records import rows
 from byheart.rows import Row, means
 from byheart.search import GRID, search, settings
 from byheart.task import Answer, Item, Part, Question
@@ -20,6 +22,7 @@ from byheart.tasks.faithful import Faithful
 from byheart.tasks.icl import ICL
 from byheart.tasks.multitask import Multitask
 from byheart.tasks.profile import Profile
+from byheart.tasks.questions import Questions
 from byheart.tasks.stream import Stream
 from byheart.tasks.summary import Summary
 from tests.conftest import Run
@@ -63,6 +66,33 @@ def data(folder: Path, records: Sequence[Mapping[str, Any]]) -> str:
 
 def row(value: float, **at: Any) -> Row:
     return Row("t", "d", "m", "accuracy", value, value - 0.1, value + 0.1, 4, 8, 0.5, at)
+
+
+# ---- records of the hub ----
+
+
+def test_records_of_the_hub_say_their_data_set_and_a_script_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def opened(name: str, split: str) -> list[Record]:
+        if name == "a/script":
+            raise RuntimeError("Dataset scripts are no longer supported")
+        return [{"summary": split}, {"dataset": "own"}]
+
+    fake = SimpleNamespace(load_dataset=opened)
+    monkeypatch.setattr("byheart.records.importlib.util.find_spec", lambda name: SimpleNamespace(origin="x"))
+    monkeypatch.setattr("byheart.records.importlib.import_module", lambda name: fake)
+    assert rows("a/b:test") == [{"dataset": "a/b", "summary": "test"}, {"dataset": "own"}]
+    with pytest.raises(InputError, match="'a/script' could not be read from the hub: Dataset scripts"):
+        rows("a/script")
+
+
+def test_questions_without_an_answer_are_left_out() -> None:
+    squad = [
+        {"context": "A cat.", "question": f"Who {n}?", "answers": {"text": texts, "answer_start": []}}
+        for n, texts in enumerate((["cat", "A cat"], []))
+    ]
+    item, asked = only(list(Questions().items(squad, 0)))
+    assert (len(item.questions), asked.text, asked.answers) == (1, "Who 0?", ("cat", "A cat"))
+    assert set(Questions.sources) == {"squad"}
 
 
 # ---- faithful ----
@@ -228,18 +258,28 @@ def test_multitask_says_which_record_it_cannot_ask(record: Record, message: str)
 
 
 def test_a_reply_is_predicted_behind_exactly_so_many_turns() -> None:
-    item, _ = only(list(Dialogue(turns=(1, 3, 4)).items([TALK], 0)))
-    assert item.texts == ("I sing.\nI run.", "a", "b", "c")
+    item, _ = only(list(Dialogue(turns=(1, 3, 4), persona=False).items([TALK], 0)))
+    assert item.texts == ("a\n", "b\n", "c\n")
     told = [(question.at["turn"], question.after, question.text, question.choices) for question in item.questions]
-    assert told == [(1, 2, "b", ("c",)), (3, 4, "d", ("e",))]
-    item, asked = only(list(Dialogue(turns=(2,), persona=False).items([TALK], 0)))
-    assert (item.texts, asked.after) == (("a", "b"), 2)
+    assert told == [(1, 1, "b", ("c",)), (3, 3, "d", ("e",))]
     assert list(Dialogue(turns=(4,)).items([TALK], 0)) == []
+
+
+def test_a_persona_is_of_the_one_who_speaks_second_and_may_be_one_text() -> None:
+    item, _ = only(list(Dialogue(turns=(0, 1, 2, 3)).items([TALK], 0)))
+    assert item.texts == ("I sing.\nI run.\n", "a\n", "b\n")
+    told = [(question.at["turn"], question.after, question.text, question.choices) for question in item.questions]
+    assert told == [(0, 1, "a", ("b",)), (2, 3, "c", ("d",))]
+    talk = {"meta": {**TALK["meta"], "persona": "I sing."}}
+    assert only(list(Dialogue().items([talk], 0)))[0].texts == ("I sing.\n", "a\n", "b\n")
 
 
 def test_both_speakers_personas_say_whose_they_are() -> None:
     talk = {"meta": {**TALK["meta"], "persona": {"user": ["I sing."], "assistant": ["I run."]}}}
-    assert only(list(Dialogue().items([talk], 0)))[0].texts[0] == "user: I sing.\nassistant: I run."
+    assert only(list(Dialogue().items([talk], 0)))[0].texts[0] == "user: I sing.\nassistant: I run.\n"
+    talk = {"meta": {**TALK["meta"], "persona": {"user": "I sing."}}}
+    item, asked = only(list(Dialogue(turns=(1,)).items([talk], 0)))
+    assert (item.texts[0], asked.choices) == ("user: I sing.\n", ("c",))
 
 
 def test_replies_losses_are_pooled_and_perplexity_is_their_exponential() -> None:
@@ -265,8 +305,10 @@ def test_a_query_is_never_among_its_demonstrations_and_each_record_is_asked_once
         queries = [question for question in item.questions if question.after == 0]
         others = {"x": 7, "y": 5}[item.questions[0].at["set"]] - len(queries)
         assert len(item.texts) == len({*item.texts}) == min(4, others)
+        assert not item.framed
+        assert all(text.endswith(("\nl0\n", "\nl1\n")) for text in item.texts)
         for question in item.questions:
-            assert f"{question.text}{question.answers[0]}" not in item.texts
+            assert f"{question.text}{question.answers[0]}\n" not in item.texts
             assert question.after == question.at["demonstrations"]
             assert question.choices == ("l0", "l1")
         asked += [question.text for question in queries]
@@ -308,7 +350,7 @@ def test_each_data_set_counts_once_in_the_mean_and_mrpc_not_at_all() -> None:
 def test_a_profile_is_written_entry_by_entry_and_ratings_have_errors() -> None:
     task = Profile(entries=(1, 3, 9))
     item, asked = only(list(task.items([RATED], 0)))
-    assert sorted(item.texts) == [f'the score for the review: "review {n}" is "{n}"' for n in (1, 2, 3)]
+    assert sorted(item.texts) == [f'the score for the review: "review {n}" is "{n}".\n' for n in (1, 2, 3)]
     assert [question.after for question in item.questions] == [1, 3]
     assert asked.choices == ("1", "2", "3", "4", "5")
     losses = Answer(losses=(5.0, 1.0, 5.0, 5.0, 5.0), tokens=(1,) * 5)
@@ -319,8 +361,10 @@ def test_a_profile_is_written_entry_by_entry_and_ratings_have_errors() -> None:
 
 def test_categories_are_those_that_the_input_lists() -> None:
     item, asked = only(list(Profile().items([FILED], 0)))
-    assert item.texts == ('the category for the article: "a soup" is "food & drink"',)
+    assert item.texts == ('the category for the article: "a soup" is "food & drink".\n',)
     assert asked.choices == ("sports", "food & drink", "travel")
+    empty = {**FILED, "input": "Which category? categories: [sports, , travel,] article: a cup final"}
+    assert only(list(Profile().items([empty], 0)))[1].choices == ("sports", "travel")
     assert Profile().score(asked, Answer(losses=(1.0, 2.0, 3.0), tokens=(1, 4, 1))) == {"accuracy": 1}
     unlisted = [{**FILED, "input": "Which?", "output": name} for name in ("b", "a")]
     assert only(list(Profile().items(unlisted, 0))[:1])[1].choices == ("a", "b")
@@ -357,6 +401,11 @@ def test_a_summary_is_compared_with_the_gold_one_and_its_article(monkeypatch: py
         list(Summary().items([{**record, "dataset": "xsun"}], 0))
     with pytest.raises(InputError, match="Record 1 has no 'dataset'"):
         list(Summary().items([record], 0))
+    # The hub's records say where they come from.
+    hub = {**record, "dataset": "EdinburghNLP/xsum"}
+    assert only(list(Summary().items([hub], 0)))[1].text == "Summarize the above article in 1 sentence."
+    hub = {**record, "dataset": "abisee/cnn_dailymail"}
+    assert "in 3 sentences" in only(list(Summary(dataset="cnndm").items([hub], 0)))[1].text
 
 
 # ---- stream ----
@@ -365,6 +414,7 @@ def test_a_summary_is_compared_with_the_gold_one_and_its_article(monkeypatch: py
 def test_a_piece_is_predicted_before_it_is_written() -> None:
     words = [f"w{n}" for n in range(14)]
     item, _ = only(list(Stream(words=4, given=1, block=2).items([{"context": "\n".join(words)}], 0)))
+    assert not item.framed
     assert item.texts == ("w0\nw1\nw2\nw3", "\nw4\nw5\nw6\nw7")
     assert [(q.text, q.choices, q.after, q.at["pieces"]) for q in item.questions] == [
         ("w0", ("\nw1\nw2\nw3",), 0, 0),

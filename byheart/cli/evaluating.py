@@ -107,7 +107,7 @@ def evaluate(
         "segment_tokens": segment_tokens,
         "target_tokens": target_tokens,
     }
-    with terminal.progressing("measuring", "items") as progress:
+    with terminal.progressing("measuring", "steps") as progress:
         shared["progress"] = progress
         rows = _gap(memory, data, out, limit, gap, shared) if _GAP in tasks else []
         others = [task for task in tasks if task != _GAP]

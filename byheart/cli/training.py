@@ -77,7 +77,7 @@ EvaluateEvery = Annotated[
 Track = Annotated[
     str | None, typer.Option("--track", help="trackio, wandb or tensorboard; none.", rich_help_panel=_RUN)
 ]
-DType = Annotated[str | None, typer.Option("--dtype", help="auto, bfloat16 or float32.", rich_help_panel=_RUN)]
+DType = Annotated[str | None, typer.Option("--dtype", help="auto, bfloat16, float32 or 4bit.", rich_help_panel=_RUN)]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.", rich_help_panel=_RUN)]
 
 

@@ -218,6 +218,8 @@ class CompressedKV(Memory):
 
         Raises UsageError.
         """
+        if not batch.segments.shape[1]:
+            raise UsageError("compressed-kv learns from what is written; these episodes have no segments.")
         if checkpoint_writes:
             return Memory.loss(self, batch, teacher=teacher, every_segment=every_segment, checkpoint_writes=True)
         if every_segment and not self.recurrent:

@@ -61,7 +61,6 @@ class LastFFN(Memory):
     """
 
     name = "last-ffn"
-    keeps_turns = True
 
     def __init__(
         self,
@@ -84,6 +83,8 @@ class LastFFN(Memory):
             raise UsageError(f"layers must be at most {len(backbone.layers)}, the model's depth; it is {layers}.")
         self.steps, self.learning_rate, self.kl, self.layers = steps, learning_rate, kl, layers
         self.keep_text, self.clip = keep_text, clip
+        # Without the text there is no conversation for a question to go on from.
+        self.keeps_turns = keep_text
         self.header, self.footer = list(header), list(footer)
         depth = len(backbone.layers)
         self._paths = [p for i in range(depth - layers, depth) for p in backbone.feed_forward_roles(i)]

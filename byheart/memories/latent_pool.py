@@ -36,6 +36,8 @@ from byheart.memory import Memory, cut, kv_of, named, positive
 from byheart.reading import KV, Reading
 from byheart.state import State
 
+_ROWS, _BLOCKS = 64, 8
+
 
 class LatentPool(Memory):
     """Keeps ``blocks`` x ``rows`` rows a layer; a write renews ``rows`` of them.
@@ -62,8 +64,8 @@ class LatentPool(Memory):
         self,
         backbone: Backbone,
         *,
-        rows: int = 64,
-        blocks: int = 8,
+        rows: int = _ROWS,
+        blocks: int = _BLOCKS,
         forget: str = "layer",
         seed: int = 0,
         longest: int = 512,
@@ -101,13 +103,17 @@ class LatentPool(Memory):
 
     @classmethod
     def sized(cls, backbone: Backbone, budget: int, tokens: int) -> dict[str, Any]:
-        """As many blocks of 64 rows as fit once the pool is full; the first row and the newest hidden states too."""
-        layers, rows = len(backbone.layers), 64
+        """The default size, for which a trained pool may be there; where that is too much, as many blocks as fit.
+
+        Counted is a full pool, with its first row and the newest hidden states.
+        """
+        layers, rows = len(backbone.layers), _ROWS
         newest = layers * rows * backbone.dim * backbone.dtype.itemsize
         once, block = backbone.row_bytes + newest + 16, rows * (backbone.row_bytes + 8 * layers)
         if budget < once + 2 * block:
             raise BudgetError(cls.name, budget, once + 2 * block)
-        return {"rows": rows, "blocks": (budget - once) // block}
+        blocks = (budget - once) // block
+        return {"rows": rows, "blocks": blocks} if blocks < _BLOCKS else {}
 
     def fill(self, pool: Tensor) -> None:
         """Let every session start from ``pool`` (L, M, D), hidden states in order of age, as a trained pool does."""

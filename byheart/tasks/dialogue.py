@@ -23,7 +23,8 @@ class Dialogue(Task):
 
     Args:
         turns: how many were written; CCM's steps are the defaults.
-        persona: write it first.
+        persona: write it first. A single one is of the one who speaks second, whose replies alone are then predicted:
+            those after an even number of turns.
     """
 
     name = "dialogue"
@@ -39,14 +40,17 @@ class Dialogue(Task):
         for number, record in shuffled(records, seed):
             turns = [str(turn).strip() for turn in required(record, "meta.turns", number)]
             turns = [turn for turn in turns if turn]
-            first = [_persona(record["meta"].get("persona"))] if self.persona else []
-            before = [text for text in first if text]
-            asked = [k for k in sorted(set(self.turns)) if k + 2 <= len(turns)]
+            given = record["meta"].get("persona") if self.persona else None
+            before = [text for text in (_persona(given),) if text]
+            # A persona alone is of the one who speaks second.
+            alone = bool(before) and not isinstance(given, Mapping)
+            asked = [k for k in sorted(set(self.turns)) if k + 2 <= len(turns) and not (alone and k % 2)]
             if asked:
                 questions = [
                     Question(turns[k], choices=(turns[k + 1],), after=len(before) + k, at={"turn": k}) for k in asked
                 ]
-                yield Item((*before, *turns[: asked[-1]]), tuple(questions))
+                # A line each, as dialogues are trained.
+                yield Item(tuple(f"{text}\n" for text in (*before, *turns[: asked[-1]])), tuple(questions))
 
     def score(self, question: Question, answer: Answer) -> Mapping[str, float | Part]:
         """The reply's loss, so that all tokens of all replies count the same."""
@@ -60,5 +64,10 @@ class Dialogue(Task):
 def _persona(given: Any) -> str:
     """A line a sentence; where both speakers have one, each line says whose it is."""
     if isinstance(given, Mapping):
-        return "\n".join(f"{who}: {line}" for who, lines in given.items() for line in lines)
-    return "\n".join(map(str, given or ()))
+        return "\n".join(f"{who}: {line}" for who, lines in given.items() for line in _lines(lines))
+    return "\n".join(_lines(given))
+
+
+def _lines(given: Any) -> list[str]:
+    """A list as it is; one text is a list of one."""
+    return [given] if isinstance(given, str) else list(map(str, given or ()))

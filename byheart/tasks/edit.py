@@ -66,7 +66,8 @@ class Edit(Task):
         for start in range(0, len(found) - self.edits + 1, self.edits):
             group = found[start : start + self.edits]
             asked = [replace(one, at={"edits": self.edits}) for edit in group for one in _questions(edit)]
-            yield Item(tuple(edit.sentence for edit in group), tuple(asked))
+            # Prompts stand in a line of their own.
+            yield Item(tuple(f"{edit.sentence}\n" for edit in group), tuple(asked), framed=False)
 
     def score(self, question: Question, answer: Answer) -> Mapping[str, float | Part]:
         """The prompt's share of its edit's success."""

@@ -72,7 +72,7 @@ class ICL(Task):
                 for text, label in asked
             ]
             if questions:
-                yield Item(tuple(f"{text}\n{label}" for text, label in shown), tuple(questions))
+                yield Item(tuple(f"{text}\n{label}\n" for text, label in shown), tuple(questions), framed=False)
 
 
 def _grouped(records: Sequence[Fields]) -> dict[str, list[tuple[str, str]]]:

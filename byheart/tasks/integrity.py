@@ -45,7 +45,7 @@ class Integrity(Task):
             del order[self.writes :]
             asked = (draw.choice(found[text]) for text in order)
             yield Item(
-                tuple(order),
+                tuple(f"{text}\n" for text in order),
                 tuple(
                     replace(question, after=count, at={"writes": self._block(count)})
                     for count, question in enumerate(asked, start=1)

@@ -63,7 +63,8 @@ class LongBench(Task):
                 about={"classes": classes},
                 max_tokens=prompt.max_tokens,
             )
-            yield Item((prompt.before + _last_words(context, self.words),), (question,))
+            text = prompt.before + _last_words(context, self.words)
+            yield Item((text,), (question,), framed=prompt.framed)
 
     def score(self, question: Question, answer: Answer) -> Mapping[str, float | Part]:
         """By the scorer of its data set."""
@@ -143,20 +144,20 @@ _PROMPTS: Mapping[str, _Prompt] = {
     ),
     "trec": _Prompt(
         "Please determine the type of the question below. Here are some examples of questions.\n\n",
-        "{input}",
+        "\n{input}",
         64,
         framed=False,
     ),
     "triviaqa": _Prompt(
         "Answer the question based on the given passage. Only give me the answer and do not output any other words. "
         "The following are some examples.\n\n",
-        "{input}",
+        "\n\n{input}",
         32,
         framed=False,
     ),
     "samsum": _Prompt(
         "Summarize the dialogue into a few short sentences. The following are some examples.\n\n",
-        "{input}",
+        "\n\n{input}",
         128,
         framed=False,
     ),

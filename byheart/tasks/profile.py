@@ -82,9 +82,9 @@ class Profile(Task):
                 f"Record {number} has a profile without {' or '.join(_ENTRIES)}; LaMP-2 and LaMP-3 have one of them."
             )
         texts = [_ENTRIES[kind].format(**entry) for entry in entries]
-        return kind, [text for text in texts if len(text.split()) <= self.words]
+        return kind, [f"{text}.\n" for text in texts if len(text.split()) <= self.words]
 
 
 def _listed(asked: str) -> tuple[str, ...]:
     found = _OFFERED.search(asked)
-    return tuple(each.strip() for each in found[1].split(",")) if found else ()
+    return tuple(each.strip() for each in found[1].split(",") if each.strip()) if found else ()

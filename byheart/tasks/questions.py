@@ -7,21 +7,21 @@ from typing import ClassVar
 
 from byheart import metrics
 from byheart.records import Fields, required
-from byheart.task import Answer, Item, Part, Question, Task, answers_of, shuffled
+from byheart.task import Answer, Item, Part, Question, Task, answers_of, is_answered, shuffled
 
 
 class Questions(Task):
     """Exact match and token F1 of short answers (SQuAD, Rajpurkar et al. 2016, arXiv 1606.05250)."""
 
     name = "questions"
-    sources: ClassVar[Fields] = {"squad": "rajpurkar/squad_v2:validation", "fairytaleqa": "GEM/FairytaleQA:test"}
+    sources: ClassVar[Fields] = {"squad": "rajpurkar/squad_v2:validation"}
     stop = ("\n",)
 
     def items(self, records: Sequence[Fields], seed: int) -> Iterator[Item]:
         """One a text, with all that is asked about it; what has no answer is left out."""
         texts: dict[str, list[Question]] = {}
         for number, record in shuffled(records, seed):
-            if record.get("answers"):
+            if is_answered(record):
                 asked = Question(str(required(record, "question", number)), answers_of(record, number))
                 texts.setdefault(str(required(record, "context", number)), []).append(asked)
         for text, questions in texts.items():

@@ -66,7 +66,8 @@ class Retention(Task):
                 for question in questions
             ]
             if asked:
-                yield Item((text, *(" ".join(other.split()[: self.words]) for other in others)), tuple(asked))
+                distractors = (" ".join(other.split()[: self.words]) for other in others)
+                yield Item(tuple(f"{each}\n" for each in (text, *distractors)), tuple(asked))
 
     def score(self, question: Question, answer: Answer) -> Mapping[str, float | Part]:
         """The published hit, and F1."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from byheart import metrics
 from byheart.errors import InputError
 from byheart.records import Fields, required
-from byheart.task import Answer, Question, answers_of, shuffled
+from byheart.task import Answer, Question, answers_of, is_answered, shuffled
 
 
 def by_context(records: Sequence[Fields], seed: int, *, words: int) -> dict[str, list[Question]]:
@@ -22,9 +22,7 @@ def by_context(records: Sequence[Fields], seed: int, *, words: int) -> dict[str,
     found: dict[str, list[Question]] = {}
     for number, record in shuffled(records, seed):
         asked = found.setdefault(str(required(record, "context", number)), [])
-        given = record.get("answers")
-        # Where a question has no answer, SQuAD's own files have {"text": []}.
-        if given.get("text") if isinstance(given, Mapping) else given:
+        if is_answered(record):
             question = Question(str(required(record, "question", number)), answers_of(record, number))
             if len(question.answers[0].split()) <= words:
                 asked.append(question)

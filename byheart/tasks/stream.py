@@ -46,7 +46,7 @@ class Stream(Task):
             pieces = pieces[: self.pieces or None]
             if pieces:
                 questions = tuple(self._question(n, piece) for n, piece in enumerate(pieces))
-                yield Item(tuple("".join(piece) for piece in pieces[:-1]), questions)
+                yield Item(tuple("".join(piece) for piece in pieces[:-1]), questions, framed=False)
 
     def score(self, question: Question, answer: Answer) -> Mapping[str, float | Part]:
         """The loss of the predicted words, so that all tokens count the same."""

@@ -24,7 +24,7 @@ class Summary(Task):
     """ROUGE of a summary against the gold one, and BERT-P against the article (FastMem).
 
     Args:
-        dataset: cnndm, xsum or wikihow, for records that do not say which.
+        dataset: cnndm, xsum or wikihow, for records that do not say one of these.
         words: an article is cut after so many; 0 is never.
         bertscore: also how well the summary's tokens are matched by the article; needs the package bert_score.
     """
@@ -40,7 +40,7 @@ class Summary(Task):
         """One an article. What a score needs but is not installed is said here, before any is generated."""
         summary_scores.rouge([], [])
         for number, record in shuffled(records, seed):
-            name = str(record.get("dataset") or self.dataset or required(record, "dataset", number))
+            name = self._dataset(record) or str(required(record, "dataset", number))
             if name not in _ASKED:
                 raise UnknownNameError("prompt of summary for the data set", name, _ASKED)
             article = self._article(record, number)
@@ -55,6 +55,13 @@ class Summary(Task):
         if self.bertscore:
             (scores["bert_precision"],) = summary_scores.bert_precision([answer.text], [question.about["article"]])
         return scores
+
+    def _dataset(self, record: Fields) -> str:
+        """What the record says, the hub's name being as good as the short one; else the option."""
+        said = str(record.get("dataset") or "")
+        known = {source.partition(":")[0]: name for name, source in self.sources.items()}
+        said = known.get(said, said)
+        return said if said in _ASKED else self.dataset or said
 
     def _article(self, record: Fields, number: int) -> str:
         text = str(_first(record, number, "context", "article", "document")).strip()

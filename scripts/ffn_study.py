@@ -1,0 +1,136 @@
+"""Keys or values: train an adapter at each place, several times, and measure all of them on the same tasks.
+
+    python scripts/ffn_study.py --train boolq.jsonl rte.jsonl:0.5 --test eval/boolq.jsonl eval/rte.jsonl
+    python scripts/ffn_study.py ... --quick                        few records and seeds: does it run?
+
+The four presets of the study of feed-forward keys and values (Qiu et al. 2024, arXiv 2402.12233), each with several
+seeds. ``qv`` has no feed-forward matrix, so its rank is raised until it has as many parameters as the others, unless
+``--same-rank``. Every run lies in its own folder; what was interrupted goes on, and the result file is written anew
+after each round of presets. Its intervals are over seeds (Student's t), those of ``nothing`` over items.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+ALPHA_PER_RANK = 2
+# The 97.5 % quantile of Student's t by degrees of freedom; beyond them the normal one.
+T = (math.nan, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+NORMAL = 1.96
+QUICK: dict[str, Any] = {"seeds": [0, 1], "epochs": 1, "limit": 2}
+
+
+def ranks(model: str, rank: int, *, same: bool) -> dict[str, int]:
+    """The rank of each preset with which all have as many parameters as those of one feed-forward matrix."""
+    from byheart.backbone import Backbone
+    from byheart.memories import build
+    from byheart.memories.adapter import PRESETS
+
+    backbone = Backbone.open(model)
+    sizes = {
+        preset: sum(each.numel() for each in build("adapter", backbone, preset=preset, rank=1).parameters())
+        for preset in PRESETS
+    }
+    return {preset: rank if same else round(rank * max(sizes.values()) / size) for preset, size in sizes.items()}
+
+
+def train(preset: str, seed: int, rank: int, given: argparse.Namespace) -> Path:
+    """Train one adapter, or go on; gives its folder."""
+    from byheart.plan import Plan
+
+    out: Path = given.runs / f"{preset}-{seed}"
+    settings = {name: getattr(given, name) for name in ("model", "dtype", "epochs", "batch", "learning_rate")}
+    options = {"preset": preset, "rank": rank, "alpha": float(ALPHA_PER_RANK * rank), "seed": seed}
+    plan = Plan(memory="adapter", options=options, data=given.train, prompts=given.prompts, seed=seed, **settings)
+    result = plan.run(out)
+    print(f"{out}: {len(result.losses)} steps, {result.parameters:,} parameters", file=sys.stderr)
+    return out
+
+
+def measure(memory: str, given: argparse.Namespace) -> list[Any]:
+    """The rows of one memory on every test file, and their mean."""
+    from byheart.evaluate import evaluate
+    from byheart.rows import means
+    from byheart.tasks.multitask import Multitask
+
+    about = {"model": given.model, "dtype": given.dtype, "limit": given.limit, "out": given.runs / "measured"}
+    rows = [row for file in given.test for row in evaluate(Multitask(), file, [memory], batch=given.batch, **about)]
+    own = [row for row in rows if row.metric == "accuracy"]
+    return own + [replace(row, dataset="all") for row in means(own, over="set", metric="accuracy")]
+
+
+def over_seeds(preset: str, runs: Sequence[Sequence[Any]]) -> list[Any]:
+    """The mean of each number over runs, and the interval of that mean; ``n`` is the number of items of a run."""
+    rows = []
+    for each in zip(*runs, strict=True):
+        value, spread = fmean(row.value for row in each), 0.0
+        if len(each) > 1:
+            quantile = T[len(each) - 1] if len(each) <= len(T) else NORMAL
+            spread = quantile * stdev(row.value for row in each) / math.sqrt(len(each))
+        bounds = (value - spread, value + spread) if spread or len(each) > 1 else (each[0].low, each[0].high)
+        at = {**each[0].at, "seeds": len(each)}
+        rows.append(replace(each[0], memory=preset, value=value, low=bounds[0], high=bounds[1], at=at))
+    return rows
+
+
+def study(given: argparse.Namespace) -> None:
+    """Train and measure everything, and keep the table as it grows."""
+    from byheart.models import silence
+    from byheart.rows import save
+
+    silence()
+    chosen = ranks(given.model, given.rank, same=given.same_rank)
+    base = measure("nothing", given)
+    found: dict[str, list[list[Any]]] = {preset: [] for preset in chosen}
+    for seed in given.seeds:
+        for preset, rank in chosen.items():
+            found[preset].append(measure(str(train(preset, seed, rank, given)), given))
+        rows = [*base, *(row for preset, runs in found.items() for row in over_seeds(preset, runs))]
+        save(given.out, rows, **about(given, chosen))
+
+
+def about(given: argparse.Namespace, chosen: Mapping[str, int]) -> dict[str, Any]:
+    """What decides the numbers, and how large each adapter is."""
+    first = given.seeds[0]
+    sizes = {
+        preset: json.loads((given.runs / f"{preset}-{first}" / "recipe.json").read_text(encoding="utf-8"))["parameters"]
+        for preset in chosen
+    }
+    names = ("model", "dtype", "seeds", "epochs", "batch", "learning_rate", "limit", "prompts")
+    files = {part: [Path(each).name for each in getattr(given, part)] for part in ("train", "test")}
+    return {**{name: getattr(given, name) for name in names}, **files, "ranks": dict(chosen), "parameters": sizes}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--train", nargs="+", required=True, metavar="FILE[:SHARE]", help="labelled records")
+    parser.add_argument("--test", nargs="+", required=True, metavar="FILE", help="labelled records of the same tasks")
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument("--same-rank", action="store_true", help="the same rank for all, as published")
+    parser.add_argument("--prompts", default="label", choices=["label", "all"], help="what is supervised")
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--learning-rate", type=float, default=2e-4)
+    parser.add_argument("--limit", type=int, default=0, help="items of a test file; 0 is all")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "ffn_study", help="folder of all runs")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "ffn_study.json")
+    parser.add_argument("--quick", action="store_true", help="two seeds, one epoch, two items of a test file")
+    given = parser.parse_args(arguments)
+    vars(given).update(QUICK if given.quick else {})
+    study(given)
+
+
+if __name__ == "__main__":
+    main()
