@@ -11,14 +11,14 @@ demo: .venv/.ready  ## write a text into memory, then ask about it
 	$(BIN)/python examples/demo.py
 
 test: .venv/.ready  ## run the tests
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto
 
 check: .venv/.ready  ## everything continuous integration asks for
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto
 	$(BIN)/python scripts/size.py --check
 
 format: .venv/.ready  ## format the code and mend what the linter can
