@@ -1,10 +1,12 @@
 """How long a latent pool keeps a text: the gap that it still closes after n more texts, beside the published law.
 
-    python benchmarks/retention.py --data ../shared/data/eval/squad.jsonl
+    python benchmarks/retention.py --data squad.jsonl
 
-Each window's text is written, then n texts of other windows, 256 tokens each, and the window's question is asked. The
-law is (1 - K / N)^n of what is closed at n = 0: each write drops K of N rows by chance (MemoryLLM, arXiv 2402.04624,
-section 3.1.2), here only once the pool is full. Writes ``results/retention.json`` and the table of docs/measures.md.
+Each window's text is written, then n texts of other windows, 256 tokens each, and the window's question is asked; it is
+also asked of a pool that was written the next window's text instead, because a pool of any text helps with the style
+of answers. What is kept is the difference. The law is (1 - K / N)^n of the difference at n = 0: each write drops K of N
+rows by chance (MemoryLLM, arXiv 2402.04624, section 3.1.2), here only once the pool is full. Writes
+``results/retention.json`` and the table of docs/measures.md.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -27,22 +30,29 @@ from byheart.gap import closed
 from byheart.memories.latent_pool import LatentPool
 from byheart.memory import Memory
 from byheart.models import silence
+from byheart.plots import Line, curves
 from byheart.rows import versions
 from byheart.state import State
 from byheart.tuning import token_losses
 
 ROOT = Path(__file__).resolve().parent
+FIGURE = "retention.svg"
 AFTER = (0, 1, 2, 4, 7, 10, 15, 20, 30)
 SEGMENTS, TOKENS = 4, 64
 
 
 @dataclass(frozen=True)
 class Point:
-    """The gap closed after so many later writes, its 95 % interval, and what the law says."""
+    """The gap closed after so many later writes, by the text and by another one in its place.
+
+    ``kept`` is the difference, with its 95 % interval and what the law says of it.
+    """
 
     dataset: str
     after: int
     value: float
+    other: float
+    kept: float
     low: float
     high: float
     law: float
@@ -63,60 +73,86 @@ def text_of(episode: Episode) -> Tensor:
 
 
 @torch.no_grad()
-def after_each(memory: Memory, episodes: Sequence[Episode], start: int, size: int, after: Sequence[int]) -> Tensor:
-    """Losses (len(after), size) of the windows from ``start`` on, after so many later writes."""
-    batch = collate(episodes[start : start + size])
-    states = memory.write_many([memory.init()] * size, [text_of(each) for each in episodes[start : start + size]])
-    found = []
+def after_each(
+    memory: Memory, episodes: Sequence[Episode], later: Sequence[Episode], after: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """Losses (len(after), size) of windows after so many ``later`` writes, and those by the next window's pool."""
+    batch, size = collate(episodes), len(episodes)
+    states = memory.write_many([memory.init()] * size, [text_of(each) for each in episodes])
+    own, other = [], []
     for written in range(max(after) + 1):
         if written:
-            # Distance grows with n, so that no window meets the same text twice.
-            others = [episodes[(start + row + size * written) % len(episodes)] for row in range(size)]
+            others = [later[(row + written) % len(later)] for row in range(size)]
             states = memory.write_many(states, [text_of(each) for each in others])
         if written in after:
-            found.append(losses(memory, states, batch))
-    return torch.stack(found)
+            own.append(losses(memory, states, batch))
+            other.append(losses(memory, [*states[1:], states[0]], batch))
+    return torch.stack(own), torch.stack(other)
 
 
 def curve(memory: LatentPool, data: str, windows: int, size: int, after: Sequence[int]) -> list[Point]:
     """The points of one data set."""
     opened = byheart.load(memory.backbone, memory="full")
-    source = Weighted.read(data)
-    drawn = Mixture(opened, [source], segments=[SEGMENTS], segment_tokens=TOKENS, batch=size)
-    episodes = [drawn.episode(index, SEGMENTS) for index in range(windows)]
+    drawn = Mixture(opened, [Weighted.read(data)], segments=[SEGMENTS], segment_tokens=TOKENS, batch=size)
+    # As many later texts as a batch's rows and their writes need, so that none comes twice, nor a window's own.
+    episodes = [drawn.episode(index, SEGMENTS) for index in range(windows + size + max(after))]
+    later = episodes[windows:]
     nothing = byheart.load(memory.backbone, memory="nothing").memory
-    starts = range(0, windows - size + 1, size)
+    groups = [episodes[start : start + size] for start in range(0, windows - size + 1, size)]
     name = Path(data).stem
-    kept = torch.cat([after_each(memory, episodes, start, size, after) for start in track(starts, name)], dim=1)
+    pairs = [after_each(memory, group, later, after) for group in track(groups, name)]
+    own, other = (torch.cat(each, dim=1) for each in zip(*pairs, strict=True))
     floor, ceiling = (
-        torch.cat([after_each(each, episodes, start, size, [0])[0] for start in starts])
-        for each in (nothing, opened.memory)
+        torch.cat([after_each(each, group, later, [0])[0][0] for group in groups]) for each in (nothing, opened.memory)
     )
     picks = torch.randint(len(floor), (1000, len(floor)), generator=torch.Generator().manual_seed(0))
-    values = closed(floor, ceiling, kept).tolist()
+    values, others = closed(floor, ceiling, own).tolist(), closed(floor, ceiling, other).tolist()
     share = 1 - 1 / memory.blocks
     points = []
-    for n, value, each in zip(after, values, kept, strict=True):
-        draws = closed(floor[picks], ceiling[picks], each[picks])
+    for place, n in enumerate(after):
+        draws = closed(floor[picks], ceiling[picks], own[place][picks])
+        draws = draws - closed(floor[picks], ceiling[picks], other[place][picks])
         low, high = torch.quantile(draws, torch.tensor([0.025, 0.975])).tolist()
-        points.append(Point(name, n, value, low, high, values[0] * share**n))
+        kept, law = values[place] - others[place], (values[0] - others[0]) * share**n
+        points.append(Point(name, n, values[place], others[place], kept, low, high, law))
     return points
 
 
 def table(file: Path) -> str:
     """The result file as a table."""
     result = json.loads(file.read_text(encoding="utf-8"))
-    lines = ["| data | later writes | gap closed | 95 % | law |", "|---|---|---|---|---|"]
+    lines = [
+        "| data | later writes | gap closed | by another text | difference | 95 % | law |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for point in result["points"]:
-        span = f"{point['low']:.2f} to {point['high']:.2f}"
-        lines.append(f"| {point['dataset']} | {point['after']} | {point['value']:.2f} | {span} | {point['law']:.2f} |")
+        told = [point["value"], point["other"], point["kept"]]
+        cells = [*(f"{each:.2f}" for each in told), f"{point['low']:.2f} to {point['high']:.2f}", f"{point['law']:.2f}"]
+        lines.append(f"| {point['dataset']} | {point['after']} | {' | '.join(cells)} |")
     made = f"Made by `python benchmarks/retention.py` ({result['windows']} windows a row) into `{file.name}`."
     return "\n".join([*lines, "", made])
 
 
-def put(lines: str) -> None:
-    """Rewrite docs/measures.md between its comments. Raises ValueError where it has none."""
+def drawn(file: Path) -> str:
+    """The differences and the law, as SVG."""
+    lines = []
+    for style, (data, points) in enumerate(grouped(json.loads(file.read_text(encoding="utf-8"))["points"])):
+        measured = [(point["after"], *(point[key] for key in ("kept", "low", "high"))) for point in points]
+        law = [(point["after"], *(point["law"],) * 3) for point in points]
+        lines += [Line(data, style, measured), Line(data, style, law, law=True)]
+    return curves(lines, metric="share of the gap", at="later writes").svg
+
+
+def grouped(points: Sequence[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
+    names = dict.fromkeys(point["dataset"] for point in points)
+    return [(name, [point for point in points if point["dataset"] == name]) for name in names]
+
+
+def show(file: Path) -> None:
+    """Rewrite docs/measures.md between its comments, and its figure. Raises ValueError where it has no comments."""
     page = ROOT.parent / "docs" / "measures.md"
+    (page.parent / FIGURE).write_text(drawn(file), encoding="utf-8")
+    lines = f"![what is kept of a text, by later writes]({FIGURE})\n\n{table(file)}"
     before, rest = page.read_text(encoding="utf-8").split("<!-- retention -->\n")
     _, after = rest.split("<!-- /retention -->")
     page.write_text(f"{before}<!-- retention -->\n{lines}\n<!-- /retention -->{after}", encoding="utf-8")
@@ -142,7 +178,7 @@ def main() -> None:
         result = {**about, "points": [vars(point) for point in points]}
         chosen.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     Console().print(table(chosen.out))
-    put(table(chosen.out))
+    show(chosen.out)
     put(table(chosen.out))
 
 

@@ -25,7 +25,7 @@ from byheart.anatomy import Anatomy, FeedForward, feed_forward, hooked, measure,
 from byheart.cache import PrefixCache
 from byheart.errors import UnsupportedModelError, UsageError
 from byheart.models import empty_model, open_model
-from byheart.reading import KV, Delta, Reading, adding
+from byheart.reading import KV, Delta, Reading, adding, converted
 from byheart.state import fingerprint
 
 Change: TypeAlias = tuple[nn.Linear, Callable[..., Tensor]]
@@ -243,7 +243,7 @@ class Backbone:
     def changes(self, rows: Sequence[Mapping[str, Delta]]) -> list[Change]:
         """The linear layers that these rows change, each with its forward hook: made once for many passes."""
         return [
-            (self.linear(path), adding([row[path].to(self.dtype) if path in row else None for row in rows]))
+            (self.linear(path), adding(converted([row.get(path) for row in rows], self.dtype)))
             for path in sorted({path for row in rows for path in row})
         ]
 

@@ -103,6 +103,7 @@ class Mixture:
         between: tokens of unrelated text at the beginning of every target: nobody writes them into a memory, they stand
             between it and what is predicted.
         batch_tokens: fill a batch with episodes up to so many tokens, so that batches cost alike; 0 counts episodes.
+        packed: batches that are drawn together, their episodes dealt to them by length, so that less is padding.
     """
 
     def __init__(
@@ -118,29 +119,48 @@ class Mixture:
         recall: float = 0.0,
         between: int = 0,
         batch_tokens: int = 0,
+        packed: int = 1,
         seed: int = 0,
     ) -> None:
-        positive(batch=batch, segment_tokens=segment_tokens, target_tokens=target_tokens - 1)
+        positive(batch=batch, packed=packed, segment_tokens=segment_tokens, target_tokens=target_tokens - 1)
         if not sources or min(segments, default=0) < 1 or any(each.weight <= 0 for each in sources):
             raise UsageError("A mixture needs data of weight above 0 and counts of segments of 1 or more.")
         self.session, self.sources = session, list(sources)
         self.batch, self.segments, self.seed = batch, list(segments), seed
         self.segment_tokens, self.target_tokens, self.gap = segment_tokens, target_tokens, gap
         self.recall, self.between, self.batch_tokens = recall, between, batch_tokens
+        self.packed = packed
         # A long text has more windows than a short one; a question or a dialogue is one.
         self._chances = [
             list(accumulate(len(r.context) if r.task == "lm" else 1 for r in each.data.records)) for each in sources
         ]
         self._known: dict[str, Tensor] = {}
+        self._drawn: tuple[int, list[Batch]] = (-1, [])
 
     def __call__(self, step: int) -> Batch:
         """The batch of ``step``."""
-        segments = self._random("batch", step).choice(self.segments)
+        group, place = divmod(step, self.packed)
+        drawn = self._drawn
+        # Batches are asked for by more than one thread.
+        if drawn[0] != group:
+            drawn = self._drawn = (group, self._batches(group))
+        return drawn[1][place]
+
+    def _batches(self, group: int) -> list[Batch]:
+        """The batches of a group: episodes of like lengths beside each other, the batches in a random order."""
+        rng = self._random("batch", group)
+        segments = rng.choice(self.segments)
         rows = self.batch
         if self.batch_tokens:
             each = segments * self.segment_tokens + self.target_tokens
             rows = min(self.batch, max(1, self.batch_tokens // each))
-        return collate([self.episode(step * self.batch + row, segments) for row in range(rows)])
+        numbers = [(group * self.packed + n) * self.batch + row for n in range(self.packed) for row in range(rows)]
+        episodes = [self.episode(number, segments) for number in numbers]
+        if self.packed > 1:
+            episodes.sort(key=lambda one: (max(map(len, one.segments)), len(one.target)))
+        dealt = [collate(episodes[first : first + rows]) for first in range(0, len(episodes), rows)]
+        rng.shuffle(dealt)
+        return dealt
 
     def episode(self, index: int, segments: int) -> Episode:
         """Episode ``index`` with so many segments. Raises InputError where the data are too short for any."""

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from byheart.backbone import Backbone
 from byheart.budget import options_for, parse_bytes
@@ -100,7 +102,8 @@ def evaluate(
             behind it makes the memory as large as fits these bytes.
         limit: items at most; 0 is all.
         skip: leave out so many items before them, on which something was chosen.
-        batch: items whose texts are written, and questions that are asked, at once.
+        batch: items whose texts are written, and questions that are asked, at once; of the latter up to half as many
+            more where few are left over.
         out: the run's folder; a run that is there goes on.
 
     Raises InputError, which counts items from 1 behind ``skip``; BudgetError where a memory keeps more than its bytes;
@@ -171,7 +174,8 @@ def run(
     one.how(task)
     digests = [digest_of([sorted(vars(task).items()), item]) for item in items]
     found = known(file, items, digests) if file is not None else {}
-    left = [n for n in range(len(items)) if n not in found]
+    # Items of like lengths go side by side, so that less is padding; the longest first: what does not fit shows early.
+    left = sorted((n for n in range(len(items)) if n not in found), key=lambda n: -_length(items[n]))
     outcomes = [outcome for n in sorted(found) for outcome in found[n]]
     done = sum(len(items[n].texts) + len(items[n].questions) for n in found)
     progress(done)
@@ -188,6 +192,11 @@ def run(
         if file is not None:
             append(file, made)
     return sorted(outcomes, key=lambda outcome: (outcome.item, outcome.question))
+
+
+def _length(item: Item) -> int:
+    """Characters of its texts and its longest question."""
+    return sum(map(len, item.texts)) + max((len(question.text) for question in item.questions), default=0)
 
 
 def _outcomes(
@@ -261,12 +270,16 @@ def _asked(task: Task, one: Measured, sessions: Mapping[int, Session], group: Se
 
 
 def _groups(asked: Sequence[_Asked], batch: int) -> Iterator[Sequence[_Asked]]:
-    """Questions that are asked at once: so many at most, whose answers are of one length at most."""
+    """Questions that are asked at once, whose answers are of one length at most: so many, the last half as many more.
+
+    A step costs nearly as much for two rows as for ten, so the few that would be left over go with those before them.
+    """
     by_tokens: dict[int | None, list[_Asked]] = {}
     for one in asked:
         by_tokens.setdefault(one[2].max_tokens, []).append(one)
     for group in by_tokens.values():
-        yield from (group[first : first + batch] for first in range(0, len(group), batch))
+        cuts = [*range(batch, len(group) - batch // 2, batch), len(group)]
+        yield from (group[first:last] for first, last in zip([0, *cuts], cuts, strict=False))
 
 
 def _empty(session: Session) -> Session:
@@ -278,12 +291,13 @@ def _empty(session: Session) -> Session:
 def _answers(task: Task, asked: Sequence[tuple[Session, Question]], how: Decoding) -> list[Answer]:
     """The answers to questions of one backbone, all in one batch."""
     first = asked[0][0]
-    prompts = [session.prompt(question.text, framed=question.framed) for session, question in asked]
+    prompts = [_prompt(session, question) for session, question in asked]
     readings = [session.reading_for(question.text) for session, question in asked]
     if task.asks == "words":
-        others = [session.prompt(question.text, framed=question.framed, alone=True) for session, question in asked]
+        others = [_prompt(session, question, alone=True) for session, question in asked]
         steps = generate(first.backbone, prompts, readings, others=others, decoding=how, stop_tokens=first.stop_tokens)
-        return [Answer(text.strip()) for text in texts_of(steps, first.tokenizer, task.stop)]
+        texts = texts_of(steps, first.tokenizer, task.stop)
+        return [Answer(f"{question.begins}{text}".strip()) for (_, question), text in zip(asked, texts, strict=True)]
     choices = [
         [session.tokens(each, framed=question.framed) for each in question.choices] for session, question in asked
     ]
@@ -297,6 +311,13 @@ def _answers(task: Task, asked: Sequence[tuple[Session, Question]], how: Decodin
     ]
 
 
+def _prompt(session: Session, question: Question, *, alone: bool = False) -> Tensor:
+    prompt = session.prompt(question.text, framed=question.framed, alone=alone)
+    if not question.begins:
+        return prompt
+    return torch.cat([prompt, session.tokens(question.begins, framed=question.framed).to(prompt.device)])
+
+
 def _part(value: float | Part) -> tuple[float, float]:
     return (value.total, value.weight) if isinstance(value, Part) else (float(value), 1.0)
 
@@ -308,28 +329,33 @@ def _rows(task: Task, dataset: str, said: str, outcomes: Sequence[Outcome]) -> l
     """A row for each metric and each thing that it is the number of, in the order in which they came."""
     groups: dict[tuple[str, str], list[Outcome]] = {}
     for outcome in outcomes:
-        for metric in outcome.parts:
+        for metric in dict.fromkeys(map(_metric, outcome.parts)):
             groups.setdefault((metric, json.dumps(outcome.at)), []).append(outcome)
     return [_row(task, dataset, said, metric, members) for (metric, _), members in groups.items()]
 
 
+def _metric(part: str) -> str:
+    """The metric that a part belongs to: what stands before a class."""
+    return part.partition("/")[0]
+
+
 def _row(task: Task, dataset: str, said: str, metric: str, members: Sequence[Outcome]) -> Row:
     """Questions of one item are no independent draws: whole items are drawn."""
-    numbers = sorted({outcome.item for outcome in members})
-    place = {number: n for n, number in enumerate(numbers)}
-    totals, weights = torch.zeros(len(numbers), dtype=torch.double), torch.zeros(len(numbers), dtype=torch.double)
+    place = {number: n for n, number in enumerate(sorted({outcome.item for outcome in members}))}
+    # Totals and weights of each item, by class.
+    sums: dict[str, Tensor] = {}
     for outcome in members:
-        total, weight = outcome.parts[metric]
-        totals[place[outcome.item]] += total
-        weights[place[outcome.item]] += weight
-    drawn = draws(len(numbers))
-    low, high = interval(totals[drawn].sum(-1) / weights[drawn].sum(-1))
+        for name in (name for name in outcome.parts if _metric(name) == metric):
+            own = sums.setdefault(name, torch.zeros(2, len(place), dtype=torch.double))
+            own[:, place[outcome.item]] += torch.tensor(outcome.parts[name], dtype=torch.double)
+    drawn = draws(len(place))
+    low, high = interval(_over_classes([own[:, drawn].sum(-1) for own in sums.values()]))
     return Row(
         task=task.name,
         dataset=dataset,
         memory=said,
         metric=metric,
-        value=(totals.sum() / weights.sum()).item(),
+        value=_over_classes([own.sum(-1) for own in sums.values()]).item(),
         low=low,
         high=high,
         n=len(members),
@@ -337,3 +363,11 @@ def _row(task: Task, dataset: str, said: str, metric: str, members: Sequence[Out
         seconds=sum(outcome.write_seconds for outcome in members) / len(members),
         at={**members[0].at, "answer_seconds": sum(outcome.answer_seconds for outcome in members) / len(members)},
     )
+
+
+def _over_classes(sums: Sequence[Float[Tensor, "2 ..."]]) -> Float[Tensor, "..."]:
+    """The mean, over the classes that have any weight, of totals over weights."""
+    totals, weights = torch.stack(list(sums), dim=1)
+    there = weights > 0
+    means: Tensor = torch.where(there, totals / weights, 0).sum(0) / there.sum(0)
+    return means

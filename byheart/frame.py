@@ -21,6 +21,21 @@ class Frame:
     turn: str
     end: str
 
+    def tokens(self, tokenizer: Any) -> dict[str, list[int]]:
+        """The frame as memories may need it, see ``Memory.framed``; a text's first token stands before all else."""
+        begins = list(tokenizer("").input_ids)
+
+        def ids(text: str) -> list[int]:
+            found = list(tokenizer(text, add_special_tokens=False).input_ids)
+            return found if found[: len(begins)] == begins else begins + found
+
+        return {
+            "header": ids(self.turn),
+            "footer": special(tokenizer, self.end)[:1],
+            "opening": ids(self.opening),
+            "receipt": tokenizer(self.receipt, add_special_tokens=False).input_ids,
+        }
+
     @classmethod
     def of(cls, tokenizer: Any) -> Frame:
         """Found by rendering marked messages, so that no template is known by name."""
@@ -43,3 +58,9 @@ class Frame:
             turn=turn,
             end=alone.split(_QUESTION)[1],
         )
+
+
+def special(tokenizer: Any, text: str) -> list[int]:
+    """The special tokens in a text."""
+    known = set(tokenizer.all_special_ids)
+    return [token for token in tokenizer(text, add_special_tokens=False).input_ids if token in known]

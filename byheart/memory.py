@@ -121,8 +121,15 @@ class Memory(nn.Module, abc.ABC):
         return {p.name: vars(self)[p.name] for p in signature if p.kind is p.KEYWORD_ONLY}
 
     @classmethod
-    def framed(cls, header: Sequence[int], footer: Sequence[int]) -> dict[str, Any]:
-        """Options that come from the chat template: the tokens that open and close an assistant turn."""
+    def framed(
+        cls, *, header: Sequence[int], footer: Sequence[int], opening: Sequence[int], receipt: Sequence[int]
+    ) -> dict[str, Any]:
+        """Options that come from the chat template.
+
+        Args:
+            header, footer: tokens that open and close an assistant turn.
+            opening, receipt: tokens before and behind a text that is written as a turn; later ones have no opening.
+        """
         return {}
 
     @classmethod

@@ -74,6 +74,16 @@ def exact_match(prediction: str, gold: str) -> bool:
     return normalise_squad(prediction) == normalise_squad(gold)
 
 
+def contains(prediction: str, gold: str) -> bool:
+    """Whether the gold answer's words stand in the prediction, side by side, after SQuAD's normalisation.
+
+    Chat models answer in sentences, which are no exact match; long answers have it easier. A gold answer of which
+    nothing is left is in none.
+    """
+    wanted = normalise_squad(gold)
+    return bool(wanted) and f" {wanted} " in f" {normalise_squad(prediction)} "
+
+
 def shared_words(prediction: Sequence[str], gold: Sequence[str]) -> float:
     """F1 of two bags of words, each word as often as it stands in both; 0 where none is shared."""
     shared = (Counter(prediction) & Counter(gold)).total()

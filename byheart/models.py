@@ -15,7 +15,7 @@ import os
 import shutil
 import struct
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedModel,
@@ -103,6 +104,40 @@ def open_model(
     # bitsandbytes puts a model on its device itself, and lets nobody move it.
     model_on_device: PreTrainedModel = (opened if four_bits else opened.to(where)).eval()
     return model_on_device
+
+
+def open_classifier(
+    model: str, *, words: str, longest: int = 512, device: str = "auto"
+) -> Callable[[str, str], list[float]]:
+    """A classifier of pairs of texts, as a function from a pair to the logits of its classes, in float32.
+
+    Args:
+        model: a hub id, or a folder.
+        words: where the tokenizer is; a folder that is the model's and has one of its own goes before.
+        longest: tokens of a pair; of the longer text, what is more is cut off its end.
+
+    Raises ModelError.
+    """
+    where, model = _device(device), located(model)
+    own = any(next(Path(model).glob(pattern), None) for pattern in _TOKENIZER_FILES)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model if own else words)
+        opened: Any = AutoModelForSequenceClassification.from_pretrained(model, dtype=torch.float32)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise ModelError(
+            f"Classifier '{model}' could not be opened: {_first_line(error)} Where the hub cannot be reached, give the "
+            "folder of a copy."
+        ) from error
+    classifier: PreTrainedModel = opened.to(where).eval()
+    cut = min(longest, tokenizer.model_max_length)
+
+    @torch.inference_mode()
+    def classify(first: str, second: str) -> list[float]:
+        pair = tokenizer(first, second, truncation=True, max_length=cut, return_tensors="pt").to(where)
+        logits: list[float] = classifier(**pair).logits[0].tolist()
+        return logits
+
+    return classify
 
 
 def empty_model(

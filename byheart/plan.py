@@ -29,7 +29,7 @@ else:
     import tomli as tomllib
 
 _HELD_OUT_BATCHES = 8
-_SHAPES = ("segments", "segment_tokens", "target_tokens", "gap", "recall", "batch", "batch_tokens")
+_SHAPES = ("segments", "segment_tokens", "target_tokens", "gap", "recall", "batch", "batch_tokens", "packed")
 _MEANT = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list", dict: "a table"}
 
 
@@ -57,6 +57,7 @@ class Plan:
     recall: float = 0.0
     batch: int = 16
     batch_tokens: int = 0
+    packed: int = 1
     steps: int = 1000
     learning_rate: float = 3e-4
     warmup: float = 0.03

@@ -217,8 +217,9 @@ def _numbers_axis(axes: Axes, places: Sequence[float]) -> None:
     least = min(abs(place) for place in places if place) if any(places) else 1
     if places[0] >= 0 and places[-1] >= 16 * least:
         axes.set_xscale("symlog", linthresh=least, linscale=0.5) if places[0] == 0 else axes.set_xscale("log")
-    if len(places) <= 8:
-        _ticks(axes, places, lambda place: f"{place:,.4g}")
+    # The default ticks of such an axis are formulas, which plain text does not show.
+    shown = dict.fromkeys([*places[:: math.ceil(len(places) / 8)], places[-1]])
+    _ticks(axes, list(shown), lambda place: f"{place:,.4g}")
 
 
 def _ticks(axes: Axes, places: Sequence[float], said: Callable[[float], str]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import TypeAlias
 
 import torch
@@ -134,18 +135,30 @@ class Reading:
         return sum(tensor.nbytes for tensor in tensors)
 
 
+def converted(rows: Sequence[Delta | None], dtype: torch.dtype) -> list[Delta | None]:
+    """Each batch row's change in ``dtype``, None where it has none; rows that share a change share what it becomes."""
+    own = {id(row): row for row in rows if row is not None}
+    made = {key: row.to(dtype) for key, row in own.items()}
+    return [made.get(id(row)) for row in rows]
+
+
 def adding(rows: Sequence[Delta | None]) -> Callable[..., Tensor]:
-    """A forward hook that adds each batch row's change to a linear layer's output."""
-    if len({id(row) for row in rows}) == 1 and rows[0] is not None:
+    """A forward hook that adds each batch row's change to a linear layer's output.
+
+    Rows side by side that share one change go through one product: questions about one text read its weights once.
+    """
+    runs = [list(run) for _, run in groupby(rows, key=id)]
+    if len(runs) == 1 and rows[0] is not None:
         shared = rows[0]
         return lambda module, args, out: out + shared(args[0], 0)
     low_rank = [row for row in rows if isinstance(row, LowRankDelta)]
     if len(low_rank) == len(rows) and len({row.down.shape for row in low_rank}) == 1:
         down, up = torch.cat([row.down for row in low_rank]).mT, torch.cat([row.up for row in low_rank]).mT
         return lambda module, args, out: out + torch.bmm(torch.bmm(args[0], down), up)
+    counts = [len(run) for run in runs]
 
     def hook(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
-        changed = [out[b] + row(args[0][b], 0) if row else out[b] for b, row in enumerate(rows)]
-        return torch.stack(changed)
+        parts = zip(runs, torch.split(args[0], counts), torch.split(out, counts), strict=True)
+        return torch.cat([y + run[0](x, 0) if run[0] else y for run, x, y in parts])
 
     return hook

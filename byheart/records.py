@@ -1,8 +1,8 @@
 """Reading data sets: JSON lines, plain text, a folder of both, or a data set of the Hugging Face hub, as records.
 
-One JSON object a line. What is read of it: ``task`` (lm, qa, dialog; others with a question count as qa), ``context``,
-``question``, ``answers`` and ``meta.turns``, ``meta.persona``. A plain text file is one lm record. Nothing here knows
-tokens.
+One JSON object a line, or a list of them in a file; of SQuAD's own files, one a question. What is read of it: ``task``
+(lm, qa, dialog; others with a question count as qa), ``context``, ``question``, ``answers`` and ``meta.turns``,
+``meta.persona``. A plain text file is one lm record. Nothing here knows tokens.
 """
 
 from __future__ import annotations
@@ -119,7 +119,26 @@ def _listed_in(text: str, where: str) -> Iterator[Mapping[str, Any]]:
     found = whole.get("data") if isinstance(whole, dict) else whole
     if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
         raise InputError(f"{where} holds no list of JSON objects, nor one under 'data'.")
-    yield from found
+    for row in found:
+        asked = any(isinstance(each, Mapping) and "qas" in each for each in _listed(row.get("paragraphs")))
+        yield from _of_article(row, where) if asked else (row,)
+
+
+def _of_article(article: Mapping[str, Any], where: str) -> Iterator[Mapping[str, Any]]:
+    """The questions about an article of SQuAD's own files (arXiv 1606.05250, 1806.03822), a record each.
+
+    One that is impossible has no answers: its plausible ones are wrong. Raises InputError.
+    """
+    try:
+        for paragraph in article["paragraphs"]:
+            for asked in paragraph["qas"]:
+                answers = [] if asked.get("is_impossible") else [str(answer["text"]) for answer in asked["answers"]]
+                told = {"context": paragraph["context"], "question": asked["question"]}
+                meta = {"title": article.get("title", ""), "id": asked.get("id", "")}
+                # Several people gave the same answer.
+                yield {"task": "qa", **told, "answers": list(dict.fromkeys(answers)), "meta": meta}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{where} has paragraphs with questions that are not as SQuAD's are: {error!r}.") from error
 
 
 def _parsed(line: str, where: str) -> Mapping[str, Any]:

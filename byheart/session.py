@@ -31,7 +31,7 @@ from byheart.backbone import Backbone
 from byheart.cache import PrefixCache
 from byheart.decoding import Decoding, generate
 from byheart.errors import InputError, UsageError
-from byheart.frame import RECEIPT, Frame
+from byheart.frame import RECEIPT, Frame, special
 from byheart.memories import build, find
 from byheart.memory import Memory, is_learned, read_card
 from byheart.models import DEFAULT, located, open_tokenizer
@@ -257,7 +257,7 @@ class Session:
     def stop_tokens(self) -> set[int]:
         """Tokens that end an answer: the model's, the tokenizer's, and the chat template's end of turn."""
         model: Any = self.backbone.stop_tokens
-        ends = [*model, self.tokenizer.eos_token_id, *_special(self.tokenizer, self.frame.end)[:1]]
+        ends = [*model, self.tokenizer.eos_token_id, *special(self.tokenizer, self.frame.end)[:1]]
         return {token for token in ends if token is not None}
 
     def _encode(self, *parts: str, first: bool) -> Tensor:
@@ -301,8 +301,7 @@ def load(
     own = shipped.find(memory, backbone.fingerprint, options) if trained and not learned else None
     card = read_card(own) if own is not None else card
     words = tokenizer if tokenizer is not None else open_tokenizer(backbone.source)
-    frame = Frame.of(words)
-    turn = kind.framed(words(frame.turn, add_special_tokens=False).input_ids, _special(words, frame.end)[:1])
+    turn = kind.framed(**Frame.of(words).tokens(words))
     made = build(card["mechanism"], backbone, **{**turn, **card["options"], **options})
     if learned or own is not None:
         made.load_pretrained(learned or str(own))
@@ -393,8 +392,3 @@ def _require_characters(text: str) -> None:
 def _fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     words = sorted(tokenizer.get_vocab().items())
     return hashlib.sha256(repr(words).encode()).hexdigest()[:32]
-
-
-def _special(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    known = set(tokenizer.all_special_ids)
-    return [token for token in tokenizer(text, add_special_tokens=False).input_ids if token in known]

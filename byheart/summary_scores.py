@@ -1,18 +1,21 @@
 """Scores of summaries, as FastMem reports them (https://arxiv.org/abs/2406.16069): ROUGE, BERTScore and FactKB.
 
-ROUGE and BERTScore come from packages that are imported when they are used. FactKB is a classifier, which the caller
-runs: here are its numbers only. Each function gives one score for each pair.
+ROUGE and BERTScore come from packages that are imported when they are used. The models of BERTScore and FactKB are
+opened once a process, when the first pair is scored. Each function gives one score for each pair.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from importlib import import_module
 from typing import Any, NamedTuple
 
 from byheart.errors import UsageError
 
+FACTKB = "bunsenfeng/FactKB"
+_FACTKB_WORDS = "roberta-base"
 _ROUGE = ["rouge1", "rouge2", "rougeL", "rougeLsum"]
 
 
@@ -48,16 +51,46 @@ def bert_precision(predictions: Sequence[str], articles: Sequence[str]) -> list[
     of an article goes beyond that model's 512 tokens is not read. Raises UsageError.
     """
     _need_pairs(predictions, articles)
-    package = _imported("bert_score", "BERTScore", "bert-score")
-    precision, _, _ = package.score(list(predictions), list(articles), lang="en", rescale_with_baseline=False)
+    scorer = _bert_scorer()
+    if not predictions:
+        return []
+    precision, _, _ = scorer.score(list(predictions), list(articles))
     return [float(value) for value in precision]
 
 
-def factkb(logits: Sequence[Sequence[float]]) -> list[float]:
-    """How likely FactKB holds each summary to be true to its article: the softmax probability of class 1.
+@cache
+def _bert_scorer() -> Any:
+    """BERTScore with its model open: its plain function opens the model at each call."""
+    package = _imported("bert_score", "BERTScore", "bert-score")
+    return package.BERTScorer(lang="en", rescale_with_baseline=False)
 
-    The logits are those of bunsenfeng/FactKB (https://arxiv.org/abs/2305.08281) for the pair (summary, article), in
-    this order, by roberta-base's tokenizer, cut at 512 tokens. Raises UsageError where there are not two.
+
+def factkb(predictions: Sequence[str], articles: Sequence[str], *, model: str = FACTKB) -> list[float]:
+    """How likely FactKB (https://arxiv.org/abs/2305.08281) holds each summary to be true to its article.
+
+    The pair (summary, article), in this order, by roberta-base's tokenizer, cut at 512 tokens. Raises UsageError, and
+    ModelError where the classifier cannot be opened.
+
+    Args:
+        model: a hub id, or the folder of a copy, whose own tokenizer is taken where there is one.
+    """
+    _need_pairs(predictions, articles)
+    classify = _classifier(model)
+    return truth([classify(summary, article) for summary, article in zip(predictions, articles, strict=True)])
+
+
+@cache
+def _classifier(model: str) -> Callable[[str, str], list[float]]:
+    # Scores of words alone must not wait for torch.
+    from byheart.models import open_classifier
+
+    return open_classifier(model, words=_FACTKB_WORDS)
+
+
+def truth(logits: Sequence[Sequence[float]]) -> list[float]:
+    """FactKB's score of each pair of logits: the softmax probability of class 1.
+
+    Raises UsageError where there are not two.
     """
     for pair in logits:
         if len(pair) != 2:

@@ -28,6 +28,7 @@ class Question:
         framed: put into the chat template; else the model goes on from the bare text.
         about: whatever the task needs to judge the answer.
         max_tokens: of its answer; the task's without it.
+        begins: what the answer is made to begin with.
     """
 
     text: str
@@ -38,6 +39,7 @@ class Question:
     framed: bool = True
     about: Fields = field(default_factory=dict)
     max_tokens: int | None = None
+    begins: str = ""
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,11 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def score(self, question: Question, answer: Answer) -> Mapping[str, float | Part]:
-        """How good an answer is, by metric."""
+        """How good an answer is, by metric.
+
+        A metric of classes, such as macro F1, has a part for each of them, ``metric/class``: its number is the mean
+        over all classes that occur, in which each counts once.
+        """
 
     def summary(self, rows: Sequence[Row]) -> list[Row]:
         """More rows, made of those of one memory on one data set: means of metrics, a law, a line to compare with."""

@@ -25,6 +25,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "compressed-kv": {"tokens": 2, "segment_tokens": 16, "rank": 2},
     "last-ffn": {"steps": 2, "learning_rate": 1e-2},
     "ffn-lora": {"steps": 2, "learning_rate": 1e-1, "rank": 2, "chunk_tokens": 16},
+    "ffn-edit": {"steps": 2, "learning_rate": 1e-2, "chunk_tokens": 16},
     # Every family has layers of these names.
     "adapter": {"linears": ["o_proj", "down_proj"], "rank": 2},
     "full": {"chunk_tokens": 16},
@@ -51,6 +52,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "last-ffn bare": {"keep_text": False},
     "last-ffn two": {"layers": 2, "header": [5, 6], "footer": [7]},
     "ffn-lora values": {"role": "values", "layers": [0, 2]},
+    "ffn-edit up": {"role": "up", "layers": [0, 2], "learned_tokens": 8, "bound": 0.015},
     "adapter gate": {"preset": "qv+gate", "linears": []},
     "every-kth sinkless": {"sinks": 0},
     "mean-pooled sinkless": {"sinks": 0},

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from torch import Tensor, nn
 
 from byheart import models
+from byheart.backbone import Backbone
 from byheart.builders import prompted, prompts_of
 from byheart.errors import InputError, UnknownNameError, UsageError
 from byheart.evaluate import evaluate
@@ -169,7 +171,7 @@ def test_a_run_is_trained_told_measured_and_read_by_peft(
     assert losses[-1] < losses[0]
 
     rows = evaluate(Multitask(), data, [str(out)], model=str(tiny_folder), dtype="float32")
-    assert [row.metric for row in rows] == ["accuracy"]
+    assert [row.metric for row in rows] == ["accuracy", "macro_f1"]
 
     trained = load(str(tiny_folder), memory=str(out), dtype="float32")
     theirs = PeftModel.from_pretrained(tiny_model(), str(out)).eval()
@@ -202,6 +204,51 @@ def test_a_base_in_four_bits_needs_a_gpu_and_a_package(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match="pip install bitsandbytes"):
         models._four_bits(torch.device("cuda"))
+
+
+class Packed(nn.Linear):
+    """As of bitsandbytes in 4 bits: a linear layer whose weight is bytes of no shape, unpacked when it is called."""
+
+    def __init__(self, plain: nn.Linear) -> None:
+        super().__init__(plain.in_features, plain.out_features, bias=plain.bias is not None)
+        self.bias, self.whole = plain.bias, plain.weight.shape
+        packed = plain.weight.detach().view(torch.uint8).reshape(-1, 1)
+        self.weight = nn.Parameter(packed, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight.reshape(-1).view(torch.float32).view(self.whole)
+        return nn.functional.linear(x, weight, self.bias)
+
+
+def packed_backbone() -> Backbone:
+    model = tiny_model()
+    for name, module in list(model.get_decoder().named_modules()):
+        if isinstance(module, nn.Linear):
+            model.get_decoder().set_submodule(name, Packed(module))
+    return Backbone(model)
+
+
+@pytest.mark.parametrize("name", ["adapter", "compressed-kv", "latent-pool"])
+def test_a_base_with_packed_weights_trains_as_a_plain_one(name: str) -> None:
+    """Layers are called; nobody reads their weights."""
+    found = []
+    for own in (packed_backbone(), tiny_backbone()):
+        made = fresh(name, own)
+        loss = made.loss(BATCH)
+        loss.backward()
+        grads = {key: part.grad for key, part in made.named_parameters() if part.grad is not None}
+        found.append((loss.detach(), grads))
+        assert grads
+        state = written(made, tokens(9))
+        found[-1] += (logits(own, made.read(state), tokens(5)),)
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+
+
+def test_packed_weights_are_not_tuned() -> None:
+    with pytest.raises(
+        UsageError, match=r"tunes 'layers\.2\.mlp\.\w+', whose weight is packed; open the model in anoth"
+    ):
+        build("last-ffn", packed_backbone())
 
 
 def test_episodes_without_segments_teach_no_memory_of_texts(data: str, tiny_folder: Path, tmp_path: Path) -> None:

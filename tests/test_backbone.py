@@ -230,6 +230,31 @@ def test_changes_of_different_ranks_share_a_batch() -> None:
             torch.testing.assert_close(mixed[b], own.linear(path)(x[b : b + 1])[0], rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", [0, 1], ids=["dense", "low rank"])
+def test_rows_that_share_a_change_convert_and_multiply_it_once(kind: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows as of an evaluation: five questions of one text, one of another, one of no text, the first text again."""
+    own, path = backbone(), "layers.1.mlp.up_proj"
+    x = torch.randn(8, 5, 32, generator=torch.Generator().manual_seed(0))
+    one, other = (Reading(deltas={path: delta(own, path, seed=seed)[kind]}) for seed in (1, 2))
+    rows = [row.deltas for row in [one] * 5 + [other, Reading(), one]]
+    each, products, conversions = type(one.deltas[path]), [], []
+    call, to = each.__call__, each.to
+    monkeypatch.setattr(each, "to", lambda self, dtype: conversions.append(id(self)) or to(self, dtype))
+    monkeypatch.setattr(each, "__call__", lambda self, x, row: products.append(len(x)) or call(self, x, row))
+    with torch.no_grad():
+        with own.deltas(rows):
+            together = own.linear(path)(x)
+        assert conversions == [id(one.deltas[path]), id(other.deltas[path])]
+        assert products == [5, 1, 1]
+        for b, row in enumerate(rows):
+            with own.deltas([row]):
+                torch.testing.assert_close(together[b : b + 1], own.linear(path)(x[b : b + 1]), rtol=0, atol=1e-5)
+        products.clear()
+        with own.deltas(rows[:5]):
+            own.linear(path)(x[:5])
+    assert products == [5]
+
+
 def test_a_wrong_path_is_named_and_leaves_no_hook() -> None:
     own = backbone()
     good = {"layers.0.mlp.up_proj": delta(own, "layers.0.mlp.up_proj", seed=1)[0]}

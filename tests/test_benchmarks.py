@@ -1,4 +1,4 @@
-"""The benchmark of training runs from its command line to its table; what it measures is not judged here."""
+"""Benchmarks run from their command line to their tables or files; what they measure is not judged here."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import tables, training
+import byheart
+from benchmarks import questions, tables, training
+from byheart import evaluate
+from byheart.evaluate import Measured
+from byheart.tasks.questions import Questions
 
 
 @pytest.fixture(scope="module")
@@ -78,3 +82,30 @@ def test_the_parallel_loss_leaves_out_what_nothing_predicts() -> None:
 def test_a_fresh_process_measures_its_peak() -> None:
     setup = training.Setup(training.TINY, "bfloat16", 4, "attention")
     assert training.fresh_peak(setup, training.OURS, 256) > 0
+
+
+def test_questions_are_timed_in_three_ways(tiny_folder: Path, tmp_path: Path) -> None:
+    """Of the texts, the first that ten are asked about."""
+    asked = [{"context": "The cat is Muck.", "question": f"Who is {n}?", "answers": ["Muck"]} for n in range(12)]
+    data, out = tmp_path / "data.jsonl", tmp_path / "questions.json"
+    data.write_text("".join(json.dumps(record) + "\n" for record in [{**asked[0], "context": "Few."}, *asked]))
+    memories = ["--memory", "full,last-ffn:steps=1"]
+    questions.main(["--model", str(tiny_folder), *memories, "--data", str(data), "--rounds", "2", "--out", str(out)])
+    about, found = json.loads(out.read_text())["about"], rows(out)
+    assert (about["questions"], about["text_tokens"], about["answer_tokens"]) == (10, 16, 16)
+    for said in ("full", "last-ffn:steps=1"):
+        assert found[f"{said}: evaluation / least"]["required"] == "<= 1.3"
+        assert found[f"{said}: one by one / evaluation"]["value"] > 0
+        assert all(found[f"{said}: {way}"]["unit"] == "seconds" for way in ("evaluation", "least", "one by one"))
+
+
+def test_all_three_ways_answer_alike(tiny_folder: Path) -> None:
+    """Else one would be timed on less."""
+    opened = byheart.load(str(tiny_folder), dtype="float32")
+    task, records = Questions(), questions.records(None)
+    (item,) = task.items([{**record, "context": "The cat is Muck."} for record in records], 0)
+    one = Measured.of("full:max_tokens=5", opened)
+    answers = [outcome.text for outcome in evaluate.run(task, [item], one)]
+    assert [text.strip() for text in questions.least(one, task, item)] == answers
+    assert questions.one_by_one(one, task, item) == answers
+    assert len(records[0]["context"].split()) == questions.WORDS

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from byheart.builders import Mixture, Weighted
 from byheart.errors import InputError, UsageError
-from byheart.records import read
+from byheart.records import read, rows
 from byheart.session import Session, load
+from byheart.tasks.questions import Questions
+from byheart.tasks.retention import Retention
 from byheart.testing import tiny_backbone
 from tests.conftest import tiny_tokenizer
 
@@ -43,6 +45,65 @@ def text(session: Session, tokens: Tensor) -> str:
 
 
 # ---- records ----
+
+
+SQUAD = {
+    "version": "v2.0",
+    "data": [
+        {
+            "title": "Cats",
+            "paragraphs": [
+                {
+                    "context": "The cat is Muck.",
+                    "qas": [
+                        {
+                            "id": "a",
+                            "question": "Who?",
+                            "answers": [{"text": "Muck"}, {"text": "Muck"}, {"text": "M."}],
+                        },
+                        {
+                            "id": "b",
+                            "question": "When?",
+                            "answers": [],
+                            "plausible_answers": [{"text": "Muck"}],
+                            "is_impossible": True,
+                        },
+                    ],
+                },
+                {"context": "The dog is Rex.", "qas": [{"question": "Who?", "answers": [{"text": "Rex"}]}]},
+            ],
+        }
+    ],
+}
+
+
+def test_squads_own_file_is_a_record_a_question(tmp_path: Path) -> None:
+    file = tmp_path / "dev-v2.0.json"
+    file.write_text(json.dumps(SQUAD))
+    found = rows(str(file))
+    assert [(row["context"], row["question"], row["answers"]) for row in found] == [
+        ("The cat is Muck.", "Who?", ["Muck", "M."]),
+        ("The cat is Muck.", "When?", []),
+        ("The dog is Rex.", "Who?", ["Rex"]),
+    ]
+    assert found[0]["meta"] == {"title": "Cats", "id": "a"}
+    # What is not answered is neither learned nor asked.
+    assert [record.answer for record in read(str(file)).records] == ["Muck", "Rex"]
+    items = {item.texts: item.questions for item in Questions().items(found, 0)}
+    assert {texts: [one.answers for one in asked] for texts, asked in items.items()} == {
+        ("The cat is Muck.",): [("Muck", "M.")],
+        ("The dog is Rex.",): [("Rex",)],
+    }
+    (item,) = Retention(distractors=1).items(found[1:], 0)
+    assert (item.texts[0], len(item.questions)) == ("The dog is Rex.\n", 2)
+
+
+@pytest.mark.parametrize("broken", [{"question": "Who?"}, {"question": "Who?", "answers": ["Rex"]}, {"answers": []}])
+def test_a_file_that_is_not_quite_squads_is_refused(broken: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "dev.json"
+    file.write_text(json.dumps([{"paragraphs": [{"context": "The dog is Rex.", "qas": [broken]}]}]))
+    with pytest.raises(InputError, match=r"dev\.json' has paragraphs with questions that are not as SQuAD's are"):
+        rows(str(file))
 
 
 def test_files_folders_and_plain_text_are_read(tmp_path: Path) -> None:
@@ -190,3 +251,24 @@ def test_data_too_short_for_what_is_asked_are_refused(session: Session, tmp_path
         mixture(session, written(tmp_path, {"text": "short"})).episode(0, 4)
     with pytest.raises(UsageError, match="segments of 1 or more"):
         mixture(session, written(tmp_path, {"text": TEXT}), segments=[])
+
+
+def test_packed_batches_hold_the_same_episodes_by_length(session: Session, tmp_path: Path) -> None:
+    turns = [{"task": "dialog", "meta": {"turns": ["a" * n, "Hi.", "Yes."]}} for n in range(1, 12)]
+    source = written(tmp_path, *turns)
+    loose, packed = (mixture(session, source, segments=[1], packed=each) for each in (1, 4))
+
+    def rows(batches: list[Any]) -> list[list[int]]:
+        return sorted(
+            row[real].tolist() for each in batches for row, real in zip(each.segments, each.counts, strict=True)
+        )
+
+    for group in (0, 1):
+        numbers = range(4 * group, 4 * group + 4)
+        before, after = [loose(n) for n in numbers], [packed(n) for n in numbers]
+        assert rows(before) == rows(after)
+        assert sum(each.counts.numel() for each in after) < sum(each.counts.numel() for each in before)
+    # What a batch is depends on its number alone.
+    again = mixture(session, source, segments=[1], packed=4)
+    assert again(6).segments.equal(packed(6).segments)
+    assert packed(1).segments.equal(again(1).segments)

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from byheart.decoding import Decoding, likelihoods
+from byheart.decoding import Decoding, generate, likelihoods
 from byheart.errors import BudgetError, InputError, UnknownNameError, UsageError
-from byheart.evaluate import Measured, evaluate, run as run_task
+from byheart.evaluate import Measured, _groups, evaluate, run as run_task
 from byheart.reading import Reading
 from byheart.rows import Row, load as load_rows
 from byheart.run_folder import Outcome, append, known
@@ -16,6 +16,7 @@ from byheart.session import Session, load, write_many
 from byheart.streaming import texts_of
 from byheart.task import Answer, Fields, Item, Part, Question, Task
 from byheart.tasks import BUILT_IN, build, defaults
+from byheart.tasks.faithful import Faithful
 from byheart.tasks.integrity import Integrity
 from byheart.tasks.questions import Questions
 from tests.conftest import Run
@@ -76,6 +77,46 @@ def test_a_text_is_written_once_and_all_its_questions_are_asked_together(
         assert outcome.text == said
 
 
+def test_an_answer_can_be_made_to_begin_with_given_words(opened: Session) -> None:
+    task = Faithful(primed=True)
+    items = list(task.items([{"context": "The cat is Muck.", "question": "Who?", "answers": ["Muck"]}], 0))
+    one = Measured.of("full:max_tokens=5", opened)
+    (outcome,) = run_task(task, items, one)
+    alone = one.session.fork()
+    alone.write(items[0].texts[0])
+    prompt = torch.cat([alone.prompt(items[0].questions[0].text), alone.tokens("The answer is:")])
+    (said,) = texts_of(
+        generate(
+            alone.backbone, [prompt], [alone.reading], decoding=Decoding(max_tokens=5), stop_tokens=alone.stop_tokens
+        ),
+        alone.tokenizer,
+        (),
+    )
+    assert outcome.text == f"The answer is:{said}".strip()
+    assert outcome.parts["failures"] == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("count", "batch", "sizes"),
+    [
+        (10, 8, [10]),
+        (12, 8, [12]),
+        (13, 8, [8, 5]),
+        (16, 8, [8, 8]),
+        (18, 8, [8, 10]),
+        (3, 8, [3]),
+        (3, 1, [1, 1, 1]),
+        (5, 2, [2, 3]),
+        (0, 8, []),
+    ],
+)
+def test_a_few_questions_are_not_left_to_a_batch_of_their_own(count: int, batch: int, sizes: list[int]) -> None:
+    asked = [(0, k, Question(str(k))) for k in range(count)]
+    groups = list(_groups(asked, batch))
+    assert [len(group) for group in groups] == sizes
+    assert [one for group in groups for one in group] == asked
+
+
 def test_likelihoods_are_those_of_each_continuation_alone(opened: Session) -> None:
     session = opened.fork()
     session.write(TEXTS[0])
@@ -118,7 +159,7 @@ def test_a_run_that_was_interrupted_goes_on_and_gives_the_same_rows(
 
     whole = evaluate(Questions(), str(data), memories, out=tmp_path / "whole", **where)
     assert {(row.metric, row.memory, row.n) for row in whole} == {
-        (metric, memory, 6) for metric in ("exact_match", "f1") for memory in memories
+        (metric, memory, 6) for metric in ("contains", "exact_match", "f1") for memory in memories
     }
     assert kept(load_rows(tmp_path / "whole" / "rows.json")[1]) == kept(whole)
     asked: list[str] = []
@@ -208,7 +249,7 @@ def test_tasks_are_measured_from_the_command_line(run: Run, data: Path, tiny_fol
     assert {(row["task"], row["dataset"], row["memory"], row["metric"], row["n"]) for row in ran.json} == {
         ("questions", "cats", f"{memory}:max_tokens=2", metric, 4)
         for memory in ("full", "nothing")
-        for metric in ("exact_match", "f1")
+        for metric in ("contains", "exact_match", "f1")
     }
     assert "exact match" in run("evaluate", "questions", "--memory", "full:max_tokens=2", *flags).out
     assert run("evaluate", "questons", "--memory", "full", *flags).code == 2
@@ -245,7 +286,7 @@ def test_data_of_one_name_are_told_apart(opened: Session, tmp_path: Path) -> Non
         file.write_text(json.dumps({"context": f"A {folder}.", "question": "What?", "answers": ["A"]}) + "\n")
         evaluate(Questions(), str(file), ["nothing:max_tokens=1"], model=opened.backbone, out=out)
     assert {(row.dataset, row.metric) for row in load_rows(out / "rows.json")[1]} == {
-        (name, metric) for name in ("dev", "nq-dev") for metric in ("exact_match", "f1")
+        (name, metric) for name in ("dev", "nq-dev") for metric in ("contains", "exact_match", "f1")
     }
     assert {file.parent.name for file in out.rglob("*.jsonl")} == {"dev", "nq-dev"}
 

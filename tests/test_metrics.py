@@ -5,13 +5,19 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from transformers import RobertaConfig, RobertaForSequenceClassification
 
-from byheart import longbench_scores, metrics, summary_scores
-from byheart.errors import UnknownNameError, UsageError
+from byheart import longbench_scores, metrics, models, summary_scores
+from byheart.errors import ModelError, UnknownNameError, UsageError
 from byheart.metrics import Choice
+from byheart.tasks.summary import Summary
+from tests.conftest import tiny_tokenizer
 
 # ---- averages ----
 
@@ -48,6 +54,13 @@ def test_squad_drops_punctuation_before_articles() -> None:
 def test_exact_match_is_after_normalisation_and_of_the_whole() -> None:
     assert metrics.exact_match("The Eiffel Tower.", "eiffel tower")
     assert not metrics.exact_match("the Eiffel Tower in Paris", "Eiffel Tower")
+
+
+def test_an_answer_is_contained_word_by_word() -> None:
+    assert metrics.contains("It is the Eiffel Tower, in Paris.", "an Eiffel tower")
+    assert not metrics.contains("They held a party.", "art")
+    assert not metrics.contains("The tower of Eiffel.", "Eiffel Tower")
+    assert not metrics.contains("A.", "a")
 
 
 def test_token_f1_counts_each_word_as_often_as_it_stands_in_both() -> None:
@@ -353,27 +366,98 @@ def test_missing_packages_are_named_with_what_installs_them(monkeypatch: pytest.
 
 
 BERT_SCORE = """
-def score(candidates, references, *, lang, rescale_with_baseline):
-    assert (candidates, references, lang, rescale_with_baseline) == (["short"], ["a long article"], "en", False)
-    return [0.75], [0.25], [0.375]
+opened = []
+
+class BERTScorer:
+    def __init__(self, **how):
+        assert how == {"lang": "en", "rescale_with_baseline": False}
+        opened.append(self)
+
+    def score(self, candidates, references):
+        assert (candidates, references) == (["short"], ["a long article"])
+        return [0.75], [0.25], [0.375]
 """
 
 
-def test_bert_precision_is_against_the_article(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def nothing_open() -> Iterator[None]:
+    """Models that are open stay so for the whole process."""
+    yield
+    summary_scores._bert_scorer.cache_clear()
+    summary_scores._classifier.cache_clear()
+
+
+def test_bert_precision_is_against_the_article_by_one_model_for_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nothing_open: None
+) -> None:
     (tmp_path / "bert_score.py").write_text(BERT_SCORE, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "bert_score", raising=False)
     try:
-        assert summary_scores.bert_precision(["short"], ["a long article"]) == [0.75]
+        assert summary_scores.bert_precision([], []) == []
+        for _ in range(3):
+            assert summary_scores.bert_precision(["short"], ["a long article"]) == [0.75]
+        assert len(sys.modules["bert_score"].opened) == 1
     finally:
         sys.modules.pop("bert_score", None)
 
 
-def test_factkb_is_the_probability_of_class_one() -> None:
+def test_truth_is_the_probability_of_class_one() -> None:
     # Odds of 3 to 1, 1 to 1 and 1 to e^2000.
-    assert summary_scores.factkb([(0, math.log(3)), (5, 5), (1000, -1000)]) == pytest.approx([0.75, 0.5, 0])
+    assert summary_scores.truth([(0, math.log(3)), (5, 5), (1000, -1000)]) == pytest.approx([0.75, 0.5, 0])
     with pytest.raises(UsageError, match="a pair has 3 logits"):
-        summary_scores.factkb([(0, 1, 2)])
+        summary_scores.truth([(0, 1, 2)])
+
+
+def factkb_folder(folder: Path, *, labels: int = 2) -> Path:
+    """A random classifier of FactKB's architecture; its tokenizer takes 20 tokens of a pair."""
+    tiny = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    torch.manual_seed(0)
+    made = RobertaForSequenceClassification(
+        RobertaConfig(**tiny, vocab_size=128, max_position_embeddings=22, num_labels=labels, initializer_range=1.0)
+    )
+    made.save_pretrained(folder)
+    words = tiny_tokenizer()
+    words.model_max_length = 20
+    words.save_pretrained(folder)
+    return folder
+
+
+@torch.no_grad()
+def test_factkb_is_a_classifier_of_summary_and_article(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nothing_open: None
+) -> None:
+    folder = factkb_folder(tmp_path / "factkb")
+    model, words = RobertaForSequenceClassification.from_pretrained(folder).eval(), tiny_tokenizer()
+    opened, once = [], models.open_classifier
+    monkeypatch.setattr(models, "open_classifier", lambda *at, **how: opened.append(at) or once(*at, **how))
+    pairs = [("A cat.", "The cat ran."), ("The cat ran.", "A cat.")]
+    found = [summary_scores.factkb([first], [second], model=str(folder))[0] for first, second in pairs]
+    logits = [model(**words(first, second, return_tensors="pt")).logits[0] for first, second in pairs]
+    assert found == pytest.approx([torch.softmax(each, dim=-1)[1].item() for each in logits], abs=1e-6)
+    assert abs(found[0] - found[1]) > 1e-3
+    # The longer one is cut, here the article.
+    cut = summary_scores.factkb(["A cat."] * 2, ["The cat ran away.", "The cat ran away from Rex."], model=str(folder))
+    assert cut[0] != found[0]
+    assert cut[1] == summary_scores.factkb(["A cat."], ["The cat ran away from us."], model=str(folder))[0]
+    assert opened == [(str(folder),)]
+
+
+def test_a_factkb_that_cannot_be_used_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nothing_open: None
+) -> None:
+    three = str(factkb_folder(tmp_path / "three", labels=3))
+    with pytest.raises(UsageError, match="FactKB has two classes; a pair has 3 logits"):
+        summary_scores.factkb(["a"], ["b"], model=three)
+
+    def unreachable(name: str, **how: Any) -> None:
+        raise OSError(f"We couldn't connect to the hub to load {name}.\nCheck it.")
+
+    monkeypatch.setattr("byheart.models.AutoTokenizer.from_pretrained", unreachable)
+    with pytest.raises(ModelError, match=r"'bunsenfeng/FactKB' could not .* load roberta-base\. Where the hub cannot"):
+        summary_scores.factkb([], [])
+    with pytest.raises(ModelError, match=r"give the folder of a copy\."):
+        list(Summary(dataset="xsum", factkb=True).items([{"article": "a b", "summary": "a"}], 0))
 
 
 def test_scores_need_neither_torch_nor_transformers() -> None:

@@ -48,3 +48,22 @@ def test_tables_are_those_of_the_result_files(marker: str) -> None:
     table = {"cost": cost_table, "gap": gap_table, "training": training_table}[marker]
     text = README.read_text(encoding="utf-8")
     assert put(text, marker, table(ROOT / "benchmarks" / "results" / f"{marker}.json")) == text
+
+
+@pytest.mark.parametrize("marker", ["gap-lengths", "retention"])
+def test_tables_of_the_measures_are_those_of_the_result_files(marker: str) -> None:
+    from benchmarks.gap import gap_table
+    from benchmarks.retention import table
+    from benchmarks.tables import ROOT, put
+
+    made = {"gap-lengths": gap_table, "retention": table}[marker](ROOT / "benchmarks" / "results" / f"{marker}.json")
+    page = (ROOT / "docs" / "measures.md").read_text(encoding="utf-8")
+    figure = "![what is kept of a text, by later writes](retention.svg)\n\n" if marker == "retention" else ""
+    assert put(page, marker, figure + made) == page
+
+
+def test_the_page_of_results_is_that_of_the_result_files(tmp_path: Path) -> None:
+    from benchmarks import results
+
+    results.main(["--report", "--page", str(tmp_path / "results.md")])
+    assert (tmp_path / "results.md").read_text(encoding="utf-8") == results.PAGE.read_text(encoding="utf-8")

@@ -211,6 +211,24 @@ def test_fastmems_frame_comes_from_the_template() -> None:
     assert session("last-ffn", template=False).memory.options()["header"] == []
 
 
+@pytest.mark.parametrize("begins", [False, True], ids=["plain", "with a first token"])
+@pytest.mark.parametrize("options", [{}, {"keep_text": False}, {"framed": False}], ids=str)
+def test_fastmem_learns_the_bare_text_in_an_assistant_turn(
+    options: dict[str, bool], begins: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words, learned = tiny_tokenizer(), []
+    if begins:
+        words.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    made = load(backbone(), memory="last-ffn", tokenizer=words, steps=1, keep_text=options.get("keep_text", True))
+    tune = made.memory._tune
+    monkeypatch.setattr(made.memory, "_tune", lambda before, texts: learned.extend(texts) or tune(before, texts))
+    for text in ("One.", "Two."):
+        sessions.write_many([made], [text], framed=options.get("framed", True))
+    first = "<s>" * begins
+    said = [(words.decode(ids[0, :start]), words.decode(ids[0, start:])) for ids, start in learned]
+    assert said == [(f"{first}<|assistant|>", f"{text}<|end|>") for text in ("One.", "Two.")]
+
+
 # ---- writing ----
 
 

@@ -3,17 +3,20 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from byheart import metrics
 from byheart.errors import InputError, UnknownNameError, UsageError
-from byheart.evaluate import evaluate
+from byheart.evaluate import _part, _rows, evaluate
 from byheart.prompts import PROMPTS
 from byheart.records import rows
 from byheart.rows import Row, means
+from byheart.run_folder import Outcome
 from byheart.search import GRID, search, settings
 from byheart.task import Answer, Item, Part, Question
 from byheart.tasks import build
@@ -231,11 +234,36 @@ def test_a_long_passage_is_cut_and_a_short_one_left_as_it_is() -> None:
 def test_the_likeliest_label_answers_and_published_words_must_be_the_label() -> None:
     asked = Question("?", ("no",), (" yes", " no"))
     found = Answer(losses=(2.0, 3.0), tokens=(1, 3))
-    assert Multitask().score(asked, found) == {"accuracy": 0}
-    assert Multitask(each_token=True).score(asked, found) == {"accuracy": 1}
+    assert Multitask().score(asked, found)["accuracy"] == 0
+    assert Multitask(each_token=True).score(asked, found)["accuracy"] == 1
     assert (Multitask().asks, Multitask(published=True).asks) == ("choices", "words")
     published = Multitask(published=True)
     assert [published.score(asked, Answer(said))["accuracy"] for said in ("no", "No", "no.")] == [1, 0, 0]
+
+
+@pytest.mark.parametrize("published", [False, True], ids=["likeliest", "published"])
+def test_macro_f1_counts_each_label_once(published: bool) -> None:
+    """Of labels that are right or said: three times yes and once no are right, a stray word is a label of its own."""
+    right = ["yes", "yes", "yes", "no"]
+    said = ["yes", "yes", "no", "no"] if not published else ["yes", "yes", "no", "maybe"]
+    task = Multitask(published=published)
+    outcomes = []
+    for n, (gold, word) in enumerate(zip(right, said, strict=True)):
+        answer = (
+            Answer(word) if published else Answer(losses=(0.0, 1.0) if word == "yes" else (1.0, 0.0), tokens=(1, 1))
+        )
+        question = Question("?", (gold,), (" yes", " no"), at={"set": "boolq"})
+        parts = {name: _part(part) for name, part in task.score(question, answer).items()}
+        outcomes.append(Outcome(n, "", 0, question.at, "", parts, 0, 0.0, 0.0))
+    accuracy, macro = _rows(task, "data", "nothing", outcomes)
+    # yes: precision 1, recall 2/3, F1 4/5. no: 2/3, or 0 where the right one is told as a third label.
+    expected = (4 / 5 + 0 + 0) / 3 if published else (4 / 5 + 2 / 3) / 2
+    assert macro.value == pytest.approx(expected) == metrics.label_scores(said, right).macro_f1
+    assert (accuracy.metric, macro.metric, macro.at["set"], macro.n) == ("accuracy", "macro_f1", "boolq", 4)
+    # Some draws have fewer labels, but none has none.
+    assert 0 <= macro.low <= macro.value <= macro.high <= 1
+    rows = [accuracy, macro, *(replace(row, at={**row.at, "set": "rte"}) for row in (accuracy, macro))]
+    assert [row.metric for row in task.summary(rows)] == ["mean_accuracy", "mean_macro_f1"]
 
 
 @pytest.mark.parametrize(
@@ -397,6 +425,10 @@ def test_a_summary_is_compared_with_the_gold_one_and_its_article(monkeypatch: py
     monkeypatch.setattr("byheart.summary_scores.bert_precision", lambda *texts: given.append(texts) or [0.9])
     assert Summary(bertscore=True).score(asked, Answer("Cats."))["bert_precision"] == 0.9
     assert given == [(["Cats."], ["The cats ran"])]
+    monkeypatch.setattr("byheart.summary_scores.factkb", lambda *texts, model: given.append((*texts, model)) or [0.1])
+    for option, model in ((True, "bunsenfeng/FactKB"), ("a/folder", "a/folder")):
+        assert Summary(factkb=option).score(asked, Answer("Cats."))["factkb"] == 0.1
+        assert given.pop() == (["Cats."], ["The cats ran"], model)
     with pytest.raises(UnknownNameError, match=r"no prompt of summary for the data set 'xsun'\. Did you mean 'xsum'"):
         list(Summary().items([{**record, "dataset": "xsun"}], 0))
     with pytest.raises(InputError, match="Record 1 has no 'dataset'"):
@@ -448,8 +480,8 @@ def test_options_that_cannot_be_are_refused(name: str, option: str, value: Any, 
     ("name", "records", "options", "metrics"),
     [
         ("faithful", [SWAPPED], {}, {"accuracy", "failures"}),
-        ("multitask", [{**NLI, "dataset": "rte", "label": 0}], {}, {"accuracy"}),
-        ("multitask", [{**NLI, "dataset": "rte", "label": 0}], {"published": True}, {"accuracy"}),
+        ("multitask", [{**NLI, "dataset": "rte", "label": 0}], {}, {"accuracy", "macro_f1"}),
+        ("multitask", [{**NLI, "dataset": "rte", "label": 0}], {"published": True}, {"accuracy", "macro_f1"}),
         ("dialogue", [TALK], {"turns": [0, 2]}, {"loss", "perplexity"}),
         (
             "icl",
@@ -475,8 +507,9 @@ def test_nothing_is_written_of_an_item_without_texts(tiny_folder: Path, tmp_path
     records = [{**NLI, "dataset": "rte", "label": n % 2, "context": f"It rains {n}."} for n in range(3)]
     memories = ["nothing", "full", "window:sinks=1;recent=7", "last-ffn:steps=1"]
     rows = evaluate(Multitask(), data(tmp_path, records), memories, model=str(tiny_folder), dtype="float32", batch=2)
-    assert len({each.value for each in rows}) == 1
-    assert [each.n for each in rows] == [3] * 4
+    for metric in ("accuracy", "macro_f1"):
+        assert len({each.value for each in rows if each.metric == metric}) == 1
+    assert [each.n for each in rows] == [3] * 8
 
 
 def test_answers_of_other_options_are_asked_again(tiny_folder: Path, tmp_path: Path) -> None:

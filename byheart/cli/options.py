@@ -40,7 +40,7 @@ Options = Annotated[
     list[str] | None,
     typer.Option("--option", "-o", metavar="KEY=VALUE", help="Of the mechanism; repeatable.", rich_help_panel=_MADE),
 ]
-DType = Annotated[str, typer.Option("--dtype", help="auto, bfloat16, float16 or float32.", rich_help_panel=_MADE)]
+DType = Annotated[str, typer.Option("--dtype", help="auto, bfloat16, float16, float32 or 4bit.", rich_help_panel=_MADE)]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.", rich_help_panel=_MADE)]
 
 _DECODED = "How the answer is chosen"

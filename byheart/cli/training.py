@@ -51,6 +51,10 @@ BatchTokens = Annotated[
     int | None,
     typer.Option("--batch-tokens", help="Fill batches to so many tokens; 0 counts episodes.", rich_help_panel=_DATA),
 ]
+Packed = Annotated[
+    int | None,
+    typer.Option("--packed", help="Batches drawn together and dealt by length; 1.", rich_help_panel=_DATA),
+]
 Accumulate = Annotated[int | None, typer.Option("--accumulate", help="Batches a step; 1.", rich_help_panel=_DATA)]
 LearningRate = Annotated[float | None, typer.Option("--learning-rate", help="3e-4.", rich_help_panel=_LOSS)]
 Teacher = Annotated[
@@ -95,6 +99,7 @@ def train(
     target_tokens: TargetTokens = None,
     batch: Batch = None,
     batch_tokens: BatchTokens = None,
+    packed: Packed = None,
     accumulate: Accumulate = None,
     learning_rate: LearningRate = None,
     teacher: Teacher = None,

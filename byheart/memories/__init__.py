@@ -16,6 +16,7 @@ from byheart.memories.attention_score import AttentionScore
 from byheart.memories.cartridge import Cartridge
 from byheart.memories.compressed_kv import CompressedKV
 from byheart.memories.every_kth import EveryKth
+from byheart.memories.ffn_edit import FFNEdit
 from byheart.memories.ffn_lora import FFNLoRA
 from byheart.memories.full import Full
 from byheart.memories.key_norm import KeyNorm
@@ -34,6 +35,7 @@ BUILT_IN: dict[str, type[Memory]] = {
         CompressedKV,
         LastFFN,
         FFNLoRA,
+        FFNEdit,
         Adapter,
         Cartridge,
         Nothing,

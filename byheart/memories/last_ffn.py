@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -58,6 +59,9 @@ class LastFFN(Memory):
         clip: bound on the gradient's norm.
         header, footer: tokens put around the text while it is learned, an assistant turn in the paper; the header
             is not learned.
+        opening, receipt: tokens that stand around the text where it is kept as a turn of a conversation. They are in
+            the prefix and are not learned: the paper learns the bare text, in an assistant turn, and prompts with it
+            in a user's.
     """
 
     name = "last-ffn"
@@ -74,6 +78,8 @@ class LastFFN(Memory):
         clip: float = 1.0,
         header: Sequence[int] = (),
         footer: Sequence[int] = (),
+        opening: Sequence[int] = (),
+        receipt: Sequence[int] = (),
     ) -> None:
         Memory.__init__(self, backbone)
         positive(steps=steps, learning_rate=learning_rate, layers=layers, clip=clip)
@@ -86,13 +92,20 @@ class LastFFN(Memory):
         # Without the text there is no conversation for a question to go on from.
         self.keeps_turns = keep_text
         self.header, self.footer = list(header), list(footer)
+        self.opening, self.receipt = list(opening), list(receipt)
         depth = len(backbone.layers)
         self._paths = [p for i in range(depth - layers, depth) for p in backbone.feed_forward_roles(i)]
+        for path, linear in ((path, backbone.linear(path)) for path in self._paths):
+            if linear.weight.shape != (linear.out_features, linear.in_features):
+                raise UsageError(f"last-ffn tunes '{path}', whose weight is packed; open the model in another dtype.")
 
     @classmethod
-    def framed(cls, header: Sequence[int], footer: Sequence[int]) -> dict[str, Any]:
-        """The text is learned inside an assistant turn."""
-        return {"header": list(header), "footer": list(footer)}
+    def framed(
+        cls, *, header: Sequence[int], footer: Sequence[int], opening: Sequence[int], receipt: Sequence[int]
+    ) -> dict[str, Any]:
+        """The text is learned inside an assistant turn, without what stands around it where it is kept."""
+        around = {"header": header, "footer": footer, "opening": opening, "receipt": receipt}
+        return {name: list(ids) for name, ids in around.items()}
 
     def init(self) -> State:
         """No change."""
@@ -149,6 +162,13 @@ class LastFFN(Memory):
                 held = held.append(new) if held else new
         return named(held) if held else {}
 
+    def _bare(self, text: Tensor) -> Tensor:
+        """The text (1, T) without the part of the frame that it has."""
+        ids = text[0].tolist()
+        start = _shared(ids, self.opening)
+        end = len(ids) - _shared(ids[start:][::-1], self.receipt[::-1]) if self.keep_text else len(ids)
+        return text[:, start:end] if start < end else text
+
     def _learn(self, before: list[dict[str, Tensor]], texts: list[Tensor]) -> list[Tuned]:
         framed = []
         for text in texts:
@@ -156,7 +176,7 @@ class LastFFN(Memory):
                 raise InputError("There is nothing to write: the text is empty.")
             ends = [torch.tensor([ids], dtype=torch.long, device=text.device) for ids in (self.header, self.footer)]
             # Without a header the first token has nothing before it to be predicted from.
-            framed.append((torch.cat([ends[0], text, ends[1]], dim=1), max(1, len(self.header))))
+            framed.append((torch.cat([ends[0], self._bare(text), ends[1]], dim=1), max(1, len(self.header))))
             if framed[-1][0].shape[1] < 2:
                 raise InputError("The text is too short to learn: give at least two tokens.")
             if framed[-1][0].shape[1] > self.backbone.positions:
@@ -238,6 +258,11 @@ class LastFFN(Memory):
     @property
     def _where(self) -> Any:
         return self.backbone.feed_forward(len(self.backbone.layers) - 1)
+
+
+def _shared(ids: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two sequences begin with alike."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(ids, other, strict=False)))
 
 
 def _joined(references: Sequence[Anchor]) -> Anchor:

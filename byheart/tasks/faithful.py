@@ -16,7 +16,8 @@ from byheart.errors import InputError
 from byheart.records import Fields, required
 from byheart.task import Answer, Item, Part, Question, Task, answers_of, shuffled
 
-_FORMAT = 'Answer in the format "The answer is: ...".'
+_BEGINS = "The answer is:"
+_FORMAT = f'Answer in the format "{_BEGINS} ...".'
 _SPAN = f"Extract from the context the span that best answers the question. {_FORMAT}"
 _CANDIDATE = f"Choose the candidate that best fits the instruction. {_FORMAT}"
 
@@ -28,21 +29,24 @@ class Faithful(Task):
         context: repeat the context in the question, as published: the memory is then there beside the text.
         swapped: of NQ-Swap's own files, ask about the text with the substituted answer, not the original one.
         published: count hits as the released code does, see ``metrics.span_hit``.
+        primed: every answer is made to begin with the words that the format asks for, which small models forget.
     """
 
     name = "faithful"
     max_tokens = 100
     sources: ClassVar[Fields] = {"nq-swap": "pminervini/NQ-Swap:dev"}
 
-    def __init__(self, *, context: bool = False, swapped: bool = True, published: bool = False) -> None:
-        self.context, self.swapped, self.published = context, swapped, published
+    def __init__(
+        self, *, context: bool = False, swapped: bool = True, published: bool = False, primed: bool = False
+    ) -> None:
+        self.context, self.swapped, self.published, self.primed = context, swapped, published, primed
 
     def items(self, records: Sequence[Fields], seed: int) -> Iterator[Item]:
         """One a record, with its one question."""
         for number, record in shuffled(records, seed):
             traps = bool(record.get("classes") or record.get("choices"))
             text, asked, answers = (self._trap if traps else self._span)(record, number)
-            yield Item((text,), (Question(asked, answers),))
+            yield Item((text,), (Question(asked, answers, begins=_BEGINS if self.primed else ""),))
 
     def score(self, question: Question, answer: Answer) -> Mapping[str, float | Part]:
         """A hit where the stated answer holds a right one; a failure where none is stated."""

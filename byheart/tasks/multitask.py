@@ -15,7 +15,7 @@ from byheart.task import Answer, Item, Part, Question, Task, shuffled
 
 
 class Multitask(Task):
-    """Accuracy of classification and multiple choice by the model's own weights (the feed-forward study).
+    """Accuracy and macro F1 of classification and multiple choice by the model's own weights (the feed-forward study).
 
     The likeliest label answers, behind a blank. ``published``: the words that the model goes on with must be the
     label, letter by letter; only blanks around them are taken away.
@@ -41,12 +41,17 @@ class Multitask(Task):
             yield Item((), (question,))
 
     def score(self, question: Question, answer: Answer) -> Mapping[str, float | Part]:
-        """Whether the label is the right one."""
-        if self.published:
-            return {"accuracy": float(answer.text == question.answers[0])}
-        said = question.choices[answer.best(each_token=self.each_token)]
-        return {"accuracy": float(said.strip() == question.answers[0])}
+        """Whether the label is the right one, and its share of each label's F1.
+
+        As published, every string that is right or said is a label, ``published`` words among them; see
+        ``metrics.label_scores``.
+        """
+        said = answer.text if self.published else question.choices[answer.best(each_token=self.each_token)].strip()
+        right = question.answers[0]
+        # F1 is twice the hits over all times that a label is right or said.
+        shares = {right: Part(2.0, 2.0)} if said == right else {right: Part(0.0), said: Part(0.0)}
+        return {"accuracy": float(said == right), **{f"macro_f1/{label}": part for label, part in shares.items()}}
 
     def summary(self, rows: Sequence[Row]) -> list[Row]:
-        """The mean over data sets, where there are several."""
-        return means(rows, over="set", metric="accuracy")
+        """The means over data sets, where there are several."""
+        return [row for metric in ("accuracy", "macro_f1") for row in means(rows, over="set", metric=metric)]

@@ -11,7 +11,7 @@ from byheart.task import Answer, Item, Part, Question, Task, answers_of, is_answ
 
 
 class Questions(Task):
-    """Exact match and token F1 of short answers (SQuAD, Rajpurkar et al. 2016, arXiv 1606.05250)."""
+    """Contained and exact short answers, and their token F1 (SQuAD, Rajpurkar et al. 2016, arXiv 1606.05250)."""
 
     name = "questions"
     sources: ClassVar[Fields] = {"squad": "rajpurkar/squad_v2:validation"}
@@ -30,6 +30,7 @@ class Questions(Task):
     def score(self, question: Question, answer: Answer) -> Mapping[str, float | Part]:
         """By the best of the right answers."""
         return {
+            "contains": max(metrics.contains(answer.text, right) for right in question.answers),
             "exact_match": max(metrics.exact_match(answer.text, right) for right in question.answers),
             "f1": max(metrics.token_f1(answer.text, right) for right in question.answers),
         }

@@ -1,6 +1,6 @@
 """Summaries of a text that was written (FastMem, arXiv 2406.16069): CNN-DM, XSum and WikiHow.
 
-Records have byheart's schema, or the fields ``article`` and ``summary`` of the paper's files. FactKB is not run here.
+Records have byheart's schema, or the fields ``article`` and ``summary`` of the paper's files.
 """
 
 from __future__ import annotations
@@ -21,24 +21,29 @@ _ASKED = {
 
 
 class Summary(Task):
-    """ROUGE of a summary against the gold one, and BERT-P against the article (FastMem).
+    """ROUGE of a summary against the gold one, BERT-P and FactKB against the article (FastMem).
 
     Args:
         dataset: cnndm, xsum or wikihow, for records that do not say one of these.
         words: an article is cut after so many; 0 is never.
         bertscore: also how well the summary's tokens are matched by the article; needs the package bert_score.
+        factkb: also how likely the classifier FactKB holds the summary to be true to the article; its folder where it
+            does not come from the hub.
     """
 
     name = "summary"
     max_tokens = 400
     sources: ClassVar[Fields] = {"xsum": "EdinburghNLP/xsum:test"}
 
-    def __init__(self, *, dataset: str = "", words: int = 5000, bertscore: bool = False) -> None:
-        self.dataset, self.words, self.bertscore = dataset, words, bertscore
+    def __init__(
+        self, *, dataset: str = "", words: int = 5000, bertscore: bool = False, factkb: bool | str = False
+    ) -> None:
+        self.dataset, self.words, self.bertscore, self.factkb = dataset, words, bertscore, factkb
 
     def items(self, records: Sequence[Fields], seed: int) -> Iterator[Item]:
-        """One an article. What a score needs but is not installed is said here, before any is generated."""
+        """One an article. What a score needs but is not there is said here, before any is generated."""
         summary_scores.rouge([], [])
+        self._by_article([], [])
         for number, record in shuffled(records, seed):
             name = self._dataset(record) or str(required(record, "dataset", number))
             if name not in _ASKED:
@@ -52,9 +57,18 @@ class Summary(Task):
         golds = question.answers
         found = max(summary_scores.rouge([answer.text] * len(golds), golds), key=lambda each: each.rouge_l)
         scores: dict[str, float | Part] = {"rouge1": found.rouge1, "rouge2": found.rouge2, "rouge_l": found.rouge_l}
+        by_article = self._by_article([answer.text], [question.about["article"]])
+        return {**scores, **{name: value for name, (value,) in by_article.items()}}
+
+    def _by_article(self, texts: Sequence[str], articles: Sequence[str]) -> dict[str, list[float]]:
+        """The scores against the article that are asked for."""
+        found: dict[str, list[float]] = {}
         if self.bertscore:
-            (scores["bert_precision"],) = summary_scores.bert_precision([answer.text], [question.about["article"]])
-        return scores
+            found["bert_precision"] = summary_scores.bert_precision(texts, articles)
+        if self.factkb:
+            model = summary_scores.FACTKB if self.factkb is True else str(self.factkb)
+            found["factkb"] = summary_scores.factkb(texts, articles, model=model)
+        return found
 
     def _dataset(self, record: Fields) -> str:
         """What the record says, the hub's name being as good as the short one; else the option."""

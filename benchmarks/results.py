@@ -1,0 +1,174 @@
+"""Measure what docs/results.md shows, and write it.
+
+    python benchmarks/results.py --data eval                          measure what is missing, then write the page
+    python benchmarks/results.py --data eval --only questions edit    these alone
+    python benchmarks/results.py --report                             the page alone, from the result files
+
+``benchmarks/results.toml`` says what is measured. Runs lie in ``runs/results``, where an interrupted one goes on; the
+rows of each are kept in ``benchmarks/results/tasks/NAME/rows.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+try:
+    import tomllib
+except ImportError:  # Python 3.10
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parent.parent
+PLAN = ROOT / "benchmarks" / "results.toml"
+KEPT = ROOT / "benchmarks" / "results" / "tasks"
+PAGE = ROOT / "docs" / "results.md"
+_HEAD = """# Results
+
+What the memories are worth on SmolLM2-135M-Instruct, one measure after another. All of it is made by
+
+```sh
+python benchmarks/results.py --data {data}
+```
+
+which runs what `benchmarks/results.toml` lists on a folder of public data sets (JSON lines, see
+[tasks.md](tasks.md)), keeps the rows in `benchmarks/results/tasks/` and writes this page from them. Brackets and bars
+are 95 % intervals over items; limits are small, because two CPU cores had to do: where intervals overlap, nothing is
+shown. Seconds are those of a machine that did other work too. What came out and why is told in [log.md](log.md), how
+it is measured in [tasks.md](tasks.md) and [measures.md](measures.md). `byheart compare benchmarks/results/tasks --out
+report` makes a page with every figure.
+"""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One entry of the plan."""
+
+    name: str
+    title: str
+    note: str
+    task: str
+    data: Sequence[str]
+    memories: Sequence[str]
+    limit: int
+    batch: int = 8
+    options: Mapping[str, Any] = field(default_factory=dict)
+    figures: Sequence[str] = ()
+
+    def command(self, data: str) -> str:
+        """The same for ``byheart evaluate``."""
+        files = "".join(f" --data {data}/{each}.jsonl" for each in self.data)
+        options = "".join(f" -o {key}={_plain(value)}" for key, value in self.options.items())
+        return f"byheart evaluate {self.task} --memory '{','.join(self.memories)}'{files}{options} --limit {self.limit}"
+
+
+def plan(path: Path) -> list[Measure]:
+    """What is to be measured."""
+    return [Measure(**each) for each in tomllib.loads(path.read_text(encoding="utf-8"))["measure"]]
+
+
+def measure(one: Measure, given: argparse.Namespace) -> None:
+    """Run what is not there yet, and keep the rows."""
+    from byheart.evaluate import evaluate
+    from byheart.tasks import build
+
+    folder = given.runs / one.name
+    for name in one.data:
+        print(f"{one.name}: {name}", file=sys.stderr, flush=True)
+        evaluate(
+            build(one.task, **one.options),
+            str(given.data / f"{name}.jsonl"),
+            one.memories,
+            model=given.model,
+            dtype=given.dtype,
+            limit=min(one.limit, given.limit or one.limit),
+            batch=one.batch,
+            out=folder,
+            progress=_Told(),
+        )
+    (given.kept / one.name).mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(folder / "rows.json", given.kept / one.name / "rows.json")
+
+
+class _Told:
+    """A line for each tenth."""
+
+    def __init__(self) -> None:
+        self._tenth = 0
+
+    def __call__(self, done: int, total: int) -> None:
+        if total and (tenth := 10 * done // total) > self._tenth:
+            self._tenth = tenth
+            print(f"  {10 * tenth} %", file=sys.stderr, flush=True)
+
+
+def report(measures: Sequence[Measure], given: argparse.Namespace) -> str:
+    """The page, as Markdown; its figures are put beside it."""
+    return "\n".join([_HEAD.format(data=_SHOWN), *(line for one in measures for line in _chapter(one, given))])
+
+
+_SHOWN = "eval"
+
+
+def _chapter(one: Measure, given: argparse.Namespace) -> Iterator[str]:
+    """Title, what was done, figures, tables; nothing where nothing was measured."""
+    from byheart.compare import compare
+
+    rows = given.kept / one.name / "rows.json"
+    if not rows.exists():
+        return
+    yield from (f"## {one.title}\n", one.note.strip(), "", "```sh", one.command(_SHOWN), "```", "")
+    with TemporaryDirectory() as folder:
+        made = compare([rows], out=folder)
+        figures = given.page.parent / given.page.stem
+        figures.mkdir(parents=True, exist_ok=True)
+        for plot in sorted(path for path in made.plots if path.suffix == ".svg"):
+            if any(plot.stem.endswith(end) for end in one.figures):
+                shutil.copyfile(plot, figures / plot.name)
+                yield f"![{plot.stem.replace('-', ' ')}]({given.page.stem}/{plot.name})\n"
+        told = made.table.read_text(encoding="utf-8")
+    # The first chapter is about the runs' own, the last about their files.
+    for chapter in told.split("\n## ")[1:-1]:
+        title, _, rest = chapter.partition("\n")
+        lines = [line for line in rest.splitlines() if line.startswith("|")]
+        yield from (f"**{title}**\n", *lines, "")
+    yield f"`benchmarks/results/tasks/{one.name}/rows.json`\n"
+
+
+def _plain(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value).replace(" ", "")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, then write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder of JSON lines, NAME.jsonl for each name in the plan")
+    parser.add_argument("--plan", type=Path, default=PLAN, help="what is measured")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="of the plan")
+    parser.add_argument("--report", action="store_true", help="measure nothing")
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--limit", type=int, default=0, help="items of each file at most; 0 is what the plan says")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "results")
+    parser.add_argument("--kept", type=Path, default=KEPT, help="folder of result files")
+    parser.add_argument("--page", type=Path, default=PAGE)
+    given = parser.parse_args(arguments)
+    measures = plan(given.plan)
+    if unknown := set(given.only) - {one.name for one in measures}:
+        raise SystemExit(f"{given.plan.name} has no {', '.join(sorted(unknown))}.")
+    if not given.report:
+        if given.data is None:
+            parser.error("give --data, or --report for the page alone")
+        for one in measures:
+            if not given.only or one.name in given.only:
+                measure(one, given)
+    given.page.write_text(report(measures, given), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

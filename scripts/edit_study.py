@@ -1,0 +1,216 @@
+"""Keys or values: edit facts by plain gradient in the one or the other, and measure what else changes.
+
+    python scripts/edit_study.py --dev train/counterfact.jsonl --test eval/counterfact.jsonl eval/zsre.jsonl
+    python scripts/edit_study.py ... --quick                       few edits and settings: does it run?
+
+The first half of the study of feed-forward keys and values (Qiu et al. 2024, arXiv 2402.12233), with the memory
+``ffn-edit``. In a gated block the keys are two matrices and the values one, so there are two comparisons: the same
+layers, in which keys have twice the parameters, and the same parameters: gate or up alone against values (which are
+``down``), and keys against values in twice the layers. Each place gets its own learning rate, at the first number of
+steps, and then its own number of steps: those of the best score on edits that are not tested. Beside them stand the
+model unedited (``nothing``), with the edit in its context (``full``), and with its last block tuned (``last-ffn``).
+
+Every run lies in its own folder; what was interrupted goes on. The result has a row for each number, and rows such as
+``keys - values`` for differences on the same edits; their intervals come from drawing edits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+METRICS = ("efficacy", "paraphrase", "specificity")
+WIDE = "values in twice the layers"
+PAIRS = (("keys", "values"), ("gate", "values"), ("up", "values"), ("keys", WIDE))
+QUICK: dict[str, Any] = {"dev_limit": 2, "limit": 2, "steps": ["1", "2"]}
+QUICK |= {"learning_rates": ["1e-3", "1e-2"], "last_rates": ["1e-4", "1e-3"]}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a text is learned: a memory, its options that are not chosen, and the learning rates to choose from."""
+
+    memory: str
+    options: Mapping[str, str]
+    rates: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The setting of a place that was best, and the score of every setting that was tried."""
+
+    said: str
+    tried: Mapping[str, float]
+
+
+def places(layers: Sequence[int], rates: Sequence[str], last_rates: Sequence[str]) -> dict[str, Place]:
+    """What is compared, by name. Raises SystemExit where there are not as many layers below ``layers``."""
+    below = range(min(layers) - len(layers), min(layers))
+    if below.start < 0:
+        raise SystemExit(f"There are no {len(layers)} layers below {list(layers)}; give higher --layers.")
+
+    def edited(role: str, *where: int) -> Place:
+        return Place("ffn-edit", {"role": role, "layers": json.dumps(where, separators=(",", ":"))}, rates)
+
+    return {
+        **{role: edited(role, *layers) for role in ("keys", "gate", "up", "values")},
+        WIDE: edited("values", *below, *layers),
+        "last-ffn": Place("last-ffn", {"keep_text": "false"}, last_rates),
+    }
+
+
+def choose(place: Place, given: argparse.Namespace) -> Chosen:
+    """The learning rate of the best score at the first number of steps, then the steps of the best at that rate."""
+    from byheart.search import search
+    from byheart.tasks.edit import Edit
+
+    def tried(rates: Sequence[str], steps: Sequence[str]) -> dict[str, float]:
+        grid = {**{name: [value] for name, value in place.options.items()}, "learning_rate": rates, "steps": steps}
+        about = {name: getattr(given, name) for name in ("model", "dtype", "batch", "seed")}
+        out = {"limit": given.dev_limit, "out": given.runs / "dev"}
+        rows = search(Edit(), given.dev, memory=place.memory, grid=grid, metric="score", **about, **out)
+        return {row.memory: row.value for row in rows}
+
+    found = tried(place.rates, given.steps[:1])
+    if len(given.steps) > 1:
+        rate = next(iter(found)).partition("learning_rate=")[2].partition(";")[0]
+        found |= tried([rate], given.steps[1:])
+    said = max(found, key=lambda setting: found[setting])
+    print(f"{said}: {found[said]:.3f} of {len(found)} settings", file=sys.stderr)
+    return Chosen(said, found)
+
+
+def measure(said: str, file: str, backbone: Any, given: argparse.Namespace) -> tuple[list[Any], Path]:
+    """The rows of one setting on one file of edits, and the folder of its answers."""
+    from byheart.evaluate import evaluate
+    from byheart.tasks.edit import Edit
+
+    out = given.runs / "test" / Path(file).stem / re.sub(r"[^A-Za-z0-9.=-]+", "_", said)
+    about = {name: getattr(given, name) for name in ("limit", "batch", "seed")}
+    return evaluate(Edit(), file, [said], model=backbone, out=out, **about), out
+
+
+# ---- differences ----
+
+
+def successes(folder: Path, limit: int) -> dict[str, dict[int, tuple[float, float]]]:
+    """Metric -> edit -> its success and weight, as ``evaluate`` kept them in the folder of one memory."""
+    (file,) = folder.glob("answers/*/*/*.jsonl")
+    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
+    parts = {(line["item"], line["question"]): line["parts"] for line in lines if line["item"] < limit or not limit}
+    found: dict[str, dict[int, tuple[float, float]]] = {}
+    for (item, _), each in sorted(parts.items()):
+        for metric, (total, weight) in each.items():
+            before = found.setdefault(metric, {}).get(item, (0.0, 0.0))
+            found[metric][item] = (before[0] + total, before[1] + weight)
+    return found
+
+
+def less(name: str, one: Path, other: Path, like: Any, limit: int) -> list[Any]:
+    """Rows of how much better the one is than the other on the same edits, ``like`` a row of theirs."""
+    import torch
+    from torch import Tensor
+
+    from byheart.rows import draws, interval
+
+    def means(folder: Path) -> tuple[Tensor, int]:
+        """Each metric and the score (4, 1 + draws): over all edits, and over drawn ones."""
+        found = successes(folder, limit)
+        each = torch.tensor([[found[metric][item] for item in sorted(found[metric])] for metric in METRICS])
+        count = each.shape[1]
+        both = torch.cat([each.sum(1, keepdim=True), each[:, draws(count)].sum(2)], dim=1)
+        three = both[..., 0] / both[..., 1]
+        return torch.cat([three, 3 / (1 / three).sum(0, keepdim=True)]), count
+
+    (ours, count), (theirs, _) = means(one), means(other)
+    rows = []
+    for metric, values in zip((*METRICS, "score"), ours - theirs, strict=True):
+        low, high = interval(values[1:])
+        own = {"memory": name, "metric": metric, "value": values[0].item(), "low": low, "high": high, "n": count}
+        rows.append(replace(like, **own, bytes=0, seconds=0.0, at={}))
+    return rows
+
+
+# ---- the study ----
+
+
+def study(given: argparse.Namespace) -> None:
+    """Choose and measure everything, and keep the table as it grows."""
+    from byheart.backbone import Backbone
+    from byheart.models import silence
+    from byheart.rows import save
+
+    silence()
+    backbone = Backbone.open(given.model, dtype=given.dtype)
+    given.layers = given.layers or [len(backbone.layers) // 2]
+    compared = places(given.layers, given.learning_rates, given.last_rates)
+    chosen = {name: choose(place, given) for name, place in compared.items()}
+    settings = {"nothing": "nothing", "full": "full", **{name: one.said for name, one in chosen.items()}}
+    rows: list[Any] = []
+    for file in given.test:
+        folders = {}
+        for name, said in settings.items():
+            found, folders[name] = measure(said, file, backbone, given)
+            rows += [replace(row, memory=name).placed(setting=said) for row in found]
+        for one, other in PAIRS:
+            rows += less(f"{one} - {other}", folders[one], folders[other], rows[-1], given.limit)
+        save(given.out, rows, **about(given, chosen, sizes(compared, backbone)))
+
+
+def sizes(compared: Mapping[str, Place], backbone: Any) -> dict[str, int]:
+    """How many weights each place changes."""
+    from byheart.memories import build
+    from byheart.rows import Choice
+
+    made = {}
+    for name, place in compared.items():
+        said = f"{place.memory}:{';'.join(f'{key}={value}' for key, value in place.options.items())}"
+        choice = Choice.of(said, 0, 1)
+        made[name] = sum(delta.numel() for delta in build(choice.name, backbone, **choice.options).init().values())
+    return made
+
+
+def about(given: argparse.Namespace, chosen: Mapping[str, Chosen], parameters: Mapping[str, int]) -> dict[str, Any]:
+    """What decides the numbers, and what was tried on the way to them."""
+    names = ("model", "dtype", "layers", "learning_rates", "last_rates", "steps", "dev_limit", "limit", "batch", "seed")
+    files = {"dev": Path(given.dev).name, "test": [Path(each).name for each in given.test]}
+    tried = {name: dict(one.tried) for name, one in chosen.items()}
+    return {
+        **{name: getattr(given, name) for name in names},
+        **files,
+        "parameters": dict(parameters),
+        "dev_scores": tried,
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dev", required=True, metavar="FILE", help="edits that settings are chosen on")
+    parser.add_argument("--test", nargs="+", required=True, metavar="FILE", help="edits that are measured")
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--layers", nargs="+", type=int, default=[], help="layers that are edited; the middle one")
+    parser.add_argument("--learning-rates", nargs="+", default=["1e-3", "2e-3", "4e-3", "8e-3", "16e-3"])
+    parser.add_argument("--last-rates", nargs="+", default=["1e-4", "3e-4", "1e-3"], help="the same for last-ffn")
+    parser.add_argument("--steps", nargs="+", default=["5", "10"], help="the rate is chosen at the first of them")
+    parser.add_argument("--dev-limit", type=int, default=100, help="edits to choose on; 0 is all")
+    parser.add_argument("--limit", type=int, default=200, help="edits of a test file; 0 is all")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--seed", type=int, default=0, help="of the order of edits")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "edit_study", help="folder of all runs")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "edit_study.json")
+    parser.add_argument("--quick", action="store_true", help="two edits a file, two rates, one and two steps")
+    given = parser.parse_args(arguments)
+    vars(given).update(QUICK if given.quick else {})
+    study(given)
+
+
+if __name__ == "__main__":
+    main()
