@@ -46,7 +46,30 @@ def training_table(results: Path) -> str:
     return "\n".join([*lines, "", f"Made by `python benchmarks/training.py` ({made}; {versions}) into `{name}`."])
 
 
-TABLES: dict[str, Callable[[Path], str]] = {"cost": cost_table, "training": training_table}
+def questions_table(results: Path) -> str:
+    """The table of ten questions as Markdown, from the JSON that ``benchmarks/questions.py`` wrote."""
+    stored = json.loads(results.read_text())
+    about, found = stored["about"], {row["name"]: row["value"] for row in stored["rows"]}
+    lines = [
+        "| memory | evaluation / one write and ten answers | must | one by one / evaluation |",
+        "|---|---|---|---|",
+    ]
+    for memory in dict.fromkeys(name.partition(":")[0] for name in found):
+        ratio, saved = found[f"{memory}: evaluation / least"], found[f"{memory}: one by one / evaluation"]
+        lines.append(f"| `{memory}` | **{ratio:.2f}** | ≤ 1.3 | {saved:.1f} |")
+    made = (
+        f"{about['model']}, {about['dtype']}, {about['threads']} CPU threads, a text of {about['text_tokens']} tokens"
+    )
+    return "\n".join(
+        [*lines, "", f"Made by `python benchmarks/questions.py` ({made}) into `benchmarks/results/{results.name}`."]
+    )
+
+
+TABLES: dict[str, Callable[[Path], str]] = {
+    "cost": cost_table,
+    "training": training_table,
+    "questions": questions_table,
+}
 
 
 def put(text: str, marker: str, table: str) -> str:

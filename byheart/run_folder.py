@@ -13,7 +13,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -95,11 +95,26 @@ class RunFolder:
 
 
 def digest_of(parts: Iterable[Any]) -> str:
-    """A short name for values, by their ``repr``."""
+    """A short name for values, by their ``repr``.
+
+    A field that has its default does not count, so that a later release may have more fields and go on with old runs.
+    """
     digest = hashlib.sha256()
     for part in parts:
-        digest.update(repr(part).encode("utf-8", "surrogatepass"))
+        digest.update(repr(_told(part)).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()[:12]
+
+
+def _told(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_told(each) for each in value]
+    if not is_dataclass(value):
+        return value
+    own = {each.name: getattr(value, each.name) for each in fields(value)}
+    defaults = {
+        each.name: each.default if each.default_factory is MISSING else each.default_factory() for each in fields(value)
+    }
+    return [type(value).__name__, *((name, _told(each)) for name, each in own.items() if each != defaults[name])]
 
 
 def known(file: Path, items: Sequence[Item], digests: Sequence[str]) -> dict[int, list[Outcome]]:

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from byheart.errors import BudgetError, InputError, UnknownNameError, UsageError
 from byheart.evaluate import Measured, _groups, evaluate, run as run_task
 from byheart.reading import Reading
 from byheart.rows import Row, load as load_rows
-from byheart.run_folder import Outcome, append, known
+from byheart.run_folder import Outcome, append, digest_of, known
 from byheart.session import Session, load, write_many
 from byheart.streaming import texts_of
 from byheart.task import Answer, Fields, Item, Part, Question, Task
@@ -330,6 +331,16 @@ def test_an_answer_may_hold_any_line_separator(tmp_path: Path) -> None:
     outcome = Outcome(0, "d", 0, {}, "a\u2028b\x85c\u2029", {"f1": (1.0, 1.0)}, 1, 0.5, 0.5)
     append(tmp_path / "answers.jsonl", [outcome])
     assert known(tmp_path / "answers.jsonl", [item], ["d"]) == {0: [outcome]}
+
+
+def test_a_field_at_its_default_changes_no_digest() -> None:
+    later = [("later", int, dataclasses.field(default=0))]
+    grown = dataclasses.make_dataclass("Question", later, bases=(Question,), frozen=True)
+    asked, other = Question("b", at={"n": 1}), Question("b", at={"n": 2})
+    assert digest_of([Item(("a",), (asked,))]) == digest_of([Item(("a",), (grown("b", at={"n": 1}),))])
+    assert digest_of([asked]) != digest_of([other])
+    assert digest_of([asked]) != digest_of([grown("b", at={"n": 1}, later=2)])
+    assert digest_of([asked]) != digest_of([dataclasses.replace(asked, framed=False)])
 
 
 # ---- items that cannot be measured ----
