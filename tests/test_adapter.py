@@ -24,6 +24,7 @@ from byheart.plan import Plan
 from byheart.session import Session, load
 from byheart.tasks.multitask import Multitask
 from byheart.testing import tiny_backbone, tiny_model
+from scripts import merge
 from tests.conftest import Run, tiny_tokenizer
 from tests.samples import backbone, fresh, logits, tokens, written
 from tests.test_contract import BATCH
@@ -255,3 +256,45 @@ def test_episodes_without_segments_teach_no_memory_of_texts(data: str, tiny_fold
     made = Plan(model=str(tiny_folder), data=[data], prompts="label", steps=1, dtype="float32")
     with pytest.raises(UsageError, match="compressed-kv learns from what is written; these episodes have no segments"):
         made.run(tmp_path / "out")
+
+
+# ---- the first stage of two ----
+
+
+def test_with_the_full_text_the_loss_is_that_behind_it() -> None:
+    own = backbone()
+    made, plain = (build("adapter", own, preset="qv", dropout=0.0, full_text=each) for each in (True, False))
+    text, places = BATCH.joined()
+    row, column = BATCH.weights()[:, 1:].nonzero(as_tuple=True)
+    columns = torch.cat([BATCH.segments.flatten(1), BATCH.target], dim=1)
+    logits = own.logits(own.hidden(text)[row, places[row, column]])
+    losses = torch.nn.functional.cross_entropy(logits, columns[row, column + 1], reduction="none")
+    wanted = (losses * BATCH.weights()[row, column + 1]).sum()
+    # An update that was not trained changes nothing.
+    assert made.loss(BATCH).item() == pytest.approx(wanted.item(), rel=1e-5)
+    assert made.loss(BATCH).item() != pytest.approx(plain.loss(BATCH).item(), rel=1e-3)
+
+
+def test_an_adapter_becomes_a_model(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = file(tmp_path / "text.jsonl", {"task": "lm", "context": "The cat is called Muck. " * 40})
+    Plan(
+        memory="adapter",
+        options={"full_text": True, "rank": 2},
+        model=str(tiny_folder),
+        dtype="float32",
+        data=[source],
+        segments=[1],
+        segment_tokens=16,
+        target_tokens=8,
+        batch=2,
+        steps=2,
+        learning_rate=1e-2,
+    ).run(tmp_path / "trained")
+    merge.main([str(tmp_path / "trained"), str(tmp_path / "merged"), "--model", str(tiny_folder), "--dtype", "float32"])
+    trained = load(str(tiny_folder), memory=str(tmp_path / "trained"), dtype="float32")
+    merged, before = (load(str(folder), dtype="float32") for folder in (tmp_path / "merged", tiny_folder))
+    prompt = tokens(12)
+    reading = trained.memory.read(trained.memory.init())
+    found = logits(trained.backbone, reading, prompt)
+    assert torch.allclose(merged.backbone.logits(merged.backbone.hidden(prompt)), found, atol=1e-4)
+    assert not torch.allclose(before.backbone.logits(before.backbone.hidden(prompt)), found, atol=1e-4)

@@ -42,6 +42,8 @@ class Adapter(Memory):
         linears: their names instead, such as ``q_proj``; every one of these names is updated.
         rank, alpha: of the update, scaled by alpha / rank.
         dropout: share of its input that is left out while it is trained.
+        full_text: train with the whole text in front of what is predicted: the first stage of CCM (arXiv 2312.03414),
+            which adapts a model before it is frozen and compressed; ``scripts/merge.py`` makes a model of it.
         seed: of its start.
     """
 
@@ -57,6 +59,7 @@ class Adapter(Memory):
         rank: int = 8,
         alpha: float = 16.0,
         dropout: float = 0.1,
+        full_text: bool = False,
         seed: int = 0,
     ) -> None:
         Memory.__init__(self, backbone)
@@ -66,7 +69,7 @@ class Adapter(Memory):
         if not 0 <= dropout < 1:
             raise UsageError(f"dropout must be 0 or more and below 1; it is {dropout}.")
         self.preset, self.linears, self.rank, self.alpha = preset, list(linears), rank, alpha
-        self.dropout, self.seed = dropout, seed
+        self.dropout, self.full_text, self.seed = dropout, full_text, seed
         paths = _paths(backbone, self.linears or PRESETS[preset])
         self.lora = LoRA(backbone, paths, rank=rank, alpha=alpha, dropout=dropout, seed=seed).train(False)
 
@@ -88,11 +91,16 @@ class Adapter(Memory):
     def loss(
         self, batch: Batch, *, teacher: float = 0.0, every_segment: float = 0.0, checkpoint_writes: bool = False
     ) -> Tensor:
-        """As of every memory, but no segment is read before it is predicted, and the update drops out.
+        """As of every memory, but no segment is read before it is predicted unless ``full_text``; the update drops out.
 
         ``teacher`` is the weight of the divergence from the plain model; there are no writes to checkpoint.
         """
         with self.lora.active(self.backbone):
+            if self.full_text:
+                text, places = batch.joined()
+                rows = torch.arange(len(text), device=text.device)[:, None]
+                hidden = self.backbone.hidden(text)[rows, places]
+                return episode_loss(self.backbone, hidden, batch, teacher=0.0, every_segment=every_segment)
             seen = [
                 self.backbone.hidden(batch.segments[:, index], counts=batch.counts[:, index])
                 for index in range(1, batch.segments.shape[1])
