@@ -118,6 +118,7 @@ _SHOWN = "eval"
 def _chapter(one: Measure, given: argparse.Namespace) -> Iterator[str]:
     """Title, what was done, figures, tables; nothing where nothing was measured."""
     from byheart.compare import compare
+    from byheart.page import markdown_table
 
     rows = given.kept / one.name / "rows.json"
     if not rows.exists():
@@ -131,12 +132,11 @@ def _chapter(one: Measure, given: argparse.Namespace) -> Iterator[str]:
             if any(plot.stem.endswith(end) for end in one.figures):
                 shutil.copyfile(plot, figures / plot.name)
                 yield f"![{plot.stem.replace('-', ' ')}]({given.page.stem}/{plot.name})\n"
-        told = made.table.read_text(encoding="utf-8")
-    # The first chapter is about the runs' own, the last about their files.
-    for chapter in told.split("\n## ")[1:-1]:
-        title, _, rest = chapter.partition("\n")
-        lines = [line for line in rest.splitlines() if line.startswith("|")]
-        yield from (f"**{title}**\n", *lines, "")
+    # The last chapter is about the files that the numbers came from.
+    for chapter in made.chapters[:-1]:
+        yield f"**{chapter.title}**\n"
+        for table in chapter.tables:
+            yield from (*markdown_table(table), "")
     yield f"`benchmarks/results/tasks/{one.name}/rows.json`\n"
 
 

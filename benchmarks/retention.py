@@ -16,7 +16,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -32,6 +31,7 @@ from byheart.memory import Memory
 from byheart.models import silence
 from byheart.plots import Line, curves
 from byheart.rows import versions
+from byheart.runs import grouped
 from byheart.state import State
 from byheart.tuning import token_losses
 
@@ -135,17 +135,13 @@ def table(file: Path) -> str:
 
 def drawn(file: Path) -> str:
     """The differences and the law, as SVG."""
+    by_data = grouped(json.loads(file.read_text(encoding="utf-8"))["points"], lambda point: str(point["dataset"]))
     lines = []
-    for style, (data, points) in enumerate(grouped(json.loads(file.read_text(encoding="utf-8"))["points"])):
+    for style, (data, points) in enumerate(by_data.items()):
         measured = [(point["after"], *(point[key] for key in ("kept", "low", "high"))) for point in points]
         law = [(point["after"], *(point["law"],) * 3) for point in points]
         lines += [Line(data, style, measured), Line(data, style, law, law=True)]
     return curves(lines, metric="share of the gap", at="later writes").svg
-
-
-def grouped(points: Sequence[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
-    names = dict.fromkeys(point["dataset"] for point in points)
-    return [(name, [point for point in points if point["dataset"] == name]) for name in names]
 
 
 def show(file: Path) -> None:

@@ -46,9 +46,10 @@ _READING = (
 
 @dataclass(frozen=True)
 class Comparison:
-    """The numbers, the files they came from, and the files that were written."""
+    """The numbers, the chapters that tell them, the files they came from, and the files that were written."""
 
     numbers: Sequence[Number]
+    chapters: Sequence[Chapter]
     sources: Sequence[Source]
     page: Path
     table: Path
@@ -94,7 +95,7 @@ def compare(paths: Sequence[str | Path], *, out: str | Path) -> Comparison:
     page, table = folder / "index.html", folder / "table.md"
     page.write_text(html(*told), encoding="utf-8")
     table.write_text(markdown(*told), encoding="utf-8")
-    return Comparison(numbers, sources, page, table, files)
+    return Comparison(numbers, chapters, sources, page, table, files)
 
 
 # ---- a task and data set ----

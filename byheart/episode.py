@@ -13,7 +13,7 @@ Dimensions: B batch, S segments, T tokens a segment, U tokens of a target, C = S
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Int
@@ -46,7 +46,7 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
-        return Batch(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+        return Batch(**{name: part.to(device) for name, part in vars(self).items()})
 
     @property
     def tokens(self) -> int:

@@ -131,19 +131,25 @@ def evaluate(
     steps = sum(len(item.texts) + len(item.questions) for item in items)
     rows: list[Row] = []
     for place, one in enumerate(ones):
-        header = one.session.header
-        decides = (header.mechanism, sorted(header.options.items()), header.adapter, header.tokenizer, one.how(task))
-        file = folder.answers(task.name, name, one.said, *decides) if folder else None
 
         def tell(done: int, before: int = place * steps) -> None:
             progress(before + done, len(ones) * steps)
 
+        file = _answers_of(one, task, name, folder) if folder else None
         made = _rows(task, name, one.said, run(task, items, one, batch=batch, file=file, progress=tell))
         rows += (found := made + task.summary(made))
         if folder is not None:
-            measured = {"task": task.name, "dataset": name, "memory": one.said, **settings, "resolved": header.options}
+            measured = {"task": task.name, "dataset": name, "memory": one.said, **settings}
+            measured["resolved"] = one.session.header.options
             folder.keep(found, measured, model=opened.backbone.source, dtype=dtype, seed=seed)
     return rows
+
+
+def _answers_of(one: Measured, task: Task, dataset: str, folder: RunFolder) -> Path:
+    """The file of a memory's answers."""
+    header = one.session.header
+    decides = (header.mechanism, sorted(header.options.items()), header.adapter, header.tokenizer, one.how(task))
+    return folder.answers(task.name, dataset, one.said, *decides)
 
 
 def _measured(memories: Sequence[str], opened: Session, items: Sequence[Item]) -> list[Measured]:

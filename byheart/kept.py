@@ -1,4 +1,4 @@
-"""Rows of a text's own keys and values that a memory keeps: how they are read, chosen, placed and counted.
+"""Rows of a text's own keys and values that a memory keeps: how they are written, read, chosen, placed and counted.
 
 Kept keys are un-rotated, as of position 0, and a row takes the position of its place in the memory: text of any length
 is read at positions the model knows, and rounding does not build up over writes. Which rows are chosen may differ in
@@ -10,7 +10,7 @@ Dimensions: B batch, H key-value heads, M rows, K rows that are kept, T tokens, 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -18,7 +18,33 @@ from torch import Tensor
 
 from byheart.backbone import Backbone
 from byheart.errors import BudgetError
-from byheart.reading import KV
+from byheart.memory import kv_of, named
+from byheart.reading import KV, Reading
+from byheart.state import State
+
+
+@torch.no_grad()
+def written(state: State, pieces: Iterable[Int[Tensor, "B T"]], after: Callable[[Tensor, KV | None], KV]) -> State:
+    """The rows once all pieces were read, one behind the other.
+
+    Args:
+        after: the rows that are kept once a piece was read behind those that are held.
+    """
+    held = kv_of(state)
+    for piece in pieces:
+        held = after(piece, held)
+    return named(held) if held else state
+
+
+def placed_reading(backbone: Backbone, state: State) -> Reading:
+    """The rows of a state at positions 0 to M - 1."""
+    held = kv_of(state)
+    return Reading(placed(backbone, held), batch=held.batch) if held else Reading()
+
+
+def joined(held: KV | None, new: KV) -> KV:
+    """The held rows, if any, and new ones behind them."""
+    return held.append(new) if held else new
 
 
 def placed(backbone: Backbone, held: KV) -> KV:

@@ -178,11 +178,12 @@ def markdown(title: str, lead: Sequence[str], chapters: Sequence[Chapter]) -> st
         lines.append(f"\n## {_plain(chapter.title)}\n")
         lines += [f"- {_plain(picture.caption)}" for picture in chapter.pictures]
         for table in chapter.tables:
-            lines += [*[""] * bool(chapter.pictures), *_markdown_table(table)]
+            lines += [*[""] * bool(chapter.pictures), *markdown_table(table)]
     return "\n".join([*lines, ""])
 
 
-def _markdown_table(table: Table) -> list[str]:
+def markdown_table(table: Table) -> list[str]:
+    """Its lines."""
     rule = ["---", *["--:" if table.numbers else "---"] * (len(table.header) - 1)]
     rows = [
         [_code(row[0].text), *(_plain(f"{cell.text} {cell.rest}".strip()) for cell in row[1:])] for row in table.rows

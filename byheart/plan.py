@@ -121,7 +121,7 @@ class Plan:
         found = newest(Path(out) / "checkpoints")
         if processes.first:
             ready(int(found.name.removeprefix("step-")) if found else 0, steps)
-        settings = {each.name: getattr(self, each.name) for each in fields(Recipe)}
+        settings = {each.name: vars(self)[each.name] for each in fields(Recipe)}
         return train(
             session.memory,
             given.episodes,
@@ -174,7 +174,7 @@ class Plan:
             )
 
     def _mixture(self, session: Session, sources: list[Weighted], seed: int) -> Mixture:
-        shapes = {name: getattr(self, name) for name in _SHAPES}
+        shapes = {name: vars(self)[name] for name in _SHAPES}
         return Mixture(session, sources, seed=seed, **shapes)
 
     def _made_of(self, session: Session, sources: list[Weighted]) -> Mapping[str, Any]:
@@ -183,7 +183,7 @@ class Plan:
             "data": [[Path(each.data.source).name, each.data.digest, each.weight] for each in sources],
             "dtype": session.header.dtype,
             "tokenizer": session.header.tokenizer,
-            **{name: getattr(self, name) for name in _SHAPES},
+            **{name: vars(self)[name] for name in _SHAPES},
         }
 
 

@@ -110,11 +110,11 @@ def _told(value: Any) -> Any:
         return [_told(each) for each in value]
     if not is_dataclass(value):
         return value
-    own = {each.name: getattr(value, each.name) for each in fields(value)}
     defaults = {
         each.name: each.default if each.default_factory is MISSING else each.default_factory() for each in fields(value)
     }
-    return [type(value).__name__, *((name, _told(each)) for name, each in own.items() if each != defaults[name])]
+    own = [(name, _told(each)) for name, each in vars(value).items() if each != defaults[name]]
+    return [type(value).__name__, *own]
 
 
 def known(file: Path, items: Sequence[Item], digests: Sequence[str]) -> dict[int, list[Outcome]]:

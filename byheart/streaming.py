@@ -32,11 +32,16 @@ def texts_of(
 ) -> list[str]:
     """The texts of rows that are made side by side; no step is taken once every row has ended."""
     rows: list[list[int | None]] = []
+    going: list[list[int | None]] = []
     for step in steps:
-        rows = rows or [[] for _ in step]
+        if not rows:
+            rows = [[] for _ in step]
+            going = rows
         for row, token in zip(rows, step, strict=True):
             row.append(token)
-        if all(_ended(row, tokenizer, stops) for row in rows):
+        # What has ended is not decoded again at each step.
+        going = [row for row in going if not _ended(row, tokenizer, stops)]
+        if not going:
             break
     return ["".join(text_of(iter(row), tokenizer, stops)) for row in rows]
 

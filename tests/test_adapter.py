@@ -26,7 +26,7 @@ from byheart.tasks.multitask import Multitask
 from byheart.testing import tiny_backbone, tiny_model
 from scripts import merge
 from tests.conftest import Run, tiny_tokenizer
-from tests.samples import backbone, fresh, logits, tokens, written
+from tests.samples import backbone, fresh, logits, stir, tokens, written
 from tests.test_contract import BATCH
 
 NLI = {"dataset": "rte", "task": "mc", "context": "It rains.", "question": "It is wet."}
@@ -273,6 +273,10 @@ def test_with_the_full_text_the_loss_is_that_behind_it() -> None:
     # An update that was not trained changes nothing.
     assert made.loss(BATCH).item() == pytest.approx(wanted.item(), rel=1e-5)
     assert made.loss(BATCH).item() != pytest.approx(plain.loss(BATCH).item(), rel=1e-3)
+    assert made.loss(BATCH, teacher=1.0).item() == pytest.approx(wanted.item(), rel=1e-5)
+    # A change is told from the plain model with the same text.
+    stir(made)
+    assert made.loss(BATCH, teacher=1.0).item() > made.loss(BATCH).item() + 1e-4
 
 
 def test_an_adapter_becomes_a_model(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -96,18 +96,23 @@ class Adapter(Memory):
         ``teacher`` is the weight of the divergence from the plain model; there are no writes to checkpoint.
         """
         with self.lora.active(self.backbone):
-            if self.full_text:
-                text, places = batch.joined()
-                rows = torch.arange(len(text), device=text.device)[:, None]
-                hidden = self.backbone.hidden(text)[rows, places]
-                return episode_loss(self.backbone, hidden, batch, teacher=0.0, every_segment=every_segment)
-            seen = [
-                self.backbone.hidden(batch.segments[:, index], counts=batch.counts[:, index])
-                for index in range(1, batch.segments.shape[1])
-                if every_segment
-            ]
-            seen.append(self.backbone.hidden(batch.target))
-        return episode_loss(self.backbone, torch.cat(seen, dim=1), batch, teacher=teacher, every_segment=every_segment)
+            hidden = self._behind_text(batch) if self.full_text else self._alone(batch, every_segment)
+        return episode_loss(self.backbone, hidden, batch, teacher=teacher, every_segment=every_segment)
+
+    def _behind_text(self, batch: Batch) -> Tensor:
+        """The states of all columns, each with the whole text before it."""
+        text, places = batch.joined()
+        rows = torch.arange(len(text), device=text.device)[:, None]
+        return self.backbone.hidden(text)[rows, places]
+
+    def _alone(self, batch: Batch, every_segment: float) -> Tensor:
+        """The states of the target's columns, and of later segments' where they count, each without what is before."""
+        seen = [
+            self.backbone.hidden(batch.segments[:, index], counts=batch.counts[:, index])
+            for index in range(1, batch.segments.shape[1])
+            if every_segment
+        ]
+        return torch.cat([*seen, self.backbone.hidden(batch.target)], dim=1)
 
     def export(self, folder: str | Path) -> None:
         """Write the update as a PEFT adapter."""

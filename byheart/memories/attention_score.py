@@ -24,8 +24,8 @@ from torch import Tensor
 
 from byheart.backbone import Backbone
 from byheart.errors import UnsupportedModelError, UsageError
-from byheart.kept import best, chosen, placed, read_behind, rows_within
-from byheart.memory import Memory, cut, kv_of, named, positive
+from byheart.kept import best, chosen, joined, placed_reading, read_behind, rows_within, written
+from byheart.memory import Memory, cut, positive
 from byheart.observed import observing
 from byheart.reading import KV, Reading
 from byheart.state import State
@@ -68,20 +68,18 @@ class AttentionScore(Memory):
         """Parts of at most ``chunk_tokens`` tokens."""
         return cut(segment, longest=self.chunk_tokens)
 
-    @torch.no_grad()
     def write(self, state: State, segment: Tensor) -> State:
         """Read ``segment`` behind what is held and drop what its last tokens do not look at."""
-        held = kv_of(state)
-        for piece in self.pieces(segment):
-            with observing(self.observed) as seen:
-                new = read_behind(self.backbone, piece, held)
-            held = self._kept(held.append(new) if held else new, seen.layers)
-        return named(held) if held else state
+        return written(state, self.pieces(segment), self._after)
 
     def read(self, state: State) -> Reading:
         """The rows at positions 0 to M - 1."""
-        held = kv_of(state)
-        return Reading(placed(self.backbone, held), batch=held.batch) if held else Reading()
+        return placed_reading(self.backbone, state)
+
+    def _after(self, piece: Tensor, held: KV | None) -> KV:
+        with observing(self.observed) as seen:
+            new = read_behind(self.backbone, piece, held)
+        return self._kept(joined(held, new), seen.layers)
 
     def _kept(self, held: KV, received: list[Float[Tensor, "B H M"]]) -> KV:
         if len(received) != len(held.keys):

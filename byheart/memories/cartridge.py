@@ -23,7 +23,7 @@ from torch import Tensor
 
 from byheart.backbone import Backbone
 from byheart.errors import InputError, UsageError
-from byheart.kept import rows_within
+from byheart.kept import joined, rows_within
 from byheart.memory import Memory, kv_of, named, positive
 from byheart.reading import KV, Reading
 from byheart.state import State
@@ -95,7 +95,7 @@ class Cartridge(Memory):
         if not missing:
             return held or self.backbone.prefill(tokens[:, :0])
         new = self.backbone.prefill(tokens[:, :missing], held)
-        return held.append(new) if held else new
+        return joined(held, new)
 
     def _taught(self, tokens: Tensor) -> Tensor:
         """Hidden states (B, T, D) of the text as a whole. Raises InputError."""

@@ -27,8 +27,8 @@ from torch import Tensor
 
 from byheart.backbone import Backbone
 from byheart.errors import UsageError
-from byheart.kept import every_within, placed, read_behind, shares
-from byheart.memory import Memory, cut, kv_of, named, positive
+from byheart.kept import every_within, joined, placed_reading, read_behind, shares, written
+from byheart.memory import Memory, cut, positive
 from byheart.reading import KV, Reading
 from byheart.state import State
 
@@ -63,21 +63,19 @@ class EveryKth(Memory):
         """Parts of at most ``chunk_tokens`` tokens."""
         return cut(segment, longest=self.chunk_tokens)
 
-    @torch.no_grad()
     def write(self, state: State, segment: Tensor) -> State:
         """Read ``segment`` behind what is held and keep some of its rows."""
-        held = kv_of(state)
-        for piece in self.pieces(segment):
-            new = read_behind(self.backbone, piece, held)
-            chosen = self._chosen(new.length, first=held is None).to(new.keys[0].device)
-            new = KV(tuple(k[:, :, chosen] for k in new.keys), tuple(v[:, :, chosen] for v in new.values))
-            held = held.append(new) if held else new
-        return named(held) if held else state
+        return written(state, self.pieces(segment), self._after)
 
     def read(self, state: State) -> Reading:
         """The rows at positions 0 to M - 1."""
-        held = kv_of(state)
-        return Reading(placed(self.backbone, held), batch=held.batch) if held else Reading()
+        return placed_reading(self.backbone, state)
+
+    def _after(self, piece: Tensor, held: KV | None) -> KV:
+        new = read_behind(self.backbone, piece, held)
+        chosen = self._chosen(new.length, first=held is None).to(new.keys[0].device)
+        new = KV(tuple(k[:, :, chosen] for k in new.keys), tuple(v[:, :, chosen] for v in new.values))
+        return joined(held, new)
 
     def _chosen(self, tokens: int, *, first: bool) -> Int[Tensor, " M"]:
         """Which rows of a text are kept: its sinks, and the last of each even share of the rest."""

@@ -8,14 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from byheart.backbone import Backbone
 from byheart.errors import InputError
-from byheart.kept import rows_within
-from byheart.memory import Memory, cut, kv_of, named, positive
-from byheart.reading import Reading
+from byheart.kept import joined, rows_within, written
+from byheart.memory import Memory, cut, kv_of, positive
+from byheart.reading import KV, Reading
 from byheart.state import State
 
 
@@ -48,7 +47,6 @@ class Full(Memory):
         """Parts of at most ``chunk_tokens`` tokens."""
         return cut(segment, longest=self.chunk_tokens)
 
-    @torch.no_grad()
     def write(self, state: State, segment: Tensor) -> State:
         """Read ``segment`` behind what is held. Raises InputError past the model's positions."""
         held = kv_of(state)
@@ -58,12 +56,12 @@ class Full(Memory):
                 f"The text would be {total} tokens, but the model reads at most {self.backbone.positions}; "
                 "write less of it, or use a memory of fixed size (window, latent-pool, compressed-kv)."
             )
-        for piece in self.pieces(segment):
-            new = self.backbone.prefill(piece, held)
-            held = held.append(new) if held else new
-        return named(held) if held else state
+        return written(state, self.pieces(segment), self._after)
 
     def read(self, state: State) -> Reading:
         """The text's own keys and values."""
         held = kv_of(state)
         return Reading(held, batch=held.batch if held else 1)
+
+    def _after(self, piece: Tensor, held: KV | None) -> KV:
+        return joined(held, self.backbone.prefill(piece, held))

@@ -24,6 +24,7 @@ from torch.func import functional_call
 
 from byheart.backbone import Backbone, FeedForwardInput, Upper
 from byheart.errors import InputError, UsageError
+from byheart.kept import joined
 from byheart.memory import Memory, cut, kv_of, named, positive
 from byheart.reading import DenseDelta, Reading
 from byheart.state import State
@@ -159,7 +160,7 @@ class LastFFN(Memory):
         with torch.no_grad(), self.backbone.deltas(rows if self.layers > 1 else [{}]):
             for piece in cut(segment, longest=1024):
                 new = self.backbone.prefill(piece, held)
-                held = held.append(new) if held else new
+                held = joined(held, new)
         return named(held) if held else {}
 
     def _bare(self, text: Tensor) -> Tensor:

@@ -29,8 +29,8 @@ from torch import Tensor
 
 from byheart.backbone import Backbone
 from byheart.errors import UsageError
-from byheart.kept import every_within, placed, shares
-from byheart.memory import Memory, cut, kv_of, named, positive
+from byheart.kept import every_within, joined, placed, placed_reading, shares, written
+from byheart.memory import Memory, cut, positive
 from byheart.reading import KV, Reading
 from byheart.state import State
 
@@ -65,23 +65,21 @@ class MeanPooled(Memory):
         """Parts of at most ``chunk_tokens`` tokens."""
         return cut(segment, longest=self.chunk_tokens)
 
-    @torch.no_grad()
     def write(self, state: State, segment: Tensor) -> State:
         """Read ``segment`` behind what is held and keep means of its rows."""
-        held = kv_of(state)
-        for piece in self.pieces(segment):
-            new = self.backbone.prefill(piece, placed(self.backbone, held) if held else None)
-            start = held.length if held else 0
-            back = -torch.arange(start, start + new.length, device=new.keys[0].device)
-            wide = KV(tuple(k.float() for k in new.keys), tuple(v.float() for v in new.values))
-            pooled = self._pooled(self.backbone.turn(wide, back), first=held is None)
-            held = held.append(pooled) if held else pooled
-        return named(held) if held else state
+        return written(state, self.pieces(segment), self._after)
 
     def read(self, state: State) -> Reading:
         """The rows at positions 0 to M - 1."""
-        held = kv_of(state)
-        return Reading(placed(self.backbone, held), batch=held.batch) if held else Reading()
+        return placed_reading(self.backbone, state)
+
+    def _after(self, piece: Tensor, held: KV | None) -> KV:
+        new = self.backbone.prefill(piece, placed(self.backbone, held) if held else None)
+        start = held.length if held else 0
+        back = -torch.arange(start, start + new.length, device=new.keys[0].device)
+        wide = KV(tuple(k.float() for k in new.keys), tuple(v.float() for v in new.values))
+        pooled = self._pooled(self.backbone.turn(wide, back), first=held is None)
+        return joined(held, pooled)
 
     def _pooled(self, rows: KV, *, first: bool) -> KV:
         """Means of float32 rows, in the model's type."""

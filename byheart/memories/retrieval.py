@@ -21,6 +21,7 @@ from torch import Tensor
 
 from byheart.backbone import Backbone
 from byheart.errors import BudgetError, InputError, UsageError
+from byheart.kept import joined
 from byheart.memory import Memory, cut, positive
 from byheart.reading import KV, Reading
 from byheart.state import State
@@ -99,7 +100,7 @@ class Retrieval(Memory):
         held: KV | None = None
         for piece in cut(text, longest=self.chunk_tokens):
             new = self.backbone.prefill(piece, held)
-            held = held.append(new) if held else new
+            held = joined(held, new)
         return Reading(held, batch=text.shape[0])
 
     def _places(self, text: Int[Tensor, " T"], question: Int[Tensor, " Q"]) -> Int[Tensor, " K"]:

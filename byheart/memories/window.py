@@ -11,13 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from byheart.backbone import Backbone
 from byheart.errors import UsageError
-from byheart.kept import placed, read_behind, rows_within
-from byheart.memory import Memory, cut, kv_of, named, positive
+from byheart.kept import joined, placed_reading, read_behind, rows_within, written
+from byheart.memory import Memory, cut, positive
 from byheart.reading import KV, Reading
 from byheart.state import State
 
@@ -57,19 +56,17 @@ class Window(Memory):
         """Parts of at most ``chunk_tokens`` tokens."""
         return cut(segment, longest=self.chunk_tokens)
 
-    @torch.no_grad()
     def write(self, state: State, segment: Tensor) -> State:
         """Read ``segment`` over the window and keep the window's new rows."""
-        held = kv_of(state)
-        for piece in self.pieces(segment):
-            new = read_behind(self.backbone, piece, held)
-            held = self._kept(held.append(new) if held else new)
-        return named(held) if held else state
+        return written(state, self.pieces(segment), self._after)
 
     def read(self, state: State) -> Reading:
         """The window, its rows at positions 0 to M - 1."""
-        held = kv_of(state)
-        return Reading(placed(self.backbone, held), batch=held.batch) if held else Reading()
+        return placed_reading(self.backbone, state)
+
+    def _after(self, piece: Tensor, held: KV | None) -> KV:
+        new = read_behind(self.backbone, piece, held)
+        return self._kept(joined(held, new))
 
     def _kept(self, held: KV) -> KV:
         if held.length <= self.sinks + self.recent:
