@@ -28,8 +28,8 @@ from typing import Any
 import torch
 
 from byheart import load
+from byheart.asking import Measured, run
 from byheart.decoding import generate
-from byheart.evaluate import Measured, run
 from byheart.models import DEFAULT, silence
 from byheart.rows import choices, versions
 from byheart.session import Session
@@ -121,7 +121,7 @@ def measured(said: str, opened: Session, item: Item, rounds: int) -> list[Row]:
     task = Questions()
     one = Measured.of(f"{said}{';' if ':' in said else ':'}max_tokens={TOKENS}", opened)
     ways: dict[str, Callable[[], object]] = {
-        EVALUATION: lambda: run(task, [item], one),
+        EVALUATION: lambda: run(task, [item], [one]),
         LEAST: lambda: least(one, task, item),
         APART: lambda: one_by_one(one, task, item),
     }

@@ -1,8 +1,7 @@
-"""The one loop that measures memories on tasks: write each item's texts, ask its questions, judge the answers.
+"""Measure memories on a task: open what is named, have its items asked, and make rows of the outcomes.
 
-Many items go side by side, and what several questions share is done once: a text is written once, its reading made
-once, and all questions asked after it are rows of one batch. Every answer is kept in the run's folder as soon as its
-batch is done, so a run that was interrupted goes on, see ``run_folder``.
+Memories that keep the same and differ in decoding alone share what is written, see ``asking``. The rows of each lie in
+the run's folder as soon as they are there.
 
 It knows no task and no mechanism.
 """
@@ -10,73 +9,25 @@ It knows no task and no mechanism.
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from byheart.asking import Measured, alike, budget_of, run
 from byheart.backbone import Backbone
-from byheart.budget import options_for, parse_bytes
-from byheart.decoding import Decoding, generate, likelihoods
-from byheart.errors import BudgetError, InputError, UsageError
+from byheart.errors import InputError, UsageError
 from byheart.models import DEFAULT
 from byheart.records import rows as records_of
-from byheart.rows import Choice, Row, draws, interval
-from byheart.run_folder import Outcome, RunFolder, append, digest_of, known
-from byheart.session import Session, load, write_many
-from byheart.streaming import texts_of
-from byheart.task import Answer, Item, Part, Question, Task
+from byheart.rows import Row, draws, interval
+from byheart.run_folder import Outcome, RunFolder, digest_of
+from byheart.session import Session, load
+from byheart.task import Item, Task
 
-DECODED = {each.name for each in fields(Decoding)}
 Progress = Callable[[int, int], None]
-# An item's number, a question's number in it, and the question.
-_Asked: TypeAlias = tuple[int, int, Question]
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A memory as it was asked for: its session, how its answers are decoded, and the bytes it may keep; 0 is any."""
-
-    said: str
-    session: Session
-    decoding: Mapping[str, Any]
-    budget: int = 0
-
-    @classmethod
-    def of(cls, said: str, opened: Session, *, tokens: int = 0) -> Measured:
-        """``NAME:key=value@64KB``: a key of ``Decoding`` is how to decode, others are the memory's options.
-
-        Args:
-            tokens: of the longest text; options that are not given are chosen so that it fits the bytes behind ``@``.
-        """
-        plain, budget = _budget(said)
-        choice = Choice.of(plain, 0, 1)
-        how = {key: value for key, value in choice.options.items() if key in DECODED}
-        options = {key: value for key, value in choice.options.items() if key not in DECODED}
-        if budget and tokens:
-            options = {**options_for(choice.name, opened.backbone, budget, tokens), **options}
-        made = load(opened.backbone, memory=choice.name, tokenizer=opened.tokenizer, **options)
-        return cls(said, made, how, budget)
-
-    def how(self, task: Task, max_tokens: int | None = None) -> Decoding:
-        """How a task's answers are decoded, a question's own ``max_tokens`` before the task's. Raises UsageError."""
-        if task.asks == "choices" and self.decoding:
-            raise UsageError(
-                f"{task.name} measures likelihoods: '{self.said}' has no {', '.join(self.decoding)} there."
-            )
-        return Decoding(**{"max_tokens": max_tokens or task.max_tokens, **self.decoding})
-
-
-def _budget(said: str) -> tuple[str, int]:
-    """A memory without its number of bytes, and that number; 0 where none is given. Raises UsageError."""
-    plain, at, size = said.rpartition("@")
-    return (plain, parse_bytes(size)) if at and not Path(said).exists() else (said, 0)
 
 
 def evaluate(
@@ -129,20 +80,23 @@ def evaluate(
         name = folder.named(name, source, content)
     settings = {"options": vars(task), "limit": limit, "skip": skip, "records": content}
     steps = sum(len(item.texts) + len(item.questions) for item in items)
-    rows: list[Row] = []
-    for place, one in enumerate(ones):
+    rows: dict[int, list[Row]] = {}
+    for places in alike(ones):
+        group = [ones[place] for place in places]
 
-        def tell(done: int, before: int = place * steps) -> None:
+        def tell(done: int, before: int = len(rows) * steps) -> None:
             progress(before + done, len(ones) * steps)
 
-        file = _answers_of(one, task, name, folder) if folder else None
-        made = _rows(task, name, one.said, run(task, items, one, batch=batch, file=file, progress=tell))
-        rows += (found := made + task.summary(made))
-        if folder is not None:
-            measured = {"task": task.name, "dataset": name, "memory": one.said, **settings}
-            measured["resolved"] = one.session.header.options
-            folder.keep(found, measured, model=opened.backbone.source, dtype=dtype, seed=seed)
-    return rows
+        files = [_answers_of(one, task, name, folder) for one in group] if folder else []
+        outcomes = run(task, items, group, batch=batch, files=files, progress=tell)
+        for place, one, own in zip(places, group, outcomes, strict=True):
+            made = _rows(task, name, one.said, own)
+            rows[place] = made + task.summary(made)
+            if folder is not None:
+                measured = {"task": task.name, "dataset": name, "memory": one.said, **settings}
+                measured["resolved"] = one.session.header.options
+                folder.keep(rows[place], measured, model=opened.backbone.source, dtype=dtype, seed=seed)
+    return [row for place in sorted(rows) for row in rows[place]]
 
 
 def _answers_of(one: Measured, task: Task, dataset: str, folder: RunFolder) -> Path:
@@ -154,178 +108,10 @@ def _answers_of(one: Measured, task: Task, dataset: str, folder: RunFolder) -> P
 
 def _measured(memories: Sequence[str], opened: Session, items: Sequence[Item]) -> list[Measured]:
     """The memories, made before anything is asked of one."""
-    sized = any(_budget(said)[1] for said in memories)
+    sized = any(budget_of(said)[1] for said in memories)
     begins = len(opened.tokenizer("").input_ids)
     tokens = begins + max(sum(len(opened.tokens(text)) for text in item.texts) for item in items) if sized else 0
     return [Measured.of(said, opened, tokens=tokens) for said in memories]
-
-
-# ---- one memory ----
-
-
-def run(
-    task: Task,
-    items: Sequence[Item],
-    one: Measured,
-    *,
-    batch: int = 8,
-    file: Path | None = None,
-    progress: Callable[[int], None] = lambda done: None,
-) -> list[Outcome]:
-    """The outcome of every question; those that ``file`` already has are not asked again.
-
-    Args:
-        progress: called with how many texts are written and questions answered.
-    """
-    one.how(task)
-    digests = [digest_of([sorted(vars(task).items()), item]) for item in items]
-    found = known(file, items, digests) if file is not None else {}
-    # Items of like lengths go side by side, so that less is padding; the longest first: what does not fit shows early.
-    left = sorted((n for n in range(len(items)) if n not in found), key=lambda n: -_length(items[n]))
-    outcomes = [outcome for n in sorted(found) for outcome in found[n]]
-    done = sum(len(items[n].texts) + len(items[n].questions) for n in found)
-    progress(done)
-
-    def advance(steps: int) -> None:
-        nonlocal done
-        done += steps
-        progress(done)
-
-    for start in range(0, len(left), batch):
-        chosen = {n: items[n] for n in left[start : start + batch]}
-        made = list(_outcomes(task, chosen, digests, one, batch, advance))
-        outcomes += made
-        if file is not None:
-            append(file, made)
-    return sorted(outcomes, key=lambda outcome: (outcome.item, outcome.question))
-
-
-def _length(item: Item) -> int:
-    """Characters of its texts and its longest question."""
-    return sum(map(len, item.texts)) + max((len(question.text) for question in item.questions), default=0)
-
-
-def _outcomes(
-    task: Task,
-    items: Mapping[int, Item],
-    digests: Sequence[str],
-    one: Measured,
-    batch: int,
-    advance: Callable[[int], None],
-) -> Iterator[Outcome]:
-    """Write the items' texts side by side, and ask what is to be asked after each."""
-    numbers, sessions = list(items), {n: _empty(one.session) for n in items}
-    spent, longest = 0.0, max(len(item.texts) for item in items.values())
-    asked = _by_writes(items)
-    for written in range(longest + 1):
-        if written:
-            due = [n for n in numbers if len(items[n].texts) >= written]
-            start = time.perf_counter()
-            _write(one, {n: (sessions[n], items[n].texts[written - 1], items[n].framed) for n in due})
-            spent += time.perf_counter() - start
-            advance(len(due))
-        for group in _groups(asked.get(written, []), batch):
-            start = time.perf_counter()
-            answers = _asked(task, one, sessions, group)
-            each = (time.perf_counter() - start) / len(group)
-            for (n, k, question), answer in zip(group, answers, strict=True):
-                parts = {name: _part(value) for name, value in task.score(question, answer).items()}
-                costs = (sessions[n].bytes, spent / len(numbers), each)
-                yield Outcome(n, digests[n], k, question.at, answer.text, parts, *costs)
-            advance(len(group))
-
-
-def _by_writes(items: Mapping[int, Item]) -> dict[int, list[_Asked]]:
-    """The questions by how many texts are written before them."""
-    found: dict[int, list[_Asked]] = {}
-    for n, item in items.items():
-        for k, question in enumerate(item.questions):
-            after = len(item.texts) if question.after is None else question.after
-            found.setdefault(after, []).append((n, k, question))
-    return found
-
-
-def _write(one: Measured, due: Mapping[int, tuple[Session, str, bool]]) -> None:
-    """Write each item's text. Raises InputError, naming the item, and BudgetError."""
-    sessions, texts, framed = zip(*due.values(), strict=True)
-    try:
-        write_many(sessions, texts, framed=framed)
-    except InputError as error:
-        # Which of them it was is found by writing each alone.
-        if len(due) == 1:
-            raise InputError(f"'{one.said}' cannot be given a text of item {min(due) + 1}: {error}") from error
-        for n, each in due.items():
-            _write(one, {n: each})
-    most = max(session.bytes for session in sessions)
-    if one.budget and most > one.budget:
-        raise BudgetError(one.said, one.budget, most)
-
-
-def _asked(task: Task, one: Measured, sessions: Mapping[int, Session], group: Sequence[_Asked]) -> list[Answer]:
-    """The answers to questions that are asked at once. Raises InputError, naming the item."""
-    how = one.how(task, group[0][2].max_tokens)
-    try:
-        return _answers(task, [(sessions[n], question) for n, _, question in group], how)
-    except InputError as error:
-        # Which of them it was is found by asking each alone.
-        if len(group) > 1:
-            return [_asked(task, one, sessions, [each])[0] for each in group]
-        raise InputError(
-            f"'{one.said}' cannot answer question {group[0][1] + 1} of item {group[0][0] + 1}: {error}"
-        ) from error
-
-
-def _groups(asked: Sequence[_Asked], batch: int) -> Iterator[Sequence[_Asked]]:
-    """Questions that are asked at once, whose answers are of one length at most: so many, the last half as many more.
-
-    A step costs nearly as much for two rows as for ten, so the few that would be left over go with those before them.
-    """
-    by_tokens: dict[int | None, list[_Asked]] = {}
-    for one in asked:
-        by_tokens.setdefault(one[2].max_tokens, []).append(one)
-    for group in by_tokens.values():
-        cuts = [*range(batch, len(group) - batch // 2, batch), len(group)]
-        yield from (group[first:last] for first, last in zip([0, *cuts], cuts, strict=False))
-
-
-def _empty(session: Session) -> Session:
-    twin = session.fork()
-    twin.forget()
-    return twin
-
-
-def _answers(task: Task, asked: Sequence[tuple[Session, Question]], how: Decoding) -> list[Answer]:
-    """The answers to questions of one backbone, all in one batch."""
-    first = asked[0][0]
-    prompts = [_prompt(session, question) for session, question in asked]
-    readings = [session.reading_for(question.text) for session, question in asked]
-    if task.asks == "words":
-        others = [_prompt(session, question, alone=True) for session, question in asked]
-        steps = generate(first.backbone, prompts, readings, others=others, decoding=how, stop_tokens=first.stop_tokens)
-        texts = texts_of(steps, first.tokenizer, task.stop)
-        return [Answer(f"{question.begins}{text}".strip()) for (_, question), text in zip(asked, texts, strict=True)]
-    choices = [
-        [session.tokens(each, framed=question.framed) for each in question.choices] for session, question in asked
-    ]
-    return [
-        Answer(
-            losses=tuple(each.loss for each in row),
-            tokens=tuple(each.tokens for each in row),
-            likeliest=tuple(each.likeliest for each in row),
-        )
-        for row in likelihoods(first.backbone, prompts, readings, choices)
-    ]
-
-
-def _prompt(session: Session, question: Question, *, alone: bool = False) -> Tensor:
-    prompt = session.prompt(question.text, framed=question.framed, alone=alone)
-    if not question.begins:
-        return prompt
-    return torch.cat([prompt, session.tokens(question.begins, framed=question.framed).to(prompt.device)])
-
-
-def _part(value: float | Part) -> tuple[float, float]:
-    return (value.total, value.weight) if isinstance(value, Part) else (float(value), 1.0)
 
 
 # ---- rows ----

@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 
+from byheart.asking import DECODED
 from byheart.errors import UnknownNameError, UsageError
-from byheart.evaluate import DECODED, Progress, evaluate
+from byheart.evaluate import Progress, evaluate
 from byheart.memories import defaults, find
 from byheart.models import DEFAULT
 from byheart.rows import Row

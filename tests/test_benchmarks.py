@@ -11,8 +11,7 @@ import torch
 
 import byheart
 from benchmarks import questions, tables, training
-from byheart import evaluate
-from byheart.evaluate import Measured
+from byheart.asking import Measured, run
 from byheart.tasks.questions import Questions
 
 
@@ -105,7 +104,7 @@ def test_all_three_ways_answer_alike(tiny_folder: Path) -> None:
     task, records = Questions(), questions.records(None)
     (item,) = task.items([{**record, "context": "The cat is Muck."} for record in records], 0)
     one = Measured.of("full:max_tokens=5", opened)
-    answers = [outcome.text for outcome in evaluate.run(task, [item], one)]
+    answers = [outcome.text for outcome in run(task, [item], [one])[0]]
     assert [text.strip() for text in questions.least(one, task, item)] == answers
     assert questions.one_by_one(one, task, item) == answers
     assert len(records[0]["context"].split()) == questions.WORDS

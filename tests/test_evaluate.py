@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+from byheart.asking import Measured, _groups, alike, run as run_task
 from byheart.decoding import Decoding, generate, likelihoods
 from byheart.errors import BudgetError, InputError, UnknownNameError, UsageError
-from byheart.evaluate import Measured, _groups, evaluate, run as run_task
+from byheart.evaluate import evaluate
 from byheart.reading import Reading
 from byheart.rows import Row, load as load_rows
 from byheart.run_folder import Outcome, append, digest_of, known
@@ -62,12 +63,12 @@ def test_a_text_is_written_once_and_all_its_questions_are_asked_together(
 ) -> None:
     writes: list[int] = []
     monkeypatch.setattr(
-        "byheart.evaluate.write_many", lambda s, t, **how: (writes.append(len(s)), write_many(s, t, **how))
+        "byheart.asking.write_many", lambda s, t, **how: (writes.append(len(s)), write_many(s, t, **how))
     )
     one = Measured.of("full:max_tokens=3", opened)
     task = Questions()
     items = list(task.items([json.loads(line) for line in data.read_text().splitlines()], 0))
-    outcomes = run_task(task, items, one, batch=2)
+    (outcomes,) = run_task(task, items, [one], batch=2)
     assert writes == [2, 1]
     assert len(outcomes) == 6
     for outcome in outcomes:
@@ -78,11 +79,41 @@ def test_a_text_is_written_once_and_all_its_questions_are_asked_together(
         assert outcome.text == said
 
 
+def test_memories_that_differ_in_decoding_alone_share_what_is_written(
+    opened: Session, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where some answers of some of them are there already."""
+    writes: list[int] = []
+    monkeypatch.setattr(
+        "byheart.asking.write_many", lambda s, t, **how: (writes.append(len(s)), write_many(s, t, **how))
+    )
+    task = Questions()
+    items = list(task.items([json.loads(line) for line in data.read_text().splitlines()], 0))
+    said = ["full:max_tokens=3", "nothing:max_tokens=3", "full:max_tokens=3;context_aware=0.5", "full@8MB"]
+    ones = [Measured.of(each, opened) for each in said]
+    assert alike(ones) == [[0, 2], [1], [3]]
+    pair, files = [ones[0], ones[2]], [tmp_path / "plain.jsonl", tmp_path / "aware.jsonl"]
+    apart = [run_task(task, items, [one])[0] for one in pair]
+    assert [outcome.text for outcome in apart[0]] != [outcome.text for outcome in apart[1]]
+    run_task(task, items[:1], pair[:1], files=files[:1])
+    writes.clear()
+    seen: list[int] = []
+    together = run_task(task, items, pair, files=files, progress=seen.append)
+    assert sum(writes) == len(items)
+    assert [[outcome.text for outcome in own] for own in together] == [[o.text for o in own] for own in apart]
+    assert seen == sorted(seen)
+    assert seen[-1] == 2 * sum(len(item.texts) + len(item.questions) for item in items)
+    writes.clear()
+    again = run_task(task, items, pair, files=files)
+    assert not writes
+    assert again == together
+
+
 def test_an_answer_can_be_made_to_begin_with_given_words(opened: Session) -> None:
     task = Faithful(primed=True)
     items = list(task.items([{"context": "The cat is Muck.", "question": "Who?", "answers": ["Muck"]}], 0))
     one = Measured.of("full:max_tokens=5", opened)
-    (outcome,) = run_task(task, items, one)
+    ((outcome,),) = run_task(task, items, [one])
     alone = one.session.fork()
     alone.write(items[0].texts[0])
     prompt = torch.cat([alone.prompt(items[0].questions[0].text), alone.tokens("The answer is:")])
@@ -139,7 +170,7 @@ def test_likelihoods_are_those_of_each_continuation_alone(opened: Session) -> No
 def test_questions_are_asked_after_the_texts_that_they_say(opened: Session) -> None:
     task = Chosen()
     items = list(task.items([{"context": text} for text in TEXTS], 0))
-    outcomes = run_task(task, items, Measured.of("full", opened), batch=2)
+    (outcomes,) = run_task(task, items, [Measured.of("full", opened)], batch=2)
     assert [(o.item, o.at["after"]) for o in outcomes] == [(n, after) for n in range(3) for after in (1, 2)]
     session = opened.fork()
     session.write(TEXTS[1])
@@ -315,10 +346,10 @@ def test_memories_are_made_first_and_their_rows_are_kept_one_by_one(
         evaluate(Questions(), str(data), ["nothing", "full", "windov"], **where)
     assert not (tmp_path / "out").exists()
 
-    def failing(task: Task, items: Sequence[Item], one: Measured, **given: Any) -> list[Outcome]:
-        if one.said == "full":
+    def failing(task: Task, items: Sequence[Item], ones: Sequence[Measured], **given: Any) -> list[list[Outcome]]:
+        if ones[0].said == "full":
             raise KeyboardInterrupt
-        return run_task(task, items, one, **given)
+        return run_task(task, items, ones, **given)
 
     monkeypatch.setattr("byheart.evaluate.run", failing)
     with pytest.raises(KeyboardInterrupt):
@@ -350,9 +381,9 @@ def test_an_item_that_cannot_be_answered_is_named(opened: Session) -> None:
     good, empty = Question("It is", choices=(" a", " b")), Question("It is", choices=(" a", ""))
     one = Measured.of("full", opened)
     with pytest.raises(InputError, match="'full' cannot answer question 2 of item 2: A choice is empty"):
-        run_task(Chosen(), [Item(("A.",), (good,)), Item(("A.",), (good, empty))], one)
+        run_task(Chosen(), [Item(("A.",), (good,)), Item(("A.",), (good, empty))], [one])
     with pytest.raises(InputError, match=r"'full' cannot be given a text of item 2: .*not UTF-8"):
-        run_task(Chosen(), [Item(("A.",), (good,)), Item(("\ud800",), (good,))], one)
+        run_task(Chosen(), [Item(("A.",), (good,)), Item(("\ud800",), (good,))], [one])
 
 
 def test_a_choice_must_fit_the_model(opened: Session) -> None:

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
+from byheart.asking import Measured, run
 from byheart.errors import InputError, UnknownNameError, UsageError
-from byheart.evaluate import Measured, evaluate, run
+from byheart.evaluate import evaluate
 from byheart.rows import Row
 from byheart.session import load
 from byheart.task import Answer, Fields, Item, Part, Question, Task
@@ -351,13 +352,13 @@ def test_answers_have_the_tokens_of_their_question(tiny_folder: Path, monkeypatc
         decoded.append((decoding.max_tokens, len(prompts)))
         return iter([[None] * len(prompts)])
 
-    monkeypatch.setattr("byheart.evaluate.generate", noted)
+    monkeypatch.setattr("byheart.asking.generate", noted)
     task = Retention()
-    assert len(run(task, texts, Measured.of("nothing", opened))) == 4
+    assert len(run(task, texts, [Measured.of("nothing", opened)])[0]) == 4
     assert decoded == [(32, 1), (3, 2), (5, 1)]
     decoded.clear()
     # What a memory is asked with goes before all.
-    run(task, texts, Measured.of("nothing:max_tokens=2", opened))
+    run(task, texts, [Measured.of("nothing:max_tokens=2", opened)])
     assert {tokens for tokens, _ in decoded} == {2}
 
 
