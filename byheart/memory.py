@@ -14,6 +14,7 @@ import inspect
 import json
 import os
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -236,6 +237,11 @@ def cut(segment: Int[Tensor, "B T"], *, longest: int, shortest: int = 1) -> Iter
             take = left - max(shortest, left // 2)
         yield segment[:, start : start + max(take, 1)]
         start += max(take, 1)
+
+
+def shared(ids: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two sequences begin with alike."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(ids, other, strict=False)))
 
 
 def positive(**values: int | float) -> None:

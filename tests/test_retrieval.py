@@ -93,6 +93,47 @@ def test_without_a_question_the_first_and_the_newest_tokens_are_read() -> None:
     torch.testing.assert_close(ours, logits(own, Reading(own.prefill(near)), PROMPT), rtol=0, atol=1e-4)
 
 
+# ---- the frame ----
+
+OPENING, RECEIPT = [3, 4, 5], [6, 7]
+
+
+def turns(*texts: list[int], **options: Any) -> tuple[Retrieval, torch.Tensor]:
+    """A memory that was written the texts as turns, and its tokens."""
+    made = Retrieval(backbone(), segment_tokens=4, opening=OPENING, receipt=RECEIPT, **options)
+    framed = [[*(OPENING if n == 0 else []), *text, *RECEIPT] for n, text in enumerate(texts)]
+    return made, written(made, *(torch.tensor([each]) for each in framed))["tokens"]
+
+
+def test_all_texts_stand_in_one_turn() -> None:
+    _, held = turns([20, 21], [30], [40, 41])
+    assert held[0].tolist() == [*OPENING, 20, 21, 30, 40, 41, *RECEIPT]
+
+
+def test_the_frame_is_always_read() -> None:
+    made, held = turns([20] * 9, [30, 31, 32, 33], [40] * 9, tokens=9)
+    chosen = made.select({"tokens": held}, torch.tensor([31, 33]))["tokens"][0].tolist()
+    assert chosen[:3] == OPENING
+    assert chosen[-2:] == RECEIPT
+    assert {31, 33} <= set(chosen)
+    assert len(chosen) == 9
+
+
+def test_without_a_question_the_frame_and_the_newest_tokens_are_read() -> None:
+    made, held = turns([20] * 9, [30, 31, 32, 33], tokens=8)
+    near = torch.tensor([[*OPENING, 31, 32, 33, *RECEIPT]])
+    ours = logits(made.backbone, made.read({"tokens": held}), PROMPT)
+    expected = logits(made.backbone, Reading(made.backbone.prefill(near)), PROMPT)
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-4)
+
+
+def test_bare_texts_have_no_frame() -> None:
+    made = Retrieval(backbone(), tokens=4, segment_tokens=2, sinks=0, opening=OPENING, receipt=RECEIPT)
+    held = written(made, torch.tensor([[20, 21, 22]]), torch.tensor([[30, 31, 32]]))
+    assert held["tokens"][0].tolist() == [20, 21, 22, 30, 31, 32]
+    assert made.select(held, torch.tensor([20, 31]))["tokens"][0].tolist() == [20, 21, 31, 32]
+
+
 # ---- a session ----
 
 
@@ -103,11 +144,11 @@ def session(name: str, **options: Any) -> Session:
 
 
 def test_a_session_reads_what_its_question_is_about() -> None:
-    made = session("retrieval", tokens=33, segment_tokens=16)
+    made = session("retrieval", tokens=48, segment_tokens=16)
     text = made.tokenizer.decode(made.memory.select(made.state, made.tokens("Who is XQZ?"))["tokens"][0])
     assert "XQZ" in text
     assert "XQZ" not in made.tokenizer.decode(made.memory.select(made.state, made.tokens("went on"))["tokens"][0])
-    assert made.reading_for("Who is XQZ?").length == 33
+    assert made.reading_for("Who is XQZ?").length == 48
 
 
 def test_a_session_that_does_not_select_reads_once() -> None:

@@ -41,6 +41,7 @@ class AttentionScore(Memory):
     """
 
     name = "attention-score"
+    keeps_turns = True
 
     def __init__(
         self, backbone: Backbone, *, rows: int = 512, observed: int = 32, pooled: int = 5, chunk_tokens: int = 1024

@@ -32,6 +32,7 @@ class KeyNorm(Memory):
     """
 
     name = "key-norm"
+    keeps_turns = True
 
     def __init__(
         self, backbone: Backbone, *, rows: int = 512, sinks: int = 4, recent: int = 32, chunk_tokens: int = 1024

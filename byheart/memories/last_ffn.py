@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import Any
 
 import torch
@@ -25,7 +24,7 @@ from torch.func import functional_call
 from byheart.backbone import Backbone, FeedForwardInput, Upper
 from byheart.errors import InputError, UsageError
 from byheart.kept import joined
-from byheart.memory import Memory, cut, kv_of, named, positive
+from byheart.memory import Memory, cut, kv_of, named, positive, shared
 from byheart.reading import DenseDelta, Reading
 from byheart.state import State
 from byheart.tuning import Anchor, Scratch, anchor, descend, token_losses
@@ -166,8 +165,8 @@ class LastFFN(Memory):
     def _bare(self, text: Tensor) -> Tensor:
         """The text (1, T) without the part of the frame that it has."""
         ids = text[0].tolist()
-        start = _shared(ids, self.opening)
-        end = len(ids) - _shared(ids[start:][::-1], self.receipt[::-1]) if self.keep_text else len(ids)
+        start = shared(ids, self.opening)
+        end = len(ids) - shared(ids[start:][::-1], self.receipt[::-1]) if self.keep_text else len(ids)
         return text[:, start:end] if start < end else text
 
     def _learn(self, before: list[dict[str, Tensor]], texts: list[Tensor]) -> list[Tuned]:
@@ -259,11 +258,6 @@ class LastFFN(Memory):
     @property
     def _where(self) -> Any:
         return self.backbone.feed_forward(len(self.backbone.layers) - 1)
-
-
-def _shared(ids: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens two sequences begin with alike."""
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(ids, other, strict=False)))
 
 
 def _joined(references: Sequence[Anchor]) -> Anchor:

@@ -4,7 +4,7 @@ The text is kept as its tokens and read again at question time: BM25 (doi.org/10
 scores its segments by the question's tokens, and the best ones that fit, in the order of the text, are read with the
 model's ordinary attention. It is what any memory that is read as a whole must be compared with: the least state, exact
 keys and values, but a question costs a pass over what it reads, and sees nothing else. Without a question the newest
-tokens are read.
+tokens are read. What is read stands in one turn of a conversation: all texts behind one opening, before one receipt.
 
 State: `tokens` (B, T), int32.
 
@@ -13,6 +13,7 @@ Dimensions: B batch, T tokens, Q tokens of a question, S segments.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from torch import Tensor
 from byheart.backbone import Backbone
 from byheart.errors import BudgetError, InputError, UsageError
 from byheart.kept import joined
-from byheart.memory import Memory, cut, positive
+from byheart.memory import Memory, cut, positive, shared
 from byheart.reading import KV, Reading
 from byheart.state import State
 
@@ -37,9 +38,11 @@ class Retrieval(Memory):
         saturation, length_weight: k1 and b of BM25: how soon more of one word adds nothing, and how much a segment
             pays for being long.
         chunk_tokens: how many tokens are read at once; bounds memory, changes nothing.
+        opening, receipt: tokens around a text that is kept as a turn; they are always among what is read.
     """
 
     name = "retrieval"
+    keeps_turns = True
 
     def __init__(
         self,
@@ -51,6 +54,8 @@ class Retrieval(Memory):
         saturation: float = 1.2,
         length_weight: float = 0.75,
         chunk_tokens: int = 1024,
+        opening: Sequence[int] = (),
+        receipt: Sequence[int] = (),
     ) -> None:
         Memory.__init__(self, backbone)
         positive(tokens=tokens, segment_tokens=segment_tokens, saturation=saturation, chunk_tokens=chunk_tokens)
@@ -62,7 +67,15 @@ class Retrieval(Memory):
             raise UsageError(f"length_weight must lie between 0 and 1; it is {length_weight}.")
         self.tokens, self.segment_tokens, self.sinks = tokens, segment_tokens, sinks
         self.saturation, self.length_weight, self.chunk_tokens = saturation, length_weight, chunk_tokens
+        self.opening, self.receipt = list(opening), list(receipt)
         self.capacity = tokens
+
+    @classmethod
+    def framed(
+        cls, *, header: Sequence[int], footer: Sequence[int], opening: Sequence[int], receipt: Sequence[int]
+    ) -> dict[str, Any]:
+        """A text without what is around it is no turn that a question can go on from."""
+        return {"opening": list(opening), "receipt": list(receipt)}
 
     @classmethod
     def sized(cls, backbone: Backbone, budget: int, tokens: int) -> dict[str, Any]:
@@ -76,11 +89,16 @@ class Retrieval(Memory):
         return {}
 
     def write(self, state: State, segment: Tensor) -> State:
-        """Keep ``segment`` behind what is held."""
+        """Keep ``segment`` behind what is held, in the same turn."""
         if segment.shape[1] == 0:
             raise InputError("There is nothing to write: the text is empty.")
         new = segment.to(self.backbone.device, torch.int32, copy=True)
-        return {"tokens": torch.cat([state["tokens"], new], dim=1) if state else new}
+        if not state:
+            return {"tokens": new}
+        held = state["tokens"]
+        if self._is_turn(held) and self._is_turn(new):
+            held = held[:, : held.shape[1] - len(self.receipt)]
+        return {"tokens": torch.cat([held, new], dim=1)}
 
     def select(self, state: State, prompt: Tensor) -> State:
         """The tokens of the best segments, in the order of the text."""
@@ -96,15 +114,24 @@ class Retrieval(Memory):
             return Reading()
         text = state["tokens"].long()
         older = max(0, text.shape[1] - self.tokens)
-        text = torch.cat([text[:, : self.sinks], text[:, self.sinks + older :]], dim=1)
+        first = max(self._first(row) for row in text)
+        text = torch.cat([text[:, :first], text[:, first + older :]], dim=1)
         held: KV | None = None
         for piece in cut(text, longest=self.chunk_tokens):
             new = self.backbone.prefill(piece, held)
             held = joined(held, new)
         return Reading(held, batch=text.shape[0])
 
+    def _is_turn(self, text: Int[Tensor, "B T"]) -> bool:
+        """Whether each row ends as a text that is kept as a turn does."""
+        return bool(self.receipt) and all(row[-len(self.receipt) :].tolist() == self.receipt for row in text)
+
+    def _first(self, text: Int[Tensor, " T"]) -> int:
+        """How many first tokens are always read: the opening, or the sinks."""
+        return min(self.tokens, max(self.sinks, shared(text.tolist(), self.opening)))
+
     def _places(self, text: Int[Tensor, " T"], question: Int[Tensor, " Q"]) -> Int[Tensor, " K"]:
-        """Where the ``tokens`` tokens are that are read: sinks, then segment by segment; of equals, the newest."""
+        """Where the ``tokens`` tokens are that are read: the frame, then segment by segment; of equals, the newest."""
         scores = bm25(
             text, question, size=self.segment_tokens, saturation=self.saturation, length_weight=self.length_weight
         )
@@ -113,7 +140,8 @@ class Retrieval(Memory):
         rank[order] = torch.arange(len(order), device=order.device)
         owner = torch.arange(len(text), device=text.device) // self.segment_tokens
         wanted = rank[owner]
-        wanted[: self.sinks] = -1
+        wanted[: self._first(text)] = -1
+        wanted[len(text) - shared(text.tolist()[::-1], self.receipt[::-1]) :] = -1
         return wanted.argsort(stable=True)[: self.tokens].sort().values
 
 
