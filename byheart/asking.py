@@ -90,7 +90,7 @@ def run(
     """
     for one in ones:
         one.how(task)
-    digests = [digest_of([sorted(vars(task).items()), item]) for item in items]
+    digests = [digest_of([sorted(task.chosen().items()), item]) for item in items]
     found = [known(file, items, digests) for file in files] or [{} for _ in ones]
     outcomes = [[outcome for n in sorted(own) for outcome in own[n]] for own in found]
     # By whom an item is still to be answered.

@@ -7,10 +7,11 @@ does not know memories, models or tokens: what it gives is text, and what it jud
 from __future__ import annotations
 
 import abc
+import inspect
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from byheart.records import Fields, required
 from byheart.rows import Row
@@ -107,6 +108,12 @@ class Task(abc.ABC):
         A metric of classes, such as macro F1, has a part for each of them, ``metric/class``: its number is the mean
         over all classes that occur, in which each counts once.
         """
+
+    def chosen(self) -> dict[str, Any]:
+        """The options that are not at their defaults: a later release may have more of them and go on with old runs."""
+        signature = inspect.signature(type(self)).parameters.values()
+        options = {p.name: (vars(self)[p.name], p.default) for p in signature if p.kind is p.KEYWORD_ONLY}
+        return {name: value for name, (value, default) in options.items() if value != default}
 
     def summary(self, rows: Sequence[Row]) -> list[Row]:
         """More rows, made of those of one memory on one data set: means of metrics, a law, a line to compare with."""

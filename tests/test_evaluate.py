@@ -17,7 +17,7 @@ from byheart.run_folder import Outcome, append, digest_of, known
 from byheart.session import Session, load, write_many
 from byheart.streaming import texts_of
 from byheart.task import Answer, Fields, Item, Part, Question, Task
-from byheart.tasks import BUILT_IN, build, defaults
+from byheart.tasks import BUILT_IN, build, defaults, find
 from byheart.tasks.faithful import Faithful
 from byheart.tasks.integrity import Integrity
 from byheart.tasks.questions import Questions
@@ -362,6 +362,15 @@ def test_an_answer_may_hold_any_line_separator(tmp_path: Path) -> None:
     outcome = Outcome(0, "d", 0, {}, "a\u2028b\x85c\u2029", {"f1": (1.0, 1.0)}, 1, 0.5, 0.5)
     append(tmp_path / "answers.jsonl", [outcome])
     assert known(tmp_path / "answers.jsonl", [item], ["d"]) == {0: [outcome]}
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_a_task_tells_the_options_that_are_not_at_their_defaults(name: str) -> None:
+    """By them answers are told apart, so one that a later release adds must not drop those of before."""
+    assert build(name).chosen() == {}
+    for option, default in defaults(find(name)).items():
+        if isinstance(default, bool):
+            assert build(name, **{option: not default}).chosen() == {option: not default}
 
 
 def test_a_field_at_its_default_changes_no_digest() -> None:
