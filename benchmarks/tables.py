@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -65,11 +66,52 @@ def questions_table(results: Path) -> str:
     )
 
 
+# Of each measure of ``benchmarks/results.toml``: what its column is called, and the rows that are its number.
+COLUMNS: dict[str, tuple[str, dict[str, Any]]] = {
+    "questions": ("answers about a paragraph", {"metric": "contains"}),
+    "needle": ("needles in 1,000 words", {"metric": "accuracy", "words": 1000}),
+    "edit": ("edits (score)", {"metric": "score", "dataset": "counterfact"}),
+    "icl": ("16 demonstrations", {"metric": "mean_accuracy", "demonstrations": 16}),
+    "dialogue": ("perplexity of a reply after 8 turns", {"metric": "perplexity", "dataset": "personachat", "turn": 8}),
+}
+
+
+def tasks_table(results: Path) -> str:
+    """The best of ``docs/results.md``: a row a memory, a column a measure, the mean over its rows."""
+    cells: dict[str, dict[str, str]] = {}
+    keeps: dict[str, int] = {}
+    for measure, (_, wanted) in COLUMNS.items():
+        rows = json.loads((results / measure / "rows.json").read_text())["rows"]
+        found = [row for row in rows if all(row.get(name) == value for name, value in wanted.items())]
+        for memory in dict.fromkeys(row["memory"] for row in found):
+            own = [row for row in found if row["memory"] == memory]
+            value = sum(row["value"] * row["n"] for row in own) / sum(row["n"] for row in own)
+            cells.setdefault(memory, {})[measure] = f"{value:.0f}" if measure == "dialogue" else f"{value:.2f}"
+            keeps.setdefault(memory, own[0]["bytes"])
+    lines = [
+        f"| memory | keeps of a paragraph | {' | '.join(title for title, _ in COLUMNS.values())} |",
+        "|---|" + "---|" * (len(COLUMNS) + 1),
+    ]
+    for memory, own in cells.items():
+        if "questions" in own and len(own) > 1:
+            numbers = " | ".join(own.get(measure, "") for measure in COLUMNS)
+            lines.append(f"| `{memory}` | {keeps[memory] / 1000:,.1f} kB | {numbers} |")
+    made = f"Made by `python benchmarks/results.py --data eval` into `benchmarks/results/{results.name}`."
+    return "\n".join([*lines, "", made])
+
+
 TABLES: dict[str, Callable[[Path], str]] = {
     "cost": cost_table,
     "training": training_table,
     "questions": questions_table,
+    "tasks": tasks_table,
 }
+
+
+def source(marker: str) -> Path:
+    """The file, or the folder, that a table is made from."""
+    folder = ROOT / "benchmarks" / "results" / marker
+    return folder if folder.is_dir() else folder.with_suffix(".json")
 
 
 def put(text: str, marker: str, table: str) -> str:
@@ -85,7 +127,7 @@ def main() -> None:
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
     for marker, table in TABLES.items():
-        results = ROOT / "benchmarks" / "results" / f"{marker}.json"
+        results = source(marker)
         if f"<!-- {marker} -->" in text and results.exists():
             text = put(text, marker, table(results))
     readme.write_text(text, encoding="utf-8")

@@ -162,7 +162,10 @@ class _Run:
         self.memory, self.recipe, self.out = memory, recipe, out
         self.parameters = [parameter for parameter in memory.parameters() if parameter.requires_grad]
         if not self.parameters:
-            raise UsageError(f"memory '{memory.name}' has nothing to train: it has no learned parts.")
+            raise UsageError(
+                f"memory '{memory.name}' has nothing to train: it has no learned parts. "
+                "latent-pool, compressed-kv and adapter have some."
+            )
         self.processes = Processes(memory.backbone.device.type)
         self.processes.agree(memory)
         self.settled = _settled(memory, recipe, made_of, self.processes.count)

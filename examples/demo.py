@@ -25,7 +25,7 @@ import byheart
 from byheart.models import DEFAULT, silence
 
 ARTICLE = Path(__file__).with_name("warsaw.txt")
-MEMORIES = ("nothing", "full", "last-ffn", "compressed-kv")
+MEMORIES = ("nothing", "full", "retrieval", "last-ffn", "compressed-kv")
 QUESTIONS = (
     "Which king moved the capital from Kraków to Warsaw?",
     "When was the oldest armed seal of Warsaw made?",
@@ -110,6 +110,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     console.print(
         f"compressed-kv keeps {decimal(sizes['compressed-kv'])}, {sizes['full'] / sizes['compressed-kv']:.0f} times "
         "less than the full text's keys and values: expect the gist, not every name and number.",
+        highlight=False,
+    )
+    console.print(
+        f"retrieval keeps the words themselves, {decimal(sizes['retrieval'])}, and reads those that bear on a question "
+        "again each time.",
         highlight=False,
     )
     console.print("A memory is a file: what one process wrote, another one knows.\n")

@@ -40,14 +40,14 @@ def test_commands_exist(command: str) -> None:
     assert not left.value.code
 
 
-@pytest.mark.parametrize("marker", ["cost", "gap", "questions", "training"])
+@pytest.mark.parametrize("marker", ["cost", "gap", "questions", "tasks", "training"])
 def test_tables_are_those_of_the_result_files(marker: str) -> None:
     from benchmarks.gap import gap_table
-    from benchmarks.tables import ROOT, TABLES, put
+    from benchmarks.tables import TABLES, put, source
 
     table = {**TABLES, "gap": gap_table}[marker]
     text = README.read_text(encoding="utf-8")
-    assert put(text, marker, table(ROOT / "benchmarks" / "results" / f"{marker}.json")) == text
+    assert put(text, marker, table(source(marker))) == text
 
 
 @pytest.mark.parametrize("marker", ["gap-lengths", "retention"])
