@@ -128,6 +128,7 @@ class Plan:
             Recipe(**{**settings, "steps": steps}),
             out=out,
             batch=self.batch,
+            packed=self.packed,
             made_of=given.made_of,
             held_out=given.held_out,
             evaluate_every=self.evaluate_every,

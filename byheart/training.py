@@ -104,6 +104,7 @@ def train(
     *,
     out: str | Path,
     batch: int = 16,
+    packed: int = 1,
     made_of: Mapping[str, Any] | None = None,
     held_out: Sequence[Batch | Episode] = (),
     evaluate_every: int = 0,
@@ -117,6 +118,7 @@ def train(
     Args:
         episodes: to be taken in an order drawn anew each time through, ``batch`` at once; or what gives the batch of a
             number from 0 on, the same whenever it is asked.
+        packed: batches of given episodes that are drawn together and dealt by length, so that less is padding.
         made_of: what decides the batches, in types that JSON has; kept, and compared when a run goes on.
         held_out: batches or episodes to measure every ``evaluate_every`` steps (0: never) and at the end.
         resume: go on from the checkpoint in ``out``, if there is one.
@@ -127,11 +129,11 @@ def train(
     run's checkpoint, UsageError.
     """
     positive(steps=recipe.steps, learning_rate=recipe.learning_rate, accumulate=recipe.accumulate, clip=recipe.clip)
-    positive(save_every=save_every, batch=batch)
+    positive(save_every=save_every, batch=batch, packed=packed)
     if recipe.too_long not in _TOO_LONG:
         raise UnknownNameError("value of too_long", recipe.too_long, _TOO_LONG)
     trackers.require(track)
-    batches, own = _source(episodes, batch, recipe.seed)
+    batches, own = _source(episodes, batch, packed, recipe.seed)
     run = _Run(memory, recipe, Path(out), {**own, **(made_of or {})}, resume=resume)
     unseen = [run.fitted(each) for each in _batches(held_out, batch)]
     start, tokens, held = time.monotonic(), 0, None
@@ -302,44 +304,52 @@ class _Run:
 
 
 def _source(
-    episodes: Callable[[int], Batch] | Sequence[Episode], batch: int, seed: int
+    episodes: Callable[[int], Batch] | Sequence[Episode], batch: int, packed: int, seed: int
 ) -> tuple[Callable[[int], Batch], dict[str, Any]]:
     """What gives the batch of a number, and what decides it where that is known."""
     if callable(episodes):
         return episodes, {}
-    shuffled = _Shuffled(episodes, batch, seed)
+    shuffled = _Shuffled(episodes, batch, packed, seed)
     return shuffled, shuffled.made_of()
 
 
 class _Shuffled:
     """Batches of given episodes, in an order drawn anew each time through; call it with a batch's number."""
 
-    def __init__(self, episodes: Sequence[Episode], batch: int, seed: int) -> None:
+    def __init__(self, episodes: Sequence[Episode], batch: int, packed: int, seed: int) -> None:
         if not episodes:
             raise UsageError("There are no episodes to train on.")
-        self.episodes, self.batch, self.seed = list(episodes), batch, seed
+        self.episodes, self.batch, self.packed, self.seed = list(episodes), batch, packed, seed
         self._order = (-1, [list(self.episodes)])
 
     def __call__(self, number: int) -> Batch:
         through, place = divmod(number, len(_alike(self.episodes, self.batch)))
         if self._order[0] != through:
             draw = random.Random(f"{self.seed} episodes {through}")
-            groups = _alike(draw.sample(self.episodes, len(self.episodes)), self.batch)
+            groups = _alike(draw.sample(self.episodes, len(self.episodes)), self.batch, self.packed)
             self._order = (through, draw.sample(groups, len(groups)))
         return collate(self._order[1][place])
 
     def made_of(self) -> dict[str, Any]:
         """What decides the batches, in types that JSON has."""
         rows = [([s.tolist() for s in each.segments], each.target.tolist(), each.answer) for each in self.episodes]
-        return {"episodes": hashlib.sha256(repr(rows).encode()).hexdigest()[:16], "batch": self.batch}
+        told = {"episodes": hashlib.sha256(repr(rows).encode()).hexdigest()[:16], "batch": self.batch}
+        return {**told, "packed": self.packed} if self.packed > 1 else told
 
 
-def _alike(episodes: Sequence[Episode], batch: int) -> list[list[Episode]]:
-    """Groups of at most ``batch`` episodes with equally many segments."""
-    by_length: dict[int, list[Episode]] = {}
+def _alike(episodes: Sequence[Episode], batch: int, packed: int = 1) -> list[list[Episode]]:
+    """Groups of at most ``batch`` episodes with equally many segments, those of ``packed`` groups dealt by length."""
+    by_count: dict[int, list[Episode]] = {}
     for episode in episodes:
-        by_length.setdefault(len(episode.segments), []).append(episode)
-    return [same[at : at + batch] for same in by_length.values() for at in range(0, len(same), batch)]
+        by_count.setdefault(len(episode.segments), []).append(episode)
+    groups: list[list[Episode]] = []
+    for same in by_count.values():
+        for first in range(0, len(same), batch * packed):
+            drawn = same[first : first + batch * packed]
+            if packed > 1:
+                drawn.sort(key=lambda one: (max(map(len, one.segments), default=0), len(one.target)))
+            groups += (drawn[at : at + batch] for at in range(0, len(drawn), batch))
+    return groups
 
 
 def _batches(given: Sequence[Batch | Episode], batch: int) -> list[Batch]:

@@ -48,7 +48,7 @@ def train(preset: str, seed: int, rank: int, given: argparse.Namespace) -> Path:
     from byheart.plan import Plan
 
     out: Path = given.runs / f"{preset}-{seed}"
-    settings = {name: getattr(given, name) for name in ("model", "dtype", "epochs", "batch", "learning_rate")}
+    settings = {name: getattr(given, name) for name in ("model", "dtype", "epochs", "batch", "packed", "learning_rate")}
     options = {"preset": preset, "rank": rank, "alpha": float(ALPHA_PER_RANK * rank), "seed": seed}
     plan = Plan(memory="adapter", options=options, data=given.train, prompts=given.prompts, seed=seed, **settings)
     result = plan.run(out)
@@ -105,7 +105,7 @@ def about(given: argparse.Namespace, chosen: Mapping[str, int]) -> dict[str, Any
         preset: json.loads((given.runs / f"{preset}-{first}" / "recipe.json").read_text(encoding="utf-8"))["parameters"]
         for preset in chosen
     }
-    names = ("model", "dtype", "seeds", "epochs", "batch", "learning_rate", "limit", "prompts")
+    names = ("model", "dtype", "seeds", "epochs", "batch", "packed", "learning_rate", "limit", "prompts")
     files = {part: [Path(each).name for each in getattr(given, part)] for part in ("train", "test")}
     return {**{name: getattr(given, name) for name in names}, **files, "ranks": dict(chosen), "parameters": sizes}
 
@@ -122,6 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--prompts", default="label", choices=["label", "all"], help="what is supervised")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--packed", type=int, default=1, help="batches dealt by length, so that less is padding")
     parser.add_argument("--learning-rate", type=float, default=2e-4)
     parser.add_argument("--limit", type=int, default=0, help="items of a test file; 0 is all")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "ffn_study", help="folder of all runs")

@@ -250,9 +250,23 @@ def test_episodes_are_taken_in_an_order_of_their_own_and_gone_on_with(tmp_path: 
         byheart.train(memory(), given[1:], recipe, out=part, batch=2)
 
 
+def test_given_episodes_are_dealt_by_length() -> None:
+    """Each once, in batches that differ from those of ``packed=1`` in less padding alone."""
+    tokens = torch.arange(1, 40)
+    given = [Episode((), tokens[: 3 + n]) for n in (30, 1, 2, 29, 0, 31, 28, 3, 15)]
+    loose, told = training._source(given, 2, 1, seed=0)
+    packed, about = training._source(given, 2, 4, seed=0)
+    lengths = [sorted(packed(n).labels.sum(1).tolist()) for n in range(10)]
+    assert sorted(length for each in lengths[:5] for length in each) == sorted(len(each.target) - 1 for each in given)
+    assert lengths[:5] != lengths[5:]
+    assert sum(packed(n).target.numel() for n in range(5)) < sum(loose(n).target.numel() for n in range(5))
+    assert "packed" not in told
+    assert about == {**told, "packed": 4}
+
+
 def test_every_episode_is_seen_once_each_time_through() -> None:
     given = episodes(0, 5) + episodes(1, 3, segments=3)
-    source, _ = training._source(given, 2, seed=0)
+    source, _ = training._source(given, 2, 1, seed=0)
 
     def seen(numbers: range) -> list[tuple[int, ...]]:
         return [tuple(row.tolist()) for number in numbers for row in source(number).target]
