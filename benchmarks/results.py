@@ -17,12 +17,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 try:
     import tomllib
 except ImportError:  # Python 3.10
     import tomli as tomllib
+
+if TYPE_CHECKING:
+    from byheart.compare import Comparison
 
 ROOT = Path(__file__).resolve().parent.parent
 PLAN = ROOT / "benchmarks" / "results.toml"
@@ -43,6 +46,16 @@ shown. Seconds are those of a machine that did other work too. What came out and
 it is measured in [tasks.md](tasks.md) and [measures.md](measures.md). `byheart compare benchmarks/results/tasks --out
 report` makes a page with every figure.
 """
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a script of its own measured: its rows are only shown."""
+
+    name: str
+    title: str
+    note: str
+    command: str
 
 
 @dataclass(frozen=True)
@@ -70,6 +83,11 @@ class Measure:
 def plan(path: Path) -> list[Measure]:
     """What is to be measured."""
     return [Measure(**each) for each in tomllib.loads(path.read_text(encoding="utf-8"))["measure"]]
+
+
+def studies(path: Path) -> list[Study]:
+    """What is only shown."""
+    return [Study(**each) for each in tomllib.loads(path.read_text(encoding="utf-8")).get("study", [])]
 
 
 def measure(one: Measure, given: argparse.Namespace) -> None:
@@ -109,7 +127,9 @@ class _Told:
 
 def report(measures: Sequence[Measure], given: argparse.Namespace) -> str:
     """The page, as Markdown; its figures are put beside it."""
-    return "\n".join([_HEAD.format(data=_SHOWN), *(line for one in measures for line in _chapter(one, given))])
+    shown = (line for one in measures for line in _chapter(one, given))
+    more = (line for one in studies(given.plan) for line in _of_study(one, given))
+    return "\n".join([_HEAD.format(data=_SHOWN), *shown, *more])
 
 
 _SHOWN = "eval"
@@ -118,7 +138,6 @@ _SHOWN = "eval"
 def _chapter(one: Measure, given: argparse.Namespace) -> Iterator[str]:
     """Title, what was done, figures, tables; nothing where nothing was measured."""
     from byheart.compare import compare
-    from byheart.page import markdown_table
 
     rows = given.kept / one.name / "rows.json"
     if not rows.exists():
@@ -132,12 +151,31 @@ def _chapter(one: Measure, given: argparse.Namespace) -> Iterator[str]:
             if any(plot.stem.endswith(end) for end in one.figures):
                 shutil.copyfile(plot, figures / plot.name)
                 yield f"![{plot.stem.replace('-', ' ')}]({given.page.stem}/{plot.name})\n"
+    yield from _tables(made)
+    yield f"`benchmarks/results/tasks/{one.name}/rows.json`\n"
+
+
+def _of_study(one: Study, given: argparse.Namespace) -> Iterator[str]:
+    """The same without figures; the file lies beside the folder of the other ones."""
+    from byheart.compare import compare
+
+    rows = given.kept.parent / f"{one.name}.json"
+    if not rows.exists():
+        return
+    yield from (f"## {one.title}\n", one.note.strip(), "", "```sh", one.command.strip(), "```", "")
+    with TemporaryDirectory() as folder:
+        yield from _tables(compare([rows], out=folder))
+    yield f"`benchmarks/results/{one.name}.json`\n"
+
+
+def _tables(made: Comparison) -> Iterator[str]:
+    from byheart.page import markdown_table
+
     # The last chapter is about the files that the numbers came from.
     for chapter in made.chapters[:-1]:
         yield f"**{chapter.title}**\n"
         for table in chapter.tables:
             yield from (*markdown_table(table), "")
-    yield f"`benchmarks/results/tasks/{one.name}/rows.json`\n"
 
 
 def _plain(value: Any) -> str:

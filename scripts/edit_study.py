@@ -158,7 +158,7 @@ def study(given: argparse.Namespace) -> None:
         folders = {}
         for name, said in settings.items():
             found, folders[name] = measure(said, file, backbone, given)
-            rows += [replace(row, memory=name).placed(setting=said) for row in found]
+            rows += [replace(row, memory=name) for row in found]
         for one, other in PAIRS:
             rows += less(f"{one} - {other}", folders[one], folders[other], rows[-1], given.limit)
         save(given.out, rows, **about(given, chosen, sizes(compared, backbone)))
@@ -186,6 +186,7 @@ def about(given: argparse.Namespace, chosen: Mapping[str, Chosen], parameters: M
         **{name: getattr(given, name) for name in names},
         **files,
         "parameters": dict(parameters),
+        "settings": {name: one.said for name, one in chosen.items()},
         "dev_scores": tried,
     }
 

@@ -60,7 +60,7 @@ def test_every_place_is_chosen_apart_and_measured_on_every_file(tiny_folder: Pat
         # Two rates at one step, and the better one at two.
         tried = about["dev_scores"][name]
         assert len(tried) == 3
-        assert own.at["setting"] == max(tried, key=lambda said: tried[said])
+        assert about["settings"][name] == max(tried, key=lambda said: tried[said])
     answers = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("answers/*/*/*.jsonl")}
     edit_study.main(command)
     assert load(tmp_path / "study.json")[1] == rows

@@ -10,7 +10,7 @@ import pytest
 from benchmarks import results
 from byheart.compare import compare
 from byheart.memories import BUILT_IN
-from byheart.rows import choices, load
+from byheart.rows import Row, choices, load, save
 from byheart.tasks import build
 
 _PLAN = """
@@ -75,6 +75,24 @@ def test_the_page_alone_needs_no_model(command: list[str], tmp_path: Path) -> No
     (tmp_path / "page.md").unlink()
     results.main([*command, "--report", "--model", "absent"])
     assert (tmp_path / "page.md").read_text() == first
+
+
+def test_studies_of_other_scripts_are_shown_below(command: list[str], tmp_path: Path) -> None:
+    study = '\n[[study]]\nname = "places"\ntitle = "Places"\nnote = "Two."\ncommand = "python x.py"\n'
+    (tmp_path / "plan.toml").write_text(
+        f'{study}[[study]]\nname = "absent"\ntitle = "No"\nnote = ""\ncommand = ""\n{_PLAN}'
+    )
+    row = Row("edit", "facts", "keys - values", "score", 0.25, 0.125, 0.5, 60, 0, 0.0)
+    save(tmp_path / "places.json", [row])
+    results.main([*command, "--only", "questions"])
+    page = (tmp_path / "page.md").read_text()
+    assert (
+        page.index("## Answers")
+        < page.index("## Places")
+        < page.index("python x.py")
+        < page.index("0.250 [0.125, 0.500]")
+    )
+    assert "## No" not in page
 
 
 def test_an_unknown_name_is_refused(command: list[str]) -> None:
