@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from byheart.budget import options_for, parse_bytes
-from byheart.decoding import Decoding, generate, likelihoods
+from byheart.decoding import Decoding, generate, likelihoods, require_contrast
 from byheart.errors import BudgetError, InputError, UsageError
 from byheart.rows import Choice
 from byheart.run_folder import Outcome, append, digest_of, known
@@ -231,6 +231,7 @@ def _answers(task: Task, asked: Sequence[tuple[Session, Question]], how: Decodin
     readings = [session.reading_for(question.text) for session, question in asked]
     if task.asks == "words":
         others = [_prompt(session, question, alone=True) for session, question in asked]
+        require_contrast(how, readings)
         steps = generate(first.backbone, prompts, readings, others=others, decoding=how, stop_tokens=first.stop_tokens)
         texts = texts_of(steps, first.tokenizer, task.stop)
         return [Answer(f"{question.begins}{text}".strip()) for (_, question), text in zip(asked, texts, strict=True)]

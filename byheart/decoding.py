@@ -119,6 +119,15 @@ def generate(
             tokens, counts = chosen[:, None], torch.ones_like(chosen[:, None], dtype=torch.bool)
 
 
+def require_contrast(decoding: Decoding, readings: Sequence[Reading]) -> None:
+    """Refuse ``contrast`` where no row changes a weight: it would be plain decoding. Raises UsageError."""
+    if decoding.contrast is not None and not any(reading.deltas for reading in readings):
+        raise UsageError(
+            "contrast sets a memory's change of the weights against the model as it is, but this memory changes none; "
+            "take last-ffn, ffn-lora or ffn-edit, or context_aware, which sets any memory against none."
+        )
+
+
 @dataclass(frozen=True)
 class Likelihood:
     """How likely a model finds a continuation: its summed loss in nats, its tokens, and how many it would choose."""

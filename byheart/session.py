@@ -29,7 +29,7 @@ from transformers import PreTrainedTokenizerBase
 from byheart import shipped, state as states
 from byheart.backbone import Backbone
 from byheart.cache import PrefixCache
-from byheart.decoding import Decoding, generate
+from byheart.decoding import Decoding, generate, require_contrast
 from byheart.errors import InputError, UsageError
 from byheart.frame import RECEIPT, Frame, special
 from byheart.memories import build, find
@@ -37,7 +37,7 @@ from byheart.memory import Memory, is_learned, read_card
 from byheart.models import DEFAULT, located, open_tokenizer
 from byheart.reading import Reading
 from byheart.state import Header, State, Written
-from byheart.streaming import decoded, text_of
+from byheart.streaming import text_of, texts_of
 
 Progress = Callable[[int, int], None]
 
@@ -148,12 +148,10 @@ class Session:
 
     def reply(self, question: str, *, stop: str | Sequence[str] = (), **decoding: Any) -> Iterator[str]:
         """As ``stream``, for a turn of a conversation, which may be its first: the memory may be empty."""
-        how = _decoding(decoding)
-        stops = [stop] if isinstance(stop, str) else list(stop)
-        if "" in stops:
-            raise UsageError("A stop string must not be empty: every answer would end before it began.")
-        prompts = self.prompt(question), self.prompt(question, alone=True)
-        return text_of(self._answer(*prompts, self.reading_for(question), how), self.tokenizer, stops)
+        how, stops = _decoding(decoding), _stops(stop)
+        prompts, reading = (self.prompt(question), self.prompt(question, alone=True)), self.reading_for(question)
+        require_contrast(how, [reading])
+        return text_of(self._answer(*prompts, reading, how), self.tokenizer, stops)
 
     def _answer(self, prompt: Tensor, alone: Tensor, reading: Reading, how: Decoding) -> Iterator[int | None]:
         """The answer's tokens. While they are made, nobody else has the cache; afterwards the session keeps it."""
@@ -353,8 +351,10 @@ def write_many(
         session.header = session.header.with_written(Written.now(source, tokens=row.shape[1], characters=len(text)))
 
 
-def ask_many(sessions: Sequence[Session], questions: Sequence[str], **decoding: Any) -> list[str]:
-    """Ask each session its own question, all in one batch over one backbone; memories may be of different kinds."""
+def ask_many(
+    sessions: Sequence[Session], questions: Sequence[str], *, stop: str | Sequence[str] = (), **decoding: Any
+) -> list[str]:
+    """Ask each session its own question, as ``ask`` does, all in one batch over one backbone; memories may differ."""
     if not sessions or len(sessions) != len(questions):
         raise UsageError(f"There are {len(questions)} questions for {len(sessions)} sessions.")
     first = sessions[0]
@@ -362,16 +362,20 @@ def ask_many(sessions: Sequence[Session], questions: Sequence[str], **decoding: 
         session._require_written()
     if any(session.backbone is not first.backbone for session in sessions):
         raise UsageError("Sessions asked together must share one backbone.")
-    steps = generate(
-        first.backbone,
-        [session.prompt(question) for session, question in zip(sessions, questions, strict=True)],
-        [session.reading_for(question) for session, question in zip(sessions, questions, strict=True)],
-        others=[session.prompt(question, alone=True) for session, question in zip(sessions, questions, strict=True)],
-        decoding=_decoding(decoding),
-        stop_tokens=first.stop_tokens,
-    )
-    rows = zip(*steps, strict=True)
-    return [decoded(first.tokenizer, [t for t in row if t is not None]).strip() for row in rows]
+    how, pairs = _decoding(decoding), list(zip(sessions, questions, strict=True))
+    readings = [session.reading_for(question) for session, question in pairs]
+    require_contrast(how, readings)
+    prompts, others = ([each.prompt(question, alone=alone) for each, question in pairs] for alone in (False, True))
+    own: dict[str, Any] = {"others": others, "decoding": how, "stop_tokens": first.stop_tokens}
+    steps = generate(first.backbone, prompts, readings, **own)
+    return [text.strip() for text in texts_of(steps, first.tokenizer, _stops(stop))]
+
+
+def _stops(stop: str | Sequence[str]) -> list[str]:
+    stops = [stop] if isinstance(stop, str) else list(stop)
+    if "" in stops:
+        raise UsageError("A stop string must not be empty: every answer would end before it began.")
+    return stops
 
 
 def _decoding(options: dict[str, Any]) -> Decoding:

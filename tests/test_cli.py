@@ -153,9 +153,15 @@ def test_ask_in_json_says_how_the_answer_was_chosen(run: Run, cat: Path, tiny_fo
     assert said["tokens"] == len(said["answer"])
 
 
-@pytest.mark.parametrize("way", [["--contrast", 0.5], ["--cad", 0.5], ["--dola", "high"], ["--dola", "0,1"]])
+@pytest.mark.parametrize("way", [["--cad", 0.5], ["--dola", "high"], ["--dola", "0,1"]])
 def test_ask_contrasts(run: Run, cat: Path, way: list[object]) -> None:
     assert run("ask", "cat", "Who?", "--max-tokens", 3, *way).code == 0
+
+
+def test_contrast_of_a_memory_that_changes_no_weight_is_refused(run: Run, cat: Path) -> None:
+    refused = run("ask", "cat", "Who?", "--max-tokens", 3, "--contrast", 0.5)
+    assert refused.code == 2
+    assert "take last-ffn" in refused.err
 
 
 def test_asking_leaves_the_memory_as_it_was(run: Run, cat: Path) -> None:

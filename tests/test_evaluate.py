@@ -386,6 +386,11 @@ def test_a_field_at_its_default_changes_no_digest() -> None:
 # ---- items that cannot be measured ----
 
 
+def test_contrast_of_a_memory_that_changes_no_weight_is_refused(opened: Session, data: Path) -> None:
+    with pytest.raises(UsageError, match="this memory changes none"):
+        evaluate(Questions(), str(data), ["window:contrast=0.5;max_tokens=1"], model=opened.backbone)
+
+
 def test_an_item_that_cannot_be_answered_is_named(opened: Session) -> None:
     good, empty = Question("It is", choices=(" a", " b")), Question("It is", choices=(" a", ""))
     one = Measured.of("full", opened)

@@ -634,6 +634,26 @@ def test_sessions_asked_together_answer_as_alone() -> None:
     assert hooks(backbone()) == []
 
 
+def test_sessions_asked_together_stop_where_each_alone_does() -> None:
+    made, questions = [read("full"), read("window")], [QUESTION, "The cat"]
+    stop = made[0].ask(QUESTION, max_tokens=12)[2:4]
+    alone = [each.ask(question, max_tokens=12, stop=stop) for each, question in zip(made, questions, strict=True)]
+    assert stop not in alone[0]
+    assert ask_many(made, questions, max_tokens=12, stop=stop) == alone
+    with pytest.raises(UsageError, match="must not be empty"):
+        ask_many(made, questions, stop="")
+
+
+def test_contrast_needs_a_memory_that_changes_weights() -> None:
+    plain, tuned = read("full"), read("last-ffn")
+    for ask in (plain.ask, lambda question, **how: ask_many([plain], [question], **how)):
+        with pytest.raises(UsageError, match="this memory changes none; take last-ffn"):
+            ask(QUESTION, max_tokens=4, contrast=0.5)
+    # One of several is enough: the others are decoded plainly.
+    both = ask_many([tuned, plain], [QUESTION, QUESTION], max_tokens=4, contrast=0.5)
+    assert both[1] == plain.ask(QUESTION, max_tokens=4)
+
+
 def test_sessions_asked_together_need_a_question_each_and_one_model() -> None:
     with pytest.raises(UsageError, match="2 questions for 1 sessions"):
         ask_many([read()], [QUESTION, QUESTION])
