@@ -13,7 +13,7 @@ demo: .venv/.ready  ## write a text into memory, then ask about it
 test: .venv/.ready  ## run the tests
 	$(BIN)/python -m pytest -q -n auto
 
-check: .venv/.ready  ## everything continuous integration asks for
+check: .venv/.ready  ## what must pass before a change: format, lint, types, imports, tests, sizes
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy

@@ -4,9 +4,9 @@
     python benchmarks/gap.py --table
 
 Memories are given as to `byheart evaluate gap --memory`. Rows go into benchmarks/results/gap.json after each group of
-data sets; a later run of the same settings adds its memories to those that are there. Then README.md gets its tables,
-between the comments `gap` and `/gap`, and docs/measures.md those of results/gap-lengths.json; with --table nothing is
-measured. What the numbers mean is in docs/measures.md.
+data sets; a later run of the same settings adds its memories to those that are there. Then docs/measures.md gets its
+tables, between the comments `gap` and `/gap`, or those of results/gap-lengths.json; with --table nothing is measured.
+What the numbers mean is told there.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "gap.json"
-PAGES = {RESULTS: ROOT / "README.md", RESULTS.with_name("gap-lengths.json"): ROOT / "docs" / "measures.md"}
-DATA = ROOT.parent / "shared" / "data" / "eval"
+PAGE = ROOT / "docs" / "measures.md"
+MARKERS = {RESULTS: "gap", RESULTS.with_name("gap-lengths.json"): "gap-lengths"}
 GROUPS = {
     "continuation": ("novels", "wikitext2"),
     "dialogue": ("personachat", "dailydialog"),
@@ -120,11 +120,17 @@ def gap_table(results: Path) -> str:
             by_history(rows, memories, about["history"], between, "gap_closed"),
         ]
     other = by_history(rows, ["full", *memories], about["history"], 0, "gap_closed_by_other_text")
-    parts += ["The control, which reads another window's text:", other]
-    parts += ["The text itself, the first less the second:", beyond_style(rows, memories, about["history"])]
+    parts += ["Gap closed by the control, which reads another window's text:", other]
+    parts += [
+        "What is memory: gap closed with the own text less that with another's:",
+        beyond_style(rows, memories, about["history"]),
+    ]
     versions = ", ".join(f"{package} {version}" for package, version in about["versions"].items())
     made = f"{about['model']}, {about['dtype']}, {about['windows']} windows a set at most, seed {about['seed']}"
-    parts.append(f"Made by `python benchmarks/gap.py` ({made}; {versions}) into `benchmarks/results/{results.name}`.")
+    own = " ".join(memory for memory in memories if memory not in untrained("", [4]).values())
+    lists = " ".join(f"--{name} {','.join(map(str, about[name]))}" for name in ("history", "between"))
+    command = f"python benchmarks/gap.py {own} --windows {about['windows']} {lists}"
+    parts.append(f"Made by `{command}` ({made}; {versions}) into `benchmarks/results/{results.name}`.")
     return "\n\n".join(parts)
 
 
@@ -134,7 +140,8 @@ def by_set(rows: Mapping[tuple[Any, ...], Mapping[str, Any]], memories: Sequence
 
     def line(label: str, memory: str, metric: str) -> str:
         found = [rows.get((each, memory, metric, segments, 0)) for each in sets]
-        kept = next((f"{row['bytes'] / row['tokens']:,.0f}" for row in found if row), "")
+        sizes = [round(row["bytes"] / row["tokens"]) for row in found if row]
+        kept = " to ".join(f"{size:,}" for size in sorted({min(sizes), max(sizes)})) if sizes else ""
         return _line([label, kept, *map(_value, found)])
 
     ends = [line(label, memory, "loss") for memory, label in _BOTH_ENDS.items()]
@@ -193,12 +200,12 @@ def put(table: str, marker: str, page: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure unless only the table is asked for, print the tables, and put them into README.md."""
+    """Measure unless only the table is asked for, print the tables, and put them into docs/measures.md."""
     numbers = lambda text: [int(number) for number in text.split(",")]  # noqa: E731
     every = [each for group in GROUPS.values() for each in group]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("memories", nargs="*", help="NAME[:key=value;key=value] or a folder")
-    parser.add_argument("--data", type=Path, default=DATA, help="folder of NAME.jsonl")
+    parser.add_argument("--data", type=Path, default=Path("eval"), help="folder of NAME.jsonl")
     parser.add_argument("--sets", nargs="*", choices=every, default=every)
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--windows", type=int, default=64)
@@ -216,9 +223,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         measure(given)
     table = gap_table(given.out)
     print(table)
-    page = PAGES.get(given.out.resolve())
-    if page is not None:
-        put(table, given.out.stem, page)
+    marker = MARKERS.get(given.out.resolve())
+    if marker is not None:
+        put(table, marker, PAGE)
 
 
 if __name__ == "__main__":

@@ -129,7 +129,11 @@ def table(file: Path) -> str:
         told = [point["value"], point["other"], point["kept"]]
         cells = [*(f"{each:.2f}" for each in told), f"{point['low']:.2f} to {point['high']:.2f}", f"{point['law']:.2f}"]
         lines.append(f"| {point['dataset']} | {point['after']} | {' | '.join(cells)} |")
-    made = f"Made by `python benchmarks/retention.py` ({result['windows']} windows a row) into `{file.name}`."
+    data = " ".join(
+        f"--data eval/{name}.jsonl" for name in dict.fromkeys(point["dataset"] for point in result["points"])
+    )
+    command = f"python benchmarks/retention.py {data} --windows {result['windows']}"
+    made = f"Made by `{command}` into `benchmarks/results/{file.name}`."
     return "\n".join([*lines, "", made])
 
 

@@ -1,4 +1,4 @@
-"""Put the tables of the result files into README.md, between their markers.
+"""Put the tables of the result files into README.md and docs/costs.md, between their markers.
 
 python benchmarks/tables.py
 """
@@ -18,13 +18,15 @@ def cost_table(results: Path) -> str:
     """The cost table as Markdown, from the JSON that ``benchmarks/cost.py`` wrote."""
     stored = json.loads(results.read_text())
     about = stored["about"]
-    lines = ["| what | against | must | measured | peak memory |", "|---|---|---|---|---|"]
+    lines = ["| what | against | goal | measured | peak memory |", "|---|---|---|---|---|"]
     for row in stored["rows"]:
         times = row["must"].endswith("x")
-        measured = f"{1 / row['ratio']:.1f}x" if times else f"{row['ratio']:.2f}"
+        measured = f"**{1 / row['ratio']:.1f}x**" if times else f"**{row['ratio']:.2f}**"
+        bound = float(row["must"].strip("<>=x "))
+        measured += " (missed)" * (1 / row["ratio"] < bound if times else row["ratio"] > bound)
         peak = "" if row["peak_mb"] is None else f"{row['peak_mb']:.0f} MB"
         must = row["must"].replace("<=", "≤").replace(">=", "≥")
-        lines.append(f"| {row['name']}: {row['what']} | {row['floor']} | {must} | **{measured}** | {peak} |")
+        lines.append(f"| {row['name']}: {row['what']} | {row['floor']} | {must} | {measured} | {peak} |")
     made = f"{about['model']}, {about['dtype'].removeprefix('torch.')}, {about['threads']} CPU threads"
     versions = f"PyTorch {about['torch']}, transformers {about['transformers']}"
     return "\n".join([*lines, "", f"Made by `make bench` ({made}; {versions}) into `{results.relative_to(ROOT)}`."])
@@ -34,7 +36,7 @@ def training_table(results: Path) -> str:
     """The training table as Markdown, from the JSON that ``benchmarks/training.py`` wrote."""
     stored = json.loads(results.read_text())
     about = stored["about"]
-    lines = ["| what | measured | must |", "|---|---|---|"]
+    lines = ["| what | measured | goal |", "|---|---|---|"]
     # The file has more: tokens a second, all peaks, a straight line through them.
     for row in (row for row in stored["rows"] if row["required"] or row["unit"] == "times the speed"):
         must = row["required"].replace("<=", "≤").replace(">=", "≥")
@@ -44,7 +46,13 @@ def training_table(results: Path) -> str:
     made = f"{about['model']}, {about['dtype']}, {about['threads']} CPU threads; {steps}; counted: {about['counted']}"
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     name = f"benchmarks/results/{results.name}"
-    return "\n".join([*lines, "", f"Made by `python benchmarks/training.py` ({made}; {versions}) into `{name}`."])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Made by `python benchmarks/training.py --rounds {about['rounds']}` ({made}; {versions}) into `{name}`.",
+        ]
+    )
 
 
 def questions_table(results: Path) -> str:
@@ -52,26 +60,26 @@ def questions_table(results: Path) -> str:
     stored = json.loads(results.read_text())
     about, found = stored["about"], {row["name"]: row["value"] for row in stored["rows"]}
     lines = [
-        "| memory | evaluation / one write and ten answers | must | one by one / evaluation |",
+        "| memory | evaluation / one write and ten answers | goal | one by one / evaluation |",
         "|---|---|---|---|",
     ]
     for memory in dict.fromkeys(name.partition(":")[0] for name in found):
         ratio, saved = found[f"{memory}: evaluation / least"], found[f"{memory}: one by one / evaluation"]
         lines.append(f"| `{memory}` | **{ratio:.2f}** | ≤ 1.3 | {saved:.1f} |")
-    made = (
-        f"{about['model']}, {about['dtype']}, {about['threads']} CPU threads, a text of {about['text_tokens']} tokens"
-    )
-    return "\n".join(
-        [*lines, "", f"Made by `python benchmarks/questions.py` ({made}) into `benchmarks/results/{results.name}`."]
-    )
+    made = f"{about['model']}, {about['dtype']}, {about['threads']} CPU threads, {about['text_tokens']} tokens of text"
+    command = f"python benchmarks/questions.py --rounds {about['rounds']}"
+    return "\n".join([*lines, "", f"Made by `{command}` ({made}) into `benchmarks/results/{results.name}`."])
 
 
+SHOWN = (
+    *("nothing", "full", "retrieval", "retrieval:tokens=128", "last-ffn", "compressed-kv", "compressed-kv:merge=mean"),
+    *("latent-pool", "window@2MB", "attention-score@2MB", "key-norm@2MB"),
+)
 # Of each measure of ``benchmarks/results.toml``: what its column is called, and the rows that are its number.
 COLUMNS: dict[str, tuple[str, dict[str, Any]]] = {
     "questions": ("answers about a paragraph", {"metric": "contains"}),
     "needle": ("needles in 1,000 words", {"metric": "accuracy", "words": 1000}),
     "edit": ("edits (score)", {"metric": "score", "dataset": "counterfact"}),
-    "icl": ("16 demonstrations", {"metric": "mean_accuracy", "demonstrations": 16}),
     "dialogue": ("perplexity of a reply after 8 turns", {"metric": "perplexity", "dataset": "personachat", "turn": 8}),
 }
 
@@ -92,11 +100,11 @@ def tasks_table(results: Path) -> str:
         f"| memory | keeps of a paragraph | {' | '.join(title for title, _ in COLUMNS.values())} |",
         "|---|" + "---|" * (len(COLUMNS) + 1),
     ]
-    for memory, own in cells.items():
-        if "questions" in own and len(own) > 1:
-            numbers = " | ".join(own.get(measure, "") for measure in COLUMNS)
-            lines.append(f"| `{memory}` | {keeps[memory] / 1000:,.1f} kB | {numbers} |")
-    made = f"Made by `python benchmarks/results.py --data eval` into `benchmarks/results/{results.name}`."
+    for memory in SHOWN:
+        numbers = " | ".join(cells.get(memory, {}).get(measure, "") for measure in COLUMNS)
+        lines.append(f"| `{memory}` | {keeps.get(memory, 0) / 1000:,.1f} kB | {numbers} |")
+    command = "python benchmarks/results.py --data eval && python benchmarks/tables.py"
+    made = f"Made by `{command}` from `benchmarks/results/{results.name}`."
     return "\n".join([*lines, "", made])
 
 
@@ -106,6 +114,10 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "questions": questions_table,
     "tasks": tasks_table,
 }
+
+
+COSTS = ROOT / "docs" / "costs.md"
+PAGES = {"cost": COSTS, "training": COSTS, "questions": COSTS, "tasks": ROOT / "README.md"}
 
 
 def source(marker: str) -> Path:
@@ -118,19 +130,16 @@ def put(text: str, marker: str, table: str) -> str:
     """``text`` with what stands between ``marker``'s two comments replaced."""
     pattern = re.compile(rf"(<!-- {marker} -->\n).*?(<!-- /{marker} -->)", re.DOTALL)
     if not pattern.search(text):
-        raise SystemExit(f"README.md has no <!-- {marker} --> markers.")
+        raise SystemExit(f"{PAGES[marker].name} has no <!-- {marker} --> markers.")
     return pattern.sub(lambda found: f"{found[1]}{table}\n{found[2]}", text)
 
 
 def main() -> None:
-    """Rewrite README.md: every table that it has markers for and whose results are there."""
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
+    """Write every table whose results are there into its page."""
     for marker, table in TABLES.items():
-        results = source(marker)
-        if f"<!-- {marker} -->" in text and results.exists():
-            text = put(text, marker, table(results))
-    readme.write_text(text, encoding="utf-8")
+        results, page = source(marker), PAGES[marker]
+        if results.exists():
+            page.write_text(put(page.read_text(encoding="utf-8"), marker, table(results)), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from byheart.budget import options_for, parse_bytes
-from byheart.decoding import Decoding, generate, likelihoods, require_contrast
+from byheart.decoding import Decoding, generate, likelihoods
 from byheart.errors import BudgetError, InputError, UsageError
 from byheart.rows import Choice
 from byheart.run_folder import Outcome, append, digest_of, known
@@ -154,9 +154,11 @@ def _outcomes(
             advance(sum(len(lacking[n]) for n in due))
         for place, one in enumerate(ones):
             own = [each for each in asked.get(written, []) if place in lacking[each[0]]]
+            # Each pays for its own readings, so that their times can be compared.
+            views = {n: session.fork() for n, session in sessions.items()} if own else {}
             for group in _groups(own, batch):
                 start = time.perf_counter()
-                answers = _asked(task, one, sessions, group)
+                answers = _asked(task, one, views, group)
                 each = (time.perf_counter() - start) / len(group)
                 for (n, k, question), answer in zip(group, answers, strict=True):
                     parts = {name: _part(value) for name, value in task.score(question, answer).items()}
@@ -231,7 +233,6 @@ def _answers(task: Task, asked: Sequence[tuple[Session, Question]], how: Decodin
     readings = [session.reading_for(question.text) for session, question in asked]
     if task.asks == "words":
         others = [_prompt(session, question, alone=True) for session, question in asked]
-        require_contrast(how, readings)
         steps = generate(first.backbone, prompts, readings, others=others, decoding=how, stop_tokens=first.stop_tokens)
         texts = texts_of(steps, first.tokenizer, task.stop)
         return [Answer(f"{question.begins}{text}".strip()) for (_, question), text in zip(asked, texts, strict=True)]

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from byheart.asking import Measured, alike, budget_of, run
 from byheart.backbone import Backbone
+from byheart.decoding import require_contrast
 from byheart.errors import InputError, UsageError
 from byheart.models import DEFAULT
 from byheart.records import rows as records_of
@@ -68,10 +69,10 @@ def evaluate(
     items = list(islice(task.items(records, seed), skip, skip + limit if limit else None))
     if not items:
         raise InputError(f"'{data}' gives no item for {task.name}{f' after {skip}' * bool(skip)}.")
-    ones = _measured(memories, opened, items)
+    ones = _measured(list(dict.fromkeys(memories)), opened, items)
     for one in ones:
         # What cannot be decoded is refused before anything is written.
-        one.how(task)
+        require_contrast(one.how(task), [one.session.reading])
     name, content = data if data in task.sources else Path(source).stem, digest_of(records)
     dtype = str(opened.backbone.dtype).removeprefix("torch.")
     folder = None
@@ -102,16 +103,31 @@ def evaluate(
 def _answers_of(one: Measured, task: Task, dataset: str, folder: RunFolder) -> Path:
     """The file of a memory's answers."""
     header = one.session.header
-    decides = (header.mechanism, sorted(header.options.items()), header.adapter, header.tokenizer, one.how(task))
+    # Whether a text is written as a turn is no option, but decides what a memory is given.
+    turns = ["turns"] * one.session.memory.keeps_turns
+    decides = (
+        header.mechanism,
+        sorted(header.options.items()),
+        header.adapter,
+        header.tokenizer,
+        one.how(task),
+        *turns,
+    )
     return folder.answers(task.name, dataset, one.said, *decides)
 
 
 def _measured(memories: Sequence[str], opened: Session, items: Sequence[Item]) -> list[Measured]:
     """The memories, made before anything is asked of one."""
     sized = any(budget_of(said)[1] for said in memories)
-    begins = len(opened.tokenizer("").input_ids)
-    tokens = begins + max(sum(len(opened.tokens(text)) for text in item.texts) for item in items) if sized else 0
+    tokens = max(_tokens(item, opened) for item in items) if sized else 0
     return [Measured.of(said, opened, tokens=tokens) for said in memories]
+
+
+def _tokens(item: Item, opened: Session) -> int:
+    """Of an item's texts, with all that may stand around them."""
+    around = opened.frame.tokens(opened.tokenizer)
+    bare = sum(len(opened.tokens(text)) for text in item.texts) + len(opened.tokenizer("").input_ids)
+    return bare + len(around["opening"]) + len(around["receipt"]) * len(item.texts) if item.framed else bare
 
 
 # ---- rows ----

@@ -84,7 +84,7 @@ class Part:
 
 
 class Task(abc.ABC):
-    """One way to measure a memory. Subclasses are final; their keyword-only arguments are their options."""
+    """One way to measure a memory. Subclasses are final; their arguments are options, kept under the same names."""
 
     name: ClassVar[str]
     """How users call it; the key of the table in ``byheart.tasks``."""
@@ -110,10 +110,9 @@ class Task(abc.ABC):
         """
 
     def chosen(self) -> dict[str, Any]:
-        """The options that are not at their defaults: a later release may have more of them and go on with old runs."""
+        """The options that are not at their defaults: by them answers are told apart, whatever options come later."""
         signature = inspect.signature(type(self)).parameters.values()
-        options = {p.name: (vars(self)[p.name], p.default) for p in signature if p.kind is p.KEYWORD_ONLY}
-        return {name: value for name, (value, default) in options.items() if value != default}
+        return {p.name: vars(self)[p.name] for p in signature if vars(self)[p.name] != p.default}
 
     def summary(self, rows: Sequence[Row]) -> list[Row]:
         """More rows, made of those of one memory on one data set: means of metrics, a law, a line to compare with."""

@@ -102,7 +102,8 @@ def measure(said: str, file: str, backbone: Any, given: argparse.Namespace) -> t
 
 def successes(folder: Path, limit: int) -> dict[str, dict[int, tuple[float, float]]]:
     """Metric -> edit -> its success and weight, as ``evaluate`` kept them in the folder of one memory."""
-    (file,) = folder.glob("answers/*/*/*.jsonl")
+    # An earlier version may have left answers of other options beside them.
+    file = max(folder.glob("answers/*/*/*.jsonl"), key=lambda each: each.stat().st_mtime)
     lines = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
     parts = {(line["item"], line["question"]): line["parts"] for line in lines if line["item"] < limit or not limit}
     found: dict[str, dict[int, tuple[float, float]]] = {}

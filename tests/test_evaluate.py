@@ -11,6 +11,7 @@ from byheart.asking import Measured, _groups, alike, run as run_task
 from byheart.decoding import Decoding, generate, likelihoods
 from byheart.errors import BudgetError, InputError, UnknownNameError, UsageError
 from byheart.evaluate import evaluate
+from byheart.memories.key_norm import KeyNorm
 from byheart.reading import Reading
 from byheart.rows import Row, load as load_rows
 from byheart.run_folder import Outcome, append, digest_of, known
@@ -386,9 +387,25 @@ def test_a_field_at_its_default_changes_no_digest() -> None:
 # ---- items that cannot be measured ----
 
 
-def test_contrast_of_a_memory_that_changes_no_weight_is_refused(opened: Session, data: Path) -> None:
-    with pytest.raises(UsageError, match="this memory changes none"):
-        evaluate(Questions(), str(data), ["window:contrast=0.5;max_tokens=1"], model=opened.backbone)
+def test_contrast_of_a_memory_that_changes_no_weight_is_refused_before_anything_is_written(
+    opened: Session, data: Path, tmp_path: Path
+) -> None:
+    for said in ("window:contrast=0.5;max_tokens=1", "nothing:contrast=0.5;max_tokens=1"):
+        with pytest.raises(UsageError, match="this memory changes none"):
+            evaluate(Questions(), str(data), ["full", said], model=opened.backbone, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    tuned = "last-ffn:steps=1;contrast=0.5;max_tokens=1"
+    assert evaluate(Questions(), str(data), [tuned, tuned], model=opened.backbone, limit=1)
+
+
+def test_a_memory_that_is_given_text_as_turns_has_other_answers(
+    opened: Session, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {"model": opened.backbone, "limit": 1, "out": tmp_path / "out"}
+    for turns in (True, False):
+        monkeypatch.setattr(KeyNorm, "keeps_turns", turns)
+        evaluate(Questions(), str(data), ["key-norm:max_tokens=1"], **given)
+    assert len(list((tmp_path / "out" / "answers").rglob("*.jsonl"))) == 2
 
 
 def test_an_item_that_cannot_be_answered_is_named(opened: Session) -> None:
@@ -411,8 +428,11 @@ def test_a_choice_must_fit_the_model(opened: Session) -> None:
 
 def test_a_memory_that_keeps_more_than_its_bytes_is_refused(opened: Session, data: Path) -> None:
     # The text alone would fit; with what is put around it, it does not.
-    with pytest.raises(BudgetError, match=r"17408 bytes is too small for 'full@17KB', which needs at least \d{5}"):
+    with pytest.raises(BudgetError, match=r"17408 bytes is too small for 'full', which needs at least \d{5}"):
         evaluate(Questions(), str(data), ["full@17KB"], model=opened.backbone)
+    # Options that are given go before those that would fit.
+    with pytest.raises(BudgetError, match=r"8192 bytes is too small for 'window:recent=400@8KB', which needs"):
+        evaluate(Questions(), str(data), ["window:recent=400@8KB"], model=opened.backbone)
 
 
 # ---- steps ----

@@ -119,6 +119,22 @@ def test_the_frame_is_always_read() -> None:
     assert len(chosen) == 9
 
 
+def test_words_of_the_frame_find_nothing() -> None:
+    """They are read anyway."""
+    made, held = turns([20] * 5, [30, 31, 32, 33], [40] * 12, tokens=11)
+    plain, also = (made.select({"tokens": held}, torch.tensor(asked)) for asked in ([31], [31, 4, 6, 7]))
+    assert torch.equal(plain["tokens"], also["tokens"])
+
+
+def test_texts_of_a_batch_are_turns_or_not_each_by_itself() -> None:
+    made, framed = turns([20, 21])
+    bare = torch.full((1, 7), 9, dtype=torch.int32)
+    new = torch.tensor([[30, 31, *RECEIPT]])
+    both = made.write_many([{"tokens": framed}, {"tokens": bare}], [new, new])
+    assert both[0]["tokens"][0].tolist() == [*OPENING, 20, 21, 30, 31, *RECEIPT]
+    assert both[1]["tokens"][0].tolist() == [*[9] * 7, 30, 31, *RECEIPT]
+
+
 def test_without_a_question_the_frame_and_the_newest_tokens_are_read() -> None:
     made, held = turns([20] * 9, [30, 31, 32, 33], tokens=8)
     near = torch.tensor([[*OPENING, 31, 32, 33, *RECEIPT]])
@@ -128,10 +144,10 @@ def test_without_a_question_the_frame_and_the_newest_tokens_are_read() -> None:
 
 
 def test_bare_texts_have_no_frame() -> None:
-    made = Retrieval(backbone(), tokens=4, segment_tokens=2, sinks=0, opening=OPENING, receipt=RECEIPT)
-    held = written(made, torch.tensor([[20, 21, 22]]), torch.tensor([[30, 31, 32]]))
-    assert held["tokens"][0].tolist() == [20, 21, 22, 30, 31, 32]
-    assert made.select(held, torch.tensor([20, 31]))["tokens"][0].tolist() == [20, 21, 31, 32]
+    made = Retrieval(backbone(), tokens=6, segment_tokens=2, sinks=0, opening=OPENING, receipt=RECEIPT)
+    held = written(made, torch.tensor([[20, 21, 22, 23, 24]]), torch.tensor([[30, 31, 32, 33, 34]]))
+    assert held["tokens"][0].tolist() == [*range(20, 25), *range(30, 35)]
+    assert made.select(held, torch.tensor([20, 31]))["tokens"][0].tolist() == [20, 21, 31, 32, 33, 34]
 
 
 # ---- a session ----
@@ -171,6 +187,10 @@ def test_many_sessions_answer_as_each_alone() -> None:
         ({"tokens": 0}, "tokens must be above 0; it is 0"),
         ({"tokens": 1 << 21}, r"tokens must be at most \d+, the model's positions; it is 2097152"),
         ({"segment_tokens": 0}, "segment_tokens must be above 0; it is 0"),
+        (
+            {"tokens": 5, "opening": OPENING, "receipt": RECEIPT},
+            "tokens must be more than 5, which stand around a text",
+        ),
         ({"tokens": 4, "sinks": 5}, "sinks must be 0 or more and at most tokens, 4; it is 5"),
         ({"saturation": 0.0}, r"saturation must be above 0; it is 0\.0"),
         ({"length_weight": 1.5}, r"length_weight must lie between 0 and 1; it is 1\.5"),

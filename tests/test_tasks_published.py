@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from byheart import metrics
+from byheart.asking import _part
 from byheart.errors import InputError, UnknownNameError, UsageError
-from byheart.evaluate import _part, _rows, evaluate
+from byheart.evaluate import _rows, evaluate
 from byheart.prompts import PROMPTS
 from byheart.records import rows
 from byheart.rows import Row, means

@@ -61,6 +61,8 @@ class Retrieval(Memory):
         positive(tokens=tokens, segment_tokens=segment_tokens, saturation=saturation, chunk_tokens=chunk_tokens)
         if tokens > backbone.positions:
             raise UsageError(f"tokens must be at most {backbone.positions}, the model's positions; it is {tokens}.")
+        if tokens <= (around := len(opening) + len(receipt)):
+            raise UsageError(f"tokens must be more than {around}, which stand around a text; it is {tokens}.")
         if not 0 <= sinks <= tokens:
             raise UsageError(f"sinks must be 0 or more and at most tokens, {tokens}; it is {sinks}.")
         if not 0 <= length_weight <= 1:
@@ -100,6 +102,10 @@ class Retrieval(Memory):
             held = held[:, : held.shape[1] - len(self.receipt)]
         return {"tokens": torch.cat([held, new], dim=1)}
 
+    def write_many(self, states: Sequence[State], segments: Sequence[Tensor]) -> list[State]:
+        """Each alone: nothing is computed, and whether a text is a turn is its own affair."""
+        return [self.write(state, segment) for state, segment in zip(states, segments, strict=True)]
+
     def select(self, state: State, prompt: Tensor) -> State:
         """The tokens of the best segments, in the order of the text."""
         if not state or state["tokens"].shape[1] <= self.tokens:
@@ -114,7 +120,7 @@ class Retrieval(Memory):
             return Reading()
         text = state["tokens"].long()
         older = max(0, text.shape[1] - self.tokens)
-        first = max(self._first(row) for row in text)
+        first = max(self.sinks, *(shared(row.tolist(), self.opening) for row in text))
         text = torch.cat([text[:, :first], text[:, first + older :]], dim=1)
         held: KV | None = None
         for piece in cut(text, longest=self.chunk_tokens):
@@ -126,22 +132,23 @@ class Retrieval(Memory):
         """Whether each row ends as a text that is kept as a turn does."""
         return bool(self.receipt) and all(row[-len(self.receipt) :].tolist() == self.receipt for row in text)
 
-    def _first(self, text: Int[Tensor, " T"]) -> int:
-        """How many first tokens are always read: the opening, or the sinks."""
-        return min(self.tokens, max(self.sinks, shared(text.tolist(), self.opening)))
-
     def _places(self, text: Int[Tensor, " T"], question: Int[Tensor, " Q"]) -> Int[Tensor, " K"]:
         """Where the ``tokens`` tokens are that are read: the frame, then segment by segment; of equals, the newest."""
+        ids = text.tolist()
+        opened, closed = shared(ids, self.opening), len(ids) - shared(ids[::-1], self.receipt[::-1])
+        # What is read anyway is not searched: no question has such tokens.
+        searched = text.clone()
+        searched[:opened] = searched[closed:] = -1
         scores = bm25(
-            text, question, size=self.segment_tokens, saturation=self.saturation, length_weight=self.length_weight
+            searched, question, size=self.segment_tokens, saturation=self.saturation, length_weight=self.length_weight
         )
         order = len(scores) - 1 - scores.flip(0).argsort(descending=True, stable=True)
         rank = torch.empty_like(order)
         rank[order] = torch.arange(len(order), device=order.device)
         owner = torch.arange(len(text), device=text.device) // self.segment_tokens
         wanted = rank[owner]
-        wanted[: self._first(text)] = -1
-        wanted[len(text) - shared(text.tolist()[::-1], self.receipt[::-1]) :] = -1
+        wanted[: max(self.sinks, opened)] = -1
+        wanted[closed:] = -1
         return wanted.argsort(stable=True)[: self.tokens].sort().values
 
 
