@@ -21,9 +21,10 @@ from byheart.asking import Measured, alike, budget_of, run
 from byheart.backbone import Backbone
 from byheart.decoding import require_contrast
 from byheart.errors import InputError, UsageError
+from byheart.memories import find
 from byheart.models import DEFAULT
 from byheart.records import rows as records_of
-from byheart.rows import Row, draws, interval
+from byheart.rows import Choice, Row, draws, interval
 from byheart.run_folder import Outcome, RunFolder, digest_of
 from byheart.session import Session, load
 from byheart.task import Item, Task
@@ -118,16 +119,23 @@ def _answers_of(one: Measured, task: Task, dataset: str, folder: RunFolder) -> P
 
 def _measured(memories: Sequence[str], opened: Session, items: Sequence[Item]) -> list[Measured]:
     """The memories, made before anything is asked of one."""
-    sized = any(budget_of(said)[1] for said in memories)
-    tokens = max(_tokens(item, opened) for item in items) if sized else 0
-    return [Measured.of(said, opened, tokens=tokens) for said in memories]
+    return [Measured.of(said, opened, tokens=_longest(said, items, opened)) for said in memories]
 
 
-def _tokens(item: Item, opened: Session) -> int:
-    """Of an item's texts, with all that may stand around them."""
-    around = opened.frame.tokens(opened.tokenizer)
+def _longest(said: str, items: Sequence[Item], opened: Session) -> int:
+    """Tokens of the longest text as this memory is given it, where its bytes are to be fitted to it; else 0."""
+    plain, budget = budget_of(said)
+    if not budget:
+        return 0
+    turns = find(Choice.of(plain, 0, 1).name).keeps_turns
+    return max(_tokens(item, opened, turns=turns and item.framed) for item in items)
+
+
+def _tokens(item: Item, opened: Session, *, turns: bool) -> int:
+    """Of an item's texts, with what stands around them."""
     bare = sum(len(opened.tokens(text)) for text in item.texts) + len(opened.tokenizer("").input_ids)
-    return bare + len(around["opening"]) + len(around["receipt"]) * len(item.texts) if item.framed else bare
+    around = opened.frame.tokens(opened.tokenizer) if turns else {"opening": [], "receipt": []}
+    return bare + len(around["opening"]) + len(around["receipt"]) * len(item.texts)
 
 
 # ---- rows ----
