@@ -35,7 +35,7 @@ from byheart.rows import Row
 from byheart.session import Session
 from byheart.state import nbytes
 
-_INSTALL = "lm-evaluation-harness is not installed: pip install 'byheart[lm-eval]'"
+_INSTALL = "lm-evaluation-harness is not installed: pip install lm-eval"
 _TASK = "lm-eval"
 _NO_FILTER = "none"
 # lm-eval's own number, 100,000, is for its tables; the metrics that need draws run on all cores at each.

@@ -37,7 +37,7 @@ def rouge(predictions: Sequence[str], references: Sequence[str], *, stemmer: boo
     in the last digits. Raises UsageError.
     """
     _need_pairs(predictions, references)
-    package = _imported("rouge_score.rouge_scorer", "ROUGE", "'byheart[eval]'")
+    package = _imported("rouge_score.rouge_scorer", "ROUGE", "rouge-score")
     scorer = package.RougeScorer(_ROUGE, use_stemmer=stemmer)
     pairs = zip(references, predictions, strict=True)
     found = [scorer.score(reference, prediction) for reference, prediction in pairs]

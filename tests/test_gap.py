@@ -121,6 +121,24 @@ def test_several_data_sets_are_also_taken_together(data: Path, tiny_folder: Path
     assert rows[-1].n == 4
 
 
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--skip", 2], "--skip"),
+        (["--budget", "8KB"], "--budget"),
+        (["-o", "turns=2"], "--option"),
+        ([], "bytes behind"),
+    ],
+)
+def test_flags_that_mean_nothing_to_the_gap_are_refused(
+    flags: list[object], named: str, run: Run, data: Path, tiny_folder: Path
+) -> None:
+    memory = "window" if flags else "window@8KB"
+    ran = run("evaluate", "gap", "--memory", memory, "--data", data, "--model", tiny_folder, *flags)
+    assert ran.code == 2
+    assert f"gap takes no {named}" in ran.err
+
+
 def test_several_histories_and_gaps_are_measured_at_once(data: Path, tiny_folder: Path) -> None:
     shape = {"windows": 3, "segment_tokens": 12, "target_tokens": 8, "batch": 2, "control": True}
     which = {"history": [1, 3], "between": [0, 6]}

@@ -295,9 +295,9 @@ def test_without_lm_eval_the_rest_works(monkeypatch: pytest.MonkeyPatch, folder:
     harness._reader.cache_clear()
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     monkeypatch.setitem(sys.modules, "lm_eval.models.huggingface", None)
-    with pytest.raises(UsageError, match=r"not installed: pip install 'byheart\[lm-eval\]'"):
+    with pytest.raises(UsageError, match=r"not installed: pip install lm-eval"):
         harness.measure(session(), ["pick"], include=folder)
-    with pytest.raises(UsageError, match=r"not installed: pip install 'byheart\[lm-eval\]'"):
+    with pytest.raises(UsageError, match=r"not installed: pip install lm-eval"):
         harness.language_model(session())
 
 

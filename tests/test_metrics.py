@@ -359,7 +359,7 @@ def test_missing_packages_are_named_with_what_installs_them(monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, "rouge_score", None)
     monkeypatch.delitem(sys.modules, "rouge_score.rouge_scorer", raising=False)
     monkeypatch.setitem(sys.modules, "bert_score", None)
-    with pytest.raises(UsageError, match=r"'rouge_score', which is not installed: pip install 'byheart\[eval\]'"):
+    with pytest.raises(UsageError, match=r"'rouge_score', which is not installed: pip install rouge-score"):
         summary_scores.rouge(["a"], ["a"])
     with pytest.raises(UsageError, match="'bert_score', which is not installed: pip install bert-score"):
         summary_scores.bert_precision(["a"], ["a"])

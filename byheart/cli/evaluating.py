@@ -19,7 +19,7 @@ _GAP = "gap"
 _GAP_PANEL = "Of gap alone"
 _COLUMNS = ("task", "dataset", "at", "memory", "metric", "value", "95 %", "n", "keeps", "written in")
 Tasks = Annotated[
-    list[str], typer.Argument(metavar="TASK...", help="`byheart tasks` lists them; gap is one.", show_default=False)
+    list[str], typer.Argument(metavar="TASK...", help="`byheart tasks` lists them; or gap.", show_default=False)
 ]
 Memories = Annotated[
     str,
@@ -99,6 +99,8 @@ def evaluate(
     as_json: options.AsJSON = False,
 ) -> None:
     """Measure memories on tasks: what each answers, what it keeps, what it costs."""
+    if _GAP in tasks:
+        _require_plain(memory, {"--skip": skip, "--budget": budget, "--option": option})
     shared: dict[str, Any] = {"model": model, "batch": batch, "seed": seed, "dtype": dtype, "device": device}
     gap = {
         "history": _numbers("--history", history),
@@ -121,6 +123,17 @@ def evaluate(
         terminal.show_json([row.flat() for row in rows])
     else:
         terminal.show(_table(rows))
+
+
+def _require_plain(memory: str, flags: Mapping[str, Any]) -> None:
+    """Refuse what ``gap`` has no use for, rather than leave it out in silence."""
+    said = [flag for flag, value in flags.items() if value]
+    if "@" in memory and not Path(memory.rpartition("@")[2]).exists():
+        said.append("bytes behind a memory's name, @")
+    if said:
+        raise UsageError(
+            f"gap takes no {', '.join(said)}: measure it by itself, and give a memory's size by its options."
+        )
 
 
 def _numbers(flag: str, text: str) -> list[int]:
