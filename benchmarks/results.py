@@ -71,13 +71,16 @@ class Measure:
     limit: int
     batch: int = 8
     options: Mapping[str, Any] = field(default_factory=dict)
+    against: str = ""
     figures: Sequence[str] = ()
 
     def command(self, data: str) -> str:
         """The same for ``byheart evaluate``."""
         files = "".join(f" --data {data}/{each}.jsonl" for each in self.data)
         options = "".join(f" -o {key}={_plain(value)}" for key, value in self.options.items())
-        return f"byheart evaluate {self.task} --memory '{','.join(self.memories)}'{files}{options} --limit {self.limit}"
+        against = f" --against '{self.against}'" if self.against else ""
+        memories = ",".join(self.memories)
+        return f"byheart evaluate {self.task} --memory '{memories}'{files}{options}{against} --limit {self.limit}"
 
 
 def plan(path: Path) -> list[Measure]:
@@ -106,6 +109,7 @@ def measure(one: Measure, given: argparse.Namespace) -> None:
             dtype=given.dtype,
             limit=min(one.limit, given.limit or one.limit),
             batch=one.batch,
+            against=one.against,
             out=folder,
             progress=_Told(),
         )

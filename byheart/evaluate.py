@@ -42,6 +42,7 @@ def evaluate(
     skip: int = 0,
     seed: int = 0,
     batch: int = 8,
+    against: str = "",
     out: str | Path | None = None,
     dtype: str = "auto",
     device: str = "auto",
@@ -57,6 +58,8 @@ def evaluate(
         skip: leave out so many items before them, on which something was chosen.
         batch: items whose texts are written, and questions that are asked, at once; of the latter up to half as many
             more where few are left over.
+        against: one of ``memories``; the others also get rows of how much more than it they reach on the same items,
+            ``METRIC_difference``, whose intervals are narrower than those of two numbers apart.
         out: the run's folder; a run that is there goes on.
 
     Raises InputError, which counts items from 1 behind ``skip``; BudgetError where a memory keeps more than its bytes;
@@ -64,6 +67,8 @@ def evaluate(
     """
     if batch < 1 or min(limit, skip) < 0:
         raise UsageError(f"batch must be 1 or more, limit and skip 0 or more; they are {batch}, {limit} and {skip}.")
+    if against and against not in memories:
+        raise UsageError(f"'{against}' is none of the memories that are measured: {', '.join(memories)}.")
     opened = load(model, dtype=dtype, device=device)
     source = task.sources.get(data, data)
     records = list(records_of(source))
@@ -80,9 +85,18 @@ def evaluate(
     if out is not None:
         folder = RunFolder(out, backbone=opened.backbone.fingerprint, dtype=dtype, seed=seed)
         name = folder.named(name, source, content)
-    settings = {"options": vars(task), "limit": limit, "skip": skip, "records": content}
+    settings = {"options": vars(task), "limit": limit, "skip": skip, "records": content, "against": against}
     steps = sum(len(item.texts) + len(item.questions) for item in items)
-    rows: dict[int, list[Row]] = {}
+    rows: dict[str, list[Row]] = {}
+    found: dict[str, list[Outcome]] = {}
+
+    def keep(one: Measured, more: list[Row]) -> None:
+        rows[one.said] = rows.get(one.said, []) + more
+        if folder is not None:
+            measured = {"task": task.name, "dataset": name, "memory": one.said, **settings}
+            measured["resolved"] = one.session.header.options
+            folder.keep(rows[one.said], measured, model=opened.backbone.source, dtype=dtype, seed=seed)
+
     for places in alike(ones):
         group = [ones[place] for place in places]
 
@@ -91,14 +105,13 @@ def evaluate(
 
         files = [_answers_of(one, task, name, folder) for one in group] if folder else []
         outcomes = run(task, items, group, batch=batch, files=files, progress=tell)
-        for place, one, own in zip(places, group, outcomes, strict=True):
-            made = _rows(task, name, one.said, own)
-            rows[place] = made + task.summary(made)
-            if folder is not None:
-                measured = {"task": task.name, "dataset": name, "memory": one.said, **settings}
-                measured["resolved"] = one.session.header.options
-                folder.keep(rows[place], measured, model=opened.backbone.source, dtype=dtype, seed=seed)
-    return [row for place in sorted(rows) for row in rows[place]]
+        for one, own in zip(group, outcomes, strict=True):
+            found[one.said], made = own, _rows(task, name, one.said, own)
+            keep(one, made + task.summary(made))
+    for one in ones:
+        if against and one.said != against:
+            keep(one, _rows(task, name, one.said, found[one.said], found[against]))
+    return [row for one in ones for row in rows[one.said]]
 
 
 def _answers_of(one: Measured, task: Task, dataset: str, folder: RunFolder) -> Path:
@@ -141,13 +154,25 @@ def _tokens(item: Item, opened: Session, *, turns: bool) -> int:
 # ---- rows ----
 
 
-def _rows(task: Task, dataset: str, said: str, outcomes: Sequence[Outcome]) -> list[Row]:
-    """A row for each metric and each thing that it is the number of, in the order in which they came."""
+def _rows(
+    task: Task, dataset: str, said: str, outcomes: Sequence[Outcome], others: Sequence[Outcome] = ()
+) -> list[Row]:
+    """A row for each metric and each thing that it is the number of, in the order in which they came.
+
+    Args:
+        others: those of another memory to the same questions; the rows are then differences from it.
+    """
+    groups, than = _grouped(outcomes), _grouped(others)
+    return [_row(task, dataset, said, *key, members, than.get(key, [])) for key, members in groups.items()]
+
+
+def _grouped(outcomes: Sequence[Outcome]) -> dict[tuple[str, str], list[Outcome]]:
+    """By metric and what it is the number of."""
     groups: dict[tuple[str, str], list[Outcome]] = {}
     for outcome in outcomes:
         for metric in dict.fromkeys(map(_metric, outcome.parts)):
             groups.setdefault((metric, json.dumps(outcome.at)), []).append(outcome)
-    return [_row(task, dataset, said, metric, members) for (metric, _), members in groups.items()]
+    return groups
 
 
 def _metric(part: str) -> str:
@@ -155,8 +180,32 @@ def _metric(part: str) -> str:
     return part.partition("/")[0]
 
 
-def _row(task: Task, dataset: str, said: str, metric: str, members: Sequence[Outcome]) -> Row:
-    """Questions of one item are no independent draws: whole items are drawn."""
+def _row(
+    task: Task, dataset: str, said: str, metric: str, at: str, members: Sequence[Outcome], others: Sequence[Outcome]
+) -> Row:
+    """Questions of one item are no independent draws: whole items are drawn, the same ones for both memories."""
+    value, drawn = _drawn(metric, members)
+    if others:
+        less = _drawn(metric, others)
+        value, drawn, metric = value - less[0], drawn - less[1], f"{metric}_difference"
+    low, high = interval(drawn)
+    return Row(
+        task=task.name,
+        dataset=dataset,
+        memory=said,
+        metric=metric,
+        value=value,
+        low=low,
+        high=high,
+        n=len(members),
+        bytes=round(sum(outcome.bytes for outcome in members) / len(members)),
+        seconds=sum(outcome.write_seconds for outcome in members) / len(members),
+        at={**json.loads(at), "answer_seconds": sum(outcome.answer_seconds for outcome in members) / len(members)},
+    )
+
+
+def _drawn(metric: str, members: Sequence[Outcome]) -> tuple[float, Float[Tensor, " R"]]:
+    """The number over all items, and over each draw of them."""
     place = {number: n for n, number in enumerate(sorted({outcome.item for outcome in members}))}
     # Totals and weights of each item, by class.
     sums: dict[str, Tensor] = {}
@@ -164,21 +213,9 @@ def _row(task: Task, dataset: str, said: str, metric: str, members: Sequence[Out
         for name in (name for name in outcome.parts if _metric(name) == metric):
             own = sums.setdefault(name, torch.zeros(2, len(place), dtype=torch.double))
             own[:, place[outcome.item]] += torch.tensor(outcome.parts[name], dtype=torch.double)
-    drawn = draws(len(place))
-    low, high = interval(_over_classes([own[:, drawn].sum(-1) for own in sums.values()]))
-    return Row(
-        task=task.name,
-        dataset=dataset,
-        memory=said,
-        metric=metric,
-        value=_over_classes([own.sum(-1) for own in sums.values()]).item(),
-        low=low,
-        high=high,
-        n=len(members),
-        bytes=round(sum(outcome.bytes for outcome in members) / len(members)),
-        seconds=sum(outcome.write_seconds for outcome in members) / len(members),
-        at={**members[0].at, "answer_seconds": sum(outcome.answer_seconds for outcome in members) / len(members)},
-    )
+    chosen = draws(len(place))
+    whole = _over_classes([own.sum(-1) for own in sums.values()]).item()
+    return whole, _over_classes([own[:, chosen].sum(-1) for own in sums.values()])
 
 
 def _over_classes(sums: Sequence[Float[Tensor, "2 ..."]]) -> Float[Tensor, "..."]:

@@ -110,6 +110,25 @@ def test_memories_that_differ_in_decoding_alone_share_what_is_written(
     assert again == together
 
 
+def test_differences_are_taken_on_the_same_items(opened: Session, data: Path, tmp_path: Path) -> None:
+    said, given = ["nothing:max_tokens=6", "full:max_tokens=6"], {"model": opened.backbone, "out": tmp_path / "out"}
+    apart = evaluate(Questions(), str(data), said, model=opened.backbone)
+    rows = evaluate(Questions(), str(data), said, against=said[0], **given)
+    assert [row.value for row in rows[: len(apart)]] == [row.value for row in apart]
+    none, whole = (next(row for row in apart if (row.memory, row.metric) == (each, "f1")) for each in said)
+    (found,) = (row for row in rows if row.metric == "f1_difference")
+    assert (found.memory, found.n) == (said[1], whole.n)
+    assert found.value == pytest.approx(whole.value - none.value)
+    assert found.low <= found.value <= found.high
+    # Of itself there is no difference, and of two that answer alike it is nothing.
+    twin = evaluate(Questions(), str(data), [said[1], f"{said[1]};top_k=1"], against=said[1], model=opened.backbone)
+    assert {(row.value, row.low, row.high) for row in twin if "difference" in row.metric} == {(0.0, 0.0, 0.0)}
+    kept = load_rows(tmp_path / "out" / "rows.json")
+    assert [row.metric for row in kept[1] if row.memory == said[1]] == [r.metric for r in rows if r.memory == said[1]]
+    with pytest.raises(UsageError, match="'window' is none of the memories that are measured: nothing"):
+        evaluate(Questions(), str(data), said, against="window", **given)
+
+
 def test_an_answer_can_be_made_to_begin_with_given_words(opened: Session) -> None:
     task = Faithful(primed=True)
     items = list(task.items([{"context": "The cat is Muck.", "question": "Who?", "answers": ["Muck"]}], 0))

@@ -47,6 +47,12 @@ Out = Annotated[
     str | None,
     typer.Option("--out", metavar="DIR", help="Keep answers and rows here; a run that is there goes on."),
 ]
+Against = Annotated[
+    str,
+    typer.Option(
+        "--against", metavar="MEMORY", help="One of the memories: also how much more than it the others reach."
+    ),
+]
 Budget = Annotated[
     str | None,
     typer.Option(
@@ -89,6 +95,7 @@ def evaluate(
     seed: Seed = 0,
     out: Out = None,
     budget: Budget = None,
+    against: Against = "",
     history: History = "4",
     between: Gap = "0",
     control: Control = False,
@@ -100,7 +107,7 @@ def evaluate(
 ) -> None:
     """Measure memories on tasks: what each answers, what it keeps, what it costs."""
     if _GAP in tasks:
-        _require_plain(memory, {"--skip": skip, "--budget": budget, "--option": option})
+        _require_plain(memory, {"--skip": skip, "--budget": budget, "--option": option, "--against": against})
     shared: dict[str, Any] = {"model": model, "batch": batch, "seed": seed, "dtype": dtype, "device": device}
     gap = {
         "history": _numbers("--history", history),
@@ -113,7 +120,7 @@ def evaluate(
         shared["progress"] = progress
         rows = _gap(memory, data, out, limit, gap, shared) if _GAP in tasks else []
         others = [task for task in tasks if task != _GAP]
-        chosen: dict[str, Any] = {"limit": limit, "skip": skip, "out": out}
+        chosen: dict[str, Any] = {"limit": limit, "skip": skip, "against": against, "out": out}
         rows += (
             _tasks(others, _sized(memory, budget), data, chosen, options.mechanism_options(option), shared)
             if others
