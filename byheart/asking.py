@@ -117,13 +117,13 @@ def run(
     return [sorted(own, key=lambda outcome: (outcome.item, outcome.question)) for own in outcomes]
 
 
-def alike(ones: Sequence[Measured]) -> list[list[int]]:
-    """The places of memories that keep the same and differ in decoding alone, together; in the order they came."""
-    groups: dict[str, list[int]] = {}
-    for place, one in enumerate(ones):
+def alike(ones: Sequence[Measured]) -> list[list[Measured]]:
+    """Memories that keep the same and differ in decoding alone, together; in the order they came."""
+    groups: dict[str, list[Measured]] = {}
+    for one in ones:
         header = one.session.header
         kept = header.mechanism, sorted(header.options.items()), header.adapter, one.budget
-        groups.setdefault(repr(kept), []).append(place)
+        groups.setdefault(repr(kept), []).append(one)
     return list(groups.values())
 
 

@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -79,39 +80,55 @@ def evaluate(
     for one in ones:
         # What cannot be decoded is refused before anything is written.
         require_contrast(one.how(task), [one.session.reading])
-    name, content = data if data in task.sources else Path(source).stem, digest_of(records)
-    dtype = str(opened.backbone.dtype).removeprefix("torch.")
-    folder = None
+    sheet = _Sheet(task, opened, data if data in task.sources else Path(source).stem)
+    sheet.settings = {"limit": limit, "skip": skip, "records": digest_of(records), "against": against}
     if out is not None:
-        folder = RunFolder(out, backbone=opened.backbone.fingerprint, dtype=dtype, seed=seed)
-        name = folder.named(name, source, content)
-    settings = {"options": vars(task), "limit": limit, "skip": skip, "records": content, "against": against}
+        sheet.open(out, source, seed)
     steps = sum(len(item.texts) + len(item.questions) for item in items)
-    rows: dict[str, list[Row]] = {}
     found: dict[str, list[Outcome]] = {}
+    for group in alike(ones):
 
-    def keep(one: Measured, more: list[Row]) -> None:
-        rows[one.said] = rows.get(one.said, []) + more
-        if folder is not None:
-            measured = {"task": task.name, "dataset": name, "memory": one.said, **settings}
-            measured["resolved"] = one.session.header.options
-            folder.keep(rows[one.said], measured, model=opened.backbone.source, dtype=dtype, seed=seed)
-
-    for places in alike(ones):
-        group = [ones[place] for place in places]
-
-        def tell(done: int, before: int = len(rows) * steps) -> None:
+        def tell(done: int, before: int = len(found) * steps) -> None:
             progress(before + done, len(ones) * steps)
 
-        files = [_answers_of(one, task, name, folder) for one in group] if folder else []
-        outcomes = run(task, items, group, batch=batch, files=files, progress=tell)
+        outcomes = run(task, items, group, batch=batch, files=sheet.files(group), progress=tell)
         for one, own in zip(group, outcomes, strict=True):
-            found[one.said], made = own, _rows(task, name, one.said, own)
-            keep(one, made + task.summary(made))
+            found[one.said], made = own, _rows(task, sheet.name, one.said, own)
+            sheet.put(one, made + task.summary(made))
     for one in ones:
         if against and one.said != against:
-            keep(one, _rows(task, name, one.said, found[one.said], found[against]))
-    return [row for one in ones for row in rows[one.said]]
+            sheet.put(one, _rows(task, sheet.name, one.said, found[one.said], found[against]))
+    return [row for one in ones for row in sheet.rows[one.said]]
+
+
+class _Sheet:
+    """The rows of every memory, and where a run has a folder, the rows and the answers there."""
+
+    def __init__(self, task: Task, opened: Session, name: str) -> None:
+        self.task, self.opened, self.name = task, opened, name
+        self.settings: dict[str, Any] = {}
+        self.rows: dict[str, list[Row]] = {}
+        self._folder: RunFolder | None = None
+        self._about: dict[str, Any] = {}
+
+    def open(self, out: str | Path, source: str, seed: int) -> None:
+        """Keep all in a folder from here on, where the data may have a longer name."""
+        dtype = str(self.opened.backbone.dtype).removeprefix("torch.")
+        self._folder = RunFolder(out, backbone=self.opened.backbone.fingerprint, dtype=dtype, seed=seed)
+        self._about = {"model": self.opened.backbone.source, "dtype": dtype, "seed": seed}
+        self.name = self._folder.named(self.name, source, self.settings["records"])
+
+    def files(self, group: Sequence[Measured]) -> list[Path]:
+        """Of the memories' answers; none without a folder."""
+        return [_answers_of(one, self.task, self.name, self._folder) for one in group] if self._folder else []
+
+    def put(self, one: Measured, more: list[Row]) -> None:
+        """More rows of a memory."""
+        self.rows[one.said] = self.rows.get(one.said, []) + more
+        if self._folder is not None:
+            named = {"task": self.task.name, "dataset": self.name, "memory": one.said, "options": vars(self.task)}
+            run = {**named, **self.settings, "resolved": one.session.header.options}
+            self._folder.keep(self.rows[one.said], run, **self._about)
 
 
 def _answers_of(one: Measured, task: Task, dataset: str, folder: RunFolder) -> Path:

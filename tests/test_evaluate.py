@@ -92,7 +92,7 @@ def test_memories_that_differ_in_decoding_alone_share_what_is_written(
     items = list(task.items([json.loads(line) for line in data.read_text().splitlines()], 0))
     said = ["full:max_tokens=3", "nothing:max_tokens=3", "full:max_tokens=3;context_aware=0.5", "full@8MB"]
     ones = [Measured.of(each, opened) for each in said]
-    assert alike(ones) == [[0, 2], [1], [3]]
+    assert [[one.said for one in group] for group in alike(ones)] == [[said[0], said[2]], [said[1]], [said[3]]]
     pair, files = [ones[0], ones[2]], [tmp_path / "plain.jsonl", tmp_path / "aware.jsonl"]
     apart = [run_task(task, items, [one])[0] for one in pair]
     assert [outcome.text for outcome in apart[0]] != [outcome.text for outcome in apart[1]]
