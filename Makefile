@@ -1,38 +1,64 @@
 PYTHON ?= python3
 BIN := .venv/bin
+# Threads that wait by spinning slow one another down where there are more of them than cores.
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench size
+.PHONY: help demo test check lint format bench docs size update test-oldest test-newest test-slow
 
 help:  ## show this list
-	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
 
-demo: .venv/.ready  ## write a text into memory, then ask about it
+demo: .venv/.demo  ## write a text into memory, then ask about it
 	$(BIN)/python examples/demo.py
 
-test: .venv/.ready  ## run the tests
+test: .venv/.dev  ## run the tests
 	$(BIN)/python -m pytest -q -n auto
 
-check: .venv/.ready  ## what must pass before a change: format, lint, types, imports, tests, sizes
+check: lint test  ## what must pass before a change: format, lint, types, imports, sizes, tests
+
+lint: .venv/.dev  ## format, lint, types, imports, sizes
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -q -n auto
 	$(BIN)/python scripts/size.py --check
 
-format: .venv/.ready  ## format the code and mend what the linter can
+test-slow: .venv/.dev  ## run the tests that take long, such as that of the wheel
+	$(BIN)/python -m pytest -q -m slow
+
+test-oldest: .venv-oldest/.ready  ## run the tests with the oldest versions that pyproject.toml allows
+	.venv-oldest/bin/python -m pytest -q -n auto
+
+test-newest: .venv/.dev  ## run the tests with the newest version of everything; a deprecation is an error
+	PYTHON="$(PYTHON)" bash scripts/setup.sh newest
+	.venv-newest/bin/python -W error -m pytest -q -n auto -W error
+
+format: .venv/.dev  ## format the code and mend what the linter can
 	$(BIN)/ruff check --fix-only
 	$(BIN)/ruff format
 
-bench: .venv/.ready  ## measure what a memory costs
+bench: .venv/.dev  ## measure what a memory costs
 	$(BIN)/python benchmarks/cost.py
 	$(BIN)/python benchmarks/tables.py
 
-size: .venv/.ready  ## show how long files and functions are
+size: .venv/.dev  ## show how long files and functions are
 	$(BIN)/python scripts/size.py
 
-# Every target does its own set-up, once: the environment is rebuilt only when one of these files changes.
-.venv/.ready: pyproject.toml scripts/setup.sh
-	@PYTHON="$(PYTHON)" bash scripts/setup.sh
+update: .venv/.dev  ## lock the newest versions that pyproject.toml allows
+	bash scripts/lock.sh
+
+# Every target does its own set-up, once: an environment is made again only when one of these files changes.
+SETUP := pyproject.toml scripts/setup.sh $(wildcard requirements/*.txt)
+
+.venv/.demo: $(SETUP)
+	@PYTHON="$(PYTHON)" bash scripts/setup.sh demo
+	@touch $@
+
+.venv/.dev: $(SETUP)
+	@PYTHON="$(PYTHON)" bash scripts/setup.sh dev
+	@touch $@ .venv/.demo
+
+.venv-oldest/.ready: .venv/.dev
+	@PYTHON="$(PYTHON)" bash scripts/setup.sh oldest
 	@touch $@

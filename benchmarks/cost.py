@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor
 from transformers import DynamicCache
 
@@ -30,6 +29,7 @@ from byheart.backbone import Backbone
 from byheart.memories import build
 from byheart.models import DEFAULT, open_model
 from byheart.reading import KV, Reading
+from byheart.rows import versions
 
 Timed = Callable[[], Any]
 Measured = tuple[float, float, float | None]
@@ -88,6 +88,7 @@ class Bench:
         self.backbone = Backbone.open(model)
         self.stock = open_model(model)
         self.layers = len(self.backbone.layers)
+        self.cache_argument = self.backbone.anatomy.cache_argument
         self.rows: list[Row] = []
         generator = torch.Generator().manual_seed(0)
         self.tokens = torch.randint(100, self.backbone.embedding_table.shape[0], (1, 8192), generator=generator)
@@ -109,7 +110,7 @@ class Bench:
 
     def stock_step(self, cache: DynamicCache, tokens: Tensor, *, logits: bool = True) -> None:
         """Run the stock model over a cache and put the cache back."""
-        hidden = self.stock.get_decoder()(input_ids=tokens, past_key_values=cache).last_hidden_state
+        hidden = self.stock.get_decoder()(input_ids=tokens, **{self.cache_argument: cache}).last_hidden_state
         if logits:
             self.stock.lm_head(hidden[:, -1]).float()
         cache.crop(-tokens.shape[1])
@@ -327,9 +328,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if "last_ffn" in given.only:
         bench.last_ffn()
     about = {
-        "byheart": "0.1.0",
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
+        **versions(),
         "threads": torch.get_num_threads(),
         "machine": platform.machine(),
         "dtype": str(bench.backbone.dtype),

@@ -9,6 +9,7 @@ Dimensions: B batch, T tokens, D hidden, F rotated pairs.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -29,12 +30,16 @@ _CHECKED_TURN = 3
 
 @dataclass(frozen=True)
 class Anatomy:
-    """A decoder's layers, the keyword arguments each gets at position 0, how each turns keys, and what follows them."""
+    """A decoder's layers, the keyword arguments each gets at position 0, how each turns keys, and what follows them.
+
+    ``cache_argument`` is what its forward calls the key-value cache.
+    """
 
     layers: Sequence[nn.Module]
     arguments: tuple[dict[str, Any], ...]
     rotations: tuple[Rotation, ...]
     norms: tuple[nn.Module, ...]
+    cache_argument: str
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,7 @@ def measure(decoder: nn.Module, *, dim: int, dtype: torch.dtype, device: torch.d
     at_zero = torch.zeros(1, 1, dtype=torch.long, device=device)
     x = _noise(1, dim, dtype, device)
     with hooked(handles), torch.no_grad():
-        _run(decoder, x, at_zero, layers)
+        _run(decoder, x, at_zero, layers, cache_argument(decoder))
     if len(arguments) != len(layers):
         raise UnsupportedModelError(f"{len(arguments)} of {len(layers)} decoder layers ran; byheart needs all of them.")
     replays = [_replay(index, given, calls, at_zero) for index, given in enumerate(arguments)]
@@ -102,12 +107,18 @@ def measure(decoder: nn.Module, *, dim: int, dtype: torch.dtype, device: torch.d
             _rotation(index, layer, arguments[index], replays[index], measured[key], _noise(3, dim, dtype, device))
         )
     last = max((n for n, call in enumerate(calls) if _is_rotary(call, arguments)), default=-1)
-    return Anatomy(layers, tuple(arguments), tuple(rotations), tuple(call[0] for call in calls[last + 1 :]))
+    norms = tuple(call[0] for call in calls[last + 1 :])
+    return Anatomy(layers, tuple(arguments), tuple(rotations), norms, cache_argument(decoder))
 
 
-def _run(decoder: nn.Module, x: Tensor, positions: Tensor, layers: Sequence[nn.Module]) -> None:
+def cache_argument(module: nn.Module) -> str:
+    """What a module's forward calls the key-value cache; transformers 5.24 renamed ``past_key_values``."""
+    return "cache" if "cache" in inspect.signature(module.forward).parameters else "past_key_values"
+
+
+def _run(decoder: nn.Module, x: Tensor, positions: Tensor, layers: Sequence[nn.Module], cache: str) -> None:
     try:
-        decoder(inputs_embeds=x, position_ids=positions, past_key_values=PrefixCache(len(layers)), use_cache=True)
+        decoder(inputs_embeds=x, position_ids=positions, use_cache=True, **{cache: PrefixCache(len(layers))})
     except (AttributeError, TypeError, ValueError, KeyError) as error:
         kinds = sorted({type(layer).__name__ for layer in layers})
         raise UnsupportedModelError(

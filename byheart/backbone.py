@@ -146,8 +146,8 @@ class Backbone:
             inputs_embeds=x,
             attention_mask=mask,
             position_ids=positions if positions is not None else following,
-            past_key_values=cache,
             use_cache=cache is not None,
+            **{self.anatomy.cache_argument: cache},
         )
         last: Tensor = out.last_hidden_state
         return last

@@ -121,7 +121,7 @@ def _reader() -> type[Any]:
 
         def _model_call(self, inps: Int[Tensor, "B T"], *_: Any, **__: Any) -> Float[Tensor, "B T V"]:
             with torch.no_grad(), _behind(self.backbone, self.reading, *inps.shape) as cache:
-                logits: Tensor = self.model(inps, past_key_values=cache).logits
+                logits: Tensor = self.model(inps, **{self.backbone.anatomy.cache_argument: cache}).logits
             return logits
 
         def _model_generate(
@@ -135,7 +135,7 @@ def _reader() -> type[Any]:
                     _led(context, held, pad),
                     max_length + held,
                     attention_mask=_led(attention_mask, held, 1),
-                    past_key_values=cache,
+                    **{self.backbone.anatomy.cache_argument: cache},
                     **how,
                 )
             return made[:, held:]

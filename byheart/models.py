@@ -22,7 +22,6 @@ from typing import Any
 import platformdirs
 import torch
 import transformers
-from accelerate import init_empty_weights  # type: ignore[import-untyped]
 from filelock import FileLock
 from safetensors import SafetensorError
 from transformers import (
@@ -149,8 +148,11 @@ def empty_model(
         config: ``model_type`` and that family's settings, as transformers names them today.
         dtype, device: as for ``open_model``.
 
-    Raises ModelError where no such model can be made.
+    Raises ModelError where no such model can be made, UsageError without accelerate.
     """
+    _require("accelerate", "A released checkpoint", extra="published")
+    from accelerate import init_empty_weights  # type: ignore[import-untyped]
+
     where = _device(device)
     try:
         settings = AutoConfig.for_model(**config)
@@ -184,6 +186,12 @@ def save_model(model: PreTrainedModel, folder: Path, *, words: str) -> None:
         shutil.copy2(path, folder)
     if not source.is_dir():
         open_tokenizer(words).save_pretrained(folder)
+
+
+def _require(package: str, what: str, *, extra: str) -> None:
+    """Raise UsageError, saying what to install, where an optional package is missing."""
+    if importlib.util.find_spec(package) is None:
+        raise UsageError(f"{what} needs the package {package}, which is not installed: pip install 'byheart[{extra}]'")
 
 
 def _first_line(error: Exception) -> str:
@@ -297,6 +305,8 @@ def _dequantised() -> dict[str, Any]:
 
 
 def _unpack(gguf: Path, target: Path) -> None:
+    for package in ("gguf", "accelerate"):
+        _require(package, "A GGUF file", extra="gguf")
     where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     try:
         tokenizer = AutoTokenizer.from_pretrained(**where)

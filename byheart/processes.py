@@ -7,14 +7,16 @@ to tell. It does not know how a run goes.
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from accelerate import PartialState  # type: ignore[import-untyped]
-from accelerate.utils import broadcast, reduce  # type: ignore[import-untyped]
 from torch import Tensor
 
+from byheart.errors import UsageError
 from byheart.memory import Memory
 
 
@@ -29,7 +31,7 @@ class Processes:
         self.count, self.index, self.device = 1, 0, device
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 or torch.distributed.is_initialized():
             cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true") or not torch.cuda.is_available()
-            state = PartialState(cpu=device == "cpu" or (device == "auto" and cpu))
+            state = _accelerate().PartialState(cpu=device == "cpu" or (device == "auto" and cpu))
             self.count, self.index = state.num_processes, state.process_index
             self.device = str(state.device) if device in ("auto", "cuda") else device
 
@@ -42,15 +44,17 @@ class Processes:
         """Sums over processes."""
         if self.count == 1:
             return list(numbers)
-        device = PartialState().device
-        summed: list[float] = reduce(torch.tensor(numbers, dtype=torch.float32, device=device), "sum").tolist()
+        device = _accelerate().PartialState().device
+        summed: list[float] = (
+            _accelerate().utils.reduce(torch.tensor(numbers, dtype=torch.float32, device=device), "sum").tolist()
+        )
         return summed
 
     def agree(self, memory: Memory) -> None:
         """Give all the first one's learned parts."""
         if self.count > 1:
             for tensor in memory.state_dict().values():
-                tensor.copy_(broadcast(tensor.contiguous()))
+                tensor.copy_(_accelerate().utils.broadcast(tensor.contiguous()))
 
     def average(self, parameters: Sequence[Tensor]) -> None:
         """Put the mean of all processes' gradients in place of each one's; a part that none used keeps having none."""
@@ -58,7 +62,7 @@ class Processes:
             return
         used = torch.tensor([float(part.grad is not None) for part in parameters], device=parameters[0].device)
         own = [(part.grad if part.grad is not None else torch.zeros_like(part)).float() for part in parameters]
-        summed = reduce(torch.cat([used, *(grad.flatten() for grad in own)]), "sum")
+        summed = _accelerate().utils.reduce(torch.cat([used, *(grad.flatten() for grad in own)]), "sum")
         counts, *grads = summed.split([len(parameters), *(part.numel() for part in parameters)])
         for part, count, grad in zip(parameters, counts.tolist(), grads, strict=True):
             part.grad = (grad / self.count).view_as(part).to(part.dtype) if count else None
@@ -66,4 +70,11 @@ class Processes:
     def wait(self) -> None:
         """Go on when all are here."""
         if self.count > 1:
-            PartialState().wait_for_everyone()
+            _accelerate().PartialState().wait_for_everyone()
+
+
+def _accelerate() -> Any:
+    """The package, which one process alone does not need. Raises UsageError where it is missing."""
+    if importlib.util.find_spec("accelerate") is None:
+        raise UsageError("Training in several processes needs accelerate: pip install 'byheart[train]'")
+    return importlib.import_module("accelerate")

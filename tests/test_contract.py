@@ -260,11 +260,11 @@ def test_stock_generate_over_a_reading_says_the_same(own: Backbone, reading: Rea
     with own.reading([reading]) as cache:
         theirs = own.model.generate(
             PROMPT,
-            past_key_values=cache,
             attention_mask=mask,
             max_new_tokens=len(ours),
             do_sample=False,
             eos_token_id=None,
+            **{own.anatomy.cache_argument: cache},
         )
     assert ours == theirs[0, PROMPT.shape[1] :].tolist()
 

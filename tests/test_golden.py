@@ -94,10 +94,10 @@ def stock_generate(memory: LatentPool, state: State, prompt: Tensor, total: int)
         return backbone.model.generate(
             prompt,
             attention_mask=mask,
-            past_key_values=cache,
             do_sample=False,
             max_new_tokens=total - prompt.shape[1],
             pad_token_id=0,
+            **{backbone.anatomy.cache_argument: cache},
         )
 
 

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from byheart.anatomy import cache_argument
+
 Rows = list[tuple[Tensor, Tensor]]
 
 
@@ -18,7 +20,7 @@ def tune(
     """Keys and values (1, H, M, W) of each layer after a step on each of ``chunks`` of ``text`` (1, T)."""
     with torch.no_grad():
         cache = DynamicCache()
-        model(text[:, :rows], past_key_values=cache)
+        model(text[:, :rows], **{cache_argument(model): cache})
         start = [(layer.keys, layer.values) for layer in cache.layers]
         full = model(text).logits.log_softmax(-1)
     leaves = [part[:, :, 1:].clone().requires_grad_() for pair in start for part in pair]
@@ -32,7 +34,7 @@ def tune(
         cache = DynamicCache()
         for index, (keys, values) in enumerate(now()):
             cache.update(keys, values, index)
-        log_q = model(text[:, chunk], past_key_values=cache).logits[0, :-1].log_softmax(-1)
+        log_q = model(text[:, chunk], **{cache_argument(model): cache}).logits[0, :-1].log_softmax(-1)
         log_p = full[0, chunk][:-1]
         loss = torch.nn.functional.nll_loss(log_q, text[0, chunk][1:])
         loss = loss + kl * (log_p.exp() * (log_p - log_q)).sum(-1).mean()

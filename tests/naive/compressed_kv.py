@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from byheart.anatomy import cache_argument
+
 Rows = list[tuple[Tensor, Tensor]]
 
 
@@ -87,7 +89,9 @@ class Recursion:
         ]
         positions = torch.arange(self.offset, self.offset + embeds.shape[1])[None]
         try:
-            out = self.model(inputs_embeds=embeds, position_ids=positions, past_key_values=cache, use_cache=True)
+            out = self.model(
+                inputs_embeds=embeds, position_ids=positions, use_cache=True, **{cache_argument(self.model): cache}
+            )
         finally:
             for handle in handles:
                 handle.remove()
