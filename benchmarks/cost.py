@@ -24,12 +24,12 @@ from torch import Tensor
 from transformers import DynamicCache
 
 import byheart
-from byheart import state as states
-from byheart.backbone import Backbone
-from byheart.memories import build
-from byheart.models import DEFAULT, open_model
-from byheart.reading import KV, Reading
-from byheart.rows import versions
+from byheart.methods import build
+from byheart.model.backbone import Backbone
+from byheart.model.loading import DEFAULT, open_model
+from byheart.model.reading import KV, Reading
+from byheart.protocol import state_file as states
+from byheart.provenance import versions
 
 Timed = Callable[[], Any]
 Measured = tuple[float, float, float | None]
@@ -122,23 +122,23 @@ class Bench:
     # ---- rows ----
 
     def _pool(self) -> tuple[Any, states.State]:
-        memory = build("latent-pool", self.backbone, rows=256, blocks=30)
-        memory.fill(torch.randn(self.layers, 7680, self.backbone.dim).to(self.backbone.dtype))
-        return memory, memory.init()
+        method = build("latent-pool", self.backbone, slots=256, blocks=30)
+        method.fill(torch.randn(self.layers, 7680, self.backbone.dim).to(self.backbone.dtype))
+        return method, method.init()
 
     def latent_pool_write(self) -> None:
-        memory, state = self._pool()
+        method, state = self._pool()
         text = self.tokens[:, :512]
-        timed = compare(lambda: memory.write(state, text), lambda: self.plain(text), self.rounds)
+        timed = compare(lambda: method.write(state, text), lambda: self.plain(text), self.rounds)
         self.add("latent-pool write", "512 tokens, pool of 30 x 256", "plain forward, no logits", "<= 1.25", timed)
 
     def latent_pool_question(self) -> None:
-        memory, state = self._pool()
+        method, state = self._pool()
         question = self.tokens[:, :32]
-        stock = self.stock_cache(memory.read(state).prefix)
+        stock = self.stock_cache(method.read(state).prefix)
 
         def ours() -> None:
-            with self.backbone.reading([memory.read(state)], room=64) as cache:
+            with self.backbone.reading([method.read(state)], room=64) as cache:
                 self.backbone.logits(self.backbone.hidden(question, cache=cache)[:, -1])
 
         timed = compare(ours, lambda: self.stock_step(stock, question), self.rounds)
@@ -195,17 +195,17 @@ class Bench:
         )
 
     def compressed_write(self) -> None:
-        memory = build("compressed-kv", self.backbone, tokens=4, segment_tokens=0)
-        state, text = memory.init(), self.tokens[:, :512]
-        timed = compare(lambda: memory.write(state, text), lambda: self.plain(text), self.rounds)
+        method = build("compressed-kv", self.backbone, tokens=4, segment_tokens=0)
+        state, text = method.init(), self.tokens[:, :512]
+        timed = compare(lambda: method.write(state, text), lambda: self.plain(text), self.rounds)
         self.add("compressed-kv write", "512 tokens to 4", "plain forward, no logits", "<= 1.10", timed)
 
     def last_ffn(self) -> None:
-        memory = build("last-ffn", self.backbone, steps=10, keep_text=False)
-        state, text = memory.init(), self.tokens[:, :256]
+        method = build("last-ffn", self.backbone, steps=10, keep_text=False)
+        state, text = method.init(), self.tokens[:, :256]
         with torch.no_grad():
-            prepare = statistics.median(seconds(lambda: memory._prepared(text, 1)) for _ in range(self.rounds))
-        ours, floor, peak = compare(lambda: memory.write(state, text), self._bare_products(255, 10), self.rounds)
+            prepare = statistics.median(seconds(lambda: method._prepared(text, 1)) for _ in range(self.rounds))
+        ours, floor, peak = compare(lambda: method.write(state, text), self._bare_products(255, 10), self.rounds)
         note = f"the whole write, less {prepare * 1e3:.0f} ms for reading the text once"
         self.add(
             "last-ffn tuning",
@@ -234,8 +234,8 @@ class Bench:
         return run
 
     def contrast(self) -> None:
-        memory = build("last-ffn", self.backbone, steps=1, keep_text=True)
-        reading = memory.read(memory.write(memory.init(), self.tokens[:, :256]))
+        method = build("last-ffn", self.backbone, steps=1, keep_text=True)
+        reading = method.read(method.write(method.init(), self.tokens[:, :256]))
 
         def decode(strength: float | None) -> Timed:
             how = byheart.Decoding(max_tokens=33, contrast=strength)
@@ -279,16 +279,16 @@ class Bench:
         )
 
     def stored(self) -> None:
-        memory = build("full", self.backbone)
+        method = build("full", self.backbone)
         text, question = self.tokens[:, :4000], self.tokens[:, 4100:4132]
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "text.safetensors"
-            header = states.Header("full", memory.options(), self.backbone.fingerprint, "", "", DEFAULT)
-            states.save(path, memory.write(memory.init(), text), header)
+            header = states.Header("full", method.options(), self.backbone.fingerprint, "", "", DEFAULT)
+            states.save(path, method.write(method.init(), text), header)
 
             def ours() -> None:
                 state, _ = states.load(path)
-                with self.backbone.reading([memory.read(state)], room=64) as cache:
+                with self.backbone.reading([method.read(state)], room=64) as cache:
                     self.backbone.logits(self.backbone.hidden(question, cache=cache)[:, -1])
 
             def floor() -> None:

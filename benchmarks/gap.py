@@ -3,7 +3,7 @@
     python benchmarks/gap.py [MEMORY ...] [--data FOLDER] [--windows 64] [--history 1,4,16] [--between 0,64]
     python benchmarks/gap.py --table
 
-Memories are given as to `byheart evaluate gap --memory`. Rows go into benchmarks/results/gap.json after each group of
+Memories are given as to `byheart evaluate gap --method`. Rows go into benchmarks/results/gap.json after each group of
 data sets; a later run of the same settings adds its memories to those that are there. Then docs/measures.md gets its
 tables, between the comments `gap` and `/gap`, or those of results/gap-lengths.json; with --table nothing is measured.
 What the numbers mean is told there.
@@ -30,7 +30,7 @@ GROUPS = {
 }
 ROWS = 4
 _BOTH_ENDS = {"nothing": "no text (nats a token)", "full": "full text (nats a token)"}
-_KEY = ("dataset", "memory", "metric", "segments", "between")
+_KEY = ("dataset", "method", "metric", "segments", "between")
 
 
 # ---- measuring ----
@@ -53,10 +53,10 @@ def untrained(group: str, history: Sequence[int]) -> dict[str, str]:
 
 def measure(given: argparse.Namespace) -> None:
     """Measure every group of data sets, and keep the rows of each as soon as it is done."""
-    from byheart.backbone import Backbone
-    from byheart.gap import gap
-    from byheart.models import silence
-    from byheart.rows import save
+    from byheart.evaluation.gap import gap
+    from byheart.evaluation.results import save
+    from byheart.model.backbone import Backbone
+    from byheart.model.loading import silence
 
     silence()
     backbone = Backbone.open(given.model, dtype=given.dtype, device=given.device)
@@ -67,14 +67,14 @@ def measure(given: argparse.Namespace) -> None:
         files = [str(given.data / f"{each}.jsonl") for each in sets if each in given.sets]
         if not files:
             continue
-        labels = {spec: name(spec) for spec in given.memories}
+        labels = {spec: name(spec) for spec in given.methods}
         labels |= untrained(group, given.history) if given.free else {}
         print(f"{group}: {', '.join(labels.values())}", file=sys.stderr)
         for row in gap(list(labels), files, model=backbone, control=True, **shape):
             # Of one data set alone there is no row of all together.
             datasets = [group] if row.dataset == "all" else [row.dataset] if len(files) > 1 else [row.dataset, group]
             for dataset in datasets:
-                found = replace(row, dataset=dataset, memory=labels.get(row.memory, row.memory))
+                found = replace(row, dataset=dataset, method=labels.get(row.method, row.method))
                 kept[key(found.flat())] = found
         save(given.out, list(kept.values()), **about)
 
@@ -91,7 +91,7 @@ def key(row: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def earlier(path: Path, about: Mapping[str, Any]) -> dict[tuple[Any, ...], Any]:
     """The rows of a result file made with the same settings; none where there is no file."""
-    from byheart.rows import Row
+    from byheart.evaluation.results import Result
 
     if not path.exists():
         return {}
@@ -99,7 +99,7 @@ def earlier(path: Path, about: Mapping[str, Any]) -> dict[tuple[Any, ...], Any]:
     changed = [field for field, value in about.items() if stored["about"].get(field) != value]
     if changed:
         raise SystemExit(f"{path} was measured with another {', '.join(changed)}; give another --out, or remove it.")
-    return {key(row): Row.of(row) for row in stored["rows"]}
+    return {key(row): Result.of(row) for row in stored["rows"]}
 
 
 # ---- tables ----
@@ -109,64 +109,64 @@ def gap_table(results: Path) -> str:
     """The tables as Markdown, from the JSON that ``measure`` wrote."""
     stored = json.loads(results.read_text(encoding="utf-8"))
     about, rows = stored["about"], {key(row): row for row in stored["rows"]}
-    memories = list(dict.fromkeys(row["memory"] for row in stored["rows"] if row["metric"] == "gap_closed"))
+    methods = list(dict.fromkeys(row["method"] for row in stored["rows"] if row["metric"] == "gap_closed"))
     middle = 4 if 4 in about["history"] else about["history"][-1]
-    parts = [f"Gap closed with {middle} segments of history:", by_set(rows, memories, middle)]
+    parts = [f"Gap closed with {middle} segments of history:", by_set(rows, methods, middle)]
     lengths = " · ".join(map(str, about["history"]))
     for between in about["between"]:
         behind = f", {between} unrelated tokens before the target" if between else ""
         parts += [
             f"With {lengths} segments{behind}:",
-            by_history(rows, memories, about["history"], between, "gap_closed"),
+            by_history(rows, methods, about["history"], between, "gap_closed"),
         ]
-    other = by_history(rows, ["full", *memories], about["history"], 0, "gap_closed_by_other_text")
+    other = by_history(rows, ["full", *methods], about["history"], 0, "gap_closed_by_other_text")
     parts += ["Gap closed by the control, which reads another window's text:", other]
     parts += [
         "What is memory: gap closed with the own text less that with another's:",
-        beyond_style(rows, memories, about["history"]),
+        beyond_style(rows, methods, about["history"]),
     ]
     versions = ", ".join(f"{package} {version}" for package, version in about["versions"].items())
     made = f"{about['model']}, {about['dtype']}, {about['windows']} windows a set at most, seed {about['seed']}"
-    own = " ".join(memory for memory in memories if memory not in untrained("", [4]).values())
+    own = " ".join(method for method in methods if method not in untrained("", [4]).values())
     lists = " ".join(f"--{name} {','.join(map(str, about[name]))}" for name in ("history", "between"))
     command = f"python benchmarks/gap.py {own} --windows {about['windows']} {lists}"
     parts.append(f"Made by `{command}` ({made}; {versions}) into `benchmarks/results/{results.name}`.")
     return "\n\n".join(parts)
 
 
-def by_set(rows: Mapping[tuple[Any, ...], Mapping[str, Any]], memories: Sequence[str], segments: int) -> str:
+def by_set(rows: Mapping[tuple[Any, ...], Mapping[str, Any]], methods: Sequence[str], segments: int) -> str:
     """One line a memory, one column a data set."""
     sets = [each for group in GROUPS.values() for each in group if (each, "full", "loss", segments, 0) in rows]
 
-    def line(label: str, memory: str, metric: str) -> str:
-        found = [rows.get((each, memory, metric, segments, 0)) for each in sets]
+    def line(label: str, method: str, metric: str) -> str:
+        found = [rows.get((each, method, metric, segments, 0)) for each in sets]
         sizes = [round(row["bytes"] / row["tokens"]) for row in found if row]
         kept = " to ".join(f"{size:,}" for size in sorted({min(sizes), max(sizes)})) if sizes else ""
         return _line([label, kept, *map(_value, found)])
 
-    ends = [line(label, memory, "loss") for memory, label in _BOTH_ENDS.items()]
-    shares = [line(f"`{memory}`", memory, "gap_closed") for memory in memories]
-    return "\n".join([*_head(["memory", "bytes a token", *sets]), *shares, *ends])
+    ends = [line(label, method, "loss") for method, label in _BOTH_ENDS.items()]
+    shares = [line(f"`{method}`", method, "gap_closed") for method in methods]
+    return "\n".join([*_head(["method", "bytes a token", *sets]), *shares, *ends])
 
 
 def by_history(
     rows: Mapping[tuple[Any, ...], Mapping[str, Any]],
-    memories: Sequence[str],
+    methods: Sequence[str],
     history: Sequence[int],
     between: int,
     metric: str,
 ) -> str:
     """One line a memory, one column a group of data sets, in it a number for each length of history."""
     groups = [group for group in GROUPS if (group, "full", "loss", history[0], between) in rows]
-    lines = _head(["memory", *groups])
-    for memory in memories:
-        cells = [[rows.get((group, memory, metric, each, between)) for each in history] for group in groups]
-        lines.append(_line([f"`{memory}`", *(" · ".join(map(_value, cell)) for cell in cells)]))
+    lines = _head(["method", *groups])
+    for method in methods:
+        cells = [[rows.get((group, method, metric, each, between)) for each in history] for group in groups]
+        lines.append(_line([f"`{method}`", *(" · ".join(map(_value, cell)) for cell in cells)]))
     return "\n".join(lines)
 
 
 def beyond_style(
-    rows: Mapping[tuple[Any, ...], Mapping[str, Any]], memories: Sequence[str], history: Sequence[int]
+    rows: Mapping[tuple[Any, ...], Mapping[str, Any]], methods: Sequence[str], history: Sequence[int]
 ) -> str:
     """What each memory closes less what it closes with another text; of the full text, all less that."""
     found = dict(rows)
@@ -174,7 +174,7 @@ def beyond_style(
         if metric == "gap_closed_by_other_text":
             own = rows.get((*place, "gap_closed", segments, between), {"value": 1.0})
             found[(*place, "beyond", segments, between)] = {"value": own["value"] - row["value"]}
-    return by_history(found, ["full", *memories], history, 0, "beyond")
+    return by_history(found, ["full", *methods], history, 0, "beyond")
 
 
 def _value(row: Mapping[str, Any] | None) -> str:
@@ -204,7 +204,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     numbers = lambda text: [int(number) for number in text.split(",")]  # noqa: E731
     every = [each for group in GROUPS.values() for each in group]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("memories", nargs="*", help="NAME[:key=value;key=value] or a folder")
+    parser.add_argument("methods", nargs="*", help="NAME[:key=value;key=value] or a folder")
     parser.add_argument("--data", type=Path, default=Path("eval"), help="folder of NAME.jsonl")
     parser.add_argument("--sets", nargs="*", choices=every, default=every)
     parser.add_argument("--model", default="smollm2")

@@ -1,6 +1,6 @@
 """What ten questions about one text cost in an evaluation, beside what they must cost at least.
 
-    python benchmarks/questions.py [--rounds 7] [--memory full,last-ffn] [--data FILE] [--out FILE]
+    python benchmarks/questions.py [--rounds 7] [--method full,last-ffn] [--data FILE] [--out FILE]
 
 One item of the task `questions`: a text of some 350 words and ten questions, answered in 16 tokens at most:
 
@@ -28,14 +28,15 @@ from typing import Any
 import torch
 
 from byheart import load
-from byheart.asking import Measured, run
-from byheart.decoding import generate
-from byheart.models import DEFAULT, silence
-from byheart.rows import choices, versions
-from byheart.session import Session
-from byheart.streaming import texts_of
-from byheart.task import Item
-from byheart.tasks.questions import Questions
+from byheart.evaluation.method_spec import Candidate, choices
+from byheart.evaluation.runner import run
+from byheart.evaluation.task import Item
+from byheart.evaluation.tasks.questions import Questions
+from byheart.generation.generate import generate
+from byheart.model.loading import DEFAULT, silence
+from byheart.provenance import versions
+from byheart.session.session import Session
+from byheart.text.detokenize import texts_of
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT, WORDS, TOKENS = ROOT / "examples" / "warsaw.txt", 350, 16
@@ -51,7 +52,7 @@ ASKED = (
     "Who established the settlement of Warszowa?",
     "When did Warsaw become the capital of the Masovian Duchy?",
 )
-MEMORIES = "full,compressed-kv,latent-pool,last-ffn"
+METHODS = "full,compressed-kv,latent-pool,last-ffn"
 MUST = "<= 1.3"
 EVALUATION, LEAST, APART = "evaluation", "least", "one by one"
 
@@ -81,18 +82,18 @@ def records(data: Path | None) -> list[dict[str, Any]]:
     return found[: len(ASKED)]
 
 
-def least(one: Measured, task: Questions, item: Item) -> list[str]:
+def least(one: Candidate, task: Questions, item: Item) -> list[str]:
     """One write and ten answers in one batch, without what keeps the books."""
     session = emptied(one.session)
     session.write(item.texts[0])
     prompts = [session.prompt(question.text) for question in item.questions]
     readings = [session.reading] * len(prompts)
     how = one.how(task)
-    steps = generate(session.backbone, prompts, readings, decoding=how, stop_tokens=session.stop_tokens)
-    return texts_of(steps, session.tokenizer, task.stop)
+    steps = generate(session.backbone, prompts, readings, decoding=how, stop_tokens=session.encoder.stop_tokens)
+    return texts_of(steps, session.encoder.tokenizer, task.stop)
 
 
-def one_by_one(one: Measured, task: Questions, item: Item) -> list[str]:
+def one_by_one(one: Candidate, task: Questions, item: Item) -> list[str]:
     """Everything redone for each question."""
     answers = []
     for question in item.questions:
@@ -119,7 +120,7 @@ def seconds(call: Callable[[], object]) -> float:
 def measured(said: str, opened: Session, item: Item, rounds: int) -> list[Row]:
     """The rows of one memory."""
     task = Questions()
-    one = Measured.of(f"{said}{';' if ':' in said else ':'}max_tokens={TOKENS}", opened)
+    one = Candidate.of(f"{said}{';' if ':' in said else ':'}max_tokens={TOKENS}", opened)
     ways: dict[str, Callable[[], object]] = {
         EVALUATION: lambda: run(task, [item], [one]),
         LEAST: lambda: least(one, task, item),
@@ -144,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print, and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default=DEFAULT)
-    parser.add_argument("--memory", default=MEMORIES)
+    parser.add_argument("--method", default=METHODS)
     parser.add_argument("--data", type=Path, help="JSON lines with a text that ten questions are asked about")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "questions.json")
@@ -153,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     opened = load(given.model, device="cpu")
     (item,) = Questions().items(records(given.data), seed=0)
     rows: list[Row] = []
-    for said in choices(given.memory):
+    for said in choices(given.method):
         for row in measured(said, opened, item, given.rounds):
             rows.append(row)
             print(
@@ -165,7 +166,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "threads": torch.get_num_threads(),
         "machine": platform.machine(),
         "rounds": given.rounds,
-        "text_tokens": len(opened.tokens(item.texts[0])),
+        "text_tokens": len(opened.encoder.continuation(item.texts[0])),
         "questions": len(item.questions),
         "answer_tokens": TOKENS,
         "versions": versions(),

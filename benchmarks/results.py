@@ -25,7 +25,7 @@ except ImportError:  # Python 3.10
     import tomli as tomllib
 
 if TYPE_CHECKING:
-    from byheart.compare import Comparison
+    from byheart.reports.compare import Comparison
 
 ROOT = Path(__file__).resolve().parent.parent
 PLAN = ROOT / "benchmarks" / "results.toml"
@@ -67,7 +67,7 @@ class Measure:
     note: str
     task: str
     data: Sequence[str]
-    memories: Sequence[str]
+    methods: Sequence[str]
     limit: int
     batch: int = 8
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -79,8 +79,8 @@ class Measure:
         files = "".join(f" --data {data}/{each}.jsonl" for each in self.data)
         options = "".join(f" -o {key}={_plain(value)}" for key, value in self.options.items())
         against = f" --against '{self.against}'" if self.against else ""
-        memories = ",".join(self.memories)
-        return f"byheart evaluate {self.task} --memory '{memories}'{files}{options}{against} --limit {self.limit}"
+        methods = ",".join(self.methods)
+        return f"byheart evaluate {self.task} --method '{methods}'{files}{options}{against} --limit {self.limit}"
 
 
 def plan(path: Path) -> list[Measure]:
@@ -95,8 +95,8 @@ def studies(path: Path) -> list[Study]:
 
 def measure(one: Measure, given: argparse.Namespace) -> None:
     """Run what is not there yet, and keep the rows."""
-    from byheart.evaluate import evaluate
-    from byheart.tasks import build
+    from byheart.evaluation.evaluate import evaluate
+    from byheart.evaluation.tasks import build
 
     folder = given.runs / one.name
     for name in one.data:
@@ -104,7 +104,7 @@ def measure(one: Measure, given: argparse.Namespace) -> None:
         evaluate(
             build(one.task, **one.options),
             str(given.data / f"{name}.jsonl"),
-            one.memories,
+            one.methods,
             model=given.model,
             dtype=given.dtype,
             limit=min(one.limit, given.limit or one.limit),
@@ -141,7 +141,7 @@ _SHOWN = "eval"
 
 def _chapter(one: Measure, given: argparse.Namespace) -> Iterator[str]:
     """Title, what was done, figures, tables; nothing where nothing was measured."""
-    from byheart.compare import compare
+    from byheart.reports.compare import compare
 
     rows = given.kept / one.name / "rows.json"
     if not rows.exists():
@@ -161,7 +161,7 @@ def _chapter(one: Measure, given: argparse.Namespace) -> Iterator[str]:
 
 def _of_study(one: Study, given: argparse.Namespace) -> Iterator[str]:
     """The same without figures; the file lies beside the folder of the other ones."""
-    from byheart.compare import compare
+    from byheart.reports.compare import compare
 
     rows = given.kept.parent / f"{one.name}.json"
     if not rows.exists():
@@ -173,7 +173,7 @@ def _of_study(one: Study, given: argparse.Namespace) -> Iterator[str]:
 
 
 def _tables(made: Comparison) -> Iterator[str]:
-    from byheart.page import markdown_table
+    from byheart.reports.html_report import markdown_table
 
     # The last chapter is about the files that the numbers came from.
     for chapter in made.chapters[:-1]:

@@ -23,17 +23,17 @@ from rich.progress import track
 from torch import Tensor
 
 import byheart
-from byheart.builders import Mixture, Weighted
-from byheart.episode import Batch, Episode, collate
-from byheart.gap import closed
-from byheart.memories.latent_pool import LatentPool
-from byheart.memory import Memory
-from byheart.models import silence
-from byheart.plots import Line, curves
-from byheart.rows import versions
-from byheart.runs import grouped
-from byheart.state import State
-from byheart.tuning import token_losses
+from byheart.data.mixture import Mixture, Weighted
+from byheart.evaluation.gap import closed
+from byheart.methods.latent_pool import LatentPool
+from byheart.model.loading import silence
+from byheart.model.losses import token_losses
+from byheart.protocol.episode import Batch, Episode, collate
+from byheart.protocol.method import Method
+from byheart.protocol.state import State
+from byheart.provenance import versions
+from byheart.reports.plots import Line, curves
+from byheart.reports.runs import grouped
 
 ROOT = Path(__file__).resolve().parent
 FIGURE = "retention.svg"
@@ -58,10 +58,10 @@ class Point:
     law: float
 
 
-def losses(memory: Memory, states: Sequence[State], batch: Batch) -> Tensor:
+def losses(method: Method, states: Sequence[State], batch: Batch) -> Tensor:
     """Summed losses (B,) of each window's target behind its own state."""
-    own = memory.backbone
-    with own.reading([memory.read(state) for state in states], room=batch.target.shape[1]) as cache:
+    own = method.backbone
+    with own.reading([method.read(state) for state in states], room=batch.target.shape[1]) as cache:
         hidden = own.hidden(batch.target, cache=cache)
     row, column = batch.labels[:, 1:].nonzero(as_tuple=True)
     each = token_losses(own, hidden[row, column], batch.target[row, column + 1]).cross_entropy
@@ -74,40 +74,40 @@ def text_of(episode: Episode) -> Tensor:
 
 @torch.no_grad()
 def after_each(
-    memory: Memory, episodes: Sequence[Episode], later: Sequence[Episode], after: Sequence[int]
+    method: Method, episodes: Sequence[Episode], later: Sequence[Episode], after: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
     """Losses (len(after), size) of windows after so many ``later`` writes, and those by the next window's pool."""
     batch, size = collate(episodes), len(episodes)
-    states = memory.write_many([memory.init()] * size, [text_of(each) for each in episodes])
+    states = method.write_many([method.init()] * size, [text_of(each) for each in episodes])
     own, other = [], []
     for written in range(max(after) + 1):
         if written:
             others = [later[(row + written) % len(later)] for row in range(size)]
-            states = memory.write_many(states, [text_of(each) for each in others])
+            states = method.write_many(states, [text_of(each) for each in others])
         if written in after:
-            own.append(losses(memory, states, batch))
-            other.append(losses(memory, [*states[1:], states[0]], batch))
+            own.append(losses(method, states, batch))
+            other.append(losses(method, [*states[1:], states[0]], batch))
     return torch.stack(own), torch.stack(other)
 
 
-def curve(memory: LatentPool, data: str, windows: int, size: int, after: Sequence[int]) -> list[Point]:
+def curve(method: LatentPool, data: str, windows: int, size: int, after: Sequence[int]) -> list[Point]:
     """The points of one data set."""
-    opened = byheart.load(memory.backbone, memory="full")
+    opened = byheart.load(method.backbone, method="full")
     drawn = Mixture(opened, [Weighted.read(data)], segments=[SEGMENTS], segment_tokens=TOKENS, batch=size)
     # As many later texts as a batch's rows and their writes need, so that none comes twice, nor a window's own.
     episodes = [drawn.episode(index, SEGMENTS) for index in range(windows + size + max(after))]
     later = episodes[windows:]
-    nothing = byheart.load(memory.backbone, memory="nothing").memory
+    nothing = byheart.load(method.backbone, method="nothing").method
     groups = [episodes[start : start + size] for start in range(0, windows - size + 1, size)]
     name = Path(data).stem
-    pairs = [after_each(memory, group, later, after) for group in track(groups, name)]
+    pairs = [after_each(method, group, later, after) for group in track(groups, name)]
     own, other = (torch.cat(each, dim=1) for each in zip(*pairs, strict=True))
     floor, ceiling = (
-        torch.cat([after_each(each, group, later, [0])[0][0] for group in groups]) for each in (nothing, opened.memory)
+        torch.cat([after_each(each, group, later, [0])[0][0] for group in groups]) for each in (nothing, opened.method)
     )
     picks = torch.randint(len(floor), (1000, len(floor)), generator=torch.Generator().manual_seed(0))
     values, others = closed(floor, ceiling, own).tolist(), closed(floor, ceiling, other).tolist()
-    share = 1 - 1 / memory.blocks
+    share = 1 - 1 / method.blocks
     points = []
     for place, n in enumerate(after):
         draws = closed(floor[picks], ceiling[picks], own[place][picks])
@@ -161,20 +161,20 @@ def show(file: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", action="append", required=True, help="JSON lines; repeatable")
-    parser.add_argument("--memory", default="latent-pool", help="the shipped pool, or a folder of a trained one")
+    parser.add_argument("--method", default="latent-pool", help="the shipped pool, or a folder of a trained one")
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--windows", type=int, default=32)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "retention.json")
     chosen = parser.parse_args()
     silence()
-    memory = byheart.load(chosen.model, memory=chosen.memory).memory
-    if not isinstance(memory, LatentPool):
-        parser.error("--memory must be a latent pool")
+    method = byheart.load(chosen.model, method=chosen.method).method
+    if not isinstance(method, LatentPool):
+        parser.error("--method must be a latent pool")
     points: list[Point] = []
     for data in chosen.data:
-        points += curve(memory, data, chosen.windows, chosen.batch, AFTER)
-        about = {"memory": memory.options(), "windows": chosen.windows, "versions": versions()}
+        points += curve(method, data, chosen.windows, chosen.batch, AFTER)
+        about = {"method": method.options(), "windows": chosen.windows, "versions": versions()}
         result = {**about, "points": [vars(point) for point in points]}
         chosen.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     Console().print(table(chosen.out))

@@ -60,12 +60,12 @@ def questions_table(results: Path) -> str:
     stored = json.loads(results.read_text())
     about, found = stored["about"], {row["name"]: row["value"] for row in stored["rows"]}
     lines = [
-        "| memory | evaluation / one write and ten answers | goal | one by one / evaluation |",
+        "| method | evaluation / one write and ten answers | goal | one by one / evaluation |",
         "|---|---|---|---|",
     ]
-    for memory in dict.fromkeys(name.partition(":")[0] for name in found):
-        ratio, saved = found[f"{memory}: evaluation / least"], found[f"{memory}: one by one / evaluation"]
-        lines.append(f"| `{memory}` | **{ratio:.2f}** | ≤ 1.3 | {saved:.1f} |")
+    for method in dict.fromkeys(name.partition(":")[0] for name in found):
+        ratio, saved = found[f"{method}: evaluation / least"], found[f"{method}: one by one / evaluation"]
+        lines.append(f"| `{method}` | **{ratio:.2f}** | ≤ 1.3 | {saved:.1f} |")
     made = f"{about['model']}, {about['dtype']}, {about['threads']} CPU threads, {about['text_tokens']} tokens of text"
     command = f"python benchmarks/questions.py --rounds {about['rounds']}"
     return "\n".join([*lines, "", f"Made by `{command}` ({made}) into `benchmarks/results/{results.name}`."])
@@ -91,18 +91,18 @@ def tasks_table(results: Path) -> str:
     for measure, (_, wanted) in COLUMNS.items():
         rows = json.loads((results / measure / "rows.json").read_text())["rows"]
         found = [row for row in rows if all(row.get(name) == value for name, value in wanted.items())]
-        for memory in dict.fromkeys(row["memory"] for row in found):
-            own = [row for row in found if row["memory"] == memory]
+        for method in dict.fromkeys(row["method"] for row in found):
+            own = [row for row in found if row["method"] == method]
             value = sum(row["value"] * row["n"] for row in own) / sum(row["n"] for row in own)
-            cells.setdefault(memory, {})[measure] = f"{value:.0f}" if measure == "dialogue" else f"{value:.2f}"
-            keeps.setdefault(memory, own[0]["bytes"])
+            cells.setdefault(method, {})[measure] = f"{value:.0f}" if measure == "dialogue" else f"{value:.2f}"
+            keeps.setdefault(method, own[0]["bytes"])
     lines = [
-        f"| memory | keeps of a paragraph | {' | '.join(title for title, _ in COLUMNS.values())} |",
+        f"| method | keeps of a paragraph | {' | '.join(title for title, _ in COLUMNS.values())} |",
         "|---|" + "---|" * (len(COLUMNS) + 1),
     ]
-    for memory in SHOWN:
-        numbers = " | ".join(cells.get(memory, {}).get(measure, "") for measure in COLUMNS)
-        lines.append(f"| `{memory}` | {keeps.get(memory, 0) / 1000:,.1f} kB | {numbers} |")
+    for method in SHOWN:
+        numbers = " | ".join(cells.get(method, {}).get(measure, "") for measure in COLUMNS)
+        lines.append(f"| `{method}` | {keeps.get(method, 0) / 1000:,.1f} kB | {numbers} |")
     command = "python benchmarks/results.py --data eval && python benchmarks/tables.py"
     made = f"Made by `{command}` from `benchmarks/results/{results.name}`."
     return "\n".join([*lines, "", made])

@@ -40,13 +40,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from byheart.backbone import Backbone
-from byheart.episode import Batch, Episode, collate
-from byheart.lora import LoRA
-from byheart.memories.compressed_kv import CompressedKV
-from byheart.models import DEFAULT, open_model, silence
+from byheart.methods.compressed_kv import CompressedKV
+from byheart.model.backbone import Backbone
+from byheart.model.loading import DEFAULT, open_model, silence
+from byheart.model.lora import LoRA
+from byheart.model.losses import next_token_loss, token_losses
+from byheart.protocol.episode import Batch, Episode, collate
 from byheart.testing import tiny_backbone, tiny_model
-from byheart.tuning import next_token_loss, token_losses
 
 SEGMENT, MARKS, EVERY_SEGMENT = 64, 4, 1.0
 OURS, PLAIN, SAME, PEFT = "parallel loss", "plain LoRA", "same targets", "PEFT LoRA"
@@ -139,12 +139,12 @@ def memory_of(setup: Setup, backbone: Backbone) -> CompressedKV:
 
 def parallel(setup: Setup) -> Contestant:
     """The parallel loss."""
-    memory = memory_of(setup, setup.backbone()).train()
+    method = memory_of(setup, setup.backbone()).train()
 
     def loss(tokens: Tensor) -> Tensor:
-        return memory.loss(episode(tokens), every_segment=EVERY_SEGMENT)
+        return method.loss(episode(tokens), every_segment=EVERY_SEGMENT)
 
-    return Contestant(loss, memory.parameters(), backbone=memory.backbone)
+    return Contestant(loss, method.parameters(), backbone=method.backbone)
 
 
 def plain(setup: Setup, *, same_targets: bool = False) -> Contestant:

@@ -10,7 +10,7 @@ ByheartError
 ├── CheckpointError       a published checkpoint with missing, unexpected or wrong-shaped tensors
 ├── StateError            a state file that cannot be used
 │   ├── CorruptStateError    truncated, tampered with, or not a state at all
-│   └── StateMismatchError   made by another model, mechanism, option or format version
+│   └── StateMismatchError   made by another model, method, option or format version
 ├── StoreError            a named memory that exists, does not exist, or cannot be named so
 └── TrainingError         training that cannot go on; its last checkpoint is intact
 """
@@ -42,9 +42,9 @@ class UnknownNameError(UsageError):
 class BudgetError(UsageError):
     """A number of bytes that is less than a memory needs."""
 
-    def __init__(self, memory: str, budget: int, least: int) -> None:
+    def __init__(self, method: str, budget: int, least: int) -> None:
         super().__init__(
-            f"A budget of {budget} bytes is too small for '{memory}', which needs at least {least}; "
+            f"A budget of {budget} bytes is too small for '{method}', which needs at least {least}; "
             "give it more, or take another memory."
         )
 
@@ -74,7 +74,7 @@ class CorruptStateError(StateError):
 
 
 class StateMismatchError(StateError):
-    """A state made by another model, mechanism, option or format version."""
+    """A state made by another model, method, option or format version."""
 
 
 class StoreError(ByheartError):
@@ -83,3 +83,10 @@ class StoreError(ByheartError):
 
 class TrainingError(ByheartError):
     """Training that cannot go on; its last checkpoint is intact."""
+
+
+def require_positive(**values: int | float) -> None:
+    """Raise UsageError for any value that is not above zero."""
+    for name, value in values.items():
+        if value <= 0:
+            raise UsageError(f"{name} must be above 0; it is {value}.")

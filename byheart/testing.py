@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from byheart import attention
-from byheart.backbone import Backbone
+from byheart.model import attention
+from byheart.model.backbone import Backbone
 
 VOCABULARY = 128
 _SMALL = {

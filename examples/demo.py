@@ -22,10 +22,10 @@ from rich.filesize import decimal
 from rich.table import Table
 
 import byheart
-from byheart.models import DEFAULT, silence
+from byheart.model.loading import DEFAULT, silence
 
 ARTICLE = Path(__file__).with_name("warsaw.txt")
-MEMORIES = ("nothing", "full", "retrieval", "last-ffn", "compressed-kv")
+METHODS = ("nothing", "full", "retrieval", "last-ffn", "compressed-kv")
 QUESTIONS = (
     "Which king moved the capital from Kraków to Warsaw?",
     "When was the oldest armed seal of Warsaw made?",
@@ -40,7 +40,7 @@ ANSWER_TOKENS = 32
 class Result:
     """What one memory answered, what it keeps, and how long it took."""
 
-    memory: str
+    method: str
     answers: list[str]
     bytes: int
     writing: float
@@ -49,7 +49,7 @@ class Result:
 
 def compare(console: Console, backbone: byheart.Backbone, text: str, name: str) -> Result:
     """Write the article into one memory and ask it all questions."""
-    session = byheart.load(backbone, memory=name)
+    session = byheart.load(backbone, method=name)
     with console.status(f"{name}: writing the article"):
         start = time.monotonic()
         session.write(text)
@@ -71,7 +71,7 @@ def side_by_side(results: Sequence[Result]) -> Table:
     table.add_column("question", "keeps\nto write\nto answer", ratio=3)
     for result in results:
         cost = f"{decimal(result.bytes)}\n{result.writing:.1f} s\n{result.answering:.1f} s"
-        table.add_column(result.memory, cost, ratio=4)
+        table.add_column(result.method, cost, ratio=4)
     for index, question in enumerate(QUESTIONS):
         table.add_row(question, *(result.answers[index] for result in results))
     return table
@@ -100,13 +100,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = parser.parse_args(arguments)
     console, text = Console(), chosen.article.read_text(encoding="utf-8")
     silence()
-    console.print(f"One article ({len(text.split()):,} words), one model ({chosen.model}), {len(MEMORIES)} memories.")
+    console.print(f"One article ({len(text.split()):,} words), one model ({chosen.model}), {len(METHODS)} memories.")
     console.print("The five questions were chosen among those this small model can answer with the text.")
     with console.status(f"opening {chosen.model}"):
         backbone = byheart.Backbone.open(chosen.model)
-    results = [compare(console, backbone, text, name) for name in MEMORIES]
+    results = [compare(console, backbone, text, name) for name in METHODS]
     console.print(side_by_side(results))
-    sizes = {result.memory: result.bytes for result in results}
+    sizes = {result.method: result.bytes for result in results}
     console.print(
         f"compressed-kv keeps {decimal(sizes['compressed-kv'])}, {sizes['full'] / sizes['compressed-kv']:.0f} times "
         "less than the full text's keys and values: expect the gist, not every name and number.",

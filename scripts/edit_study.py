@@ -37,7 +37,7 @@ QUICK |= {"learning_rates": ["1e-3", "1e-2"], "last_rates": ["1e-4", "1e-3"]}
 class Place:
     """Where a text is learned: a memory, its options that are not chosen, and the learning rates to choose from."""
 
-    memory: str
+    method: str
     options: Mapping[str, str]
     rates: Sequence[str]
 
@@ -68,15 +68,15 @@ def places(layers: Sequence[int], rates: Sequence[str], last_rates: Sequence[str
 
 def choose(place: Place, given: argparse.Namespace) -> Chosen:
     """The learning rate of the best score at the first number of steps, then the steps of the best at that rate."""
-    from byheart.search import search
-    from byheart.tasks.edit import Edit
+    from byheart.evaluation.grid_search import search
+    from byheart.evaluation.tasks.edit import Edit
 
     def tried(rates: Sequence[str], steps: Sequence[str]) -> dict[str, float]:
         grid = {**{name: [value] for name, value in place.options.items()}, "learning_rate": rates, "steps": steps}
         about = {name: getattr(given, name) for name in ("model", "dtype", "batch", "seed")}
         out = {"limit": given.dev_limit, "out": given.runs / "dev"}
-        rows = search(Edit(), given.dev, memory=place.memory, grid=grid, metric="score", **about, **out)
-        return {row.memory: row.value for row in rows}
+        rows = search(Edit(), given.dev, method=place.method, grid=grid, metric="score", **about, **out)
+        return {row.method: row.value for row in rows}
 
     found = tried(place.rates, given.steps[:1])
     if len(given.steps) > 1:
@@ -89,8 +89,8 @@ def choose(place: Place, given: argparse.Namespace) -> Chosen:
 
 def measure(said: str, file: str, backbone: Any, given: argparse.Namespace) -> tuple[list[Any], Path]:
     """The rows of one setting on one file of edits, and the folder of its answers."""
-    from byheart.evaluate import evaluate
-    from byheart.tasks.edit import Edit
+    from byheart.evaluation.evaluate import evaluate
+    from byheart.evaluation.tasks.edit import Edit
 
     out = given.runs / "test" / Path(file).stem / re.sub(r"[^A-Za-z0-9.=-]+", "_", said)
     about = {name: getattr(given, name) for name in ("limit", "batch", "seed")}
@@ -119,7 +119,7 @@ def less(name: str, one: Path, other: Path, like: Any, limit: int) -> list[Any]:
     import torch
     from torch import Tensor
 
-    from byheart.rows import draws, interval
+    from byheart.evaluation.statistics import draws, interval
 
     def means(folder: Path) -> tuple[Tensor, int]:
         """Each metric and the score (4, 1 + draws): over all edits, and over drawn ones."""
@@ -134,7 +134,7 @@ def less(name: str, one: Path, other: Path, like: Any, limit: int) -> list[Any]:
     rows = []
     for metric, values in zip((*METRICS, "score"), ours - theirs, strict=True):
         low, high = interval(values[1:])
-        own = {"memory": name, "metric": metric, "value": values[0].item(), "low": low, "high": high, "n": count}
+        own = {"method": name, "metric": metric, "value": values[0].item(), "low": low, "high": high, "n": count}
         rows.append(replace(like, **own, bytes=0, seconds=0.0, at={}))
     return rows
 
@@ -144,9 +144,9 @@ def less(name: str, one: Path, other: Path, like: Any, limit: int) -> list[Any]:
 
 def study(given: argparse.Namespace) -> None:
     """Choose and measure everything, and keep the table as it grows."""
-    from byheart.backbone import Backbone
-    from byheart.models import silence
-    from byheart.rows import save
+    from byheart.evaluation.results import save
+    from byheart.model.backbone import Backbone
+    from byheart.model.loading import silence
 
     silence()
     backbone = Backbone.open(given.model, dtype=given.dtype)
@@ -159,7 +159,7 @@ def study(given: argparse.Namespace) -> None:
         folders = {}
         for name, said in settings.items():
             found, folders[name] = measure(said, file, backbone, given)
-            rows += [replace(row, memory=name) for row in found]
+            rows += [replace(row, method=name) for row in found]
         for one, other in PAIRS:
             rows += less(f"{one} - {other}", folders[one], folders[other], rows[-1], given.limit)
         save(given.out, rows, **about(given, chosen, sizes(compared, backbone)))
@@ -167,13 +167,13 @@ def study(given: argparse.Namespace) -> None:
 
 def sizes(compared: Mapping[str, Place], backbone: Any) -> dict[str, int]:
     """How many weights each place changes."""
-    from byheart.memories import build
-    from byheart.rows import Choice
+    from byheart.evaluation.method_spec import MethodSpec
+    from byheart.methods import build
 
     made = {}
     for name, place in compared.items():
-        said = f"{place.memory}:{';'.join(f'{key}={value}' for key, value in place.options.items())}"
-        choice = Choice.of(said, 0, 1)
+        said = f"{place.method}:{';'.join(f'{key}={value}' for key, value in place.options.items())}"
+        choice = MethodSpec.of(said, 0, 1)
         made[name] = sum(delta.numel() for delta in build(choice.name, backbone, **choice.options).init().values())
     return made
 

@@ -31,9 +31,9 @@ QUICK: dict[str, Any] = {"seeds": [0, 1], "epochs": 1, "limit": 2}
 
 def ranks(model: str, rank: int, *, same: bool) -> dict[str, int]:
     """The rank of each preset with which all have as many parameters as those of one feed-forward matrix."""
-    from byheart.backbone import Backbone
-    from byheart.memories import build
-    from byheart.memories.adapter import PRESETS
+    from byheart.methods import build
+    from byheart.methods.adapter import PRESETS
+    from byheart.model.backbone import Backbone
 
     backbone = Backbone.open(model)
     sizes = {
@@ -45,25 +45,27 @@ def ranks(model: str, rank: int, *, same: bool) -> dict[str, int]:
 
 def train(preset: str, seed: int, rank: int, given: argparse.Namespace) -> Path:
     """Train one adapter, or go on; gives its folder."""
-    from byheart.plan import Plan
+    from byheart.training.config import TrainingConfig
 
     out: Path = given.runs / f"{preset}-{seed}"
     settings = {name: getattr(given, name) for name in ("model", "dtype", "epochs", "batch", "packed", "learning_rate")}
     options = {"preset": preset, "rank": rank, "alpha": float(ALPHA_PER_RANK * rank), "seed": seed}
-    plan = Plan(memory="adapter", options=options, data=given.train, prompts=given.prompts, seed=seed, **settings)
+    plan = TrainingConfig(
+        method="adapter", options=options, data=given.train, prompts=given.prompts, seed=seed, **settings
+    )
     result = plan.run(out)
     print(f"{out}: {len(result.losses)} steps, {result.parameters:,} parameters", file=sys.stderr)
     return out
 
 
-def measure(memory: str, given: argparse.Namespace) -> list[Any]:
+def measure(method: str, given: argparse.Namespace) -> list[Any]:
     """The rows of one memory on every test file, and their mean."""
-    from byheart.evaluate import evaluate
-    from byheart.rows import means
-    from byheart.tasks.multitask import Multitask
+    from byheart.evaluation.evaluate import evaluate
+    from byheart.evaluation.results import means
+    from byheart.evaluation.tasks.multitask import Multitask
 
     about = {"model": given.model, "dtype": given.dtype, "limit": given.limit, "out": given.runs / "measured"}
-    rows = [row for file in given.test for row in evaluate(Multitask(), file, [memory], batch=given.batch, **about)]
+    rows = [row for file in given.test for row in evaluate(Multitask(), file, [method], batch=given.batch, **about)]
     own = [row for row in rows if row.metric == "accuracy"]
     return own + [replace(row, dataset="all") for row in means(own, over="set", metric="accuracy")]
 
@@ -78,14 +80,14 @@ def over_seeds(preset: str, runs: Sequence[Sequence[Any]]) -> list[Any]:
             spread = quantile * stdev(row.value for row in each) / math.sqrt(len(each))
         bounds = (value - spread, value + spread) if spread or len(each) > 1 else (each[0].low, each[0].high)
         at = {**each[0].at, "seeds": len(each)}
-        rows.append(replace(each[0], memory=preset, value=value, low=bounds[0], high=bounds[1], at=at))
+        rows.append(replace(each[0], method=preset, value=value, low=bounds[0], high=bounds[1], at=at))
     return rows
 
 
 def study(given: argparse.Namespace) -> None:
     """Train and measure everything, and keep the table as it grows."""
-    from byheart.models import silence
-    from byheart.rows import save
+    from byheart.evaluation.results import save
+    from byheart.model.loading import silence
 
     silence()
     chosen = ranks(given.model, given.rank, same=given.same_rank)

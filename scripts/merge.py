@@ -22,7 +22,7 @@ import torch
 def main(arguments: Sequence[str] | None = None) -> None:
     """Merge and write."""
     from byheart import load
-    from byheart.memories.adapter import Adapter
+    from byheart.methods.adapter import Adapter
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("adapter", help="folder that byheart train wrote")
@@ -30,16 +30,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--dtype", default="auto")
     given = parser.parse_args(arguments)
-    session = load(given.model, memory=given.adapter, dtype=given.dtype)
-    memory = session.memory
-    if not isinstance(memory, Adapter):
-        parser.error(f"'{given.adapter}' is no adapter, but {memory.name}")
+    session = load(given.model, method=given.adapter, dtype=given.dtype)
+    method = session.method
+    if not isinstance(method, Adapter):
+        parser.error(f"'{given.adapter}' is no adapter, but {method.name}")
     with torch.no_grad():
-        for path, delta in memory.lora.deltas(1).items():
-            weight = memory.backbone.linear(path).weight
+        for path, delta in method.lora.deltas(1).items():
+            weight = method.backbone.linear(path).weight
             weight += (delta.up[0].float() @ delta.down[0].float()).to(weight.dtype)
-    memory.backbone.model.save_pretrained(given.out)
-    session.tokenizer.save_pretrained(given.out)
+    method.backbone.model.save_pretrained(given.out)
+    session.encoder.tokenizer.save_pretrained(given.out)
     print(f"Wrote {given.out}; give it as --model.")
 
 

@@ -36,12 +36,12 @@ def ship(run: Path, name: str) -> Path:
     """Copy a run's memory into the package; gives its folder there."""
     target = TRAINED / name
     target.mkdir(parents=True, exist_ok=True)
-    tensors = {key: tensor.to(torch.bfloat16) for key, tensor in load_file(run / "memory.safetensors").items()}
+    tensors = {key: tensor.to(torch.bfloat16) for key, tensor in load_file(run / "method.safetensors").items()}
     size = sum(tensor.nbytes for tensor in tensors.values())
     if size > MOST_BYTES:
         raise SystemExit(f"{run} holds {size:,} bytes in bfloat16; the package takes {MOST_BYTES:,} a memory.")
-    save_file(tensors, target / "memory.safetensors")
-    shutil.copyfile(run / "memory.json", target / "memory.json")
+    save_file(tensors, target / "method.safetensors")
+    shutil.copyfile(run / "method.json", target / "method.json")
     recipe = json.loads((run / "recipe.json").read_text(encoding="utf-8"))
     recipe["taken"] = spent(run / "metrics.jsonl")
     (target / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
@@ -61,15 +61,15 @@ def spent(metrics: Path) -> dict[str, float]:
 def write_card(folder: Path) -> None:
     """Write ``README.md`` beside a shipped memory, from its recipe and the result file."""
     recipe = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
-    memory = json.loads((folder / "memory.json").read_text(encoding="utf-8"))
-    taken, size = recipe["taken"], (folder / "memory.safetensors").stat().st_size
-    told = ", ".join(f"{key} {value}" for key, value in memory["options"].items())
+    method = json.loads((folder / "method.json").read_text(encoding="utf-8"))
+    taken, size = recipe["taken"], (folder / "method.safetensors").stat().st_size
+    told = ", ".join(f"{key} {value}" for key, value in method["options"].items())
     how = ", ".join(f"{key} {recipe[key]}" for key in ("learning_rate", "teacher", "every_segment", "seed", "dtype"))
     lines = [
         f"# {folder.name}",
         "",
-        f"The learned parts of a `{memory['mechanism']}` memory for SmolLM2-135M-Instruct (backbone "
-        f"`{memory['backbone']}`), in bfloat16: {size / 1e6:.1f} MB. The model itself is unchanged and not included.",
+        f"The learned parts of a `{method['method']}` memory for SmolLM2-135M-Instruct (backbone "
+        f"`{method['backbone']}`), in bfloat16: {size / 1e6:.1f} MB. The model itself is unchanged and not included.",
         "",
         f"Options: {told}.",
         "",
@@ -89,7 +89,7 @@ def write_card(folder: Path) -> None:
         "",
         "## What it reaches",
         "",
-        *numbers(memory),
+        *numbers(method),
         "",
         "## Limits",
         "",
@@ -100,13 +100,13 @@ def write_card(folder: Path) -> None:
     (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")
 
 
-def numbers(memory: dict[str, Any]) -> list[str]:
+def numbers(method: dict[str, Any]) -> list[str]:
     """The result file's rows of a shipped memory, as a table."""
     if not RESULTS.exists():
         return ["Not measured yet."]
     rows = json.loads(RESULTS.read_text(encoding="utf-8"))["rows"]
-    name = memory["mechanism"] + (":merge=mean" if memory["options"].get("merge") == "mean" else "")
-    own = [row for row in rows if row["memory"] == name and row["metric"] == "gap_closed"]
+    name = method["method"] + (":merge=mean" if method["options"].get("merge") == "mean" else "")
+    own = [row for row in rows if row["method"] == name and row["metric"] == "gap_closed"]
     lines = ["Share of the gap between no text and the full text that it closes (`byheart evaluate gap`):", ""]
     lines += ["| data | gap closed | 95 % | windows | bytes |", "|---|---|---|---|---|"]
     for row in own:
@@ -125,7 +125,7 @@ def main() -> None:
         parser.error("give a run's folder and a name, or --cards")
     if chosen.run is not None and chosen.name is not None:
         ship(chosen.run, chosen.name)
-    for folder in sorted(path.parent for path in TRAINED.glob("*/memory.json")):
+    for folder in sorted(path.parent for path in TRAINED.glob("*/method.json")):
         write_card(folder)
 
 

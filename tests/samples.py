@@ -5,23 +5,27 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from byheart.backbone import Backbone
-from byheart.decoding import Decoding, generate
-from byheart.memories import BUILT_IN, build
-from byheart.memory import Memory
-from byheart.reading import Reading
-from byheart.state import State
+from byheart.generation.decoding import Decoding
+from byheart.generation.generate import generate
+from byheart.methods import BUILT_IN, build
+from byheart.model.backbone import Backbone
+from byheart.model.reading import Reading
+from byheart.protocol.method import Method
+from byheart.protocol.state import State
 from byheart.testing import FAMILIES, VOCABULARY, tiny_backbone
+
+ROOT = Path(__file__).resolve().parent.parent
 
 # Options that make a memory quick, and strong enough that a tiny model answers differently. A memory without an entry
 # is tested with its defaults.
 OPTIONS: dict[str, dict[str, Any]] = {
-    "latent-pool": {"rows": 8, "blocks": 3, "longest": 32, "shortest": 4},
+    "latent-pool": {"slots": 8, "blocks": 3, "longest": 32, "shortest": 4},
     "compressed-kv": {"tokens": 2, "segment_tokens": 16, "rank": 2},
     "last-ffn": {"steps": 2, "learning_rate": 1e-2},
     "ffn-lora": {"steps": 2, "learning_rate": 1e-1, "rank": 2, "chunk_tokens": 16},
@@ -32,10 +36,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "window": {"sinks": 2, "recent": 14, "chunk_tokens": 8},
     "every-kth": {"every": 3, "chunk_tokens": 16},
     "mean-pooled": {"every": 3, "chunk_tokens": 16},
-    "key-norm": {"rows": 16, "sinks": 2, "recent": 4, "chunk_tokens": 12},
-    "attention-score": {"rows": 16, "observed": 4, "chunk_tokens": 12},
+    "key-norm": {"slots": 16, "sinks": 2, "recent": 4, "chunk_tokens": 12},
+    "attention-score": {"slots": 16, "observed": 4, "chunk_tokens": 12},
     "retrieval": {"tokens": 24, "segment_tokens": 4, "chunk_tokens": 16},
-    "cartridge": {"rows": 8, "steps": 2, "learning_rate": 1e-1, "chunk_tokens": 16},
+    "cartridge": {"slots": 8, "steps": 2, "learning_rate": 1e-1, "chunk_tokens": 16},
 }
 # More of the same: other options of a memory, named by what differs.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -44,8 +48,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "latent-pool input": {"feed": "input"},
     "latent-pool kept": {"feed": "input", "rank": 2, "adapt": "kept"},
     "compressed-kv mean": {"merge": "mean"},
-    "compressed-kv first": {"first_row": True, "linears": "all"},
-    "compressed-kv mean first sink": {"merge": "mean", "first_row": True, "sink": True},
+    "compressed-kv first": {"first_slot": True, "linears": "all"},
+    "compressed-kv mean first sink": {"merge": "mean", "first_slot": True, "sink": True},
     "compressed-kv everywhere": {"conditional": False},
     "compressed-kv alone sink": {"recurrent": False, "sink": True},
     "compressed-kv mean alone sink": {"merge": "mean", "recurrent": False, "sink": True},
@@ -58,7 +62,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "mean-pooled sinkless": {"sinks": 0},
     "cartridge taught": {"kl": 0.5, "seed": 3},
 }
-MEMORIES = list(BUILT_IN)
+METHODS = list(BUILT_IN)
 ALL_FAMILIES = list(FAMILIES)
 
 
@@ -68,7 +72,7 @@ def backbone(family: str = "llama", dtype: torch.dtype = torch.float32) -> Backb
     return tiny_backbone(family, dtype=dtype)
 
 
-def fresh(case: str, own: Backbone, **options: Any) -> Memory:
+def fresh(case: str, own: Backbone, **options: Any) -> Method:
     """A memory by its name or a variant's, with quick options, its learned parts made visible."""
     name = case.split()[0]
     made = build(name, own, **{**OPTIONS.get(name, {}), **VARIANTS.get(case, {}), **options})
@@ -77,12 +81,12 @@ def fresh(case: str, own: Backbone, **options: Any) -> Memory:
 
 
 @cache
-def memory(case: str, family: str = "llama") -> Memory:
+def method(case: str, family: str = "llama") -> Method:
     """A memory that all tests share."""
     return fresh(case, backbone(family)).eval()
 
 
-def stir(made: Memory, *, size: float = 0.1, seed: int = 7) -> None:
+def stir(made: Method, *, size: float = 0.1, seed: int = 7) -> None:
     """Move every learned parameter off its start: zeros would hide that one is forgotten."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -114,7 +118,7 @@ def hooks(own: Backbone) -> list[str]:
     ]
 
 
-def written(made: Memory, *texts: Tensor, start: State | None = None) -> State:
+def written(made: Method, *texts: Tensor, start: State | None = None) -> State:
     """The state after ``texts``, without gradients."""
     state = made.init() if start is None else start
     with torch.no_grad():

@@ -42,4 +42,4 @@ def test_the_wheel_holds_what_it_needs_and_nothing_of_the_tests(environment: Pat
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names} <= {"byheart", wheel.name.rsplit("-", 3)[0] + ".dist-info"}
     assert "byheart/py.typed" in names
-    assert sum(name.endswith("memory.safetensors") for name in names) == 3
+    assert sum(name.endswith("method.safetensors") for name in names) == 3

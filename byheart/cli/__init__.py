@@ -30,7 +30,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "show": keeping.show,
     "fork": keeping.fork,
     "forget": keeping.forget,
-    "memories": keeping.mechanisms,
+    "methods": keeping.methods,
     "import": importing.import_published,
     "train": training.train,
     "lm-eval": harness.lm_eval,

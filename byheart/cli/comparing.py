@@ -20,7 +20,7 @@ Out = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Write index.
 def compare(runs: Runs, out: Out = Path("comparison"), as_json: options.AsJSON = False) -> None:
     """Lay runs side by side on a page: what memories are worth, keep and take."""
     with terminal.progressing("drawing"):
-        from byheart.compare import compare as compared
+        from byheart.reports.compare import compare as compared
 
         made = compared(runs, out=out)
     if as_json:

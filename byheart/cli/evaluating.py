@@ -13,20 +13,20 @@ from byheart.cli import options, terminal
 from byheart.errors import UsageError
 
 if TYPE_CHECKING:
-    from byheart.rows import Row
+    from byheart.evaluation.results import Result
 
 _GAP = "gap"
 _GAP_PANEL = "Of gap alone"
-_COLUMNS = ("task", "dataset", "at", "memory", "metric", "value", "95 %", "n", "keeps", "written in")
+_COLUMNS = ("task", "dataset", "at", "method", "metric", "value", "95 %", "n", "keeps", "written in")
 Tasks = Annotated[
     list[str], typer.Argument(metavar="TASK...", help="`byheart tasks` lists them; or gap.", show_default=False)
 ]
-Memories = Annotated[
+Methods = Annotated[
     str,
     typer.Option(
-        "--memory",
+        "--method",
         metavar="A,B:KEY=VALUE;KEY=VALUE",
-        help="Mechanisms with options of their own and of decoding, or folders of trained ones. For gap, 3/15/63 is a "
+        help="Methods with options of their own and of decoding, or folders of trained ones. For gap, 3/15/63 is a "
         "value for each history.",
         show_default=False,
     ),
@@ -85,7 +85,7 @@ TargetTokens = Annotated[
 
 def evaluate(
     tasks: Tasks,
-    memory: Memories,
+    method: Methods,
     data: Data,
     model: Model = "smollm2",
     option: TaskOptions = None,
@@ -107,7 +107,7 @@ def evaluate(
 ) -> None:
     """Measure memories on tasks: what each answers, what it keeps, what it costs."""
     if _GAP in tasks:
-        _require_plain(memory, {"--skip": skip, "--budget": budget, "--option": option, "--against": against})
+        _require_plain(method, {"--skip": skip, "--budget": budget, "--option": option, "--against": against})
     shared: dict[str, Any] = {"model": model, "batch": batch, "seed": seed, "dtype": dtype, "device": device}
     gap = {
         "history": _numbers("--history", history),
@@ -118,11 +118,11 @@ def evaluate(
     }
     with terminal.progressing("measuring", "steps") as progress:
         shared["progress"] = progress
-        rows = _gap(memory, data, out, limit, gap, shared) if _GAP in tasks else []
+        rows = _gap(method, data, out, limit, gap, shared) if _GAP in tasks else []
         others = [task for task in tasks if task != _GAP]
         chosen: dict[str, Any] = {"limit": limit, "skip": skip, "against": against, "out": out}
         rows += (
-            _tasks(others, _sized(memory, budget), data, chosen, options.mechanism_options(option), shared)
+            _tasks(others, _sized(method, budget), data, chosen, options.method_options(option), shared)
             if others
             else []
         )
@@ -132,10 +132,10 @@ def evaluate(
         terminal.show(_table(rows))
 
 
-def _require_plain(memory: str, flags: Mapping[str, Any]) -> None:
+def _require_plain(method: str, flags: Mapping[str, Any]) -> None:
     """Refuse what ``gap`` has no use for, rather than leave it out in silence."""
     said = [flag for flag, value in flags.items() if value]
-    if "@" in memory and not Path(memory.rpartition("@")[2]).exists():
+    if "@" in method and not Path(method.rpartition("@")[2]).exists():
         said.append("bytes behind a memory's name, @")
     if said:
         raise UsageError(
@@ -150,28 +150,29 @@ def _numbers(flag: str, text: str) -> list[int]:
         raise UsageError(f"{flag} takes numbers such as 1,4,16; it is '{text}'.") from error
 
 
-def _sized(memory: str, budget: str | None) -> list[str]:
+def _sized(method: str, budget: str | None) -> list[str]:
     """Each memory with its number of bytes; ``NAME@`` has none."""
-    from byheart.rows import choices
+    from byheart.evaluation.method_spec import choices
 
-    memories = choices(memory)
+    methods = choices(method)
     if budget is None:
-        return memories
-    return [each.removesuffix("@") if "@" in each else f"{each}@{budget}" for each in memories]
+        return methods
+    return [each.removesuffix("@") if "@" in each else f"{each}@{budget}" for each in methods]
 
 
 def _gap(
-    memory: str, data: list[str], out: str | None, limit: int, given: Mapping[str, Any], shared: Mapping[str, Any]
-) -> list[Row]:
-    from byheart.gap import gap as measured
-    from byheart.models import silence
-    from byheart.rows import choices, save
+    method: str, data: list[str], out: str | None, limit: int, given: Mapping[str, Any], shared: Mapping[str, Any]
+) -> list[Result]:
+    from byheart.evaluation.gap import gap as measured
+    from byheart.evaluation.method_spec import choices
+    from byheart.evaluation.results import save
+    from byheart.model.loading import silence
 
     silence()
-    memories = choices(memory)
-    rows = measured(memories, data, windows=limit, **given, **shared)
+    methods = choices(method)
+    rows = measured(methods, data, windows=limit, **given, **shared)
     if out is not None:
-        said = {**shared, **given, "windows": limit, "memories": memories, "data": data}
+        said = {**shared, **given, "windows": limit, "methods": methods, "data": data}
         del said["progress"]
         save(Path(out) / "gap.json" if not out.endswith(".json") else out, rows, **said)
     return rows
@@ -179,40 +180,40 @@ def _gap(
 
 def _tasks(
     names: Sequence[str],
-    memories: Sequence[str],
+    methods: Sequence[str],
     data: list[str],
     chosen: Mapping[str, Any],
     given: Mapping[str, Any],
     shared: dict[str, Any],
-) -> list[Row]:
-    from byheart.evaluate import evaluate as measured
-    from byheart.models import silence
-    from byheart.session import load
-    from byheart.tasks import build
+) -> list[Result]:
+    from byheart.evaluation.evaluate import evaluate as measured
+    from byheart.evaluation.tasks import build
+    from byheart.model.loading import silence
+    from byheart.session.opening import load
 
     silence()
     # Unknown names are found before the first model is opened.
     tasks = [build(name, **given) for name in names]
     opened = load(shared["model"], dtype=shared["dtype"], device=shared["device"])
     settings = {**shared, **chosen, "model": opened.backbone}
-    return [row for task in tasks for each in data for row in measured(task, each, memories, **settings)]
+    return [row for task in tasks for each in data for row in measured(task, each, methods, **settings)]
 
 
-def _table(rows: Sequence[Row]) -> Table:
+def _table(rows: Sequence[Result]) -> Table:
     table = Table(*_COLUMNS, box=None, pad_edge=False)
     for row in rows:
         at = " ".join(f"{name} {value}" for name, value in row.at.items() if not isinstance(value, float))
         kept, interval = terminal.size(row.bytes), f"{row.low:.3f} to {row.high:.3f}"
         if row.at.get("tokens"):
             kept += f", {row.bytes / row.at['tokens']:,.0f} a token"
-        named = (row.task, row.dataset, at, row.memory, row.metric.replace("_", " "))
+        named = (row.task, row.dataset, at, row.method, row.metric.replace("_", " "))
         table.add_row(*named, f"{row.value:.3f}", interval, f"{row.n:,}", kept, f"{row.seconds * 1000:,.0f} ms")
     return table
 
 
 def tasks(as_json: options.AsJSON = False) -> None:
     """List the tasks that `byheart evaluate` knows."""
-    from byheart.tasks import BUILT_IN, defaults
+    from byheart.evaluation.tasks import BUILT_IN, defaults
 
     rows: list[dict[str, Any]] = [
         {

@@ -14,10 +14,10 @@ from byheart.cli import options, terminal
 from byheart.errors import InputError, UsageError
 
 if TYPE_CHECKING:
-    from byheart.rows import Row
-    from byheart.session import Session
+    from byheart.evaluation.results import Result
+    from byheart.session.session import Session
 
-_COLUMNS = ("task", "memory", "metric", "value", "95 %", "documents", "keeps", "written in")
+_COLUMNS = ("task", "method", "metric", "value", "95 %", "documents", "keeps", "written in")
 Tasks = Annotated[
     str, typer.Option("--tasks", metavar="A,B", help="Tasks, groups, patterns or .yaml files.", show_default=False)
 ]
@@ -25,12 +25,12 @@ Model = Annotated[
     str | None,
     typer.Option("--model", "-m", help="Alias, hub id, folder or .gguf file; else smollm2, or that of --state."),
 ]
-Memory = Annotated[
+Method = Annotated[
     str | None,
     typer.Option(
-        "--memory",
+        "--method",
         metavar="NAME[:KEY=VALUE;KEY=VALUE]",
-        help="Mechanism with its options, or a folder of a trained one; else full where texts are written, or nothing.",
+        help="Method with its options, or a folder of a trained one; else full where texts are written, or nothing.",
     ),
 ]
 Write = Annotated[
@@ -52,7 +52,7 @@ Out = Annotated[str | None, typer.Option("--out", metavar="FILE", help="Also wri
 def lm_eval(
     tasks: Tasks,
     model: Model = None,
-    memory: Memory = None,
+    method: Method = None,
     write: Write = None,
     state: State = None,
     limit: Limit = None,
@@ -67,7 +67,7 @@ def lm_eval(
 ) -> None:
     """Run tasks of lm-evaluation-harness on a model that reads a memory first."""
     texts = [_text(path) for path in write or ()]
-    opened = {"model": model, "memory": memory, "state": state, "dtype": dtype, "device": device, "home": home}
+    opened = {"model": model, "method": method, "state": state, "dtype": dtype, "device": device, "home": home}
     settings = {"limit": limit, "fewshot": num_fewshot, "include": include_path, "batch": batch}
     rows = _measured([name.strip() for name in tasks.split(",") if name.strip()], texts, opened, settings)
     if out is not None:
@@ -90,39 +90,40 @@ def _text(path: Path) -> str:
 
 def _measured(
     tasks: Sequence[str], texts: Sequence[str], opened: dict[str, Any], settings: dict[str, Any]
-) -> list[Row]:
+) -> list[Result]:
     with terminal.progressing("opening the model"):
-        from byheart.harness import measure
-        from byheart.models import silence
+        from byheart.evaluation.lm_eval import measure
+        from byheart.model.loading import silence
 
         silence()
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
         session = _session(wanted="full" if texts else "nothing", **opened)
-    called = opened["memory"] or opened["state"] or session.memory.name
-    return measure(session, tasks, memory=called, texts=texts, **settings)
+    called = opened["method"] or opened["state"] or session.method.name
+    return measure(session, tasks, method=called, texts=texts, **settings)
 
 
 def _session(
-    *, wanted: str, model: str | None, memory: str | None, state: str | None, home: Path | None, **where: Any
+    *, wanted: str, model: str | None, method: str | None, state: str | None, home: Path | None, **where: Any
 ) -> Session:
     """A new session, or the one of a state. Raises UsageError where both are asked for."""
-    from byheart.models import DEFAULT
-    from byheart.rows import Choice
-    from byheart.session import load, open_state
-    from byheart.store import Store
+    from byheart.evaluation.method_spec import MethodSpec
+    from byheart.model.loading import DEFAULT
+    from byheart.session.opening import load, open_state
+    from byheart.store.folder import Store
 
     if state is None:
-        choice = Choice.of(memory or wanted, 0, 1)
-        return load(model or DEFAULT, memory=choice.name, **where, **choice.options)
-    if memory is not None:
-        raise UsageError(f"--state '{state}' has a memory of its own; leave out --memory '{memory}'.")
+        choice = MethodSpec.of(method or wanted, 0, 1)
+        return load(model or DEFAULT, method=choice.name, **where, **choice.options)
+    if method is not None:
+        raise UsageError(f"--state '{state}' has a memory of its own; leave out --method '{method}'.")
     if Path(state).expanduser().is_file():
         return open_state(Path(state).expanduser(), model=model or "", **where)
     return Store(home).open(state, model=model, **where)
 
 
-def _save(out: str, rows: Sequence[Row], **arguments: Any) -> None:
-    from byheart.rows import save, versions
+def _save(out: str, rows: Sequence[Result], **arguments: Any) -> None:
+    from byheart.evaluation.results import save
+    from byheart.provenance import versions
 
     told = {name: _plain(value) for name, value in arguments.items()}
     save(out, rows, **told, lm_eval=versions(["lm_eval"])["lm_eval"])
@@ -134,10 +135,10 @@ def _plain(value: Any) -> Any:
     )
 
 
-def _table(rows: Sequence[Row]) -> Table:
+def _table(rows: Sequence[Result]) -> Table:
     table = Table(*_COLUMNS, box=None, pad_edge=False)
     for row in rows:
         interval = f"{row.low:.3f} to {row.high:.3f}" if row.low < row.high else "-"
         costs = (terminal.size(row.bytes), f"{row.seconds:,.1f} s")
-        table.add_row(row.dataset, row.memory, row.metric, f"{row.value:.3f}", interval, f"{row.n:,}", *costs)
+        table.add_row(row.dataset, row.method, row.metric, f"{row.value:.3f}", interval, f"{row.n:,}", *costs)
     return table

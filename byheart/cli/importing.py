@@ -50,13 +50,13 @@ def import_published(
         terminal.show_json(result)
         return
     print(f"Read {kind}: {result['tensors']:,} learned tensors, {terminal.size(result['bytes'])}.")
-    print(f"It is a {result['memory']} with {terminal.said(result['options'])}.")
-    print(f"Use it: byheart write NAME FILE --model {result['model']} --memory {result['path']}")
+    print(f"It is a {result['method']} with {terminal.said(result['options'])}.")
+    print(f"Use it: byheart write NAME FILE --model {result['model']} --method {result['path']}")
 
 
 def _converted(kind: str, folder: str, out: str, **how: Any) -> dict[str, Any]:
     with terminal.progressing(f"reading {folder}"):
-        from byheart.models import silence
+        from byheart.model.loading import silence
         from byheart.published.convert import convert
 
         silence()

@@ -1,4 +1,4 @@
-"""The commands that look after memories: list, show, fork, forget; and the list of mechanisms."""
+"""The commands that look after memories: list, show, fork, forget; and the list of methods."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from byheart.cli import options, terminal
 from byheart.errors import UsageError
 
 if TYPE_CHECKING:
-    from byheart.state import Header
-    from byheart.store import Entry
+    from byheart.protocol.state import Header
+    from byheart.store.folder import Entry
 
 _LAST = 10
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
@@ -23,7 +23,7 @@ Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 def list_all(home: options.Home = None, as_json: options.AsJSON = False) -> None:
     """List all memories."""
-    from byheart.store import Store
+    from byheart.store.folder import Store
 
     store = Store(home)
     entries = store.entries()
@@ -37,7 +37,7 @@ def list_all(home: options.Home = None, as_json: options.AsJSON = False) -> None
 
 def show(name: options.Name, home: options.Home = None, as_json: options.AsJSON = False) -> None:
     """Show what a memory is made of and what was written into it."""
-    from byheart.store import Store
+    from byheart.store.folder import Store
 
     entry = Store(home).entry(name)
     if as_json or entry.header is None:
@@ -55,7 +55,7 @@ def fork(
     as_json: options.AsJSON = False,
 ) -> None:
     """Copy a memory; later writes go into one of the two only."""
-    from byheart.store import Store
+    from byheart.store.folder import Store
 
     entry = Store(home).fork(name, new)
     if as_json:
@@ -66,7 +66,7 @@ def fork(
 
 def forget(name: options.Name, yes: Yes = False, home: options.Home = None, as_json: options.AsJSON = False) -> None:
     """Delete a memory for good."""
-    from byheart.store import Store
+    from byheart.store.folder import Store
 
     store = Store(home)
     store.existing(name)
@@ -81,14 +81,14 @@ def forget(name: options.Name, yes: Yes = False, home: options.Home = None, as_j
         print(f"Forgot '{name}'.")
 
 
-def mechanisms(as_json: options.AsJSON = False) -> None:
-    """List the mechanisms that --memory takes, with their options."""
-    from byheart.memories import BUILT_IN, defaults
+def methods(as_json: options.AsJSON = False) -> None:
+    """List the methods that --method takes, with their options."""
+    from byheart.methods import BUILT_IN, defaults
 
     if as_json:
-        terminal.show_json([{"memory": name, "options": defaults(kind)} for name, kind in BUILT_IN.items()])
+        terminal.show_json([{"method": name, "options": defaults(kind)} for name, kind in BUILT_IN.items()])
         return
-    table = Table("memory", "what it does", "options", box=None, pad_edge=False)
+    table = Table("method", "what it does", "options", box=None, pad_edge=False)
     for name, kind in BUILT_IN.items():
         what = (kind.__doc__ or "").strip().splitlines()[0].replace("``", "")
         table.add_row(name, what, terminal.said(defaults(kind)))
@@ -101,7 +101,7 @@ def _summary(entry: Entry) -> dict[str, Any]:
         return {**named, "problem": entry.problem}
     header = entry.header
     counted = {"texts": len(header.written), "tokens": header.tokens, "characters": header.characters}
-    return {**named, "memory": header.mechanism, "model": header.model, **counted, "last_written": _last(header)}
+    return {**named, "method": header.method, "model": header.model, **counted, "last_written": _last(header)}
 
 
 def _last(header: Header) -> str | None:
@@ -110,7 +110,7 @@ def _last(header: Header) -> str | None:
 
 def _overview(entries: list[Entry]) -> Table:
     table = Table(box=None, pad_edge=False)
-    for column in ("name", "memory", "model"):
+    for column in ("name", "method", "model"):
         table.add_column(column, overflow="fold")
     for column in ("texts", "tokens", "on disk"):
         table.add_column(column, justify="right")
@@ -121,17 +121,17 @@ def _overview(entries: list[Entry]) -> Table:
             table.add_row(entry.name, Text("damaged", style="red"), "", "", "", size, "")
             continue
         last = terminal.moment(header.written[-1].at) if header.written else ""
-        row = (entry.name, header.mechanism, header.model, f"{len(header.written):,}", f"{header.tokens:,}", size, last)
+        row = (entry.name, header.method, header.model, f"{len(header.written):,}", f"{header.tokens:,}", size, last)
         table.add_row(*row)
     return table
 
 
 def _facts(entry: Entry, header: Header) -> Table:
     table = Table.grid(padding=(0, 2))
-    held = f"{header.rows:,} rows" + (f" of {header.capacity:,}" if header.capacity is not None else "")
+    held = f"{header.slots:,} rows" + (f" of {header.capacity:,}" if header.capacity is not None else "")
     facts = {
         "name": entry.name,
-        "memory": header.mechanism,
+        "method": header.method,
         "options": terminal.said(header.options),
         "trained parts": f"{header.learned} ({header.adapter})" if header.learned else "",
         "model": f"{header.model} ({header.dtype})",

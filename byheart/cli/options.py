@@ -28,17 +28,17 @@ Model = Annotated[
         rich_help_panel=_MADE,
     ),
 ]
-Mechanism = Annotated[
+MethodName = Annotated[
     str | None,
     typer.Option(
-        "--memory",
-        help="Mechanism, or a folder with a trained one; full for a new memory. `byheart memories` lists them.",
+        "--method",
+        help="Method, or a folder with a trained one; full for a new memory. `byheart methods` lists them.",
         rich_help_panel=_MADE,
     ),
 ]
 Options = Annotated[
     list[str] | None,
-    typer.Option("--option", "-o", metavar="KEY=VALUE", help="Of the mechanism; repeatable.", rich_help_panel=_MADE),
+    typer.Option("--option", "-o", metavar="KEY=VALUE", help="Of the method; repeatable.", rich_help_panel=_MADE),
 ]
 DType = Annotated[str, typer.Option("--dtype", help="auto, bfloat16, float16, float32 or 4bit.", rich_help_panel=_MADE)]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.", rich_help_panel=_MADE)]
@@ -68,12 +68,12 @@ DoLa = Annotated[
 ]
 
 
-def mechanism_options(given: Sequence[str] | None) -> dict[str, Any]:
+def method_options(given: Sequence[str] | None) -> dict[str, Any]:
     """``key=value`` each, a value read as JSON where it is JSON. Raises UsageError."""
     pairs = [text.partition("=") for text in given or ()]
     for key, equals, _ in pairs:
         if not key or not equals:
-            raise UsageError(f"--option takes key=value, such as rows=64; it is '{key}'.")
+            raise UsageError(f"--option takes key=value, such as slots=64; it is '{key}'.")
     return {key.replace("-", "_"): _value(text) for key, _, text in pairs}
 
 

@@ -12,7 +12,7 @@ from byheart.cli import evaluating, options, terminal
 from byheart.errors import UsageError
 
 if TYPE_CHECKING:
-    from byheart.rows import Row
+    from byheart.evaluation.results import Result
 
 Data = Annotated[
     str, typer.Option("--data", metavar="PATH|NAME", help="Items to choose by; report others.", show_default=False)
@@ -21,7 +21,7 @@ Grid = Annotated[
     list[str] | None,
     typer.Option("--grid", metavar="KEY=V1,V2", help="Values to try; repeatable. FastMem's 60 settings without it."),
 ]
-Memory = Annotated[str, typer.Option("--memory", help="Mechanism that is tuned.")]
+Method = Annotated[str, typer.Option("--method", help="Method that is tuned.")]
 Limit = Annotated[int, typer.Option("--limit", help="Items at most; 0 is all.")]
 Task = Annotated[str, typer.Option("--task", help="What is measured; `byheart tasks` lists them.")]
 Metric = Annotated[str, typer.Option("--metric", help="Of the task; more is better.")]
@@ -30,7 +30,7 @@ Metric = Annotated[str, typer.Option("--metric", help="Of the task; more is bett
 def search(
     data: Data,
     grid: Grid = None,
-    memory: Memory = "last-ffn",
+    method: Method = "last-ffn",
     task: Task = "faithful",
     metric: Metric = "accuracy",
     model: evaluating.Model = "smollm2",
@@ -45,17 +45,17 @@ def search(
     as_json: options.AsJSON = False,
 ) -> None:
     """Try a grid of a memory's settings on some items, the best first; then measure it on other items."""
-    from byheart import search as searching
-    from byheart.models import silence
-    from byheart.tasks import build
+    from byheart.evaluation import grid_search as searching
+    from byheart.evaluation.tasks import build
+    from byheart.model.loading import silence
 
     silence()
-    measured = build(task, **options.mechanism_options(option))
+    measured = build(task, **options.method_options(option))
     with terminal.progressing("searching", "items") as progress:
         rows = searching.search(
             measured,
             data,
-            memory=memory,
+            method=method,
             grid=_grid(grid) or searching.GRID,
             metric=metric,
             model=model,
@@ -73,7 +73,7 @@ def search(
         return
     terminal.show(_table(rows))
     others = f"with --skip {skip + limit}" if limit else "of another file"
-    terminal.note(f"The best: --memory '{rows[0].memory}'. Measure it on other items, {others}.")
+    terminal.note(f"The best: --method '{rows[0].method}'. Measure it on other items, {others}.")
 
 
 def _grid(given: Sequence[str] | None) -> dict[str, list[str]]:
@@ -85,9 +85,9 @@ def _grid(given: Sequence[str] | None) -> dict[str, list[str]]:
     return {key.replace("-", "_"): [each.strip() for each in values.split(",")] for key, _, values in pairs}
 
 
-def _table(rows: Sequence[Row]) -> Table:
-    table = Table("memory", "metric", "value", "95 %", "n", "written in", box=None, pad_edge=False)
+def _table(rows: Sequence[Result]) -> Table:
+    table = Table("method", "metric", "value", "95 %", "n", "written in", box=None, pad_edge=False)
     for row in rows:
         interval, seconds = f"{row.low:.3f} to {row.high:.3f}", f"{row.seconds * 1000:,.0f} ms"
-        table.add_row(row.memory, row.metric, f"{row.value:.3f}", interval, f"{row.n:,}", seconds)
+        table.add_row(row.method, row.metric, f"{row.value:.3f}", interval, f"{row.n:,}", seconds)
     return table

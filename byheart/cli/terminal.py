@@ -47,7 +47,7 @@ def moment(at: str) -> str:
 
 
 def said(options: Mapping[str, Any]) -> str:
-    """Options as they are typed: ``rows=64 blocks=8``."""
+    """Options as they are typed: ``slots=64 blocks=8``."""
     return " ".join(
         f"{key}={json.dumps(value) if not isinstance(value, str) else value}" for key, value in options.items()
     )

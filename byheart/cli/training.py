@@ -16,11 +16,11 @@ from byheart.cli import options, terminal
 from byheart.errors import UsageError
 
 if TYPE_CHECKING:
-    from byheart.training import Step
+    from byheart.training.loop import Step
 
 _RUN, _DATA, _LOSS = "The run", "What is read", "What is learned"
 _LINES_EVERY = 30.0
-Learned = Annotated[str | None, typer.Argument(help="Mechanism, or a folder with a trained one.", show_default=False)]
+Learned = Annotated[str | None, typer.Argument(help="Method, or a folder with a trained one.", show_default=False)]
 Out = Annotated[str, typer.Option("--out", help="Folder for the result; a run there goes on.", show_default=False)]
 File = Annotated[str | None, typer.Option("--recipe", metavar="FILE", help="Settings in TOML; flags change them.")]
 _SOURCE = "PATH[:WEIGHT]"
@@ -87,7 +87,7 @@ Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or
 
 def train(
     out: Out,
-    memory: Learned = None,
+    method: Learned = None,
     recipe: File = None,
     model: options.Model = None,
     option: options.Options = None,
@@ -117,13 +117,13 @@ def train(
 ) -> None:
     """Train a memory on text: its learned parts alone, the model stays as it is."""
     flags = {name: value for name, value in locals().items() if name not in ("out", "recipe", "option", "as_json")}
-    flags |= {"options": options.mechanism_options(option) or None, "segments": _numbers(segments)}
+    flags |= {"options": options.method_options(option) or None, "segments": _numbers(segments)}
     with _shown() as (ready, progress):
-        from byheart.models import silence
-        from byheart.plan import Plan
+        from byheart.model.loading import silence
+        from byheart.training.config import TrainingConfig
 
         silence()
-        result = Plan.of(recipe, **flags).run(out, ready=ready, progress=progress)
+        result = TrainingConfig.of(recipe, **flags).run(out, ready=ready, progress=progress)
     if not _speaks():
         return
     if as_json:
@@ -132,7 +132,7 @@ def train(
     held = "" if result.held_out is None else f", {result.held_out:.3f} on held-out data"
     print(f"Trained {len(result.losses):,} steps: loss {result.losses[-1]:.3f}{held}.")
     print(f"Learned parts: {result.parameters:,} parameters.")
-    print(f"Use it: byheart write NAME FILE --memory {result.path}")
+    print(f"Use it: byheart write NAME FILE --method {result.path}")
 
 
 def _numbers(text: str | None) -> list[int] | None:

@@ -13,9 +13,9 @@ from byheart.cli import options, terminal
 from byheart.errors import InputError
 
 if TYPE_CHECKING:
-    from byheart.session import Session
-    from byheart.state import Written
-    from byheart.store import Store
+    from byheart.protocol.state import Written
+    from byheart.session.session import Session
+    from byheart.store.folder import Store
 
 _STDIN = "-"
 Files = Annotated[
@@ -29,7 +29,7 @@ def write(
     name: options.Name,
     files: Files = None,
     model: options.Model = None,
-    memory: options.Mechanism = None,
+    method: options.MethodName = None,
     option: options.Options = None,
     dtype: options.DType = "auto",
     device: options.Device = "auto",
@@ -38,8 +38,8 @@ def write(
 ) -> None:
     """Write text into a memory; a new name makes a new one."""
     texts = [(source, _text(source)) for source in files or [_STDIN]]
-    chosen = options.mechanism_options(option)
-    store, session = _opened(name, home, new=True, model=model, memory=memory, dtype=dtype, device=device, **chosen)
+    chosen = options.method_options(option)
+    store, session = _opened(name, home, new=True, model=model, method=method, dtype=dtype, device=device, **chosen)
     for source, text in texts:
         start = time.monotonic()
         shown = "standard input" if source == _STDIN else Path(source).name
@@ -73,7 +73,7 @@ def ask(
     answer = terminal.streamed(session.stream(question, stop=stop or (), **how), shown=not as_json)
     if as_json:
         spent = round(time.monotonic() - start, 3)
-        tokens = len(session.tokenizer(answer, add_special_tokens=False).input_ids)
+        tokens = len(session.encoder.continuation(answer))
         asked = {"name": name, "question": question, "answer": answer, "tokens": tokens}
         terminal.show_json({**asked, "seconds": spent, **_made(session), "decoding": {**how, "stop": stop or []}})
 
@@ -90,7 +90,7 @@ def chat(
     cad: options.ContextAware = None,
     dola: options.DoLa = None,
     model: options.Model = None,
-    memory: options.Mechanism = None,
+    method: options.MethodName = None,
     option: options.Options = None,
     dtype: options.DType = "auto",
     device: options.Device = "auto",
@@ -98,8 +98,8 @@ def chat(
 ) -> None:
     """Talk with a memory that keeps every turn; a new name makes a new one."""
     how = _decoding(max_tokens, temperature, top_p, top_k, seed, contrast, cad, dola)
-    chosen = options.mechanism_options(option)
-    store, session = _opened(name, home, new=True, model=model, memory=memory, dtype=dtype, device=device, **chosen)
+    chosen = options.method_options(option)
+    store, session = _opened(name, home, new=True, model=model, method=method, dtype=dtype, device=device, **chosen)
     terminal.note("Ctrl-C ends an answer; Ctrl-D or /exit leaves.")
     for question in terminal.lines("> "):
         answer = terminal.streamed(session.reply(question, stop=stop or (), **how), endable=True)
@@ -112,8 +112,8 @@ def chat(
 def _opened(name: str, home: Path | None, **choices: Any) -> tuple[Store, Session]:
     """The store and a session for a name, with what transformers would say on the way left out."""
     with terminal.progressing(f"opening {name}"):
-        from byheart.models import silence
-        from byheart.store import Store
+        from byheart.model.loading import silence
+        from byheart.store.folder import Store
 
         silence()
         store = Store(home)
@@ -171,4 +171,4 @@ def _decoding(
 
 def _made(session: Session) -> dict[str, Any]:
     header = session.header
-    return {"model": header.model, "memory": header.mechanism, "options": header.options, "dtype": header.dtype}
+    return {"model": header.model, "method": header.method, "options": header.options, "dtype": header.dtype}

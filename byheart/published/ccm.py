@@ -20,9 +20,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from byheart.backbone import Backbone
 from byheart.errors import CheckpointError, UnknownNameError, UsageError
-from byheart.memories.compressed_kv import CompressedKV
+from byheart.methods.compressed_kv import CompressedKV
+from byheart.model.backbone import Backbone
 from byheart.published.shards import Shapes, low_rank_shapes, require, settings, shapes, shards
 
 # The published name -> how rows join the memory, and whether a segment sees the memory while it is compressed.
@@ -77,7 +77,7 @@ def ccm(
     card = settings(where / "adapter_config.json", _NEEDED)
     found = _tensors(where)
     backbone = _base(base, base_lora, dtype=dtype, device=device)
-    memory = CompressedKV(
+    method = CompressedKV(
         backbone,
         tokens=_tokens(where, kind, found),
         merge=kind.merge,
@@ -87,16 +87,16 @@ def ccm(
         rank=card["r"],
         alpha=float(card["lora_alpha"]),
     )
-    low_rank = _low_rank_shapes(backbone, memory.lora.paths, card["r"])
+    low_rank = _low_rank_shapes(backbone, method.lora.paths, card["r"])
     expected = {**low_rank, _ROWS: (found[_ROWS].shape[0], backbone.dim)}
     require(where, {name: tuple(tensor.shape) for name, tensor in found.items()}, expected)
     with torch.no_grad():
-        memory.embeddings.copy_(found[_ROWS][: memory.tokens])
-        for path, down, up in zip(memory.lora.paths, memory.lora.down, memory.lora.up, strict=True):
+        method.embeddings.copy_(found[_ROWS][: method.tokens])
+        for path, down, up in zip(method.lora.paths, method.lora.down, method.lora.up, strict=True):
             down.copy_(found[f"{_PREFIX}{path}.lora_A.weight"])
             up.copy_(found[f"{_PREFIX}{path}.lora_B.weight"])
-    memory.train(False)
-    return memory
+    method.train(False)
+    return method
 
 
 def _kind(name: str, merge: str | None, sink: bool | None) -> _Kind:

@@ -1,6 +1,6 @@
 """From a released checkpoint to byheart's own format, once, so that it opens like any other memory.
 
-What is written: `memory.json` and `memory.safetensors`, as ``Memory.save_pretrained`` does; and `model/`, where the
+What is written: `method.json` and `method.safetensors`, as ``save_pretrained`` does; and `model/`, where the
 checkpoint holds or changes the language model itself.
 """
 
@@ -12,20 +12,21 @@ from pathlib import Path
 from typing import Any
 
 from byheart.errors import UnknownNameError, UsageError
-from byheart.memory import Memory
-from byheart.models import located, save_model
+from byheart.model.loading import locate, save_model
+from byheart.protocol.checkpoint import save_pretrained
+from byheart.protocol.method import Method
 from byheart.published.ccm import ccm
 from byheart.published.memoryllm import memoryllm
 
-KINDS: dict[str, Callable[..., Memory]] = {"memoryllm": memoryllm, "ccm": ccm}
+KINDS: dict[str, Callable[..., Method]] = {"memoryllm": memoryllm, "ccm": ccm}
 
 
 @dataclass(frozen=True)
 class Converted:
-    """What came in: the mechanism with its options, learned tensors and bytes, where it and its model are now."""
+    """What came in: the method with its options, learned tensors and bytes, where it and its model are now."""
 
     kind: str
-    memory: str
+    method: str
     options: dict[str, Any]
     tensors: int
     bytes: int
@@ -47,19 +48,19 @@ def convert(kind: str, folder: str | Path, out: str | Path, **how: Any) -> Conve
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError(f"'{out}' is there already; give a new or an empty folder.")
     try:
-        memory = KINDS[kind](folder, **how)
+        method = KINDS[kind](folder, **how)
     except TypeError as error:
         raise UsageError(f"{kind} cannot be read so: {error}.") from error
-    model = located(str(how.get("base") or folder))
+    model = locate(str(how.get("base") or folder))
     if "base" not in how or "base_lora" in how:
-        save_model(memory.backbone.model, target / "model", words=model)
+        save_model(method.backbone.model, target / "model", words=model)
         model = str(target / "model")
-    memory.save_pretrained(target)
-    tensors = memory.state_dict().values()
+    save_pretrained(method, target)
+    tensors = method.state_dict().values()
     return Converted(
         kind=kind,
-        memory=memory.name,
-        options=memory.options(),
+        method=method.name,
+        options=method.options(),
         tensors=len(tensors),
         bytes=sum(tensor.nbytes for tensor in tensors),
         path=str(target),

@@ -10,7 +10,7 @@ The 8B models hold two LoRA adapters in PEFT's names as well: ``default`` is act
 ``decoder_adapter`` while the pool is read, by prompt and pool alike; each alone, never both. They become the pool's
 LoRA for writing and for reading, so the backbone keeps the plain weights, which other memories can share.
 
-M+ is another mechanism (a long-term memory and its retriever); its folders are refused by their unexpected tensors.
+M+ is another method (a long-term memory and its retriever); its folders are refused by their unexpected tensors.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from byheart.backbone import Backbone
-from byheart.lora import LoRA
-from byheart.memories.latent_pool import LatentPool
+from byheart.methods.latent_pool import LatentPool
+from byheart.model.backbone import Backbone
+from byheart.model.lora import LoRA
 from byheart.published.shards import Shapes, low_rank_shapes, require, require_keys, settings, shapes, shards
 
 _KEPT = (
@@ -97,9 +97,9 @@ def memoryllm(
         device=device,
         source=str(where),
     )
-    memory = LatentPool(
+    method = LatentPool(
         backbone,
-        rows=config["num_tokens"],
+        slots=config["num_tokens"],
         blocks=config["num_blocks"],
         forget="layer" if config.get("drop_memory_per_layer") else "shared",
         seed=seed,
@@ -109,14 +109,14 @@ def memoryllm(
         targets=adapters.targets,
     )
     with torch.no_grad():
-        memory.first.copy_(own["bos_embedding"])
-        memory.mark.copy_(own["new_memory_positional_emb"].view(-1))
-    _set(memory.writing, adapters.writes, own)
-    _set(memory.reading, adapters.reads, own)
+        method.first.copy_(own["bos_embedding"])
+        method.mark.copy_(own["new_memory_positional_emb"].view(-1))
+    _set(method.writing, adapters.writes, own)
+    _set(method.reading, adapters.reads, own)
     if own["initialized"].item():
-        memory.fill(own["memory"])
-    memory.train(False)
-    return memory
+        method.fill(own["memory"])
+    method.train(False)
+    return method
 
 
 def _adapters(where: Path, config: Mapping[str, Any]) -> _Adapters:

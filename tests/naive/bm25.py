@@ -1,4 +1,4 @@
-"""The twin of ``byheart.memories.retrieval.bm25``: word by word, segment by segment."""
+"""The twin of ``byheart.methods.retrieval.bm25``: word by word, segment by segment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The twin of ``byheart.memories.cartridge``: a stock model over a stock cache, and torch's own cross-entropy."""
+"""The twin of ``byheart.methods.cartridge``: a stock model over a stock cache, and torch's own cross-entropy."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from byheart.anatomy import cache_argument
+from byheart.model.anatomy import cache_argument
 
 Rows = list[tuple[Tensor, Tensor]]
 
 
 def tune(
-    model: Any, text: Tensor, chunks: Sequence[slice], *, rows: int, learning_rate: float, kl: float, clip: float = 1.0
+    model: Any, text: Tensor, chunks: Sequence[slice], *, slots: int, learning_rate: float, kl: float, clip: float = 1.0
 ) -> Rows:
     """Keys and values (1, H, M, W) of each layer after a step on each of ``chunks`` of ``text`` (1, T)."""
     with torch.no_grad():
         cache = DynamicCache()
-        model(text[:, :rows], **{cache_argument(model): cache})
+        model(text[:, :slots], **{cache_argument(model): cache})
         start = [(layer.keys, layer.values) for layer in cache.layers]
         full = model(text).logits.log_softmax(-1)
     leaves = [part[:, :, 1:].clone().requires_grad_() for pair in start for part in pair]

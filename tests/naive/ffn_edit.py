@@ -1,4 +1,4 @@
-"""The twin of ``byheart.memories.ffn_edit``: the matrices of a model are edited in place, by full passes."""
+"""The twin of ``byheart.methods.ffn_edit``: the matrices of a model are edited in place, by full passes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The twin of ``byheart.memories.ffn_lora``: two factors beside each matrix, tuned by full passes."""
+"""The twin of ``byheart.methods.ffn_lora``: two factors beside each matrix, tuned by full passes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The twin of ``byheart.memories.key_norm``: one row at a time."""
+"""The twin of ``byheart.methods.key_norm``: one row at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The twin of ``byheart.memories.last_ffn``: the whole model runs forward and backward at every step."""
+"""The twin of ``byheart.methods.last_ffn``: the whole model runs forward and backward at every step."""
 
 from __future__ import annotations
 

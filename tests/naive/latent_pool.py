@@ -1,4 +1,4 @@
-"""The twin of ``byheart.memories.latent_pool``: a pool in order, its hidden states put before the text in every layer.
+"""The twin of ``byheart.methods.latent_pool``: a pool in order, its hidden states put before the text in every layer.
 
 Nothing is kept but hidden states: every pass projects, normalises and turns all of them again, over an empty cache.
 

@@ -1,0 +1,245 @@
+"""Any task of lm-evaluation-harness, answered by a model that reads a memory first.
+
+https://github.com/EleutherAI/lm-evaluation-harness asks its Hugging Face model for likelihoods and for answers. Here
+that model runs with a reading in front of every row; tokenizing, batching, stop strings and metrics stay lm-eval's.
+A reading of nothing changes no number. It does not know what a task is about.
+
+What the model attends to when a request has T tokens and the memory M rows, padding as lm-eval puts it:
+
+    likelihood (padded right)    M rows | tokens  | padding     a row's first token sits at position M
+    answer     (padded left)     M rows | padding | tokens      so too: padding has no position
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import functools
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from byheart.errors import InputError, UsageError
+from byheart.evaluation.results import Result
+from byheart.model.backbone import Backbone
+from byheart.model.kv_cache import PrefixCache
+from byheart.model.reading import Reading
+from byheart.protocol.state import nbytes
+from byheart.session.session import Session
+
+_INSTALL = "lm-evaluation-harness is not installed: pip install lm-eval"
+_TASK = "lm-eval"
+_NO_FILTER = "none"
+# lm-eval's own number, 100,000, is for its tables; the metrics that need draws run on all cores at each.
+_DRAWS = 1000
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a session keeps after some texts, as the model reads it.
+
+    ``begun``: the reading is text that a request goes on from, so that a request has no first token of its own.
+    ``bytes`` are those of the state, ``seconds`` is what writing the texts took.
+    """
+
+    reading: Reading
+    begun: bool
+    bytes: int
+    seconds: float
+
+
+def keep(session: Session, texts: Sequence[str] = ()) -> Kept:
+    """Write ``texts`` behind what ``session`` holds, which it will not know of, and read the result.
+
+    They are written as they are, without the chat template: a context of lm-eval then goes on from them as if they
+    stood in front of it. Raises InputError.
+    """
+    start, state, written = time.monotonic(), session.state, bool(session.header.written)
+    with torch.no_grad():
+        for text in texts:
+            if not text:
+                raise InputError("There is nothing to write: the text is empty.")
+            tokens = session.encoder.encode("", text, first=not written)[None].to(session.backbone.device)
+            for piece in session.method.pieces(tokens):
+                state = session.method.write(state, piece)
+            written = True
+        seconds = time.monotonic() - start
+        reading = session.method.read(state)
+    return Kept(reading, session.method.text_format == "turn" and written, nbytes(state), seconds if texts else 0.0)
+
+
+def language_model(session: Session, kept: Kept | None = None, *, batch: int = 8) -> Any:
+    """The session's model as lm-eval drives it, with what it keeps in front: an ``lm_eval.api.model.LM``.
+
+    Args:
+        kept: from ``keep``, where texts were written for this measurement alone.
+        batch: requests at once.
+
+    Raises UsageError where lm-eval is not installed, InputError where the memory leaves no room for a request.
+    """
+    held = kept or keep(session)
+    lm = _reader()(session.backbone, copy.deepcopy(session.encoder.tokenizer), held, batch)
+    if lm.max_length < 2:
+        raise InputError(
+            f"The memory's {held.reading.slots} rows leave no room for a request: the model reads at most "
+            f"{held.reading.slots + lm.max_length}. Write less, or use a memory of fixed size."
+        )
+    return lm
+
+
+@functools.cache
+def _reader() -> type[Any]:
+    """The class, made when it is asked for: lm-eval may be absent."""
+    try:
+        from lm_eval.models.huggingface import HFLM
+    except ImportError as error:
+        raise UsageError(_INSTALL) from error
+
+    class Reader(HFLM):  # type: ignore[misc]
+        """lm-eval's Hugging Face model behind a reading; nothing of it is changed but what a forward pass sees."""
+
+        def __init__(self, backbone: Backbone, tokenizer: Any, kept: Kept, batch: int) -> None:
+            self.backbone, self.reading = backbone, kept.reading
+            bos = False if kept.begun else None
+            super().__init__(backbone.model, tokenizer=tokenizer, batch_size=batch, add_bos_token=bos)
+
+        @property
+        def max_length(self) -> int:
+            longest: int = super().max_length
+            return longest - self.reading.slots
+
+        def _model_call(self, inps: Int[Tensor, "B T"], *_: Any, **__: Any) -> Float[Tensor, "B T V"]:
+            with torch.no_grad(), _behind(self.backbone, self.reading, *inps.shape) as cache:
+                logits: Tensor = self.model(inps, **{self.backbone.anatomy.cache_argument: cache}).logits
+            return logits
+
+        def _model_generate(
+            self, context: Int[Tensor, "B T"], max_length: int, *, attention_mask: Tensor, **how: Any
+        ) -> Int[Tensor, "B N"]:
+            # Stock ``generate`` counts the cache's rows among its input, and runs only what comes after them.
+            held, pad = self.reading.slots, self.tokenizer.pad_token_id
+            rows, room = len(context) * how.get("num_beams", 1), max_length - context.shape[1]
+            with _behind(self.backbone, self.reading, rows, context.shape[1] + room) as cache:
+                made: Tensor = super()._model_generate(
+                    _led(context, held, pad),
+                    max_length + held,
+                    attention_mask=_led(attention_mask, held, 1),
+                    **{self.backbone.anatomy.cache_argument: cache},
+                    **how,
+                )
+            return made[:, held:]
+
+    return Reader
+
+
+def _led(rows: Int[Tensor, "B T"], width: int, value: int) -> Int[Tensor, "B N"]:
+    """``rows`` behind ``width`` more columns of one value."""
+    return torch.nn.functional.pad(rows, (width, 0), value=value)
+
+
+@contextmanager
+def _behind(backbone: Backbone, reading: Reading, rows: int, room: int) -> Iterator[PrefixCache]:
+    """Before: the model as it is. Inside: a cache with the prefix for every row, and the deltas. After: no deltas."""
+    with ExitStack() as stack:
+        # One delta shared by all rows costs less than one a row.
+        stack.enter_context(backbone.deltas([reading.deltas]))
+        yield stack.enter_context(backbone.reading([replace(reading, deltas={})] * rows, room=room))
+
+
+# ---- measuring ----
+
+
+def measure(
+    session: Session,
+    tasks: Sequence[str],
+    *,
+    method: str = "",
+    texts: Sequence[str] = (),
+    limit: int | None = None,
+    fewshot: int | None = None,
+    include: str | Path | None = None,
+    batch: int = 8,
+) -> list[Result]:
+    """A row for every metric of every task, answered with what ``session`` keeps in front.
+
+    Args:
+        tasks: names, groups or patterns that lm-eval knows, or files of tasks.
+        memory: what the rows call the memory; its method without it.
+        texts: written first, for this measurement alone; see ``keep``.
+        limit: documents of each task, at most.
+        fewshot: solved examples in front of each request, instead of the task's own number.
+        include: a folder with more tasks.
+        batch: requests at once.
+
+    Raises UsageError for a task that is not known, InputError where lm-eval refuses to run one.
+    """
+    try:
+        from lm_eval import simple_evaluate
+    except ImportError as error:
+        raise UsageError(_INSTALL) from error
+    known, names = _known(tasks, include)
+    kept = keep(session, texts)
+    lm = language_model(session, kept, batch=batch)
+    settings = {"num_fewshot": fewshot, "limit": limit, "bootstrap_iters": _DRAWS, "log_samples": False}
+    try:
+        found = simple_evaluate(lm, tasks=names, task_manager=known, batch_size=batch, **settings)
+    except (AssertionError, ValueError) as error:
+        raise InputError(f"lm-eval could not run {', '.join(names)}: {error}") from error
+    costs = {"method": method or session.method.name, "bytes": kept.bytes, "seconds": kept.seconds}
+    return [row for name, metrics in found["results"].items() for row in _rows(name, metrics, costs)]
+
+
+def _known(tasks: Sequence[str], include: str | Path | None) -> tuple[Any, list[str]]:
+    """Where lm-eval finds the tasks, and all that are meant. Raises UsageError."""
+    from lm_eval.tasks import TaskManager
+
+    if include is not None and not Path(include).is_dir():
+        raise UsageError(f"There is no folder of tasks '{include}'.")
+    # lm-eval looks through its own thousands of files for a quarter of a minute; they are not needed for one's own.
+    own = TaskManager(include_path=include, include_defaults=False)
+    enough = all(_is_file(task) or task in own.all_subtasks for task in tasks)
+    known = own if enough else TaskManager(include_path=include)
+    names: list[str] = []
+    for task in tasks:
+        meant = [task] if _is_file(task) else known.match_tasks([task])
+        if not meant:
+            near = difflib.get_close_matches(task, known.all_tasks, n=1)
+            hint = f"Did you mean '{near[0]}'? " if near else ""
+            raise UsageError(f"There is no task '{task}'. {hint}`lm-eval ls tasks` lists lm-eval's own.")
+        names += [name for name in meant if name not in names]
+    if not names:
+        raise UsageError("There are no tasks to run; name one or more.")
+    return known, names
+
+
+def _is_file(task: str) -> bool:
+    return task.endswith((".yaml", ".yml")) and Path(task).is_file()
+
+
+def _rows(name: str, metrics: Mapping[str, Any], costs: Mapping[str, Any]) -> Iterator[Result]:
+    """Rows of one task's or group's metrics, which are called ``metric,filter`` and ``metric_stderr,filter``."""
+    for key, value in metrics.items():
+        metric, comma, how = key.partition(",")
+        if not comma or metric.endswith("_stderr") or not isinstance(value, (int, float)):
+            continue
+        error = metrics.get(f"{metric}_stderr,{how}")
+        # Where lm-eval has no standard error it says N/A; then the bounds are the value itself.
+        apart = 1.96 * error if isinstance(error, (int, float)) and math.isfinite(error) else 0.0
+        yield Result(
+            task=_TASK,
+            dataset=name,
+            metric=metric if how == _NO_FILTER else key,
+            value=float(value),
+            low=float(value - apart),
+            high=float(value + apart),
+            n=int(metrics.get("sample_count", {}).get(key, metrics["sample_len"])),
+            **costs,
+        )

@@ -1,0 +1,113 @@
+"""Scores of summaries, as FastMem reports them (https://arxiv.org/abs/2406.16069): ROUGE, BERTScore and FactKB.
+
+ROUGE and BERTScore come from packages that are imported when they are used. The models of BERTScore and FactKB are
+opened once a process, when the first pair is scored. Each function gives one score for each pair.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import cache
+from importlib import import_module
+from typing import Any, NamedTuple
+
+from byheart.errors import UsageError
+
+FACTKB = "bunsenfeng/FactKB"
+_FACTKB_WORDS = "roberta-base"
+_ROUGE = ["rouge1", "rouge2", "rougeL", "rougeLsum"]
+
+
+class Rouge(NamedTuple):
+    """F1 of shared words, of shared pairs of words, of the longest common subsequence, and of that line by line."""
+
+    rouge1: float
+    rouge2: float
+    rouge_l: float
+    rouge_l_sum: float
+
+
+def rouge(predictions: Sequence[str], references: Sequence[str], *, stemmer: bool = False) -> list[Rouge]:
+    """ROUGE of each prediction by the rouge_score package, on small letters and digits (https://aclanthology.org/W04-1013).
+
+    FastMem takes ROUGE-L without a stemmer, CCM (https://arxiv.org/abs/2312.03414) with one. Only line breaks cut a
+    text for ``rouge_l_sum``, not full stops: put each sentence on a line of its own, or it equals ``rouge_l``. Hugging
+    Face's evaluate, which both used, prints the median of bootstrapped means, so the mean of these differs from theirs
+    in the last digits. Raises UsageError.
+    """
+    _need_pairs(predictions, references)
+    package = _imported("rouge_score.rouge_scorer", "ROUGE", "rouge-score")
+    scorer = package.RougeScorer(_ROUGE, use_stemmer=stemmer)
+    pairs = zip(references, predictions, strict=True)
+    found = [scorer.score(reference, prediction) for reference, prediction in pairs]
+    return [Rouge(*(float(each[kind].fmeasure) for kind in _ROUGE)) for each in found]
+
+
+def bert_precision(predictions: Sequence[str], articles: Sequence[str]) -> list[float]:
+    """How well each summary's tokens are matched by its *article*, not by the gold summary: FastMem's BERT-P.
+
+    BERTScore's precision (https://arxiv.org/abs/1904.09675) by its model for English, roberta-large, not rescaled. What
+    of an article goes beyond that model's 512 tokens is not read. Raises UsageError.
+    """
+    _need_pairs(predictions, articles)
+    scorer = _bert_scorer()
+    if not predictions:
+        return []
+    precision, _, _ = scorer.score(list(predictions), list(articles))
+    return [float(value) for value in precision]
+
+
+@cache
+def _bert_scorer() -> Any:
+    """BERTScore with its model open: its plain function opens the model at each call."""
+    package = _imported("bert_score", "BERTScore", "bert-score")
+    return package.BERTScorer(lang="en", rescale_with_baseline=False)
+
+
+def factkb(predictions: Sequence[str], articles: Sequence[str], *, model: str = FACTKB) -> list[float]:
+    """How likely FactKB (https://arxiv.org/abs/2305.08281) holds each summary to be true to its article.
+
+    The pair (summary, article), in this order, by roberta-base's tokenizer, cut at 512 tokens. Raises UsageError, and
+    ModelError where the classifier cannot be opened.
+
+    Args:
+        model: a hub id, or the folder of a copy, whose own tokenizer is taken where there is one.
+    """
+    _need_pairs(predictions, articles)
+    classify = _classifier(model)
+    return truth([classify(summary, article) for summary, article in zip(predictions, articles, strict=True)])
+
+
+@cache
+def _classifier(model: str) -> Callable[[str, str], list[float]]:
+    # Scores of words alone must not wait for torch.
+    from byheart.model.loading import open_classifier
+
+    return open_classifier(model, words=_FACTKB_WORDS)
+
+
+def truth(logits: Sequence[Sequence[float]]) -> list[float]:
+    """FactKB's score of each pair of logits: the softmax probability of class 1.
+
+    Raises UsageError where there are not two.
+    """
+    for pair in logits:
+        if len(pair) != 2:
+            raise UsageError(f"FactKB has two classes; a pair has {len(pair)} logits.")
+    return [(1 + math.tanh((true - false) / 2)) / 2 for false, true in logits]
+
+
+def _need_pairs(predictions: Sequence[str], others: Sequence[str]) -> None:
+    if len(predictions) != len(others):
+        raise UsageError(
+            f"Each prediction needs one text to compare with; there are {len(predictions)}, {len(others)}."
+        )
+
+
+def _imported(module: str, what: str, requirement: str) -> Any:
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        missing = str(error.name).partition(".")[0]
+        raise UsageError(f"{what} needs '{missing}', which is not installed: pip install {requirement}") from error

@@ -1,0 +1,73 @@
+"""How well a conversation's next reply is predicted after more and more of its turns (CCM, arXiv 2312.03414).
+
+Turns are written one by one, the persona before them where there is one. The published evaluation of the step that is
+called 12 reads 13 turns; here a turn's number is how many were written.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from byheart.data.records import Fields, required
+from byheart.evaluation.results import Result
+from byheart.evaluation.task import Answer, Item, Part, Question, Task, shuffled
+
+
+class Dialogue(Task):
+    """Perplexity of a reply, after so many turns of its conversation were written (CCM).
+
+    After ``k`` turns, turn ``k + 1`` is what the user says, and turn ``k + 2`` the reply that is predicted, its end of
+    turn left out. Conversations that are shorter have no number there.
+
+    Args:
+        turns: how many were written; CCM's steps are the defaults.
+        persona: write it first. A single one is of the one who speaks second, whose replies alone are then predicted:
+            those after an even number of turns.
+    """
+
+    name = "dialogue"
+    asks = "choices"
+
+    def __init__(self, *, turns: Sequence[int] = (1, 2, 4, 8, 12), persona: bool = True) -> None:
+        if not turns or min(turns) < 0:
+            raise ValueError(f"turns must be numbers from 0 on, such as [2,4,8]; they are {turns}")
+        self.turns, self.persona = turns, persona
+
+    def items(self, records: Sequence[Fields], seed: int) -> Iterator[Item]:
+        """One a conversation that is long enough for a question."""
+        for number, record in shuffled(records, seed):
+            turns = [str(turn).strip() for turn in required(record, "meta.turns", number)]
+            turns = [turn for turn in turns if turn]
+            given = record["meta"].get("persona") if self.persona else None
+            before = [text for text in (_persona(given),) if text]
+            # A persona alone is of the one who speaks second.
+            alone = bool(before) and not isinstance(given, Mapping)
+            asked = [k for k in sorted(set(self.turns)) if k + 2 <= len(turns) and not (alone and k % 2)]
+            if asked:
+                questions = [
+                    Question(turns[k], choices=(turns[k + 1],), after=len(before) + k, at={"turn": k}) for k in asked
+                ]
+                # A line each, as dialogues are trained.
+                yield Item(tuple(f"{text}\n" for text in (*before, *turns[: asked[-1]])), tuple(questions))
+
+    def score(self, question: Question, answer: Answer) -> Mapping[str, float | Part]:
+        """The reply's loss, so that all tokens of all replies count the same."""
+        return {"loss": Part(answer.losses[0], answer.tokens[0])}
+
+    def summary(self, rows: Sequence[Result]) -> list[Result]:
+        """Perplexities, which the paper prints."""
+        return [row.mapped("perplexity", math.exp) for row in rows if row.metric == "loss"]
+
+
+def _persona(given: Any) -> str:
+    """A line a sentence; where both speakers have one, each line says whose it is."""
+    if isinstance(given, Mapping):
+        return "\n".join(f"{who}: {line}" for who, lines in given.items() for line in _lines(lines))
+    return "\n".join(_lines(given))
+
+
+def _lines(given: Any) -> list[str]:
+    """A list as it is; one text is a list of one."""
+    return [given] if isinstance(given, str) else list(map(str, given or ()))

@@ -1,0 +1,152 @@
+"""Knowledge edits, zsRE and CounterFact, as MemoryLLM reports them (arXiv 2402.04624, table 1): an edit is a text.
+
+The measures are those of ROME and MEMIT (https://arxiv.org/abs/2210.07229). MemoryLLM's own evaluation of edits was not
+released, so the sentence that is written is this project's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from byheart.data.records import Fields, required
+from byheart.errors import InputError
+from byheart.evaluation.metrics import scores as metrics
+from byheart.evaluation.results import Result
+from byheart.evaluation.task import Answer, Item, Part, Question, Task, answers_of, shuffled
+
+_EFFICACY, _PARAPHRASE, _SPECIFICITY = _METRICS = ("efficacy", "paraphrase", "specificity")
+
+
+@dataclass(frozen=True)
+class _Edit:
+    """What is to be known, and what must not change: prompts whose answer stays the same.
+
+    ``true`` is what was known before, where it is compared with (CounterFact).
+    """
+
+    prompt: str
+    new: str
+    paraphrases: tuple[str, ...]
+    neighbours: tuple[tuple[str, str], ...]
+    true: str | None = None
+
+    @property
+    def sentence(self) -> str:
+        """As it is written: a prompt goes on with the new object, a question is followed by its answer."""
+        return f"{self.prompt} {self.new}" if self.new.endswith(".") else f"{self.prompt} {self.new}."
+
+
+class Edit(Task):
+    """Efficacy, paraphrase and specificity of knowledge edits that are written as sentences.
+
+    CounterFact: an edit succeeds where the new object has the lower loss a token than the true one; behind a
+    neighbour's prompt, where the true one has. zsRE: the share of the answer's tokens that the model holds for
+    likeliest; specificity is that share of the right answer to an unrelated question, as in MEMIT's code and in
+    MemoryLLM's table, where an unedited model has 56 %; it is not the share of predictions that stay the same. Each
+    edit counts once, however many prompts it has.
+
+    Args:
+        edits: written one after another into one memory before all their questions; what is left over is not asked.
+    """
+
+    name = "edit"
+    asks = "choices"
+
+    def __init__(self, *, edits: int = 1) -> None:
+        if edits < 1:
+            raise ValueError(f"edits must be 1 or more; it is {edits}")
+        self.edits = edits
+
+    def items(self, records: Sequence[Fields], seed: int) -> Iterator[Item]:
+        """One for each so many edits."""
+        if len(records) < self.edits:
+            raise InputError(f"{len(records)} records give no {self.edits} edits in a row; ask for fewer edits.")
+        found = [_edit(record, number) for number, record in shuffled(records, seed)]
+        for start in range(0, len(found) - self.edits + 1, self.edits):
+            group = found[start : start + self.edits]
+            asked = [replace(one, at={"edits": self.edits}) for edit in group for one in _questions(edit)]
+            # Prompts stand in a line of their own.
+            yield Item(tuple(f"{edit.sentence}\n" for edit in group), tuple(asked), framed=False)
+
+    def score(self, question: Question, answer: Answer) -> Mapping[str, float | Part]:
+        """The prompt's share of its edit's success."""
+        metric, weight = question.about["metric"], question.about["weight"]
+        means = [[loss / tokens] for loss, tokens in zip(answer.losses, answer.tokens, strict=True)]
+        if len(means) > 1:
+            success = float(metrics.counterfact_success(*means, neighbourhood=metric == _SPECIFICITY))
+        else:
+            success = answer.likeliest[0] / answer.tokens[0]
+        return {metric: Part(success * weight, weight)}
+
+    def summary(self, rows: Sequence[Result]) -> list[Result]:
+        """Score, the harmonic mean of the three; its bounds are that of the lows and of the highs, mostly too wide."""
+        found = {row.metric: row for row in rows}
+        if any(metric not in found for metric in _METRICS):
+            return []
+        three = [found[metric] for metric in _METRICS]
+        value = metrics.editing_score(*(row.value for row in three))
+        low = metrics.editing_score(*(row.low for row in three))
+        high = metrics.editing_score(*(row.high for row in three))
+        return [replace(three[0], metric="score", value=value, low=low, high=high, n=sum(row.n for row in three))]
+
+
+def _questions(edit: _Edit) -> Iterator[Question]:
+    """One for each prompt, the choices behind a blank as published."""
+    objects = tuple(f" {each}" for each in (edit.new, edit.true) if each is not None)
+    compared = objects[:1] if edit.true is not None else ()
+    asked: dict[str, list[tuple[str, tuple[str, ...]]]] = {
+        _EFFICACY: [(edit.prompt, objects)],
+        _PARAPHRASE: [(prompt, objects) for prompt in edit.paraphrases],
+        _SPECIFICITY: [(prompt, (*compared, f" {right}")) for prompt, right in edit.neighbours],
+    }
+    for metric, prompts in asked.items():
+        for prompt, choices in prompts:
+            yield Question(prompt, choices=choices, framed=False, about={"metric": metric, "weight": 1 / len(prompts)})
+
+
+# ---- formats ----
+
+
+def _edit(record: Fields, number: int) -> _Edit:
+    """From the files of ROME and MEMIT, those of MEND, or the schema of the other tasks. Raises InputError."""
+    if "requested_rewrite" in record:
+        return _rewrite(record, number)
+    return _answered(record, number) if "src" in record else _described(record, number)
+
+
+def _rewrite(record: Fields, number: int) -> _Edit:
+    """CounterFact: a prompt with {} for the subject."""
+    subject, prompt, new, true = (
+        str(required(record, f"requested_rewrite.{name}", number)).strip()
+        for name in ("subject", "prompt", "target_new.str", "target_true.str")
+    )
+    paraphrases = tuple(map(str, required(record, "paraphrase_prompts", number)))
+    neighbours = tuple((str(prompt), true) for prompt in required(record, "neighborhood_prompts", number))
+    return _Edit(prompt.replace("{}", subject), new, paraphrases, neighbours, true)
+
+
+def _answered(record: Fields, number: int) -> _Edit:
+    """zsRE: as in ROME and MEMIT the first of ``answers`` is to be known; where there is none, ``alt``."""
+    new = answers_of(record, number)[0] if record.get("answers") else str(required(record, "alt", number))
+    prompt, paraphrase, neighbour, right = (
+        str(required(record, name, number)) for name in ("src", "rephrase", "loc", "loc_ans")
+    )
+    return _Edit(prompt.strip(), new.strip(), (paraphrase,), ((_question(neighbour), right),))
+
+
+def _described(record: Fields, number: int) -> _Edit:
+    """The schema's edits, of which those that are questions are zsRE's."""
+    prompt, new = str(required(record, "question", number)).strip(), answers_of(record, number)[0].strip()
+    paraphrase, neighbour, right = (
+        str(required(record, f"meta.{name}", number)) for name in ("rephrase", "locality_prompt", "locality_answer")
+    )
+    if prompt.endswith("?"):
+        return _Edit(prompt, new, (paraphrase,), ((_question(neighbour), right),))
+    true = str(required(record, "meta.ground_truth", number)).strip()
+    return _Edit(prompt, new, (paraphrase,), ((neighbour, right),), true)
+
+
+def _question(text: str) -> str:
+    """As MEMIT asks NaturalQuestions, whose questions have no mark."""
+    return text if text.endswith("?") else f"{text}?"

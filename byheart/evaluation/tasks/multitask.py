@@ -1,0 +1,57 @@
+"""Eleven tasks of text classification and multiple choice, without any memory of a text.
+
+The evaluation of "Empirical Study on Updating Key-Value Memories in Transformer Feed-forward Layers" (Qiu et al. 2024,
+arXiv 2402.12233), for a model whose feed-forward keys or values were tuned. How a record is asked: ``prompts.PROMPTS``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from byheart.data.prompts import WORDS, asked
+from byheart.data.records import Fields
+from byheart.evaluation.results import Result, means
+from byheart.evaluation.task import Answer, Item, Part, Question, Task, shuffled
+
+
+class Multitask(Task):
+    """Accuracy and macro F1 of classification and multiple choice by the model's own weights (the feed-forward study).
+
+    The likeliest label answers, behind a blank. ``published``: the words that the model goes on with must be the
+    label, letter by letter; only blanks around them are taken away.
+
+    Args:
+        words: a passage is cut after so many; 0 is never.
+        each_token: compare labels by their loss a token, not in all.
+    """
+
+    name = "multitask"
+    max_tokens = 20
+
+    def __init__(self, *, words: int = WORDS, each_token: bool = False, published: bool = False) -> None:
+        self.words, self.each_token, self.published = words, each_token, published
+        self.asks = "words" if published else "choices"
+
+    def items(self, records: Sequence[Fields], seed: int) -> Iterator[Item]:
+        """One a record; nothing is written."""
+        for number, record in shuffled(records, seed):
+            found = asked(record, number, words=self.words)
+            choices = tuple(f" {label}" for label in found.labels)
+            question = Question(found.text, (found.right,), choices, framed=False, at={"set": found.dataset})
+            yield Item((), (question,))
+
+    def score(self, question: Question, answer: Answer) -> Mapping[str, float | Part]:
+        """Whether the label is the right one, and its share of each label's F1.
+
+        As published, every string that is right or said is a label, ``published`` words among them; see
+        ``metrics.label_scores``.
+        """
+        said = answer.text if self.published else question.choices[answer.best(each_token=self.each_token)].strip()
+        right = question.answers[0]
+        # F1 is twice the hits over all times that a label is right or said.
+        shares = {right: Part(2.0, 2.0)} if said == right else {right: Part(0.0), said: Part(0.0)}
+        return {"accuracy": float(said == right), **{f"macro_f1/{label}": part for label, part in shares.items()}}
+
+    def summary(self, rows: Sequence[Result]) -> list[Result]:
+        """The means over data sets, where there are several."""
+        return [row for metric in ("accuracy", "macro_f1") for row in means(rows, over="set", metric=metric)]

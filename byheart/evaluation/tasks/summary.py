@@ -1,0 +1,88 @@
+"""Summaries of a text that was written (FastMem, arXiv 2406.16069): CNN-DM, XSum and WikiHow.
+
+Records have byheart's schema, or the fields ``article`` and ``summary`` of the paper's files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import ClassVar
+
+from byheart.data.records import Fields, required
+from byheart.errors import UnknownNameError
+from byheart.evaluation.metrics import summary as summary_scores
+from byheart.evaluation.task import Answer, Item, Part, Question, Task, answers_of, shuffled
+
+_ASKED = {
+    "cnndm": "Summarize the above article in 3 sentences.",
+    "xsum": "Summarize the above article in 1 sentence.",
+    "wikihow": "Summarize the above article in few steps using concise verb-object phrases directly.",
+}
+
+
+class Summary(Task):
+    """ROUGE of a summary against the gold one, BERT-P and FactKB against the article (FastMem).
+
+    Args:
+        dataset: cnndm, xsum or wikihow, for records that do not say one of these.
+        words: an article is cut after so many; 0 is never.
+        bertscore: also how well the summary's tokens are matched by the article; needs the package bert_score.
+        factkb: also how likely the classifier FactKB holds the summary to be true to the article; its folder where it
+            does not come from the hub.
+    """
+
+    name = "summary"
+    max_tokens = 400
+    sources: ClassVar[Fields] = {"xsum": "EdinburghNLP/xsum:test"}
+
+    def __init__(
+        self, *, dataset: str = "", words: int = 5000, bertscore: bool = False, factkb: bool | str = False
+    ) -> None:
+        self.dataset, self.words, self.bertscore, self.factkb = dataset, words, bertscore, factkb
+
+    def items(self, records: Sequence[Fields], seed: int) -> Iterator[Item]:
+        """One an article. What a score needs but is not there is said here, before any is generated."""
+        summary_scores.rouge([], [])
+        self._by_article([], [])
+        for number, record in shuffled(records, seed):
+            name = self._dataset(record) or str(required(record, "dataset", number))
+            if name not in _ASKED:
+                raise UnknownNameError("prompt of summary for the data set", name, _ASKED)
+            article = self._article(record, number)
+            gold = answers_of({**record, "answers": _first(record, number, "answers", "summary")}, number)
+            yield Item((article,), (Question(_ASKED[name], gold, about={"article": article}),))
+
+    def score(self, question: Question, answer: Answer) -> Mapping[str, float | Part]:
+        """ROUGE without a stemmer, by the best of the gold summaries."""
+        golds = question.answers
+        found = max(summary_scores.rouge([answer.text] * len(golds), golds), key=lambda each: each.rouge_l)
+        scores: dict[str, float | Part] = {"rouge1": found.rouge1, "rouge2": found.rouge2, "rouge_l": found.rouge_l}
+        by_article = self._by_article([answer.text], [question.about["article"]])
+        return {**scores, **{name: value for name, (value,) in by_article.items()}}
+
+    def _by_article(self, texts: Sequence[str], articles: Sequence[str]) -> dict[str, list[float]]:
+        """The scores against the article that are asked for."""
+        found: dict[str, list[float]] = {}
+        if self.bertscore:
+            found["bert_precision"] = summary_scores.bert_precision(texts, articles)
+        if self.factkb:
+            model = summary_scores.FACTKB if self.factkb is True else str(self.factkb)
+            found["factkb"] = summary_scores.factkb(texts, articles, model=model)
+        return found
+
+    def _dataset(self, record: Fields) -> str:
+        """What the record says, the hub's name being as good as the short one; else the option."""
+        said = str(record.get("dataset") or "")
+        known = {source.partition(":")[0]: name for name, source in self.sources.items()}
+        said = known.get(said, said)
+        return said if said in _ASKED else self.dataset or said
+
+    def _article(self, record: Fields, number: int) -> str:
+        text = str(_first(record, number, "context", "article", "document")).strip()
+        return " ".join(text.split()[: self.words]) if 0 < self.words < len(text.split()) else text
+
+
+def _first(record: Fields, number: int, *names: str) -> object:
+    """The first of these fields that is there. Raises InputError with the first one's name."""
+    present = [name for name in names if record.get(name)]
+    return required(record, present[0] if present else names[0], number)

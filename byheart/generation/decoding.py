@@ -1,0 +1,54 @@
+"""How to choose tokens: the options of every answer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from byheart.errors import UsageError
+
+Score = Callable[[Tensor, Tensor], Tensor]
+"""Scores (B, V) of the next tokens, from tokens (B, T) and the mask of those that count."""
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How to choose tokens.
+
+    Args:
+        max_tokens: at most so many.
+        temperature: 0 is greedy; above it, tokens are sampled.
+        top_p, top_k: sample from the smallest set with this much probability, and from the k likeliest; 0 has no k.
+        seed: of the sampling.
+        contrast: FastMem's contrastive decoding with this strength (0.5 in the paper), or none.
+        context_aware: CAD with this strength, or none.
+        dola: ``high`` or ``low`` candidate layers chosen from the depth, their indices, or none.
+    """
+
+    max_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int | None = None
+    contrast: float | None = None
+    context_aware: float | None = None
+    dola: str | Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise UsageError(f"max_tokens must be 1 or more; it is {self.max_tokens}.")
+        for name in ("temperature", "contrast", "context_aware"):
+            if not math.isfinite(vars(self)[name] or 0):
+                raise UsageError(f"{name} must be a finite number; it is {vars(self)[name]}.")
+        if self.temperature < 0:
+            raise UsageError(f"temperature must be 0 or more; it is {self.temperature}.")
+        if not 0 < self.top_p <= 1:
+            raise UsageError(f"top_p must be above 0 and at most 1; it is {self.top_p}.")
+        if self.top_k < 0:
+            raise UsageError(f"top_k must be 0 or more; it is {self.top_k}.")
+        given = [name for name in ("contrast", "context_aware", "dola") if vars(self)[name] is not None]
+        if len(given) > 1:
+            raise UsageError(f"Choose one of {', '.join(given)}.")

@@ -1,0 +1,93 @@
+"""The table of memories: name -> class. A new method is one file beside this one and one line here.
+
+Other packages add theirs by an entry point in the group ``byheart.methods``.
+"""
+
+from __future__ import annotations
+
+import inspect
+from importlib.metadata import entry_points
+from typing import Any
+
+from byheart.errors import UnknownNameError, UsageError
+from byheart.methods.adapter import Adapter
+from byheart.methods.attention_score import AttentionScore
+from byheart.methods.cartridge import Cartridge
+from byheart.methods.compressed_kv import CompressedKV
+from byheart.methods.every_kth import EveryKth
+from byheart.methods.ffn_edit import FFNEdit
+from byheart.methods.ffn_lora import FFNLoRA
+from byheart.methods.full import Full
+from byheart.methods.key_norm import KeyNorm
+from byheart.methods.last_ffn import LastFFN
+from byheart.methods.latent_pool import LatentPool
+from byheart.methods.mean_pooled import MeanPooled
+from byheart.methods.nothing import Nothing
+from byheart.methods.retrieval import Retrieval
+from byheart.methods.window import Window
+from byheart.model.backbone import Backbone
+from byheart.protocol.method import Method
+
+BUILT_IN: dict[str, type[Method]] = {
+    method.name: method
+    for method in (
+        LatentPool,
+        CompressedKV,
+        LastFFN,
+        FFNLoRA,
+        FFNEdit,
+        Adapter,
+        Cartridge,
+        Nothing,
+        Full,
+        Window,
+        EveryKth,
+        MeanPooled,
+        KeyNorm,
+        AttentionScore,
+        Retrieval,
+    )
+}
+_NOUNS = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
+
+
+def find(name: str) -> type[Method]:
+    """The class of a memory. Raises UnknownNameError with the nearest name and the list."""
+    if name in BUILT_IN:
+        return BUILT_IN[name]
+    others = {point.name: point for point in entry_points(group="byheart.methods")}
+    if name not in others:
+        raise UnknownNameError("method", name, [*BUILT_IN, *others])
+    found = others[name].load()
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise UsageError(f"The entry point '{name}' gives {found!r}, which is not a Memory.")
+    return found
+
+
+def defaults(kind: type[Method]) -> dict[str, Any]:
+    """The options of a memory and their defaults."""
+    return {p.name: p.default for p in inspect.signature(kind).parameters.values() if p.kind is p.KEYWORD_ONLY}
+
+
+def build(name: str, backbone: Backbone, **options: Any) -> Method:
+    """A memory by name with its options. Raises UnknownNameError or UsageError."""
+    kind = find(name)
+    known = defaults(kind)
+    for option, value in options.items():
+        if option not in known:
+            raise UnknownNameError(f"option of {name}", option, known)
+        if not _alike(value, known[option]):
+            raise UsageError(
+                f"{option} of {name} must be {_NOUNS[type(known[option])]}, such as {known[option]!r}; it is {value!r}."
+            )
+    try:
+        return kind(backbone, **options)
+    except TypeError as error:
+        raise UsageError(f"memory '{name}' does not take these options: {error}.") from error
+
+
+def _alike(value: Any, default: Any) -> bool:
+    """Whether a value is of its default's type; a whole number is a number, and what has no simple type may be any."""
+    if type(default) not in _NOUNS:
+        return True
+    return type(value) is type(default) or (type(default) is float and type(value) is int)

@@ -1,0 +1,280 @@
+"""Keys and values of a few compression tokens stand for each segment (CCM, Kim et al. 2024, arXiv 2312.03414).
+
+A segment is read once, followed by compression tokens; their keys and values in every layer are what is kept, the
+segment's own are dropped. They join the memory behind it (`concat`, section 3.2) or are averaged into it (`mean`, the
+paper's CCM-merge). The model stays frozen: only the compression tokens' embeddings and a LoRA that is active at their
+positions are learned (section 3.1).
+
+What a position sees, recurrent (a segment of three tokens, two compression tokens):
+
+    memory | text  | compression
+     1 1   | 1 0 0 | 0 0
+     1 1   | 1 1 0 | 0 0
+     1 1   | 1 1 1 | 0 0
+     1 1   | 1 1 1 | 1 0
+     1 1   | 1 1 1 | 1 1
+
+Not recurrent: the memory's columns are 0 while a segment is compressed; only a question sees them.
+
+Positions are the paper's "skip" scheme: text counts on through all segments, compression tokens stand at the
+positions that follow their segment's last token and do not move the count. Keys are kept in that absolute frame;
+a reader's frame is a turn by one constant away, so rounding does not build up over turns. A mean is kept in float32.
+
+State: `keys.l`, `values.l` (B, H, S + M, W) a layer, keys turned to absolute positions, sink first;
+`tokens` (B,), text tokens read; `segments` (B,), segments compressed.
+
+Dimensions: B batch, H heads, M memory rows, S sink rows (0 or 1), T tokens, W head width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from byheart.errors import BudgetError, UsageError, require_positive
+from byheart.model.backbone import Backbone
+from byheart.model.kv_cache import PrefixCache
+from byheart.model.lora import LoRA
+from byheart.model.reading import KV, Reading
+from byheart.model.segment_attention import Together, together
+from byheart.protocol.episode import Batch
+from byheart.protocol.episode_loss import episode_loss
+from byheart.protocol.kv_slots import kv_to_state, state_to_kv
+from byheart.protocol.method import Method
+from byheart.protocol.segments import split_segments
+from byheart.protocol.state import State
+
+_MERGES = ("concat", "mean")
+_LINEARS = ("attention", "all")
+
+
+class CompressedKV(Method):
+    """Keeps ``tokens`` rows a segment, or ``tokens`` rows in all.
+
+    Args:
+        tokens: compression tokens a segment.
+        merge: ``concat`` puts new rows behind the old ones, ``mean`` averages over all segments.
+        recurrent: whether a segment sees the memory while it is compressed.
+        sink: keep the very first token's row too.
+        first_row: put one learned row in front of everything. It takes the attention that a model gives to the first
+            token of a text, whatever it is, which compressed rows lack; it is learned once and in no state.
+        segment_tokens: longer text is cut into segments of this many tokens; 0 takes any length as one segment.
+        rank, alpha: of the LoRA.
+        conditional: whether the LoRA is active at compression tokens alone; else it is at every token of writes and
+            questions, the published baseline.
+        linears: which layers it updates: the ``attention``'s, as published, or ``all``.
+    """
+
+    name = "compressed-kv"
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        tokens: int = 4,
+        merge: str = "concat",
+        recurrent: bool = True,
+        sink: bool = False,
+        first_slot: bool = False,
+        segment_tokens: int = 64,
+        rank: int = 8,
+        alpha: float = 16.0,
+        linears: str = "attention",
+        conditional: bool = True,
+    ) -> None:
+        Method.__init__(self, backbone)
+        require_positive(tokens=tokens, rank=rank)
+        if segment_tokens < 0:
+            raise UsageError(f"segment_tokens must be 0 or more; it is {segment_tokens}.")
+        if merge not in _MERGES:
+            raise UsageError(f"merge must be one of {', '.join(_MERGES)}; it is '{merge}'.")
+        if linears not in _LINEARS:
+            raise UsageError(f"linears must be one of {', '.join(_LINEARS)}; it is '{linears}'.")
+        self.tokens, self.merge, self.recurrent, self.sink = tokens, merge, recurrent, sink
+        self.segment_tokens, self.rank, self.alpha, self.linears = segment_tokens, rank, alpha, linears
+        self.first_slot, self.conditional = first_slot, conditional
+        self.capacity = tokens + sink + first_slot if merge == "mean" else None
+        self.embeddings = nn.Parameter(_strided_means(backbone.embedding_table, tokens))
+        updated = backbone.attention_linears if linears == "attention" else backbone.linears
+        paths = [p for index in range(len(backbone.layers)) for p in updated(index)]
+        self.lora = LoRA(backbone, paths, rank=rank, alpha=alpha)
+        # (L, 2, H, 1, W): keys and values; it stands at position 0, and the text from 1 on.
+        self.first = nn.Parameter(_first_row(backbone)) if first_slot else None
+
+    @classmethod
+    def sized(cls, backbone: Backbone, budget: int, tokens: int) -> dict[str, Any]:
+        """Nothing to choose: learned parts belong to one number of rows a segment. The defaults fit, or do not."""
+        least = 4 * math.ceil(tokens / 64) * backbone.slot_bytes + 16
+        if budget < least:
+            raise BudgetError(cls.name, budget, least)
+        return {}
+
+    def init(self) -> State:
+        """No rows."""
+        zero = torch.zeros(1, dtype=torch.long, device=self.backbone.device)
+        return {"tokens": zero, "segments": zero.clone()}
+
+    def pieces(self, segment: Tensor) -> Iterator[Tensor]:
+        """Segments of at most ``segment_tokens``."""
+        return split_segments(segment, longest=self.segment_tokens or max(1, segment.shape[1]))
+
+    def write(self, state: State, segment: Tensor) -> State:
+        """Compress ``segment``, piece by piece."""
+        for piece in self.pieces(segment):
+            state = self._compress(state, piece)
+        return state
+
+    def read(self, state: State) -> Reading:
+        """Sink and memory, turned so that the next token sits right behind them."""
+        batch = state["tokens"].shape[0]
+        deltas = {} if self.conditional else self.lora.deltas(batch)
+        return Reading(self._in_front(state_to_kv(state), state["tokens"]), deltas, batch=batch)
+
+    def _gate(self, length: int) -> slice | None:
+        """The positions of a segment of ``length`` tokens and its marks at which the LoRA is active."""
+        return slice(length, length + self.tokens) if self.conditional else None
+
+    def _in_front(self, held: KV | None, tokens: Tensor) -> KV | None:
+        """Rows in the frame of a reader whose next token, at absolute position ``tokens``, sits behind them."""
+        rows = self._behind_first(held, len(tokens))
+        if rows is None:
+            return None
+        shift = rows.slots - int(self.first_slot) - tokens
+        return self.backbone.turn(rows, shift[:, None].expand(-1, rows.slots))
+
+    def _behind_first(self, held: KV | None, batch: int) -> KV | None:
+        """Rows in the text's frame, with the learned first row before them."""
+        if self.first is None:
+            return held
+        like = self.backbone.dtype if held is None else held.keys[0].dtype
+        parts = self.first.to(like)[:, :, None].expand(-1, -1, batch, -1, -1, -1).unbind(1)
+        first = KV(*(tuple(part.unbind(0)) for part in parts))
+        return first if held is None else first.append(held)
+
+    def _compress(self, state: State, piece: Tensor) -> State:
+        batch, length = piece.shape
+        held, tokens = state_to_kv(state), state["tokens"]
+        seen = held if self.recurrent or held is None else (held.slice(0, 1) if self.sink else None)
+        prefix = self._in_front(seen, tokens)
+        start = prefix.slots if prefix else 0
+        marks = self.embeddings.to(self.backbone.dtype).expand(batch, -1, -1)
+        embeds = torch.cat([self.backbone.embed(piece), marks], dim=1)
+        with (
+            torch.set_grad_enabled(torch.is_grad_enabled() and self.training),
+            self.backbone.reading([Reading(prefix, batch=batch)], room=embeds.shape[1]) as cache,
+            self.lora.active(self.backbone, gate=self._gate(length)),
+        ):
+            self.backbone.hidden(embeds=embeds, cache=cache)
+        shift = tokens + int(self.first_slot) - start
+        new = self._absolute(cache.rows_from(start + length), shift)
+        sink = None
+        if self.sink:
+            sink = held.slice(0, 1) if held else self._absolute(cache.rows_from(start, start + 1), shift)
+        method = held.slice(1) if held and self.sink else held
+        kept = self._merged(method, new, state["segments"])
+        return {
+            **kv_to_state(sink.append(kept) if sink else kept),
+            "tokens": tokens + length,
+            "segments": state["segments"] + 1,
+        }
+
+    def write_together(self, segments: Tensor, mask: Tensor) -> tuple[State, Tensor]:
+        """Write all segments in one forward pass: the state as ``write`` would leave it, and the text's hidden states.
+
+        Args:
+            segments: token ids (B, S, T), shorter ones padded on the left; each is one segment, whatever its length.
+            mask: (B, S, T), False at padding.
+
+        Hidden states are (B, S, T, D), each as the model had it while it read that segment. Equal to the recurrence
+        (section 3.3), without its sequence of passes.
+        """
+        texts, rows, length = segments.shape
+        marks = self.embeddings.to(self.backbone.dtype).expand(texts * rows, -1, -1)
+        embeds = torch.cat([self.backbone.embed(segments.flatten(0, 1)), marks], dim=1)
+        own = torch.cat([mask, mask.new_ones(texts, rows, self.tokens)], dim=2)
+        lengths = mask.sum(2)
+        starts = lengths.cumsum(1) - lengths
+        places = starts[..., None] + (own.cumsum(2) - 1).clamp(min=0)
+        front = int(self.first_slot)
+        first = mask[:, 0].long().argmax(1) + front if self.sink else None
+        before = self._in_front(None, mask.new_zeros(texts * rows, dtype=torch.long))
+        with (
+            self.backbone.reading([Reading(before, batch=texts * rows)], room=0) as cache,
+            together(Together(rows, self.tokens, self.merge == "mean", self.recurrent, first)),
+            self.lora.active(self.backbone, gate=self._gate(length)),
+        ):
+            flat = (part.flatten(0, 1) for part in (own, places + front))
+            hidden = self.backbone.hidden(embeds=embeds, cache=cache, mask=next(flat), positions=next(flat))
+        state = {**kv_to_state(self._kept(cache, texts, first)), "tokens": lengths.sum(1)}
+        state["segments"] = torch.full_like(state["tokens"], rows)
+        return state, hidden[:, :length].reshape(texts, rows, length, -1)
+
+    def loss(
+        self, batch: Batch, *, teacher: float = 0.0, every_segment: float = 0.0, checkpoint_writes: bool = False
+    ) -> Tensor:
+        """As every memory's, but all segments are read in one pass, unless writes are checkpointed one by one.
+
+        Raises UsageError.
+        """
+        if not batch.segments.shape[1]:
+            raise UsageError("compressed-kv learns from what is written; these episodes have no segments.")
+        if checkpoint_writes:
+            return Method.loss(self, batch, teacher=teacher, every_segment=every_segment, checkpoint_writes=True)
+        if every_segment and not self.recurrent:
+            raise UsageError("every_segment needs recurrent=True: without it, segments do not see the memory.")
+        state, text = self.write_together(batch.segments, batch.mask)
+        with self.backbone.reading([self.read(state)], room=batch.target.shape[1]) as cache:
+            hidden = torch.cat([text.flatten(1, 2), self.backbone.hidden(batch.target, cache=cache)], dim=1)
+        return episode_loss(self.backbone, hidden, batch, teacher=teacher, every_segment=every_segment)
+
+    def _kept(self, cache: PrefixCache, texts: int, first: Tensor | None) -> KV:
+        """What many segments read side by side leave: their marks, joined or averaged, behind the sink."""
+        rows = cache.rows_from(-self.tokens)
+
+        def merged(part: Tensor) -> Tensor:
+            each = part.reshape(texts, -1, *part.shape[1:])
+            return each.float().mean(1) if self.merge == "mean" else each.transpose(1, 2).flatten(2, 3)
+
+        kept = KV(tuple(map(merged, rows.keys)), tuple(map(merged, rows.values)))
+        if first is None:
+            return kept
+        every = cache.rows_from(0)
+        index = torch.arange(texts, device=first.device) * (every.batch // texts)
+
+        def sink(part: Tensor) -> Tensor:
+            return part[index, :, first][:, :, None]
+
+        return KV(tuple(map(sink, every.keys)), tuple(map(sink, every.values))).append(kept)
+
+    def _absolute(self, rows: KV, steps: Tensor) -> KV:
+        """Rows as they stand in the text, from a pass in which they stood ``steps`` positions earlier."""
+        if self.merge == "mean":
+            rows = KV(tuple(k.float() for k in rows.keys), tuple(v.float() for v in rows.values))
+        return self.backbone.turn(rows, steps[:, None].expand(-1, rows.slots))
+
+    def _merged(self, method: KV | None, new: KV, segments: Tensor) -> KV:
+        if method is None:
+            return new
+        if self.merge == "concat":
+            return method.append(new)
+        share = 1.0 / (segments + 1)[:, None, None, None]
+        return KV(
+            tuple(old + (k - old) * share for old, k in zip(method.keys, new.keys, strict=True)),
+            tuple(old + (v - old) * share for old, v in zip(method.values, new.values, strict=True)),
+        )
+
+
+def _first_row(backbone: Backbone) -> Tensor:
+    """The keys and values of the token that texts begin with, at position 0; (L, 2, H, 1, W)."""
+    with torch.no_grad():
+        rows = backbone.prefill(torch.tensor([[backbone.first_token]], device=backbone.device))
+    return torch.stack([torch.stack([k[0], v[0]]).float() for k, v in zip(rows.keys, rows.values, strict=True)])
+
+
+def _strided_means(embeddings: Tensor, tokens: int) -> Tensor:
+    """One start for each compression token: the mean of every ``tokens``-th embedding, near the mean of them all."""
+    return torch.stack([embeddings[k::tokens].float().mean(0) for k in reversed(range(tokens))])

@@ -1,0 +1,260 @@
+"""The last feed-forward block, tuned on the text before answering (FastMem, Zhu et al. 2024, arXiv 2406.16069).
+
+A few steps of AdamW on cross-entropy plus a KL divergence from the untouched model teach the last block the text
+(section 3). Nothing below that block changes, so its input is computed once, and the text's keys and values are the
+ordinary ones: they are the prefix, as the paper prompts with the text too. What is kept of the tuning is an fp32
+change of each weight; steps of 1e-5 would vanish in bfloat16 weights.
+
+State: `delta.<path>` (B, out, in) for each tuned weight, float32; `keys.l`, `values.l` (B, H, M, W) where the text is
+kept.
+
+Dimensions: B batch, H heads, M rows, T tokens, D hidden, W head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from byheart.errors import InputError, UsageError, require_positive
+from byheart.model.backbone import Backbone, LayerCheckpoint
+from byheart.model.feed_forward import FeedForwardInput
+from byheart.model.losses import LogitsBuffer, Reference, make_reference, token_losses
+from byheart.model.optimize import descend
+from byheart.model.reading import DenseDelta, Reading
+from byheart.protocol.kv_slots import concat, kv_to_state, state_to_kv
+from byheart.protocol.method import Method
+from byheart.protocol.segments import common_prefix_length, split_segments
+from byheart.protocol.state import State
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What tuning on one text gave: a change for each weight, and the loss and KL before each step."""
+
+    deltas: dict[str, Tensor]
+    losses: list[float]
+    divergences: list[float]
+
+
+@dataclass(frozen=True)
+class _Text:
+    """One text being memorised: what the tuned blocks are fed, its targets, and the untouched model's answers."""
+
+    fed: FeedForwardInput | LayerCheckpoint
+    span: slice
+    targets: Tensor
+    reference: Reference
+
+
+class LastFFN(Method):
+    """Keeps a change of the last ``layers`` feed-forward blocks, and the text's keys and values.
+
+    Args:
+        steps, learning_rate, kl: of the tuning; the paper's settings for question answering are the defaults.
+        layers: how many of the last layers' blocks are tuned.
+        keep_text: keep the text's keys and values as the prefix too.
+        clip: bound on the gradient's norm.
+        header, footer: tokens put around the text while it is learned, an assistant turn in the paper; the header
+            is not learned.
+        opening, receipt: tokens that stand around the text where it is kept as a turn of a conversation. They are in
+            the prefix and are not learned: the paper learns the bare text, in an assistant turn, and prompts with it
+            in a user's.
+    """
+
+    name = "last-ffn"
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        steps: int = 10,
+        learning_rate: float = 1e-5,
+        kl: float = 0.1,
+        layers: int = 1,
+        keep_text: bool = True,
+        clip: float = 1.0,
+        header: Sequence[int] = (),
+        footer: Sequence[int] = (),
+        opening: Sequence[int] = (),
+        receipt: Sequence[int] = (),
+    ) -> None:
+        Method.__init__(self, backbone)
+        require_positive(steps=steps, learning_rate=learning_rate, layers=layers, clip=clip)
+        if kl < 0:
+            raise UsageError(f"kl must be 0 or more; it is {kl}.")
+        if layers > len(backbone.layers):
+            raise UsageError(f"layers must be at most {len(backbone.layers)}, the model's depth; it is {layers}.")
+        self.steps, self.learning_rate, self.kl, self.layers = steps, learning_rate, kl, layers
+        self.keep_text, self.clip = keep_text, clip
+        # Without the text there is no conversation for a question to go on from.
+        self.text_format = "turn" if keep_text else "text"
+        self.header, self.footer = list(header), list(footer)
+        self.opening, self.receipt = list(opening), list(receipt)
+        depth = len(backbone.layers)
+        self._paths = [p for i in range(depth - layers, depth) for p in backbone.feed_forward_roles(i)]
+        for path, linear in ((path, backbone.linear(path)) for path in self._paths):
+            if linear.weight.shape != (linear.out_features, linear.in_features):
+                raise UsageError(f"last-ffn tunes '{path}', whose weight is packed; open the model in another dtype.")
+
+    def init(self) -> State:
+        """No change."""
+        return {
+            f"delta.{path}": torch.zeros((1, *self.backbone.linear(path).weight.shape), device=self.backbone.device)
+            for path in self._paths
+        }
+
+    def write(self, state: State, segment: Tensor) -> State:
+        """Learn ``segment``, going on from what was learned before."""
+        batch = segment.shape[0]
+        texts = [segment[b : b + 1] for b in range(batch)]
+        learned = self._learn([self._deltas(state, b) for b in range(batch)], texts)
+        changes = {f"delta.{path}": torch.stack([tuned.deltas[path] for tuned in learned]) for path in self._paths}
+        return {**self._with_text(state, segment, changes), **changes}
+
+    def write_many(self, states: Sequence[State], segments: Sequence[Tensor]) -> list[State]:
+        """Learn many texts of any lengths at once: each has its own change, all share one product with the head."""
+        learned = self._learn([self._deltas(state, 0) for state in states], list(segments))
+        out: list[State] = []
+        for state, segment, tuned in zip(states, segments, learned, strict=True):
+            changes = {f"delta.{path}": tuned.deltas[path][None] for path in self._paths}
+            out.append({**self._with_text(state, segment, changes), **changes})
+        return out
+
+    def read(self, state: State) -> Reading:
+        """The text's prefix, where kept, and the change of the last blocks."""
+        deltas = {path: DenseDelta(state[f"delta.{path}"]) for path in self._paths}
+        return Reading(state_to_kv(state), deltas, batch=next(iter(state.values())).shape[0])
+
+    def tune(self, tokens: Tensor, *, start: int, deltas: Mapping[str, Tensor] | None = None) -> Tuned:
+        """Tune on ``tokens`` (1, T): those from ``start`` on are learned, the ones before are only read."""
+        return self._tune([deltas or {}], [(tokens, start)])[0]
+
+    def _deltas(self, state: State, row: int) -> dict[str, Tensor]:
+        return {path: state[f"delta.{path}"][row] for path in self._paths}
+
+    def _with_text(self, state: State, segment: Tensor, changes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Everything kept but the changes: the text's keys and values, which only deeper tuning touches."""
+        if not self.keep_text:
+            return {}
+        held = state_to_kv(state)
+        total = (held.slots if held else 0) + segment.shape[1]
+        if total > self.backbone.positions:
+            raise InputError(
+                f"The text would be {total} tokens, but the model reads at most {self.backbone.positions}; "
+                "write less of it, or make the memory with keep_text=False."
+            )
+        deltas = {path: DenseDelta(changes[f"delta.{path}"]) for path in self._paths}
+        rows = [{path: delta.row(b) for path, delta in deltas.items()} for b in range(segment.shape[0])]
+        with torch.no_grad(), self.backbone.deltas(rows if self.layers > 1 else [{}]):
+            for piece in split_segments(segment, longest=1024):
+                new = self.backbone.prefill(piece, held)
+                held = concat(held, new)
+        return kv_to_state(held) if held else {}
+
+    def _bare(self, text: Tensor) -> Tensor:
+        """The text (1, T) without the part of the frame that it has."""
+        ids = text[0].tolist()
+        start = common_prefix_length(ids, self.opening)
+        end = len(ids) - common_prefix_length(ids[start:][::-1], self.receipt[::-1]) if self.keep_text else len(ids)
+        return text[:, start:end] if start < end else text
+
+    def _learn(self, before: list[dict[str, Tensor]], texts: list[Tensor]) -> list[Tuned]:
+        framed = []
+        for text in texts:
+            if text.shape[1] == 0:
+                raise InputError("There is nothing to write: the text is empty.")
+            ends = [torch.tensor([ids], dtype=torch.long, device=text.device) for ids in (self.header, self.footer)]
+            # Without a header the first token has nothing before it to be predicted from.
+            framed.append((torch.cat([ends[0], self._bare(text), ends[1]], dim=1), max(1, len(self.header))))
+            if framed[-1][0].shape[1] < 2:
+                raise InputError("The text is too short to learn: give at least two tokens.")
+            if framed[-1][0].shape[1] > self.backbone.positions:
+                raise InputError(
+                    f"The text has {text.shape[1]} tokens, but the model reads at most {self.backbone.positions}; "
+                    "write it in parts."
+                )
+        return self._tune(before, framed)
+
+    # Tensors made in inference mode cannot be tuned, whatever mode the caller is in.
+    @torch.inference_mode(False)
+    def _tune(self, before: Sequence[Mapping[str, Tensor]], texts: Sequence[tuple[Tensor, int]]) -> list[Tuned]:
+        frozen = {path: self.backbone.linear(path).weight for path in self._paths}
+        weights = [
+            {
+                p: (w.float() + deltas[p] if p in deltas else w.float().clone()).requires_grad_()
+                for p, w in frozen.items()
+            }
+            for deltas in before
+        ]
+        prepared = [self._prepared(tokens, start) for tokens, start in texts]
+        losses: list[list[float]] = [[] for _ in texts]
+        divergences: list[list[float]] = [[] for _ in texts]
+
+        scratch = LogitsBuffer()
+
+        def loss() -> Tensor:
+            hidden = [self._hidden(own, text)[text.span] for own, text in zip(weights, prepared, strict=True)]
+            values = token_losses(
+                self.backbone,
+                torch.cat(hidden),
+                torch.cat([text.targets for text in prepared]),
+                reference=_joined([text.reference for text in prepared]),
+                kl=self.kl,
+                scratch=scratch,
+            )
+            counts = [len(text.targets) for text in prepared]
+            totals = [part.mean() for part in torch.split(values.total, counts)]
+            for n, (total, divergence) in enumerate(zip(totals, torch.split(values.divergence, counts), strict=True)):
+                losses[n].append(float(total.detach()))
+                divergences[n].append(float(divergence.mean()))
+            return torch.stack(totals).sum()
+
+        groups = [list(own.values()) for own in weights]
+        descend(groups, loss, steps=self.steps, learning_rate=self.learning_rate, clip=self.clip)
+        return [
+            Tuned({p: (w.detach() - frozen[p].float()) for p, w in own.items()}, losses[n], divergences[n])
+            for n, own in enumerate(weights)
+        ]
+
+    @torch.no_grad()
+    def _prepared(self, tokens: Tensor, start: int) -> _Text:
+        """Run the frozen model once and keep what the tuned blocks are fed."""
+        first = len(self.backbone.layers) - self.layers
+        tokens = tokens.to(self.backbone.device)
+        span = slice(start - 1, tokens.shape[1] - 1)
+        if self.layers == 1:
+            with self.backbone.feed_forward_inputs(first) as fed:
+                hidden = self.backbone.hidden(tokens)
+            kept: FeedForwardInput | LayerCheckpoint = FeedForwardInput(fed[0].input.float(), fed[0].residual.float())
+        else:
+            with self.backbone.upper(first) as taken:
+                hidden = self.backbone.hidden(tokens)
+            kept = taken[0]
+        return _Text(kept, span, tokens[0, start:], make_reference(self.backbone, hidden[0, span]))
+
+    def _hidden(self, weights: Mapping[str, Tensor], text: _Text) -> Tensor:
+        """Final hidden states (T, D) with these weights in the tuned blocks."""
+        if isinstance(text.fed, LayerCheckpoint):
+            changes = {p: DenseDelta((w - self.backbone.linear(p).weight.float())[None]) for p, w in weights.items()}
+            with self.backbone.deltas([changes]):
+                return self.backbone.resume(text.fed)[0]
+        where = self._where
+        names = {id(module): name for name, module in where.block.named_modules()}
+        own = {f"{names[id(self.backbone.linear(path))]}.weight": w for path, w in weights.items()}
+        output = functional_call(where.block, own, (text.fed.input,))
+        return self.backbone.finish(where.finish(text.fed.residual, output))[0]
+
+    @property
+    def _where(self) -> Any:
+        return self.backbone.feed_forward(len(self.backbone.layers) - 1)
+
+
+def _joined(references: Sequence[Reference]) -> Reference:
+    columns = ("mean", "bias", "negentropy", "hidden")
+    return Reference(*(torch.cat([vars(one)[column] for one in references]) for column in columns))

@@ -1,0 +1,33 @@
+"""Trained memories that come with byheart, found by the model that they were trained for.
+
+    byheart/trained/NAME/
+        method.safetensors, method.json     as ``save_pretrained`` writes them, in bfloat16
+        recipe.json                         all that decided the training
+        README.md                           the card: data and licences, command, time, numbers
+
+`scripts/ship.py` puts one there. Nothing here knows what a memory is.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+# A package that is installed is a folder: the weights are read in place.
+FOLDER = Path(__file__).parent
+
+
+def find(method: str, backbone: str, options: Mapping[str, Any]) -> Path | None:
+    """The trained memory of this method for the model of fingerprint ``backbone`` that has these options.
+
+    Options that are not given may be any; of several, the first by name.
+    """
+    wanted = json.loads(json.dumps(dict(options)))
+    for file in sorted(FOLDER.glob("*/method.json")):
+        card = json.loads(file.read_text(encoding="utf-8"))
+        same = (card["method"], card["backbone"]) == (method, backbone)
+        if same and all(card["options"].get(name) == value for name, value in wanted.items()):
+            return file.parent
+    return None

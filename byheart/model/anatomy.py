@@ -1,0 +1,222 @@
+"""What a decoder is made of, found by running one token through it rather than by its family's name.
+
+Measured once when a model is opened: which modules follow the layers, how each layer turns its keys, and, on demand,
+where a layer's feed-forward block sits. A layer that cannot be driven is refused with its number. This module knows
+hooks and shapes; it does not know any model family.
+
+Dimensions: B batch, T tokens, D hidden, F rotated pairs.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from byheart.errors import UnsupportedModelError
+from byheart.model.kv_cache import KeyValueTap, PrefixCache, Tapped
+from byheart.model.rope import Pairing, Rotation
+
+# Powers of two: a float32 product of position and frequency is exact there, so the measured frequency is too.
+_PROBES = (1, 32, 1024)
+_CHECKED_TURN = 3
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """A decoder's layers, the keyword arguments each gets at position 0, how each turns keys, and what follows them.
+
+    ``cache_argument`` is what its forward calls the key-value cache.
+    """
+
+    layers: Sequence[nn.Module]
+    arguments: tuple[dict[str, Any], ...]
+    rotations: tuple[Rotation, ...]
+    norms: tuple[nn.Module, ...]
+    cache_argument: str
+
+
+@contextmanager
+def hooked(handles: Sequence[Any]) -> Iterator[None]:
+    """Before: hooks just registered. After: all of them removed, whatever happened inside."""
+    with ExitStack() as stack:
+        for handle in handles:
+            stack.callback(handle.remove)
+        yield
+
+
+def measure(decoder: nn.Module, *, dim: int, dtype: torch.dtype, device: torch.device, positions: int) -> Anatomy:
+    """Run one token through ``decoder`` and find what its layers do. Raises UnsupportedModelError, naming the layer."""
+    stack = next((m for name, m in decoder.named_children() if name == "layers"), None)
+    if not isinstance(stack, nn.ModuleList):
+        raise UnsupportedModelError(
+            f"{type(decoder).__name__} has no list of layers named 'layers'; byheart cannot drive layer 0."
+        )
+    layers: Sequence[nn.Module] = list(stack)
+    arguments: list[dict[str, Any]] = []
+    calls: list[tuple[nn.Module, tuple[Any, ...], dict[str, Any], Any]] = []
+    handles = [
+        layer.register_forward_pre_hook(lambda module, args, kwargs: arguments.append(dict(kwargs)), with_kwargs=True)
+        for layer in layers
+    ]
+    handles += [
+        child.register_forward_hook(lambda *call: calls.append(call), with_kwargs=True)
+        for child in decoder.children()
+        if child is not stack
+    ]
+    at_zero = torch.zeros(1, 1, dtype=torch.long, device=device)
+    x = noise(1, dim, dtype, device)
+    with hooked(handles), torch.no_grad():
+        _run(decoder, x, at_zero, layers, cache_argument(decoder))
+    if len(arguments) != len(layers):
+        raise UnsupportedModelError(f"{len(arguments)} of {len(layers)} decoder layers ran; byheart needs all of them.")
+    replays = [_replay(index, given, calls, at_zero) for index, given in enumerate(arguments)]
+    measured: dict[int, tuple[float, ...]] = {}
+    rotations = []
+    for index, layer in enumerate(layers):
+        key = id(arguments[index]["position_embeddings"])
+        if key not in measured:
+            measured[key] = _frequencies(index, replays[index], positions, device)
+        rotations.append(
+            _rotation(index, layer, arguments[index], replays[index], measured[key], noise(3, dim, dtype, device))
+        )
+    last = max((n for n, call in enumerate(calls) if _is_rotary(call, arguments)), default=-1)
+    norms = tuple(call[0] for call in calls[last + 1 :])
+    return Anatomy(layers, tuple(arguments), tuple(rotations), norms, cache_argument(decoder))
+
+
+def cache_argument(module: nn.Module) -> str:
+    """What a module's forward calls the key-value cache; transformers 5.24 renamed ``past_key_values``."""
+    return "cache" if "cache" in inspect.signature(module.forward).parameters else "past_key_values"
+
+
+def _run(decoder: nn.Module, x: Tensor, positions: Tensor, layers: Sequence[nn.Module], cache: str) -> None:
+    try:
+        decoder(inputs_embeds=x, position_ids=positions, use_cache=True, **{cache: PrefixCache(len(layers))})
+    except (AttributeError, TypeError, ValueError, KeyError) as error:
+        kinds = sorted({type(layer).__name__ for layer in layers})
+        raise UnsupportedModelError(
+            f"the decoder ({', '.join(kinds)}) does not run over a key-value cache: {error}. "
+            "Layers without keys and values, such as linear attention, cannot hold a memory."
+        ) from error
+
+
+def noise(tokens: int, dim: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(1, tokens, dim, generator=generator).to(device, dtype)
+
+
+def _is_rotary(call: tuple[Any, ...], arguments: Sequence[dict[str, Any]]) -> bool:
+    return any(call[3] is given.get("position_embeddings") for given in arguments)
+
+
+Replay = Callable[[int, torch.dtype], tuple[Tensor, Tensor]]
+
+
+def _replay(index: int, given: dict[str, Any], calls: Sequence[tuple[Any, ...]], at_zero: Tensor) -> Replay:
+    """The model's own cosine and sine for layer ``index`` at any position."""
+    embeddings = given.get("position_embeddings")
+    if embeddings is None:
+        raise UnsupportedModelError(
+            f"layer {index} gets no rotary position embeddings: its positions are not a plain rotation, "
+            "so its keys cannot be moved in front of another text."
+        )
+    module, args, kwargs, _ = next(call for call in calls if call[3] is embeddings)
+
+    def replay(position: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        where = torch.full_like(at_zero, position)
+
+        def swap(value: object) -> object:
+            if isinstance(value, Tensor):
+                return value.to(dtype) if value.is_floating_point() else where
+            return value
+
+        with torch.no_grad():
+            cos, sin = module(*map(swap, args), **{name: swap(value) for name, value in kwargs.items()})
+        return cos[0, 0], sin[0, 0]
+
+    return replay
+
+
+def _frequencies(index: int, replay: Replay, positions: int, device: torch.device) -> tuple[float, ...]:
+    """Radians a position for every component pair, refined over growing positions, then checked elsewhere."""
+    if device.type == "meta":
+        raise UnsupportedModelError("the model has no weights (device 'meta'); load it first.")
+    frequencies = torch.zeros((), dtype=torch.float64)
+    for position in _PROBES:
+        cos, sin = (part.double().cpu() for part in replay(position, torch.float32))
+        angle = torch.atan2(sin, cos)
+        turns = torch.round((frequencies * position - angle) / (2 * math.pi)) if position > 1 else torch.zeros(())
+        frequencies = (angle + 2 * math.pi * turns) / position
+    # One position that no probe divides, and one past the longest text, where dynamic scaling has set in.
+    for position in (127, 1 << positions.bit_length()):
+        cos, sin = (part.double().cpu() for part in replay(position, torch.float32))
+        scale = torch.sqrt(cos**2 + sin**2)
+        if (torch.cos(frequencies * position) * scale - cos).abs().max() > 2e-2:
+            raise UnsupportedModelError(
+                f"layer {index} turns its keys differently at position {position}: its rotation depends on the length "
+                "of the text (dynamic or long RoPE), so its keys cannot be kept."
+            )
+    return tuple(frequencies.tolist())
+
+
+def _rotation(
+    index: int, layer: nn.Module, given: dict[str, Any], replay: Replay, components: tuple[float, ...], x: Tensor
+) -> Rotation:
+    """Which components of the layer's keys turn together, found by comparing its keys at two positions."""
+    start, values = (part.float() for part in tap(layer, given, x, index))
+    shape = given["position_embeddings"][0].shape
+    cos, sin = replay(_CHECKED_TURN, x.dtype)
+    turned = {**given, "position_embeddings": (cos.expand(shape), sin.expand(shape))}
+    later, values_later = (part.float() for part in tap(layer, turned, x, index))
+    half = len(components) // 2
+    # GLM lists its frequencies as the half pairing does, and turns interleaved pairs by them.
+    pairings: tuple[tuple[Pairing, tuple[float, ...]], ...] = (
+        ("half", components[:half]),
+        ("interleaved", components[::2]),
+        ("interleaved", components[:half]),
+        ("none", ()),
+    )
+    worst = 1e-3 if x.dtype == torch.float32 else 3e-2
+    if (values_later - values).norm() > worst * values.norm():
+        raise UnsupportedModelError(
+            f"layer {index} ({type(layer).__name__}) keeps positions in its values, as latent attention does; "
+            "its keys cannot be moved in front of another text."
+        )
+    for pairing, frequencies in pairings:
+        rotation = Rotation(frequencies, pairing)
+        if 2 * len(frequencies) > start.shape[-1]:
+            continue
+        if (rotation.turn(start, _CHECKED_TURN) - later).norm() <= worst * later.norm():
+            return rotation
+    raise UnsupportedModelError(
+        f"layer {index} ({type(layer).__name__}) does not turn its keys by a plain rotation; its keys cannot be kept."
+    )
+
+
+def tap(layer: nn.Module, given: dict[str, Any], x: Tensor, index: int) -> tuple[Tensor, Tensor]:
+    """The keys and values that ``layer`` makes of hidden states ``x`` (B, T, D), and nothing after them."""
+    taker = KeyValueTap(0)
+    with suppress(Tapped):
+        layer(x, **_with_cache(given, taker))
+    if taker.taken is None:
+        raise UnsupportedModelError(
+            f"layer {index} ({type(layer).__name__}) keeps no keys and values; such layers cannot hold a memory."
+        )
+    return taker.taken
+
+
+def _with_cache(given: dict[str, Any], cache: PrefixCache | None) -> dict[str, Any]:
+    """A layer's arguments with another cache, whatever the family calls it."""
+    return {name: cache if isinstance(value, PrefixCache) else value for name, value in given.items()}
+
+
+def without_cache(given: dict[str, Any]) -> dict[str, Any]:
+    """A layer's arguments for a pass that keeps nothing."""
+    return _with_cache(given, None)

@@ -1,0 +1,161 @@
+"""Attention of a few query rows over many memory rows, at the cost of reading the memory once.
+
+Stock attention on a CPU is about ten times off here: it expands grouped heads, or runs one query row at a time.
+Folding the queries of a group into rows of one matrix product reads each key and value once. Where the batch of
+queries is large, or there is a GPU, the stock kernel is the better one and gets the call.
+
+Dimensions: B batch, H key-value heads, G query heads for each, T query rows, M key rows, W head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.modeling_utils import AttentionInterface
+
+from byheart.errors import UnsupportedModelError
+from byheart.model.observed_attention import show
+from byheart.model.segment_attention import attended
+
+NAME = "byheart"
+FEW_ROWS = 64
+MANY_KEYS = 256
+MOST_SCORES = 1 << 20
+MOST_TRAINED_SCORES = 1 << 17
+
+
+def grouped_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, scaling: float, softcap: float | None = None
+) -> Tensor:
+    """Attention in two matrix products a key-value head; gives (B, T, H * G, W).
+
+    ``query`` (B, H * G, T, W), ``key`` and ``value`` (B, H, M, W), ``mask`` (B or 1, 1, T, M): True or 0.0 where a
+    query sees a key. Scores are made in the model's type and normalised in float32, as in eager attention.
+    """
+    batch, heads, rows, width = query.shape
+    kv_heads = key.shape[1]
+    group = heads // kv_heads
+    folded = (query * scaling).reshape(batch, kv_heads, group * rows, width)
+    scores = _scores(folded, key)
+    if softcap is not None:
+        scores = torch.tanh(scores.float() / softcap) * softcap
+    if mask is not None:
+        _hide(scores.view(batch, kv_heads, group, rows, -1), mask)
+    # The kernel normalises bfloat16 scores in float32.
+    weights = torch.softmax(scores, dim=-1).to(value.dtype)
+    out = torch.matmul(weights, value)
+    return out.view(batch, heads, rows, -1).transpose(1, 2).contiguous()
+
+
+def _scores(folded: Tensor, key: Tensor) -> Tensor:
+    """Queries (B, H, G * T, W) times keys; a product a head where the keys lie in a longer buffer.
+
+    A batched product would copy such keys first, which costs several times the product itself.
+    """
+    if key.is_contiguous():
+        return torch.matmul(folded, key.transpose(-1, -2))
+    batch, heads = key.shape[:2]
+    each = [torch.mm(folded[b, h], key[b, h].T) for b in range(batch) for h in range(heads)]
+    return torch.stack(each).view(batch, heads, folded.shape[2], key.shape[2])
+
+
+def _hide(scores: Tensor, mask: Tensor) -> None:
+    """Put the least number where ``mask`` hides a key; columns that every row sees are not touched."""
+    mask = mask[..., : scores.shape[-1]]
+    if mask.dtype != torch.bool:
+        scores += mask[:, :, None]
+        return
+    hidden = (~mask.all(dim=2).flatten(0, 1).all(dim=0)).nonzero()
+    if len(hidden):
+        start = int(hidden[0])
+        # One small table, added to every head: filling all heads' scores through a mask takes three times as long.
+        table = torch.zeros(mask[..., start:].shape, dtype=scores.dtype, device=scores.device)
+        table.masked_fill_(~mask[..., start:], torch.finfo(scores.dtype).min)
+        scores[..., start:] += table[:, :, None]
+
+
+def prefers_grouped(query: Tensor, key: Tensor, mask: Tensor | None) -> bool:
+    """Whether the grouped products beat the stock kernel: on a CPU, over many keys.
+
+    In float32 for few query rows; in bfloat16, whose products are twice as fast there and whose stock kernel is not,
+    for as many as keep the scores small. A causal mask alone the stock kernel does at half the work. With gradients,
+    which keep the scores, for short rows in bfloat16: the stock kernel's backward is the slowest part of a step.
+    """
+    rows, keys = query.shape[2], key.shape[2]
+    if query.device.type == "cpu" and query.dtype == torch.bfloat16 and query.requires_grad:
+        return rows * keys <= MOST_TRAINED_SCORES
+    if query.device.type != "cpu" or keys < MANY_KEYS or (mask is None and rows > 1):
+        return False
+    many = query.dtype == torch.bfloat16 and rows * keys <= MOST_SCORES
+    return rows <= FEW_ROWS or many
+
+
+def register() -> str:
+    """Make byheart's attention known to transformers; gives its name."""
+    AttentionInterface.register(NAME, _attention)
+    AttentionMaskInterface.register(NAME, _mask)
+    return NAME
+
+
+def _mask(*, mask_function: Callable[..., Any], attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
+    """transformers' own mask, but distances are counted in tokens that count.
+
+    Padding between a prefix and a shorter row's prompt would otherwise use up a sliding window.
+    """
+    if attention_mask is not None and attention_mask.shape[1] == kwargs["kv_length"]:
+        mask_function = partial(_by_place, mask_function, attention_mask.cumsum(1) - 1)
+    return sdpa_mask(mask_function=mask_function, attention_mask=attention_mask, **kwargs)
+
+
+def _by_place(rule: Callable[..., Any], places: Tensor, batch: Any, head: Any, query: Any, key: Any) -> Any:
+    return rule(batch, head, places[batch, query], places[batch, key])
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Few query rows over many keys by ``grouped_attention``, all else by transformers' own attention."""
+    if kwargs.get("s_aux") is not None:
+        raise UnsupportedModelError(
+            "attention with learned sinks (gpt-oss) is not supported; open the model with sdpa."
+        )
+    show(query, key, attention_mask, scaling=scaling, softcap=softcap)
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        return _attend(module, query, key, value, mask, scaling=scaling, softcap=softcap, **kwargs)
+
+    return attended(attend, query, key, value, attention_mask), None
+
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    *,
+    scaling: float | None,
+    softcap: float | None,
+    **kwargs: Any,
+) -> Tensor:
+    if softcap is None and not prefers_grouped(query, key, mask):
+        out: Tensor = sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **kwargs)[0]
+        return out
+    if mask is None and query.shape[2] > 1:
+        rows, columns = query.shape[2], key.shape[2]
+        mask = torch.ones(rows, columns, dtype=torch.bool, device=query.device).tril(columns - rows)[None, None]
+    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    return grouped_attention(query, key, value, mask, scaling=scale, softcap=softcap)

@@ -1,0 +1,390 @@
+"""The frozen model that every memory shares: run it, read hidden states, project keys, change nothing.
+
+Everything that reaches into a transformers model is here and in its three parts: ``models`` opens one, ``anatomy``
+measures one, ``cache`` is what its layers write to. A backbone is never trained and never edited: readings change what
+one pass sees, through hooks and a cache, and leave no trace.
+
+Dimensions: B batch, L layers, H key-value heads, M rows of memory, T tokens, D hidden, W head width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeAlias
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from byheart.errors import UnsupportedModelError, UsageError
+from byheart.model import attention
+from byheart.model.anatomy import Anatomy, hooked, measure, tap, without_cache
+from byheart.model.feed_forward import FeedForward, FeedForwardInput, feed_forward
+from byheart.model.fingerprint import fingerprint
+from byheart.model.kv_cache import PrefixCache
+from byheart.model.loading import empty_model, open_model
+from byheart.model.reading import KV, Delta, Reading, cast, delta_hook
+
+Change: TypeAlias = tuple[nn.Linear, Callable[..., Tensor]]
+
+
+@dataclass(frozen=True)
+class LayerCheckpoint:
+    """The layers from ``start`` on, ready to be run again from their input without the ones below.
+
+    ``hidden`` (B, T, D) is that input, ``arguments`` what each layer was called with.
+    """
+
+    start: int
+    hidden: Tensor
+    arguments: tuple[dict[str, Any], ...]
+
+
+class Backbone:
+    """A frozen decoder, measured once. Its weights are set to need no gradient, and nothing here changes them.
+
+    Args:
+        model: any transformers decoder with rotary positions. Raises UnsupportedModelError, naming the layer, where
+            a memory could not be read.
+        source: how the model was named when it was opened; kept with states so that they can be opened again.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, source: str = "") -> None:
+        self.model: PreTrainedModel = model.requires_grad_(False)
+        self.model.train(False)
+        self.source = source
+        self.config = model.config.get_text_config()
+        decoder: Any = model.get_decoder()  # type: ignore[no-untyped-call]
+        embedding = model.get_input_embeddings()
+        if not isinstance(decoder, nn.Module) or not isinstance(embedding, nn.Embedding):
+            raise UnsupportedModelError(f"{type(model).__name__} is not a decoder with layers and token embeddings.")
+        self.decoder = decoder
+        self.embedding = embedding
+        self.dtype: torch.dtype = model.dtype
+        self.device: torch.device = model.device
+        self.dim: int = self.config.hidden_size
+        # Phi-3 and others may hold no such key; then only the memory bounds the text.
+        self.positions: int = getattr(self.config, "max_position_embeddings", None) or 1 << 20
+        self.anatomy: Anatomy = measure(
+            decoder, dim=self.dim, dtype=self.dtype, device=self.device, positions=self.positions
+        )
+        self.layers: Sequence[nn.Module] = self.anatomy.layers
+        self._blocks: dict[int, FeedForward] = {}
+
+    @classmethod
+    def open(cls, model: str, *, dtype: str = "auto", device: str = "auto") -> Backbone:
+        """Open a model by alias, hub id, folder or GGUF file; see ``models.open_model``."""
+        return cls(open_model(model, dtype=dtype, device=device, attention=attention.register()), source=model)
+
+    @classmethod
+    def assembled(
+        cls,
+        config: Mapping[str, Any],
+        fill: Callable[[Mapping[str, Tensor]], None],
+        *,
+        dtype: str = "auto",
+        device: str = "auto",
+        source: str = "",
+    ) -> Backbone:
+        """A backbone of ``config``'s architecture whose weights ``fill(name -> empty parameter)`` writes in place.
+
+        For checkpoints that transformers does not read; ``config``, ``dtype`` and ``device`` as in
+        ``models.empty_model``.
+        """
+        model = empty_model(config, dtype=dtype, device=device, attention=attention.register())
+        with torch.no_grad():
+            fill(dict(model.named_parameters()))
+        return cls(model, source=source)
+
+    # ---- running ----
+
+    def embed(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
+        """Token embeddings, as the decoder takes them."""
+        embedded: Tensor = self.embedding(tokens.to(self.device))
+        return embedded
+
+    @property
+    def embedding_table(self) -> Float[Tensor, "V D"]:
+        """One row a token."""
+        return self.embedding.weight
+
+    def hidden(
+        self,
+        tokens: Int[Tensor, "B T"] | None = None,
+        *,
+        embeds: Float[Tensor, "B T D"] | None = None,
+        cache: PrefixCache | None = None,
+        mask: Bool[Tensor, "B T"] | None = None,
+        positions: Int[Tensor, "B T"] | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        """The decoder's final hidden states, ready for ``logits``; the cache, where given, grows by T.
+
+        Args:
+            tokens, embeds: one of the two.
+            mask: False where a row is padded; padding stands on the left of the tokens.
+            positions: instead of those that follow the cache.
+        """
+        if (tokens is None) == (embeds is None):
+            raise UsageError("Give either tokens or embeds.")
+        x = embeds if embeds is not None else self.embed(tokens) if tokens is not None else None
+        if x is None:
+            raise UsageError("Give either tokens or embeds.")
+        held = cache if cache is not None else PrefixCache(0)
+        seen, following = held.step(x, mask)
+        out = self.decoder(
+            inputs_embeds=x,
+            attention_mask=seen,
+            position_ids=positions if positions is not None else following,
+            use_cache=cache is not None,
+            **{self.anatomy.cache_argument: cache},
+        )
+        last: Tensor = out.last_hidden_state
+        return last
+
+    def logits(self, hidden: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
+        """Next-token logits in float32, by the model's own head."""
+        out = self.head(hidden).float() * self.logit_scale
+        return torch.tanh(out / self.softcap) * self.softcap if self.softcap else out
+
+    @cached_property
+    def logit_scale(self) -> float:
+        """What the head's output is multiplied by."""
+        # Granite divides its logits by one number; Cohere multiplies them by another.
+        divisor: float = getattr(self.config, "logits_scaling", None) or 1.0
+        factor: float = getattr(self.config, "logit_scale", None) or 1.0
+        return factor / divisor
+
+    @cached_property
+    def softcap(self) -> float | None:
+        """The bound that Gemma 2 puts on its logits by a tanh; None elsewhere."""
+        cap: float | None = getattr(self.config, "final_logit_softcapping", None)
+        return cap
+
+    @cached_property
+    def head(self) -> nn.Linear:
+        """The linear layer from hidden states to the vocabulary."""
+        head = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        if not isinstance(head, nn.Linear):
+            raise UnsupportedModelError(f"{type(self.model).__name__} has no linear output head.")
+        return head
+
+    def finish(self, hidden: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        """What follows the last layer: the final norm."""
+        for module in self.anatomy.norms:
+            hidden = module(hidden)
+        return hidden
+
+    # ---- keys and values ----
+
+    def project(self, rows: Sequence[Float[Tensor, "B M D"]]) -> KV:
+        """Keys and values, as of position 0, for hidden states that stand at each layer's input.
+
+        The model's own norm, projections and key norm make them; no attention and no feed-forward block runs.
+        """
+        shape = rows[0].shape[:2]
+        taken = []
+        for index, (layer, given, x) in enumerate(zip(self.layers, self.anatomy.arguments, rows, strict=True)):
+            taken.append(tap(layer, given, x, index) if x.shape[1] else self._nothing(shape[0]))
+        return KV(tuple(k for k, _ in taken), tuple(v for _, v in taken))
+
+    def _nothing(self, batch: int) -> tuple[Tensor, Tensor]:
+        raise UsageError(f"There are no hidden states to project for a batch of {batch}.")
+
+    def turn(self, kv: KV, steps: int | Tensor | Sequence[Tensor]) -> KV:
+        """The same memory with its keys ``steps`` positions later; one number, a tensor, or a tensor a layer."""
+        each = [steps] * len(self.layers) if isinstance(steps, (int, Tensor)) else steps
+        rotated = zip(self.anatomy.rotations, kv.keys, each, strict=True)
+        return KV(tuple(rotation.turn(k, step) for rotation, k, step in rotated), kv.values)
+
+    @cached_property
+    def slot_bytes(self) -> int:
+        """Bytes of one row of keys and values in all layers."""
+        with torch.no_grad():
+            row = self.prefill(torch.tensor([[self.first_token]], device=self.device))
+        return sum(part.nbytes for part in (*row.keys, *row.values))
+
+    def prefill(self, tokens: Int[Tensor, "B T"], prefix: KV | None = None) -> KV:
+        """The keys and values of ``tokens`` read behind ``prefix``, which is not repeated."""
+        held = prefix.slots if prefix else 0
+        batch = tokens.shape[0]
+        with self.reading([Reading(prefix, batch=batch)], room=tokens.shape[1]) as cache:
+            self.hidden(tokens, cache=cache)
+        return cache.rows_from(held)
+
+    # ---- readings ----
+
+    @contextmanager
+    def reading(self, readings: Sequence[Reading], *, room: int = 256) -> Iterator[PrefixCache]:
+        """Let each batch row see its own reading.
+
+        Inside: the cache holds every row's prefix, and linear layers add every row's deltas. After: no hook is left;
+        the cache stays usable, but without the deltas.
+        """
+        rows = [row for reading in readings for row in reading.rows()]
+        cache = PrefixCache.of(rows, layers=len(self.layers), dtype=self.dtype, room=room)
+        with self.deltas([row.deltas for row in rows]):
+            yield cache
+
+    def deltas(self, rows: Sequence[Mapping[str, Delta]]) -> AbstractContextManager[None]:
+        """Let linear layers add each batch row's change. Inside: hooks on those layers. After: none."""
+        return self.changing(self.changes(rows))
+
+    def changes(self, rows: Sequence[Mapping[str, Delta]]) -> list[Change]:
+        """The linear layers that these rows change, each with its forward hook: made once for many passes."""
+        return [
+            (self.linear(path), delta_hook(cast([row.get(path) for row in rows], self.dtype)))
+            for path in sorted({path for row in rows for path in row})
+        ]
+
+    @contextmanager
+    def changing(self, changes: Sequence[Change]) -> Iterator[None]:
+        """Before: the model as it is. Inside: linear layers add ``changes``. After: no hook is left."""
+        with hooked([linear.register_forward_hook(hook) for linear, hook in changes]):
+            yield
+
+    @property
+    def decoder_path(self) -> str:
+        """Where the decoder is in the model, such as ``model``."""
+        places: dict[int, str] = {id(module): name for name, module in self.model.named_modules()}
+        return places[id(self.decoder)]
+
+    def linear(self, path: str) -> nn.Linear:
+        """The linear layer at a module path of the decoder, such as ``layers.29.mlp.up_proj``."""
+        try:
+            module = self.decoder.get_submodule(path)
+        except AttributeError as error:
+            raise UsageError(f"The model has no module '{path}'.") from error
+        if not isinstance(module, nn.Linear):
+            raise UsageError(f"The model's module '{path}' is a {type(module).__name__}, not a linear layer.")
+        return module
+
+    def linears(self, index: int) -> dict[str, nn.Linear]:
+        """Path -> linear layer, for every linear layer of layer ``index``."""
+        prefix = f"layers.{index}"
+        return {f"{prefix}.{n}": m for n, m in self.layers[index].named_modules() if isinstance(m, nn.Linear)}
+
+    def attention_linears(self, index: int) -> list[str]:
+        """Paths of the linear layers of layer ``index`` outside its feed-forward block."""
+        inside = self.feed_forward_roles(index)
+        return [path for path in self.linears(index) if path not in inside]
+
+    @cached_property
+    def first_token(self) -> int:
+        """The token that texts begin with; 0 where the model names none."""
+        token: int | None = getattr(self.config, "bos_token_id", None)
+        return token or 0
+
+    @property
+    def stop_tokens(self) -> list[int]:
+        """Tokens that end an answer, by the model's own generation settings."""
+        # A model made by hand may have no generation settings.
+        ends: int | list[int] | None = getattr(self.model.generation_config, "eos_token_id", None)
+        return [] if ends is None else ends if isinstance(ends, list) else [ends]
+
+    # ---- hidden states between layers ----
+
+    @contextmanager
+    def layer_inputs(self, change: Callable[[int, Tensor], Tensor]) -> Iterator[None]:
+        """Let ``change(index, hidden)`` give each layer its input. Inside: a pre-hook a layer. After: none."""
+
+        def hook(index: int) -> Callable[..., Any]:
+            return lambda module, args: (change(index, args[0]), *args[1:])
+
+        with hooked([layer.register_forward_pre_hook(hook(i)) for i, layer in enumerate(self.layers)]):
+            yield
+
+    @contextmanager
+    def layer_outputs(self, take: Callable[[int, Tensor], None]) -> Iterator[None]:
+        """Show each layer's output to ``take(index, hidden)``. Inside: a hook a layer. After: none."""
+
+        def hook(index: int) -> Callable[..., Any]:
+            return lambda module, args, out: take(index, out)
+
+        with hooked([layer.register_forward_hook(hook(i)) for i, layer in enumerate(self.layers)]):
+            yield
+
+    # ---- running a part again ----
+
+    def feed_forward(self, index: int) -> FeedForward:
+        """Where layer ``index`` has its feed-forward block. Raises UnsupportedModelError."""
+        if index not in self._blocks:
+            given = self.anatomy.arguments[index]
+            self._blocks[index] = feed_forward(self.layers[index], given, index=index, dim=self.dim, dtype=self.dtype)
+        return self._blocks[index]
+
+    def feed_forward_roles(self, index: int) -> dict[str, str]:
+        """Path -> ``keys`` or ``values`` for the linear layers of layer ``index``'s feed-forward block.
+
+        Values write to the stream: the block's last linear layer. Keys match its input: all the others.
+        """
+        block = self.feed_forward(index).block
+        own = {id(m) for m in block.modules()}
+        called: list[int] = []
+        inside = [m for m in block.modules() if isinstance(m, nn.Linear)]
+        handles = [m.register_forward_hook(lambda module, args, out: called.append(id(module))) for m in inside]
+        with hooked(handles), torch.no_grad():
+            block(torch.zeros(1, 1, self.dim, dtype=self.dtype, device=self.device))
+        last = next(m for m in inside if id(m) == called[-1])
+        if last.out_features != self.dim:
+            raise UnsupportedModelError(
+                f"layer {index}'s feed-forward block ({type(block).__name__}) does not end in a linear layer that "
+                "writes to the stream (a mixture of experts?); its keys and values cannot be told apart."
+            )
+        return {
+            path: "values" if id(module) == called[-1] else "keys"
+            for path, module in self.linears(index).items()
+            if id(module) in own
+        }
+
+    @contextmanager
+    def feed_forward_inputs(self, index: int) -> Iterator[list[FeedForwardInput]]:
+        """Keep what layer ``index``'s feed-forward block is given. Inside: two hooks, one item a pass. After: none."""
+        where = self.feed_forward(index)
+        taken: list[FeedForwardInput] = []
+        residuals: list[Tensor] = []
+        handles = [
+            where.block.register_forward_pre_hook(
+                lambda module, args: taken.append(FeedForwardInput(args[0], residuals.pop() if residuals else args[0]))
+            )
+        ]
+        if where.source is not None:
+            handles.append(where.source.register_forward_pre_hook(lambda module, args: residuals.append(args[0])))
+        with hooked(handles):
+            yield taken
+
+    @contextmanager
+    def upper(self, start: int) -> Iterator[list[LayerCheckpoint]]:
+        """Keep what is needed to run the layers from ``start`` on again. Inside: a hook a layer. After: none."""
+        taken: list[LayerCheckpoint] = []
+        arguments: list[dict[str, Any]] = []
+        inputs: list[Tensor] = []
+
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if not arguments:
+                inputs.append(args[0])
+            arguments.append(without_cache(kwargs))
+            if len(arguments) == len(self.layers) - start:
+                taken.append(LayerCheckpoint(start, inputs.pop(), tuple(arguments)))
+                arguments.clear()
+
+        handles = [layer.register_forward_pre_hook(hook, with_kwargs=True) for layer in self.layers[start:]]
+        with hooked(handles):
+            yield taken
+
+    def resume(self, upper: LayerCheckpoint) -> Float[Tensor, "B T D"]:
+        """Final hidden states from the kept input of the upper layers; the lower ones are not run."""
+        hidden = upper.hidden
+        for layer, arguments in zip(self.layers[upper.start :], upper.arguments, strict=True):
+            hidden = layer(hidden, **arguments)
+        return self.finish(hidden)
+
+    # ---- identity ----
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A name for these weights: shapes and sampled values of every tensor, the same in any precision."""
+        return fingerprint(dict(self.model.named_parameters()), torch.bfloat16, samples=256)

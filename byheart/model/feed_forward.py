@@ -1,0 +1,79 @@
+"""Where a layer's feed-forward block sits, found by running the layer, and what goes into it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from byheart.errors import UnsupportedModelError
+from byheart.model.anatomy import hooked, noise, without_cache
+
+
+@dataclass(frozen=True)
+class FeedForward:
+    """Where a layer's feed-forward block sits: output = residual + scale * post(block(input)).
+
+    ``source`` is the module whose input is the residual and whose output is the block's input, or None where the
+    block reads the residual itself.
+    """
+
+    block: nn.Module
+    source: nn.Module | None
+    post: tuple[nn.Module, ...]
+    scale: float
+
+    def finish(self, residual: Tensor, output: Tensor) -> Tensor:
+        """The layer's output from the block's."""
+        for module in self.post:
+            output = module(output)
+        return residual + self.scale * output
+
+
+def feed_forward(layer: nn.Module, given: dict[str, Any], *, index: int, dim: int, dtype: torch.dtype) -> FeedForward:
+    """Find the feed-forward block of ``layer`` and how its output joins the residual stream.
+
+    Raises UnsupportedModelError where the block is not added to the stream behind the attention.
+    """
+    calls: list[tuple[nn.Module, Tensor, Tensor]] = []
+    handles = [
+        child.register_forward_hook(
+            lambda module, args, kwargs, out: calls.append(
+                (module, args[0] if args else next(iter(kwargs.values())), out)
+            ),
+            with_kwargs=True,
+        )
+        for child in layer.children()
+    ]
+    x = noise(2, dim, dtype, next(layer.parameters()).device)
+    with hooked(handles), torch.no_grad():
+        out = layer(x, **without_cache(given))
+    blocks = [n for n, call in enumerate(calls) if any(isinstance(m, nn.Linear) for m in call[0].modules())]
+    refusal = UnsupportedModelError(
+        f"layer {index} ({type(layer).__name__}) has no feed-forward block that is added to the stream after attention."
+    )
+    if len(blocks) < 2:
+        raise refusal
+    block, block_input, _ = calls[blocks[-1]]
+    source = next((call for call in calls[: blocks[-1]] if call[2] is block_input), None)
+    residual = source[1] if source else block_input
+    post = tuple(call[0] for call in calls[blocks[-1] + 1 :])
+    added = calls[-1][2]
+    change = (out - residual).float()
+    scale = float((change * added.float()).sum() / added.float().pow(2).sum())
+    # Rounded where the fit is within rounding: a stream without a multiplier must not get one of 0.9999.
+    scale = 1.0 if abs(scale - 1.0) < 2e-2 else scale
+    close = 1e-4 if dtype == torch.float32 else 3e-2
+    if (change - scale * added.float()).norm() > close * out.float().norm():
+        raise refusal
+    return FeedForward(block, source[0] if source else None, post, scale)
+
+
+@dataclass(frozen=True)
+class FeedForwardInput:
+    """What a layer's feed-forward block was given: its input and the residual its output is added to, (B, T, D)."""
+
+    input: Tensor
+    residual: Tensor

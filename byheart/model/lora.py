@@ -1,0 +1,87 @@
+"""Low-rank updates of linear layers by hook (LoRA, Hu et al. 2021), active at chosen tokens only.
+
+``y = W x + gate * (alpha / rank) * B A x``: the gate is CCM's "conditional LoRA" (arXiv 2312.03414, section 3.1).
+Only gated rows are computed; where no row is gated nothing is. The model keeps its modules and its state dict.
+
+Dimensions: B batch, T tokens, R rank.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from byheart.model.anatomy import hooked
+from byheart.model.backbone import Backbone
+from byheart.model.reading import LowRankDelta
+
+
+class LoRA(nn.Module):
+    """One low-rank update for each of several linear layers, learned once and shared by all sessions.
+
+    ``down`` (A, R x in) starts random and ``up`` (B, out x R) at zero, so an untrained update changes nothing.
+
+    Args:
+        paths: module paths of linear layers in the decoder.
+        alpha: the update is scaled by alpha / rank.
+        dropout: share of its input that is left out while it is trained, where it is ``active``.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        paths: Sequence[str],
+        *,
+        rank: int,
+        alpha: float,
+        dropout: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.paths = tuple(paths)
+        self.scale, self.dropout = alpha / rank, dropout
+        generator = torch.Generator().manual_seed(seed)
+        self.down = nn.ParameterList()
+        self.up = nn.ParameterList()
+        for path in self.paths:
+            linear = backbone.linear(path)
+            bound = 1 / math.sqrt(linear.in_features)
+            start = (torch.rand(rank, linear.in_features, generator=generator) * 2 - 1) * bound
+            self.down.append(nn.Parameter(start.to(backbone.device)))
+            self.up.append(nn.Parameter(torch.zeros(linear.out_features, rank, device=backbone.device)))
+
+    @contextmanager
+    def active(self, backbone: Backbone, *, gate: slice | None = None) -> Iterator[None]:
+        """Add the update at the tokens of ``gate`` (all without one). Inside: a hook a layer. After: none."""
+        handles = []
+        for path, down, up in zip(self.paths, self.down, self.up, strict=True):
+            handles.append(backbone.linear(path).register_forward_hook(partial(self._added, down, up, gate)))
+        with hooked(handles):
+            yield
+
+    def deltas(self, batch: int) -> dict[str, LowRankDelta]:
+        """The update at every token, as a reading carries it: path -> the same change for each batch row."""
+        return {
+            path: LowRankDelta(down.expand(batch, -1, -1), (up * self.scale).expand(batch, -1, -1))
+            for path, down, up in zip(self.paths, self.down, self.up, strict=True)
+        }
+
+    def _added(
+        self, down: Tensor, up: Tensor, gate: slice | None, module: nn.Module, args: tuple[Tensor, ...], out: Tensor
+    ) -> Tensor:
+        """A linear layer's output with the update; a forward hook once the first three are given."""
+        x = (args[0] if gate is None else args[0][:, gate]).to(down.dtype)
+        if self.dropout and self.training:
+            x = torch.nn.functional.dropout(x, self.dropout)
+        change = torch.nn.functional.linear(torch.nn.functional.linear(x, down), up) * self.scale
+        if gate is None:
+            return out + change.to(out.dtype)
+        if torch.is_grad_enabled():
+            out = out.clone()
+        out[:, gate] += change.to(out.dtype)
+        return out

@@ -1,0 +1,54 @@
+"""A few steps of AdamW on leaf tensors: learning at the moment of writing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import cycle
+
+import torch
+from torch import Tensor
+
+
+def descend(
+    groups: Sequence[Sequence[Tensor]],
+    loss: Callable[[], Tensor],
+    *,
+    steps: int,
+    learning_rate: float,
+    clip: float = 1.0,
+    weight_decay: float = 0.01,
+    stop_loss: float = 0.0,
+    bound: float = 0.0,
+) -> None:
+    """Take ``steps`` of AdamW on leaf tensors; gradients are clipped to norm ``clip`` within each group apart.
+
+    Groups are independent problems that share one pass, such as one document each.
+
+    Args:
+        loss: of all groups together, or one number a group.
+        stop_loss: a group whose number is below is left as it is from then on.
+        bound: the most that a component may be away from zero after a step; 0 is no bound.
+    """
+    optimizer = torch.optim.AdamW(
+        [p for group in groups for p in group], lr=learning_rate, weight_decay=weight_decay, fused=True
+    )
+    for _ in range(steps):
+        optimizer.zero_grad(set_to_none=True)
+        with torch.enable_grad():
+            value = loss()
+            total = value.sum()
+        done = [each < stop_loss for each in value.tolist()] if value.dim() else [False]
+        if all(done):
+            return
+        total.backward()  # type: ignore[no-untyped-call]
+        for group, is_done in zip(groups, cycle(done)):
+            if is_done:
+                # AdamW passes over what has no gradient.
+                for parameter in group:
+                    parameter.grad = None
+            torch.nn.utils.clip_grad_norm_(list(group), clip)
+        optimizer.step()
+        if bound:
+            with torch.no_grad():
+                for parameter in (p for group in groups for p in group):
+                    parameter.clamp_(-bound, bound)

@@ -1,0 +1,164 @@
+"""What a frozen model sees of a state: a KV prefix, changes of linear layers, or both.
+
+A reading is a value: making or using one changes no weight, so rows of one batch can read different memories.
+It does not know which method made it, nor the model that will read it.
+
+Dimensions: B batch, H key-value heads, M rows of memory, W head width, R rank, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import TypeAlias
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class KV:
+    """Keys and values of every layer, (B, H, M, W) each; keys are rotated, the next token sits at position M."""
+
+    keys: tuple[Float[Tensor, "B H M W"], ...]
+    values: tuple[Float[Tensor, "B H M W"], ...]
+
+    @property
+    def batch(self) -> int:
+        """Rows of the batch, B."""
+        return self.keys[0].shape[0]
+
+    @property
+    def slots(self) -> int:
+        """Rows of memory, M."""
+        return self.keys[0].shape[2]
+
+    def rows(self) -> list[KV]:
+        """One KV a batch row, as views."""
+        return [
+            KV(tuple(k[b : b + 1] for k in self.keys), tuple(v[b : b + 1] for v in self.values))
+            for b in range(self.batch)
+        ]
+
+    def slice(self, start: int, stop: int | None = None) -> KV:
+        """The rows of memory from ``start`` to ``stop``, as views."""
+        return KV(tuple(k[:, :, start:stop] for k in self.keys), tuple(v[:, :, start:stop] for v in self.values))
+
+    def append(self, other: KV) -> KV:
+        """The rows of ``other`` behind these."""
+        return KV(
+            tuple(torch.cat(pair, dim=2) for pair in zip(self.keys, other.keys, strict=True)),
+            tuple(torch.cat(pair, dim=2) for pair in zip(self.values, other.values, strict=True)),
+        )
+
+    def detach(self) -> KV:
+        """The same numbers without their history of gradients."""
+        return KV(tuple(k.detach() for k in self.keys), tuple(v.detach() for v in self.values))
+
+
+@dataclass(frozen=True)
+class DenseDelta:
+    """A linear layer gives ``x @ weight.T`` more; one weight a batch row."""
+
+    weight: Float[Tensor, "B out in"]
+
+    def __call__(self, x: Tensor, row: int) -> Tensor:
+        return torch.nn.functional.linear(x, self.weight[row].to(x.dtype))
+
+    def row(self, b: int) -> DenseDelta:
+        """The change of one batch row."""
+        return DenseDelta(self.weight[b : b + 1])
+
+    def to(self, dtype: torch.dtype) -> DenseDelta:
+        """The same change in another type."""
+        return DenseDelta(self.weight.to(dtype))
+
+
+@dataclass(frozen=True)
+class LowRankDelta:
+    """A linear layer gives ``x @ down.T @ up.T`` more; the scale is in ``up``. One pair a batch row."""
+
+    down: Float[Tensor, "B R in"]
+    up: Float[Tensor, "B out R"]
+
+    def __call__(self, x: Tensor, row: int) -> Tensor:
+        inner = torch.nn.functional.linear(x, self.down[row].to(x.dtype))
+        return torch.nn.functional.linear(inner, self.up[row].to(x.dtype))
+
+    def row(self, b: int) -> LowRankDelta:
+        """The change of one batch row."""
+        return LowRankDelta(self.down[b : b + 1], self.up[b : b + 1])
+
+    def to(self, dtype: torch.dtype) -> LowRankDelta:
+        """The same change in another type."""
+        return LowRankDelta(self.down.to(dtype), self.up.to(dtype))
+
+
+Delta: TypeAlias = DenseDelta | LowRankDelta
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a frozen model sees of a state.
+
+    ``prefix``: rows that stand before the text, or None. ``deltas``: module path of a linear layer -> its change.
+    ``batch``: how many batch rows it serves.
+    """
+
+    prefix: KV | None = None
+    deltas: Mapping[str, Delta] = field(default_factory=dict)
+    batch: int = 1
+
+    def rows(self) -> list[Reading]:
+        """One reading a batch row."""
+        if self.batch == 1:
+            return [self]
+        prefixes: Sequence[KV | None] = self.prefix.rows() if self.prefix else [None] * self.batch
+        return [
+            Reading(prefix, {path: delta.row(b) for path, delta in self.deltas.items()})
+            for b, prefix in enumerate(prefixes)
+        ]
+
+    @property
+    def slots(self) -> int:
+        """Rows of the prefix; 0 without one."""
+        return self.prefix.slots if self.prefix else 0
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the tensors it holds."""
+        tensors: list[Tensor] = list(self.prefix.keys + self.prefix.values) if self.prefix else []
+        for delta in self.deltas.values():
+            tensors += [delta.weight] if isinstance(delta, DenseDelta) else [delta.down, delta.up]
+        return sum(tensor.nbytes for tensor in tensors)
+
+
+def cast(rows: Sequence[Delta | None], dtype: torch.dtype) -> list[Delta | None]:
+    """Each batch row's change in ``dtype``, None where it has none; rows that share a change share what it becomes."""
+    own = {id(row): row for row in rows if row is not None}
+    made = {key: row.to(dtype) for key, row in own.items()}
+    return [made.get(id(row)) for row in rows]
+
+
+def delta_hook(rows: Sequence[Delta | None]) -> Callable[..., Tensor]:
+    """A forward hook that adds each batch row's change to a linear layer's output.
+
+    Rows side by side that share one change go through one product: questions about one text read its weights once.
+    """
+    runs = [list(run) for _, run in groupby(rows, key=id)]
+    if len(runs) == 1 and rows[0] is not None:
+        shared = rows[0]
+        return lambda module, args, out: out + shared(args[0], 0)
+    low_rank = [row for row in rows if isinstance(row, LowRankDelta)]
+    if len(low_rank) == len(rows) and len({row.down.shape for row in low_rank}) == 1:
+        down, up = torch.cat([row.down for row in low_rank]).mT, torch.cat([row.up for row in low_rank]).mT
+        return lambda module, args, out: out + torch.bmm(torch.bmm(args[0], down), up)
+    counts = [len(run) for run in runs]
+
+    def hook(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+        parts = zip(runs, torch.split(args[0], counts), torch.split(out, counts), strict=True)
+        return torch.cat([y + run[0](x, 0) if run[0] else y for run, x, y in parts])
+
+    return hook

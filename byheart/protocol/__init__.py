@@ -1,0 +1,7 @@
+"""What every method is: states, readings of them, their files, and the loss that trains."""
+
+from byheart.protocol.episode import Batch, Episode, collate
+from byheart.protocol.method import Method
+from byheart.protocol.state import Header, State, Written
+
+__all__ = ["Batch", "Episode", "Header", "Method", "State", "Written", "collate"]

@@ -1,0 +1,75 @@
+"""A method's learned parts on disk.
+
+    FOLDER/method.json           the method's name, its options, and the fingerprint of its backbone
+    FOLDER/method.safetensors    its parameters and buffers
+
+byheart 0.1 called the two `memory.json` and `memory.safetensors`; such folders open too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from byheart.errors import CheckpointError, StateMismatchError
+from byheart.protocol import format_1
+from byheart.protocol.method import Method
+
+CARD, WEIGHTS = "method.json", "method.safetensors"
+_OLD_CARD, _OLD_WEIGHTS = "memory.json", "memory.safetensors"
+
+
+def is_learned(name: str) -> bool:
+    """Whether ``name`` is a folder that ``save_pretrained`` wrote, or means to be one."""
+    return os.sep in name or any((Path(name) / card).is_file() for card in (CARD, _OLD_CARD))
+
+
+def read_card(folder: str | Path) -> dict[str, Any]:
+    """What ``save_pretrained`` said of a folder: method, options, backbone. Raises CheckpointError."""
+    is_old = not (Path(folder) / CARD).exists() and (Path(folder) / _OLD_CARD).exists()
+    try:
+        stored = json.loads((Path(folder) / (_OLD_CARD if is_old else CARD)).read_text(encoding="utf-8"))
+        card = format_1.card(stored) if is_old else stored
+        return {key: card[key] for key in ("method", "options", "backbone")}
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"'{folder}' holds no trained method: {CARD} cannot be read ({error}).") from error
+
+
+def save_pretrained(method: Method, folder: str | Path) -> None:
+    """Write the learned parts of ``method``, and the options that made it, into ``folder``."""
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    card = {"method": method.name, "options": method.options(), "backbone": method.backbone.fingerprint}
+    save_file({k: v.detach().cpu().contiguous() for k, v in method.state_dict().items()}, path / WEIGHTS)
+    (path / CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+
+
+def load_pretrained(method: Method, folder: str | Path) -> None:
+    """Read into ``method`` what ``save_pretrained`` wrote. Raises StateMismatchError or CheckpointError."""
+    card = read_card(folder)
+    if (card["method"], card["backbone"]) != (method.name, method.backbone.fingerprint):
+        raise StateMismatchError(
+            f"'{folder}' holds a {card['method']} for backbone {card['backbone']}; "
+            f"this is a {method.name} on backbone {method.backbone.fingerprint}."
+        )
+    file = next((path for name in (WEIGHTS, _OLD_WEIGHTS) if (path := Path(folder) / name).exists()), None)
+    try:
+        stored = load_file(file or Path(folder) / WEIGHTS, device=str(method.backbone.device))
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"'{folder}': {WEIGHTS} cannot be read ({error}).") from error
+    # A buffer that is None is a learned part that only some have.
+    for name in [name for name, buffer in method._buffers.items() if buffer is None and name in stored]:
+        setattr(method, name, stored[name])
+    own = method.state_dict()
+    missing, unexpected = sorted(own.keys() - stored.keys()), sorted(stored.keys() - own.keys())
+    misshapen = [name for name in sorted(own.keys() & stored.keys()) if own[name].shape != stored[name].shape]
+    if missing or unexpected or misshapen:
+        raise CheckpointError(
+            f"'{folder}' does not fit: missing {missing}, unexpected {unexpected}, of another shape {misshapen}."
+        )
+    method.load_state_dict(stored)

@@ -1,0 +1,133 @@
+"""The one protocol of every memory: ``init``, ``write``, ``read``.
+
+A memory is a method: its parameters are learned once, its states are many. A state is a value: ``write`` returns a
+new one and leaves its argument alone, so a session can be kept, forked and thrown away. The first dimension of every
+tensor of a state is the batch, so states are stacked by concatenation.
+
+Dimensions: B batch, H key-value heads, M rows of memory, T tokens, W head width.
+"""
+
+from __future__ import annotations
+
+import abc
+import inspect
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from byheart.errors import UsageError
+from byheart.model.backbone import Backbone
+from byheart.model.fingerprint import fingerprint
+from byheart.model.reading import Reading
+from byheart.protocol.episode import Batch
+from byheart.protocol.episode_loss import episode_loss
+from byheart.protocol.state import State, stack, unstack
+
+
+class Method(nn.Module, abc.ABC):
+    """A method over a frozen backbone. Subclasses are final; their keyword-only arguments are their options.
+
+    Every option must be kept as an attribute of the same name, in types that JSON has.
+    """
+
+    name: ClassVar[str]
+    """How users call it; the key of the table in ``byheart.methods``."""
+    text_format: Literal["text", "turn"] = "text"
+    """``turn`` where its prefix is text as the model itself reads it, so that text is written as turns of a chat."""
+    capacity: int | None = None
+    """Prefix rows it holds at most; None where it grows."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        nn.Module.__init__(self)
+        self.backbone = backbone
+        # Writing builds no graph unless a training loop says ``train()``.
+        self.training = False
+
+    @abc.abstractmethod
+    def init(self) -> State:
+        """The state of a session into which nothing was written; batch 1."""
+
+    @abc.abstractmethod
+    def write(self, state: State, segment: Int[Tensor, "B T"]) -> State:
+        """The state after reading ``segment``, of any length; ``state`` is left alone."""
+
+    @abc.abstractmethod
+    def read(self, state: State) -> Reading:
+        """What the model sees of ``state``."""
+
+    def pieces(self, segment: Int[Tensor, "B T"]) -> Iterator[Int[Tensor, "B t"]]:
+        """What ``write`` takes at once; writing the pieces one by one gives the same state."""
+        return iter((segment,))
+
+    def select(self, state: State, prompt: Int[Tensor, " T"]) -> State:
+        """The part of ``state`` that bears on a question: ``state`` itself, unless a memory reads some of it only."""
+        return state
+
+    def write_many(self, states: Sequence[State], segments: Sequence[Int[Tensor, "1 _"]]) -> list[State]:
+        """Write one segment into each of many sessions; those of one shape go through the model as one batch."""
+        out: list[State | None] = [None] * len(states)
+        groups: dict[Any, list[int]] = {}
+        for n, (state, segment) in enumerate(zip(states, segments, strict=True)):
+            shapes = tuple((name, tuple(tensor.shape)) for name, tensor in sorted(state.items()))
+            groups.setdefault((shapes, segment.shape[1]), []).append(n)
+        for members in groups.values():
+            written = self.write(stack([states[n] for n in members]), torch.cat([segments[n] for n in members]))
+            for n, state in zip(members, unstack(written), strict=True):
+                out[n] = state
+        return [state for state in out if state is not None]
+
+    def loss(
+        self, batch: Batch, *, teacher: float = 0.0, every_segment: float = 0.0, checkpoint_writes: bool = False
+    ) -> Float[Tensor, ""]:
+        """How badly targets are predicted from what was kept, with gradients through the writes.
+
+        Args:
+            teacher: weight of the divergence from the same model that has the whole text in front of it.
+            every_segment: weight of the text itself from the second segment on, each token predicted from the
+                tokens before it in its segment and the memory of earlier segments.
+            checkpoint_writes: keep only the states between writes and run each write again for its gradients: a
+                third more time, and room that grows with the states instead of with all layers of all segments.
+        """
+        states = [self.init()] * batch.target.shape[0]
+        hidden: list[Tensor] = []
+        for index in range(batch.segments.shape[1]):
+            if every_segment and index:
+                hidden.append(self._seen(states, batch.segments[:, index], batch.mask[:, index]))
+            if checkpoint_writes:
+                states = checkpoint(self.write_many, states, batch.rows(index), use_reentrant=False)
+            else:
+                states = self.write_many(states, batch.rows(index))
+        seen = torch.cat([*hidden, self._seen(states, batch.target)], dim=1)
+        return episode_loss(self.backbone, seen, batch, teacher=teacher, every_segment=every_segment)
+
+    def _seen(self, states: Sequence[State], tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Hidden states (B, T, D) of tokens that each read their own state."""
+        with self.backbone.reading([self.read(state) for state in states], room=tokens.shape[1]) as cache:
+            return self.backbone.hidden(tokens, cache=cache, mask=mask)
+
+    def options(self) -> dict[str, Any]:
+        """The keyword-only arguments that made this memory."""
+        signature = inspect.signature(type(self)).parameters.values()
+        return {p.name: vars(self)[p.name] for p in signature if p.kind is p.KEYWORD_ONLY}
+
+    @classmethod
+    def sized(cls, backbone: Backbone, budget: int, tokens: int) -> dict[str, Any]:
+        """Options whose state for one text of ``tokens`` tokens takes at most ``budget`` bytes.
+
+        Raises BudgetError where even the least is more, and UsageError where there is no size to choose.
+        """
+        raise UsageError(f"'{cls.name}' has no size to choose for a budget of bytes; take another memory.")
+
+    @property
+    def fingerprint(self) -> str:
+        """A name for the learned parts; the same for two memories that read states alike."""
+        return fingerprint(self.state_dict(), torch.float32, samples=4096)
+
+    def export(self, folder: str | Path) -> None:
+        """Write the learned parts as other libraries read them; nothing, where there is no such format."""
+        return None

@@ -1,0 +1,233 @@
+"""Text in, text out: a memory over a model, with an encoder and a history of what was written.
+
+A session owns one state. It splits text into what its method takes, and keeps what a reading costs to prepare until the
+next write. It does not know which method it has, nor how text becomes tokens.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from byheart.errors import InputError, UsageError
+from byheart.generation.decoding import Decoding
+from byheart.generation.generate import generate, require_contrast
+from byheart.model.backbone import Backbone
+from byheart.model.kv_cache import PrefixCache
+from byheart.model.reading import Reading
+from byheart.protocol import state_file
+from byheart.protocol.method import Method
+from byheart.protocol.state import Header, State, Written, nbytes
+from byheart.text.detokenize import text_of
+from byheart.text.encoder import ChatEncoder
+
+Progress = Callable[[int, int], None]
+
+
+class Session:
+    """One memory of one user: write texts, ask about them, save, load, fork, forget.
+
+    Args:
+        state: what was kept before; a fresh state without it.
+        written: what was written into ``state``.
+        learned: the folder that holds the method's learned parts; kept with states so that they can be opened again.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        encoder: ChatEncoder,
+        method: Method,
+        *,
+        state: State | None = None,
+        written: Sequence[Written] = (),
+        learned: str = "",
+    ) -> None:
+        self.backbone = backbone
+        self.encoder = encoder
+        self.method = method
+        self.state: State = method.init() if state is None else state
+        self.header = Header(
+            method=method.name,
+            options=method.options(),
+            backbone=backbone.fingerprint,
+            tokenizer=encoder.fingerprint,
+            adapter=method.fingerprint,
+            model=backbone.source,
+            dtype=str(backbone.dtype).removeprefix("torch."),
+            learned=learned,
+            capacity=method.capacity,
+            text_format=method.text_format,
+            written=list(written),
+        )
+        self._reading: Reading | None = None
+        self._cache: PrefixCache | None = None
+
+    # ---- writing ----
+
+    def write(self, text: str, *, source: str = "text", progress: Progress | None = None) -> Written:
+        """Put ``text`` into the memory. Raises InputError; the memory then stays as it was.
+
+        Args:
+            source: where the text came from, for the record.
+            progress: called with the tokens done and the tokens in all.
+        """
+        tokens = self.document(text)
+        entry = Written.now(source, tokens=tokens.shape[1], characters=len(text))
+        self._absorb(tokens, progress)
+        return self.acknowledge(self.state, entry)
+
+    def document(self, text: str, *, use_chat_template: bool = True) -> Tensor:
+        """The tokens (1, T) of a text as it would be written, or of the bare text. Raises InputError."""
+        if not text.strip():
+            raise InputError("There is nothing to write: the text is empty.")
+        as_turn = use_chat_template and self.method.text_format == "turn"
+        tokens = self.encoder.document(text, first=not self.header.written, as_turn=as_turn)
+        return tokens[None].to(self.backbone.device)
+
+    def write_turn(self, question: str, answer: str) -> Written:
+        """Put a turn of a conversation into the memory: what was asked and what was answered."""
+        as_turn = self.method.text_format == "turn"
+        tokens = self.encoder.turn(question, answer, first=not self.header.written, as_turn=as_turn)
+        entry = Written.now("chat", tokens=len(tokens), characters=len(question) + len(answer))
+        self._absorb(tokens[None].to(self.backbone.device), None)
+        return self.acknowledge(self.state, entry)
+
+    def acknowledge(self, state: State, entry: Written) -> Written:
+        """Take ``state``, into which ``entry`` was written, as what this session keeps."""
+        self.state, self._reading, self._cache = state, None, None
+        self.header = self.header.with_written(entry)
+        return entry
+
+    def _absorb(self, tokens: Tensor, progress: Progress | None) -> None:
+        state, done = self.state, 0
+        if progress is not None:
+            progress(done, tokens.shape[1])
+        for segment in self.method.pieces(tokens):
+            with torch.no_grad():
+                state = self.method.write(state, segment)
+            done += segment.shape[1]
+            if progress is not None:
+                progress(done, tokens.shape[1])
+        self.state = state
+
+    # ---- asking ----
+
+    def ask(self, question: str, *, stop: str | Sequence[str] = (), **decoding: Any) -> str:
+        """The answer to ``question``; options as in ``Decoding``, and ``stop`` strings that end it."""
+        return "".join(self.stream(question, stop=stop, **decoding)).strip()
+
+    def stream(self, question: str, *, stop: str | Sequence[str] = (), **decoding: Any) -> Iterator[str]:
+        """The answer piece by piece, as it is made. Raises InputError before the first piece."""
+        self.require_written()
+        return self.reply(question, stop=stop, **decoding)
+
+    def reply(self, question: str, *, stop: str | Sequence[str] = (), **decoding: Any) -> Iterator[str]:
+        """As ``stream``, for a turn of a conversation, which may be its first: the memory may be empty."""
+        how, stops = make_decoding(decoding), stop_strings(stop)
+        prompts, reading = (self.prompt(question), self.prompt(question, alone=True)), self.reading_for(question)
+        require_contrast(how, [reading])
+        return text_of(self._answer(*prompts, reading, how), self.encoder.tokenizer, stops)
+
+    def _answer(self, prompt: Tensor, alone: Tensor, reading: Reading, how: Decoding) -> Iterator[int | None]:
+        """The answer's tokens. While they are made, nobody else has the cache; afterwards the session keeps it."""
+        cache = self._cache if self._reading is reading else None
+        if cache is not None:
+            self._cache = None
+        elif how.context_aware is None:
+            with torch.no_grad(), self.backbone.reading([replace(reading, deltas={})]) as cache:
+                pass
+        own: dict[str, Any] = {"stop_tokens": self.encoder.stop_tokens, "cache": cache, "others": [alone]}
+        steps = generate(self.backbone, [prompt], [reading], decoding=how, **own)
+        try:
+            for step in steps:
+                yield step[0]
+        finally:
+            steps.close()
+            if self._reading is reading and cache is not None:
+                self._cache = cache
+
+    def prompt(self, question: str, *, use_chat_template: bool = True, alone: bool = False) -> Tensor:
+        """The tokens (T,) that ask ``question``, or the bare text for the model to go on from. Raises InputError.
+
+        ``alone``: as where nothing was written.
+        """
+        continues = self.method.text_format == "turn" and bool(self.header.written) and not alone
+        tokens = self.encoder.question(question, continues=continues, use_chat_template=use_chat_template)
+        return tokens.to(self.backbone.device)
+
+    def require_written(self) -> None:
+        """Raise InputError where nothing has been written."""
+        if not self.header.written:
+            raise InputError("Nothing has been written into this memory; write a text first.")
+
+    @property
+    def reading(self) -> Reading:
+        """What the model sees of the memory; made once after each write."""
+        if self._reading is None:
+            with torch.no_grad():
+                self._reading = self.method.read(self.state)
+        return self._reading
+
+    def reading_for(self, question: str) -> Reading:
+        """What the model sees of the memory when it is asked ``question``: ``reading``, unless the method selects."""
+        part = self.method.select(self.state, self.encoder.continuation(question))
+        if part is self.state:
+            return self.reading
+        with torch.no_grad():
+            return self.method.read(part)
+
+    # ---- keeping ----
+
+    def save(self, path: str | Path) -> int:
+        """Write the memory to a file, atomically; gives its bytes. Raises StateError, the earlier file intact."""
+        self.header = replace(self.header, slots=self.reading.slots)
+        return state_file.save(Path(path), self.state, self.header)
+
+    def load(self, path: str | Path) -> None:
+        """Continue from a saved memory. Raises StateError; the present memory then stays."""
+        state, header = state_file.load(Path(path))
+        header.require(self.header, f"'{path}'")
+        self.state = {name: tensor.to(self.backbone.device) for name, tensor in state.items()}
+        self.header = replace(self.header, written=header.written, slots=header.slots)
+        self._reading = self._cache = None
+
+    def fork(self) -> Session:
+        """A second session that starts from what this one knows; neither sees what the other writes later."""
+        twin = copy.copy(self)
+        twin.header = replace(self.header, written=list(self.header.written))
+        twin._cache = None
+        return twin
+
+    def forget(self) -> None:
+        """Back to nothing written."""
+        self.state = self.method.init()
+        self.header = replace(self.header, written=[])
+        self._reading = self._cache = None
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the state's tensors."""
+        return nbytes(self.state)
+
+
+def stop_strings(stop: str | Sequence[str]) -> list[str]:
+    """Stop strings as a list. Raises UsageError for an empty one."""
+    stops = [stop] if isinstance(stop, str) else list(stop)
+    if "" in stops:
+        raise UsageError("A stop string must not be empty: every answer would end before it began.")
+    return stops
+
+
+def make_decoding(options: dict[str, Any]) -> Decoding:
+    """Options of a call as a Decoding. Raises UsageError."""
+    try:
+        return Decoding(**options)
+    except TypeError as error:
+        raise UsageError(f"Unknown option: {error}.") from error

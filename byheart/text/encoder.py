@@ -1,0 +1,156 @@
+"""From text to the tokens that a model reads: bare text, turns of a conversation, questions and continuations.
+
+How a text and a question are encoded, where the model has a chat template and text is written as turns:
+
+    document:  <system and user header> text <end of turn, assistant header> I have read it. <end of turn, user header>
+    question:  question <end of turn, assistant header>
+
+Where text is written bare, a question is a conversation of its own. It knows a tokenizer; it does not know models,
+methods or states.
+
+Dimensions: T tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Sequence
+from functools import cached_property
+from typing import TypeAlias
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from byheart.errors import InputError
+from byheart.text.chat_template import RECEIPT, ChatTemplate, special_tokens
+
+Tokenizer: TypeAlias = PreTrainedTokenizerBase
+
+
+class ChatEncoder:
+    """A tokenizer with its chat template. Tokens are long integers on the CPU.
+
+    Args:
+        model_stops: tokens that end an answer by the model's own settings.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, model_stops: Collection[int] = ()) -> None:
+        self.tokenizer = tokenizer
+        self.model_stops = frozenset(model_stops)
+
+    @cached_property
+    def template(self) -> ChatTemplate:
+        """What the chat template puts around texts and questions."""
+        return ChatTemplate.of(self.tokenizer)
+
+    @property
+    def has_template(self) -> bool:
+        """Whether there is a chat template; without one, bare lines stand around texts and questions."""
+        return bool(self.tokenizer.chat_template)
+
+    @cached_property
+    def start(self) -> list[int]:
+        """What the tokenizer puts before every text, such as a BOS token; empty for many."""
+        return list(self.tokenizer("").input_ids)
+
+    @cached_property
+    def stop_tokens(self) -> set[int]:
+        """Tokens that end an answer: the model's, the tokenizer's, and the chat template's end of turn."""
+        eos = self.tokenizer.eos_token_id
+        ends = [*self.model_stops, eos, *special_tokens(self.tokenizer, self.template.end)[:1]]
+        return {token for token in ends if token is not None}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A name for the vocabulary."""
+        words = sorted(self.tokenizer.get_vocab().items())
+        return hashlib.sha256(repr(words).encode()).hexdigest()[:32]
+
+    def document(self, text: str, *, first: bool, as_turn: bool) -> Int[Tensor, " T"]:
+        """A text as it is written. Raises InputError.
+
+        Args:
+            first: nothing was written before it.
+            as_turn: it becomes a turn of a conversation, which the next text or question goes on from.
+        """
+        require_characters(text)
+        opening = self.template.opening if first else ""
+        parts = [opening, text, self.template.receipt] if as_turn else ["", text]
+        return self.encode(*parts, first=first)
+
+    def turn(self, question: str, answer: str, *, first: bool, as_turn: bool) -> Int[Tensor, " T"]:
+        """A question and its answer as they are written. Raises InputError. ``first`` and ``as_turn`` as above."""
+        require_characters(question + answer)
+        if not as_turn:
+            parts = ["", question, "\n", answer, "\n"]
+        elif self.has_template:
+            before, _, after = self.template.receipt.partition(RECEIPT)
+            parts = [self.template.opening if first else "", question, before, answer, after]
+        else:
+            parts = [self.template.question, question, f"{self.template.answer} ", answer, self.template.receipt]
+        return self.encode(*parts, first=first)
+
+    def question(self, text: str, *, continues: bool, use_chat_template: bool = True) -> Int[Tensor, " T"]:
+        """The tokens that ask ``text``, or the bare text for the model to go on from. Raises InputError.
+
+        Args:
+            continues: it goes on from text that was written as turns.
+        """
+        if not text.strip():
+            raise InputError("There is nothing to ask: the question is empty.")
+        require_characters(text)
+        if not use_chat_template:
+            return self.encode("", text, first=not continues)
+        header = "" if continues and self.has_template else self.template.question
+        return self.encode(header, text, self.template.answer, first=not continues)
+
+    def continuation(self, text: str, *, use_chat_template: bool = False) -> Int[Tensor, " T"]:
+        """The tokens of text that goes on from a prompt: after a space where that prompt ends in bare lines."""
+        spaced = f" {text}" if use_chat_template and not self.has_template else text
+        return self._tensor(self.tokenizer(spaced, add_special_tokens=False, verbose=False).input_ids)
+
+    def encode(self, *parts: str, first: bool) -> Int[Tensor, " T"]:
+        """Template and user text in turn, as one text; a special token's name in the user's text is only text."""
+        named = any(mark in text for text in parts[1::2] for mark in self.tokenizer.all_special_tokens)
+        pieces = [(part, n % 2 == 1) for n, part in enumerate(parts)] if named else [("".join(parts), False)]
+        ids: list[int] = []
+        for piece, plain in pieces:
+            ids += self.tokenizer(piece, add_special_tokens=False, split_special_tokens=plain).input_ids
+        return self._tensor(self._started(ids) if first else ids)
+
+    def template_tokens(self) -> dict[str, list[int]]:
+        """What stands around texts, as a method may need it among its options.
+
+        ``header`` and ``footer`` open and close an assistant turn; ``opening`` and ``receipt`` stand before and after
+        a text that is written as a turn, the opening before the first one alone.
+        """
+        template, plain = self.template, {"add_special_tokens": False}
+        return {
+            "header": self._started(self.tokenizer(template.turn, **plain).input_ids),
+            "footer": special_tokens(self.tokenizer, template.end)[:1],
+            "opening": self._started(self.tokenizer(template.opening, **plain).input_ids),
+            "receipt": list(self.tokenizer(template.receipt, **plain).input_ids),
+        }
+
+    def decode(self, tokens: Sequence[int] | Tensor) -> str:
+        """The text of tokens, special ones left out."""
+        ids = tokens.tolist() if isinstance(tokens, Tensor) else list(tokens)
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+    def _started(self, ids: Sequence[int]) -> list[int]:
+        """The tokens with what every text begins with, unless a template has put it there already."""
+        begun = list(ids[: len(self.start)]) == self.start
+        return list(ids) if begun else [*self.start, *ids]
+
+    def _tensor(self, ids: Sequence[int]) -> Tensor:
+        return torch.tensor(list(ids), dtype=torch.long)
+
+
+def require_characters(text: str) -> None:
+    """Raise InputError for text that is no whole Unicode text."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(f"Character {error.start + 1} of the text is half a character: it was not UTF-8.") from error

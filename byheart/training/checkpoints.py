@@ -1,0 +1,147 @@
+"""Where training stands, on disk: safetensors and JSON, written whole or not at all.
+
+A checkpoint is a folder ``step-N`` that appears by one rename, after everything in it reached the disk; older ones go
+after that. So whatever kills a run, the newest folder is whole. It holds the memory as ``save_pretrained`` writes it,
+and can be used as one.
+
+    out/checkpoints/step-200/
+        method.safetensors, method.json     the learned parts
+        optimizer.safetensors               step.NAME, exp_avg.NAME, exp_avg_sq.NAME
+        trainer.json                        step, recipe, versions, losses so far
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from byheart.errors import CheckpointError, StateMismatchError
+from byheart.protocol.checkpoint import load_pretrained, save_pretrained
+from byheart.protocol.method import Method
+
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run has come: ``losses`` has one number a step."""
+
+    step: int
+    recipe: dict[str, Any]
+    versions: dict[str, str]
+    losses: list[float]
+
+
+def save(folder: Path, method: Method, optimizer: torch.optim.Optimizer, progress: Progress) -> Path:
+    """Write a checkpoint into ``folder``, then drop the older ones; gives its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=folder, prefix=".writing-"))
+    target = folder / f"step-{progress.step}"
+    try:
+        save_pretrained(method, scratch)
+        save_file(_moments(method, optimizer), scratch / "optimizer.safetensors")
+        (scratch / "trainer.json").write_text(json.dumps(asdict(progress)), encoding="utf-8")
+        for file in [*scratch.iterdir(), scratch]:
+            _sync(file)
+        scratch.rename(target)
+        _sync(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    for other in folder.iterdir():
+        if other != target:
+            shutil.rmtree(other, ignore_errors=True)
+    return target
+
+
+def newest(folder: Path) -> Path | None:
+    """The last whole checkpoint, if there is one."""
+    steps = [int(found.name.removeprefix("step-")) for found in folder.glob("step-*")]
+    return folder / f"step-{max(steps)}" if steps else None
+
+
+def restore(
+    path: Path,
+    method: Method,
+    optimizer: torch.optim.Optimizer,
+    recipe: Mapping[str, Any],
+    *,
+    missing: Mapping[str, Any] | None = None,
+) -> Progress:
+    """Put a checkpoint back. Raises StateMismatchError where it is another recipe's, CheckpointError where damaged.
+
+    Args:
+        missing: what a setting was where a recipe, perhaps made before there was such a setting, does not say.
+    """
+    try:
+        progress = Progress(**json.loads((path / "trainer.json").read_text(encoding="utf-8")))
+        moments = load_file(path / "optimizer.safetensors", device=str(method.backbone.device))
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
+        raise CheckpointError(f"'{path}' cannot be read ({error}); delete it to start again.") from error
+    unsaid = {**(missing or {}), **_said({"options": _defaults(method)})}
+    theirs, ours = ({**unsaid, **_said(each)} for each in (progress.recipe, recipe))
+    for key in sorted(theirs.keys() | ours.keys()):
+        if theirs.get(key) != ours.get(key):
+            raise StateMismatchError(
+                f"'{path}' was trained with {key} {theirs.get(key)}; this run has {ours.get(key)}. "
+                "Train into another folder, or delete this one's checkpoints."
+            )
+    load_pretrained(method, path)
+    for name, parameter in method.named_parameters():
+        if f"step.{name}" in moments:
+            optimizer.state[parameter] = {part: moments[f"{part}.{name}"] for part in _MOMENTS}
+    return progress
+
+
+def versions() -> dict[str, str]:
+    """What a run was made with."""
+    found = {}
+    for package in ("byheart", "torch", "transformers"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "run from its source"
+    return found
+
+
+def _said(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe with the memory's options as settings of their own, ``options.rank``."""
+    options = {f"options.{name}": value for name, value in recipe.get("options", {}).items()}
+    return {**{name: value for name, value in recipe.items() if name != "options"}, **options}
+
+
+def _defaults(method: Method) -> dict[str, Any]:
+    """The options of a memory that need not be given, as JSON gives them back."""
+    options = inspect.signature(type(method)).parameters.values()
+    kept = {each.name: each.default for each in options if each.kind is each.KEYWORD_ONLY}
+    given: dict[str, Any] = json.loads(json.dumps({k: v for k, v in kept.items() if v is not inspect.Parameter.empty}))
+    return given
+
+
+def _moments(method: Method, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    return {
+        f"{part}.{name}": optimizer.state[parameter][part].cpu().contiguous()
+        for name, parameter in method.named_parameters()
+        for part in _MOMENTS
+        if part in optimizer.state[parameter]
+    }
+
+
+def _sync(path: Path) -> None:
+    """Make a file, or the entries of a folder, durable."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,80 @@
+"""Several processes that train one memory together, on the state that accelerate keeps of them.
+
+``accelerate launch`` or ``torchrun`` starts them. Each has the whole frozen model, which is not wrapped; what they tell
+one another is the gradients of the learned parts, a few megabytes a step. Most often there is one process, and nothing
+to tell. It does not know how a run goes.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from byheart.errors import UsageError
+from byheart.protocol.method import Method
+
+
+class Processes:
+    """How many there are, which one this is, and the device that is its own.
+
+    Args:
+        device: what all compute on: ``cpu``, ``cuda``, or ``auto``.
+    """
+
+    def __init__(self, device: str = "auto") -> None:
+        self.count, self.index, self.device = 1, 0, device
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 or torch.distributed.is_initialized():
+            cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true") or not torch.cuda.is_available()
+            state = _accelerate().PartialState(cpu=device == "cpu" or (device == "auto" and cpu))
+            self.count, self.index = state.num_processes, state.process_index
+            self.device = str(state.device) if device in ("auto", "cuda") else device
+
+    @property
+    def first(self) -> bool:
+        """Whether this one writes files and shows progress."""
+        return self.index == 0
+
+    def total(self, *numbers: float) -> list[float]:
+        """Sums over processes."""
+        if self.count == 1:
+            return list(numbers)
+        device = _accelerate().PartialState().device
+        summed: list[float] = (
+            _accelerate().utils.reduce(torch.tensor(numbers, dtype=torch.float32, device=device), "sum").tolist()
+        )
+        return summed
+
+    def agree(self, method: Method) -> None:
+        """Give all the first one's learned parts."""
+        if self.count > 1:
+            for tensor in method.state_dict().values():
+                tensor.copy_(_accelerate().utils.broadcast(tensor.contiguous()))
+
+    def average(self, parameters: Sequence[Tensor]) -> None:
+        """Put the mean of all processes' gradients in place of each one's; a part that none used keeps having none."""
+        if self.count == 1:
+            return
+        used = torch.tensor([float(part.grad is not None) for part in parameters], device=parameters[0].device)
+        own = [(part.grad if part.grad is not None else torch.zeros_like(part)).float() for part in parameters]
+        summed = _accelerate().utils.reduce(torch.cat([used, *(grad.flatten() for grad in own)]), "sum")
+        counts, *grads = summed.split([len(parameters), *(part.numel() for part in parameters)])
+        for part, count, grad in zip(parameters, counts.tolist(), grads, strict=True):
+            part.grad = (grad / self.count).view_as(part).to(part.dtype) if count else None
+
+    def wait(self) -> None:
+        """Go on when all are here."""
+        if self.count > 1:
+            _accelerate().PartialState().wait_for_everyone()
+
+
+def _accelerate() -> Any:
+    """The package, which one process alone does not need. Raises UsageError where it is missing."""
+    if importlib.util.find_spec("accelerate") is None:
+        raise UsageError("Training in several processes needs accelerate: pip install 'byheart[train]'")
+    return importlib.import_module("accelerate")

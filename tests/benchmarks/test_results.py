@@ -1,0 +1,109 @@
+"""docs/results.md is measured, kept and written by one command, here on a tiny model; numbers are not judged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import results
+from byheart.evaluation.method_spec import choices
+from byheart.evaluation.results import Result, load, save
+from byheart.evaluation.tasks import build
+from byheart.methods import BUILT_IN
+from byheart.reports.compare import compare
+
+_PLAN = """
+[[measure]]
+name = "questions"
+title = "Answers"
+note = "All at once."
+task = "questions"
+data = ["pets"]
+limit = 2
+methods = ["nothing", "full", "window@8KB", "retrieval", "compressed-kv:tokens=2;segment_tokens=16;rank=2"]
+figures = ["f1-bytes"]
+
+[[measure]]
+name = "retention"
+title = "Later"
+note = "One after another."
+task = "retention"
+data = ["pets"]
+limit = 2
+options = { distractors = 2, every = 1 }
+methods = ["latent-pool:slots=4;blocks=2;longest=32;shortest=2"]
+figures = ["accuracy-distractors"]
+"""
+_PETS = ["Muck", "Ada", "Tom", "Kit"]
+
+
+@pytest.fixture
+def command(tiny_folder: Path, tmp_path: Path) -> list[str]:
+    asked = [
+        {"context": f"The cat is {pet}.", "question": f"Which cat, {asker}?", "answers": [pet]}
+        for pet in _PETS
+        for asker in ("Ann", "Bob")
+    ]
+    (tmp_path / "pets.jsonl").write_text("".join(f"{json.dumps(each)}\n" for each in asked))
+    (tmp_path / "plan.toml").write_text(_PLAN)
+    places = {"--plan": "plan.toml", "--data": "", "--runs": "runs", "--kept": "kept", "--page": "page.md"}
+    about = [each for name, end in places.items() for each in (name, str(tmp_path / end))]
+    return [*about, "--model", str(tiny_folder), "--dtype", "float32"]
+
+
+def test_everything_is_measured_kept_and_shown(command: list[str], tmp_path: Path) -> None:
+    results.main(command)
+    _, rows = load(tmp_path / "kept" / "questions" / "rows.json")
+    assert len({row.method for row in rows}) == 5
+    page = (tmp_path / "page.md").read_text()
+    assert "## Answers" in page
+    assert "## Later" in page
+    for row in rows:
+        assert f"`{row.method}`" in page
+    for figure in ("page/questions-pets-f1-bytes.svg", "page/retention-pets-accuracy-distractors.svg"):
+        assert f"]({figure})" in page
+        assert (tmp_path / figure).read_text().lstrip().startswith("<")
+    made = compare([tmp_path / "kept"], out=tmp_path / "report")
+    assert len({number.row.task for number in made.numbers}) == 2
+
+
+def test_the_page_alone_needs_no_model(command: list[str], tmp_path: Path) -> None:
+    results.main([*command, "--only", "questions"])
+    first = (tmp_path / "page.md").read_text()
+    assert "## Later" not in first
+    (tmp_path / "page.md").unlink()
+    results.main([*command, "--report", "--model", "absent"])
+    assert (tmp_path / "page.md").read_text() == first
+
+
+def test_studies_of_other_scripts_are_shown_below(command: list[str], tmp_path: Path) -> None:
+    study = '\n[[study]]\nname = "places"\ntitle = "Places"\nnote = "Two."\ncommand = "python x.py"\n'
+    (tmp_path / "plan.toml").write_text(
+        f'{study}[[study]]\nname = "absent"\ntitle = "No"\nnote = ""\ncommand = ""\n{_PLAN}'
+    )
+    row = Result("edit", "facts", "keys - values", "score", 0.25, 0.125, 0.5, 60, 0, 0.0)
+    save(tmp_path / "places.json", [row])
+    results.main([*command, "--only", "questions"])
+    page = (tmp_path / "page.md").read_text()
+    assert (
+        page.index("## Answers")
+        < page.index("## Places")
+        < page.index("python x.py")
+        < page.index("0.250 [0.125, 0.500]")
+    )
+    assert "## No" not in page
+
+
+def test_an_unknown_name_is_refused(command: list[str]) -> None:
+    with pytest.raises(SystemExit, match="has no question"):
+        results.main([*command, "--only", "question"])
+
+
+@pytest.mark.parametrize("one", results.plan(results.PLAN), ids=lambda one: one.name)
+def test_what_is_planned_can_be_asked_for(one: results.Measure) -> None:
+    build(one.task, **one.options)
+    for said in one.methods:
+        assert choices(said) == [said]
+        assert said.partition(":")[0].partition("@")[0] in BUILT_IN

@@ -1,0 +1,349 @@
+"""Every command does what it says, in words and in JSON; what goes wrong is in ``test_bad_input.py``."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from byheart import Decoding, open_state
+from byheart.cli import terminal, using
+from byheart.methods import BUILT_IN
+from byheart.published.convert import KINDS
+from byheart.session.session import Session
+from tests.conftest import CAT, Run, tiny_tokenizer
+from tests.samples import ROOT
+
+GOLDEN = ROOT / "tests" / "golden"
+QUICK = {"last-ffn": ["-o", "steps=1"], "ffn-lora": ["-o", "steps=1"], "latent-pool": ["-o", "slots=4"]}
+
+Made = Callable[..., Path]
+
+
+# ---- start ----
+
+
+def test_help_is_fast_because_it_imports_no_torch() -> None:
+    code = (
+        "import sys, byheart.cli\n"
+        "try: byheart.cli.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'torch', 'transformers', 'numpy'} & set(sys.modules)), file=sys.stderr)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "Give a language model a memory" in ran.stdout
+    assert ran.stderr.strip() == "[]"
+
+
+def test_the_module_is_the_command() -> None:
+    own = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ran = subprocess.run(
+        [sys.executable, "-m", "byheart", "--help"], env=own, capture_output=True, text=True, check=True
+    )
+    assert "Usage: byheart" in ran.stdout
+
+
+@pytest.mark.parametrize("name", ["write", "ask", "chat", "list", "show", "fork", "forget", "methods", "import"])
+def test_each_command_has_help(run: Run, name: str) -> None:
+    assert f"Usage: byheart {name}" in run(name, "--help").out
+
+
+def test_version(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    try:
+        assert run("--version").out == f"byheart {version('byheart')}\n"
+    except PackageNotFoundError:
+        assert run("--version").out == "byheart (not installed, run from its source)\n"
+
+
+@pytest.mark.parametrize("command", [using.ask, using.chat])
+def test_decoding_has_the_same_defaults_as_in_the_library(command: Callable[..., None]) -> None:
+    known = {("cad" if field.name == "context_aware" else field.name): field.default for field in fields(Decoding)}
+    given = {name: one.default for name, one in inspect.signature(command).parameters.items()}
+    assert {name: given[name] for name in known} == known
+
+
+# ---- write ----
+
+
+def test_write_says_what_it_wrote(run: Run, tiny_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "cat.txt").write_text(CAT, encoding="utf-8")
+    ran = run("write", "cat", tmp_path / "cat.txt", "--model", tiny_folder)
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.out.startswith("Wrote cat.txt: 44 tokens in ")
+    assert "'cat' now keeps 44 tokens in " in ran.out
+
+
+def test_write_says_it_in_json(run: Run, cat: Path) -> None:
+    written = run("write", "cat", "--json", stdin=b"More.").json
+    assert written["name"] == "cat"
+    assert written["source"] == "standard input"
+    assert written["characters"] == 5
+    assert written["total_tokens"] == 44 + written["tokens"]
+    assert written["bytes"] == cat.stat().st_size
+    assert written["path"] == str(cat)
+    assert written["seconds"] >= 0
+
+
+def test_files_are_written_in_order_each_with_its_own_line(run: Run, cat: Path, tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).write_text(f"Text {name}.")
+    ran = run("write", "cat", tmp_path / "b", tmp_path / "a", "-", "--json", stdin=b"Text c.")
+    assert [json.loads(line)["source"] for line in ran.out.splitlines()] == ["b", "a", "standard input"]
+    assert run("show", "cat", "--json").json["texts"] == 4
+
+
+def test_line_ends_and_byte_order_marks_are_no_text(run: Run, cat: Path) -> None:
+    assert run("write", "cat", "--json", stdin=b"\xef\xbb\xbfa\r\nb").json["characters"] == 3
+
+
+def test_a_memory_goes_on_with_its_own_options(run: Run, tiny_folder: Path) -> None:
+    made = ["--model", tiny_folder, "--method", "window", "-o", "recent=8", "-o", "sinks=1"]
+    assert run("write", "cat", *made, stdin=b"Some text.").code == 0
+    assert run("write", "cat", stdin=b"More text.").code == 0
+    assert run("write", "cat", *made, stdin=b"The same choices.").code == 0
+    shown = run("show", "cat", "--json").json
+    assert (shown["method"], shown["slots"], shown["capacity"], shown["texts"]) == ("window", 9, 9, 3)
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_every_mechanism_is_written_and_asked_from_the_command_line(run: Run, tiny_folder: Path, name: str) -> None:
+    made = ["--model", tiny_folder, "--method", name, *QUICK.get(name, [])]
+    assert run("write", "cat", *made, stdin=CAT.encode()).code == 0
+    assert run("write", "cat", stdin=b"More.").code == 0
+    ran = run("ask", "cat", "Who?", "--max-tokens", 4, "--json")
+    assert (ran.code, ran.json["method"]) == (0, name)
+
+
+def test_a_model_folder_is_found_from_another_folder(
+    run: Run, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_folder.parent)
+    assert run("write", "cat", "--model", tiny_folder.name, stdin=CAT.encode()).code == 0
+    monkeypatch.chdir(tmp_path)
+    assert run("ask", "cat", "Who?", "--max-tokens", 2).code == 0
+
+
+# ---- ask ----
+
+
+def test_ask_streams_what_the_session_answers(run: Run, cat: Path) -> None:
+    ran = run("ask", "cat", "Who?", "--max-tokens", 12)
+    assert ran.out == open_state(cat).ask("Who?", max_tokens=12) + "\n"
+    assert ran.err == ""
+
+
+def test_ask_in_json_says_how_the_answer_was_chosen(run: Run, cat: Path, tiny_folder: Path) -> None:
+    how = ["--temperature", 0.7, "--top-p", 0.9, "--top-k", 5, "--seed", 3, "--stop", "zz", "--stop", "yy"]
+    said = run("ask", "cat", "Who?", "--max-tokens", 6, *how, "--json").json
+    assert said["answer"] == open_state(cat).ask(
+        "Who?", max_tokens=6, temperature=0.7, top_p=0.9, top_k=5, seed=3, stop=["zz", "yy"]
+    )
+    assert said["decoding"]["seed"] == 3
+    assert said["decoding"]["stop"] == ["zz", "yy"]
+    assert said["model"] == str(tiny_folder)
+    assert said["tokens"] == len(said["answer"])
+
+
+@pytest.mark.parametrize("way", [["--cad", 0.5], ["--dola", "high"], ["--dola", "0,1"]])
+def test_ask_contrasts(run: Run, cat: Path, way: list[object]) -> None:
+    assert run("ask", "cat", "Who?", "--max-tokens", 3, *way).code == 0
+
+
+def test_contrast_of_a_memory_that_changes_no_weight_is_refused(run: Run, cat: Path) -> None:
+    refused = run("ask", "cat", "Who?", "--max-tokens", 3, "--contrast", 0.5)
+    assert refused.code == 2
+    assert "take last-ffn" in refused.err
+
+
+def test_asking_leaves_the_memory_as_it_was(run: Run, cat: Path) -> None:
+    before = cat.read_bytes()
+    assert run("ask", "cat", "Who?", "--max-tokens", 3).code == 0
+    assert cat.read_bytes() == before
+
+
+def test_streaming_shows_no_white_space_around_an_answer(capsys: pytest.CaptureFixture[str]) -> None:
+    assert terminal.streamed([" \n", " a", " ", "b ", "", "\n"]) == "a b"
+    assert capsys.readouterr().out == "a b\n"
+
+
+def test_progress_is_shown_on_a_terminal_only(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(terminal, "_PATIENCE", 0.0)
+    for forced, seen in (("", False), ("1", True)):
+        monkeypatch.setenv("FORCE_COLOR", forced)
+        with terminal.progressing("writing cat.txt") as progress:
+            progress(5, 1000)
+            time.sleep(0.2)
+        said = capsys.readouterr().err
+        assert ("writing cat.txt" in said) == seen
+        assert ("5/1,000 tokens" in said) == seen
+
+
+# ---- chat ----
+
+
+def test_chat_begins_a_memory_and_keeps_every_turn(run: Run, home: Path, tiny_folder: Path) -> None:
+    ran = run("chat", "talk", "--model", tiny_folder, "--max-tokens", 3, stdin=b"I am Ada.\n\nWho am I?\n/exit\nno\n")
+    assert ran.code == 0
+    assert len(ran.out.splitlines()) == 2
+    assert ran.err.count(" tokens of conversation in ") == 2
+    shown = run("show", "talk", "--json").json
+    assert [entry["source"] for entry in shown["written"]] == ["chat", "chat"]
+    assert run("chat", "talk", "--max-tokens", 3, stdin=b"Still there?").code == 0
+    assert run("show", "talk", "--json").json["texts"] == 3
+
+
+def test_a_turn_is_framed_as_the_template_does(tiny_folder: Path, run: Run, home: Path) -> None:
+    run("chat", "talk", "--model", tiny_folder, "--max-tokens", 1, stdin=b"Hi")
+    session = open_state(home / "talk.safetensors")
+    words: PreTrainedTokenizerFast = tiny_tokenizer()
+    assert session.encoder.template.opening == "<|user|>"
+    turn = len(words("<s><|user|>Hi<|end|><|assistant|>", add_special_tokens=False).input_ids)
+    assert turn <= session.header.tokens <= turn + 4
+
+
+def test_an_interrupt_ends_an_answer_and_keeps_the_turn(
+    run: Run, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(session: Session, question: str, **how: object) -> Iterator[str]:
+        yield "Half an"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Session, "reply", interrupted)
+    ran = run("chat", "talk", "--model", tiny_folder, stdin=b"Hi\nHo")
+    assert (ran.code, ran.out) == (0, "Half an\nHalf an\n")
+    assert run("show", "talk", "--json").json["characters"] == 2 * len("HiHalf an")
+
+
+def test_a_chat_goes_on_from_what_others_wrote_meanwhile(run: Run, cat: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reply = Session.reply
+
+    def meanwhile(session: Session, question: str, **how: int) -> Iterator[str]:
+        other = open_state(cat)
+        other.write("From elsewhere.", source="elsewhere")
+        other.save(cat)
+        return reply(session, question, **how)
+
+    monkeypatch.setattr(Session, "reply", meanwhile)
+    assert run("chat", "cat", "--max-tokens", 2, stdin=b"Hi").code == 0
+    sources = [entry["source"] for entry in run("show", "cat", "--json").json["written"]]
+    assert sources == ["standard input", "elsewhere", "chat"]
+
+
+# ---- list, show, fork, forget ----
+
+
+def test_an_empty_store_says_how_to_begin(run: Run, home: Path) -> None:
+    assert run("list").out == f"There are no memories in {home}. `byheart write NAME FILE` makes one.\n"
+    assert run("list", "--json").json == []
+
+
+def test_list_shows_every_memory_and_which_is_damaged(run: Run, cat: Path, home: Path) -> None:
+    (home / "bad.safetensors").write_bytes(cat.read_bytes()[:99])
+    ran = run("list")
+    bad, good = (line.split() for line in ran.out.splitlines()[1:])
+    assert bad[:2] == ["bad", "damaged"]
+    assert good[:2] == ["cat", "full"]
+    said = {entry["name"]: entry for entry in run("list", "--json").json}
+    assert "not a whole safetensors file" in said["bad"]["problem"]
+    assert (said["cat"]["texts"], said["cat"]["tokens"]) == (1, 44)
+
+
+def test_show_tells_what_a_memory_is(run: Run, cat: Path, tiny_folder: Path) -> None:
+    said = run("show", "cat").out
+    for expected in ("full", "chunk_tokens=1024", str(tiny_folder), str(cat), "44 rows", "44 tokens", "standard input"):
+        assert expected in said
+    shown = run("show", "cat", "--json").json
+    header = open_state(cat).header
+    assert shown["backbone"] == header.backbone
+    assert shown["written"][0]["tokens"] == 44
+    assert shown["path"] == str(cat)
+
+
+def test_show_keeps_a_long_history_short(run: Run, cat: Path) -> None:
+    session = open_state(cat)
+    for _ in range(11):
+        session.write("More.")
+    session.save(cat)
+    assert "and 2 earlier" in run("show", "cat").out
+
+
+def test_fork_and_forget(run: Run, cat: Path, home: Path) -> None:
+    assert run("fork", "cat", "dog").out.startswith("Copied 'cat' to 'dog' (")
+    assert run("fork", "cat", "cow", "--json").json["name"] == "cow"
+    assert run("forget", "dog", "--yes").out == "Forgot 'dog'.\n"
+    assert run("forget", "cow", "--yes", "--json").json == {"name": "cow", "forgotten": True}
+    assert [entry["name"] for entry in run("list", "--json").json] == ["cat"]
+
+
+@pytest.mark.parametrize(("typed", "left"), [(b"y\n", []), (b"n\n", ["cat"])])
+def test_forget_asks_on_a_terminal(run: Run, cat: Path, typed: bytes, left: list[str]) -> None:
+    assert run("forget", "cat", stdin=typed, terminal=True).code == (1 if left else 0)
+    assert [entry["name"] for entry in run("list", "--json").json] == left
+
+
+def test_home_is_an_option_too(run: Run, tiny_folder: Path, tmp_path: Path) -> None:
+    there = ["--home", tmp_path / "there"]
+    assert run("write", "cat", "--model", tiny_folder, *there, stdin=CAT.encode()).code == 0
+    assert run("list", "--json").json == []
+    assert [entry["name"] for entry in run("list", "--json", *there).json] == ["cat"]
+
+
+# ---- memories, import ----
+
+
+def test_memories_come_from_the_table(run: Run) -> None:
+    said = run("methods").out
+    assert all(name in said for name in BUILT_IN)
+    listed = {one["method"]: one["options"] for one in run("methods", "--json").json}
+    assert list(listed) == list(BUILT_IN)
+    assert listed["latent-pool"]["slots"] == 64
+
+
+def test_import_brings_a_released_pool_with_its_model(run: Run, tmp_path: Path) -> None:
+    released = tmp_path / "released"
+    released.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (released / name).write_bytes((GOLDEN / "memoryllm_7b_tiny" / name).read_bytes())
+    tiny_tokenizer().save_pretrained(released)
+    out = tmp_path / "own"
+    said = run("import", "memoryllm", released, out, "--dtype", "float32")
+    assert said.code == 0
+    assert f"--model {out / 'model'} --method {out}" in said.out
+    made = ["--model", out / "model", "--method", out, "--dtype", "float32"]
+    assert run("write", "pool", *made, stdin=CAT.encode()).code == 0
+    assert run("ask", "pool", "Who?", "--max-tokens", 2).code == 0
+    header = open_state(run("show", "pool", "--json").json["path"]).header
+    released_pool = KINDS["memoryllm"](released, dtype="float32")
+    assert header.adapter == released_pool.fingerprint
+    assert header.backbone == released_pool.backbone.fingerprint
+
+
+def test_import_brings_a_released_adapter_for_its_base(run: Run, tmp_path: Path) -> None:
+    where = GOLDEN / "ccm_concat_recur_tiny"
+    said = run(
+        "import",
+        "ccm",
+        where / "adapter",
+        tmp_path / "own",
+        "--base",
+        where / "base",
+        "--merge",
+        "concat_recur",
+        "--json",
+    ).json
+    assert (said["method"], said["model"]) == ("compressed-kv", str(where / "base"))
+    assert said["options"]["merge"] == "concat"
+    assert (tmp_path / "own" / "method.safetensors").exists()
+    assert not (tmp_path / "own" / "model").exists()

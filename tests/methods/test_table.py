@@ -1,0 +1,168 @@
+"""The table of memories: names, options, other people's packages."""
+
+from __future__ import annotations
+
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from byheart import methods as methods
+from byheart.errors import UnknownNameError, UsageError
+from byheart.methods import BUILT_IN, build, defaults, find
+from byheart.model.reading import Reading
+from byheart.protocol.method import Method
+from byheart.protocol.state import State
+from tests.samples import backbone, tokens
+
+
+class Diary(Method):
+    """Somebody else's method: the first tokens it was given."""
+
+    name = "diary"
+
+    def __init__(self, backbone: Any, *, first: int = 4) -> None:
+        Method.__init__(self, backbone)
+        self.first = first
+
+    def init(self) -> State:
+        return {}
+
+    def write(self, state: State, segment: Tensor) -> State:
+        kept = torch.cat([state["kept"], segment], dim=1) if state else segment
+        return {"kept": kept[:, : self.first]}
+
+    def read(self, state: State) -> Reading:
+        return Reading(self.backbone.prefill(state["kept"])) if state else Reading()
+
+
+@pytest.fixture
+def _others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another package's entry points."""
+    here = "tests.methods.test_table"
+    points = [
+        EntryPoint("diary", f"{here}:Diary", "byheart.methods"),
+        EntryPoint("window", f"{here}:Diary", "byheart.methods"),
+        EntryPoint("pathbook", "pathlib:Path", "byheart.methods"),
+        EntryPoint("number", f"{here}:tokens", "byheart.methods"),
+    ]
+
+    def offered(*, group: str) -> list[EntryPoint]:
+        assert group == "byheart.methods"
+        return points
+
+    monkeypatch.setattr(methods, "entry_points", offered)
+
+
+# ---- built in ----
+
+
+def test_the_table_is_by_name_and_free_of_duplicates() -> None:
+    assert all(kind.name == name for name, kind in BUILT_IN.items())
+    assert len(set(BUILT_IN.values())) == len(BUILT_IN)
+    folder = Path(methods.__file__).parent
+    files = {path.stem for path in folder.glob("*.py")} - {"__init__", "budget"}
+    assert {kind.__module__.rsplit(".", 1)[-1] for kind in BUILT_IN.values()} == files
+    assert {name.replace("-", "_") for name in BUILT_IN} == files
+
+
+@pytest.mark.parametrize("name", list(BUILT_IN))
+def test_a_memory_is_final_and_says_what_it_does(name: str) -> None:
+    kind = BUILT_IN[name]
+    assert kind.__bases__ == (Method,)
+    assert not [each for each in kind.__subclasses__() if each.__module__.startswith("byheart")]
+    assert kind.__doc__
+    assert find(name) is kind
+    assert isinstance(build(name, backbone()), kind)
+
+
+@pytest.mark.parametrize("name", list(BUILT_IN))
+def test_defaults_are_the_options_of_a_memory_without_any(name: str) -> None:
+    options = {
+        key: list(value) if isinstance(value, tuple) else value for key, value in defaults(BUILT_IN[name]).items()
+    }
+    made = build(name, backbone()).options()
+    assert made.keys() == options.keys()
+    assert {**made, "layers": None} == {**options, "layers": None} or "layers" not in made
+
+
+# ---- names ----
+
+
+@pytest.mark.parametrize(
+    ("name", "near"), [("latent_pool", "latent-pool"), ("windw", "window"), ("ffn-lore", "ffn-lora")]
+)
+def test_an_unknown_name_is_answered_with_the_nearest_and_the_list(name: str, near: str) -> None:
+    message = rf"There is no method '{name}'\. Did you mean '{near}'\? There are: adapter, attention-score, .*window\."
+    with pytest.raises(UnknownNameError, match=message):
+        find(name)
+    with pytest.raises(UnknownNameError, match=message):
+        build(name, backbone())
+
+
+def test_a_name_like_no_other_is_answered_with_the_list() -> None:
+    with pytest.raises(UnknownNameError, match=r"There is no method 'zzz'\. There are: adapter, attention-score, "):
+        find("zzz")
+
+
+# ---- options ----
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("latent-pool", {"slot": 3}, r"no option of latent-pool 'slot'\. Did you mean 'slots'\?"),
+        ("full", {"keep": 1}, r"no option of full 'keep'\. There are: chunk_tokens"),
+        ("nothing", {"slots": 1}, r"no option of nothing 'slots'"),
+        ("latent-pool", {"slots": "8"}, "slots of latent-pool must be a whole number, such as 64; it is '8'"),
+        ("latent-pool", {"slots": 8.0}, "slots of latent-pool must be a whole number, such as 64; it is 8.0"),
+        ("latent-pool", {"slots": True}, "slots of latent-pool must be a whole number, such as 64; it is True"),
+        (
+            "last-ffn",
+            {"learning_rate": "fast"},
+            "learning_rate of last-ffn must be a number, .* it is 'fast'",
+        ),
+        ("last-ffn", {"keep_text": 1}, "keep_text of last-ffn must be true or false, such as True; it is 1"),
+        ("compressed-kv", {"merge": 3}, "merge of compressed-kv must be a word, such as 'concat'; it is 3"),
+    ],
+)
+def test_an_option_that_is_none_is_named(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        build(name, backbone(), **options)
+
+
+def test_a_whole_number_is_a_number() -> None:
+    assert build("latent-pool", backbone(), alpha=8).options()["alpha"] == 8
+
+
+# ---- other packages ----
+
+
+@pytest.mark.usefixtures("_others")
+def test_a_memory_of_another_package_is_found_by_its_entry_point() -> None:
+    assert find("diary") is Diary
+    own = backbone()
+    made = build("diary", own, first=3)
+    with torch.no_grad():
+        state = made.write(made.init(), tokens(9))
+        assert made.read(state).slots == 3
+    assert made.options() == {"first": 3}
+
+
+@pytest.mark.usefixtures("_others")
+def test_other_packages_names_are_listed_and_cannot_take_a_built_in_one() -> None:
+    assert find("window") is BUILT_IN["window"]
+    with pytest.raises(
+        UnknownNameError, match=r"Did you mean 'diary'\? There are: adapter, attention-score, .*, diary, "
+    ):
+        find("dairy")
+
+
+@pytest.mark.usefixtures("_others")
+@pytest.mark.parametrize("name", ["pathbook", "number"])
+def test_an_entry_point_that_is_no_memory_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match=f"entry point '{name}' gives .* which is not a Memory"):
+        find(name)

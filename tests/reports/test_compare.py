@@ -1,0 +1,262 @@
+"""Runs side by side: nothing of the rows is lost, seeds are merged, and what is best at its bytes is marked."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from byheart.errors import InputError, UsageError
+from byheart.evaluation.results import Result, save
+from byheart.reports.html_report import Cell, Chapter, Picture, Table, html as page_of, markdown
+from byheart.reports.plots import duration, size
+from byheart.reports.runs import less_is_better, marked, merged, pareto, read
+from tests.conftest import Run
+
+SCRIPT = "<script>alert('x')</script>|`_a_$b$"
+WORTH = {
+    "nothing": (0, 0.1),
+    "full": (5_898_240, 0.9),
+    "window:sinks=1;recent=15": (368_640, 0.4),
+    SCRIPT: (368_640, 0.3),
+}
+
+
+def row(method: str = "full", value: float = 0.5, *, metric: str = "accuracy", kept: int = 4096, **at: Any) -> Result:
+    return Result("qa", "squad", method, metric, value, value - 0.1, value + 0.1, 40, kept, 0.25, at)
+
+
+def rows(shift: float = 0.0) -> list[Result]:
+    found = []
+    for method, (kept, value) in WORTH.items():
+        for turn in (1, 2, 40):
+            costs = {"turn": turn, "kind": "name", "answer_seconds": 0.5, "tokens": 64.0}
+            found += [row(method, value / turn + shift, kept=kept, **costs)]
+            found += [row(method, value / (turn + 1), metric="law", kept=kept, **costs)]
+    return found
+
+
+def run_folder(folder: Path, made: Sequence[Result], name: str = "rows.json", **about: Any) -> Path:
+    save(folder / name, made, **{"model": "smollm2", "limit": 40, "seed": 0, **about})
+    return folder
+
+
+# ---- the frontier ----
+
+
+def test_the_frontier_of_a_case_made_by_hand() -> None:
+    points = [(1, 0.1), (2, 0.3), (2, 0.2), (3, 0.3), (4, 0.5), (4, 0.5), (9, 0.4)]
+    assert pareto(points) == [0, 1, 4, 5]
+    assert pareto([]) == []
+
+
+@pytest.mark.parametrize(
+    ("metric", "best"), [("accuracy", ["a", "b"]), ("loss", ["a", "c"]), ("gap_closed_by_other_text", []), ("law", [])]
+)
+def test_what_is_better_goes_by_the_metric(tmp_path: Path, metric: str, best: list[str]) -> None:
+    made = [row(name, value, metric=metric, kept=kept) for name, value, kept in (("a", 2, 1), ("b", 3, 2), ("c", 1, 3))]
+    made.append(row("d", float("nan"), metric=metric, kept=0))
+    found = marked(merged(read([run_folder(tmp_path, made)])))
+    assert [number.row.method for number in found if number.best] == best
+
+
+def test_names_of_losses_are_known() -> None:
+    less = ("rmse", "mse", "mae_mean", "failure_rate", "failures", "absolute_error", "mean_loss")
+    assert [less_is_better(metric) for metric in less] == [True] * len(less)
+    assert not any(less_is_better(metric) for metric in ("accuracy", "f1", "score", "mean"))
+
+
+def test_a_frontier_is_of_one_place(tmp_path: Path) -> None:
+    found = marked(merged(read([run_folder(tmp_path, [row("a", 1, turn=1), row("b", 0.5, turn=2)])])))
+    assert all(number.best for number in found)
+
+
+# ---- merging ----
+
+
+def test_runs_of_several_seeds_are_one_number(tmp_path: Path) -> None:
+    for seed, value in enumerate((0.3, 0.4, 0.8)):
+        run_folder(tmp_path / str(seed), [row(value=value, turn=1, answer_seconds=seed)], seed=seed, batch=seed + 1)
+    (number,) = merged(read([tmp_path]))
+    assert number.runs == 3
+    assert (number.row.value, number.row.low, number.row.high) == pytest.approx((0.5, 0.4, 0.6))
+    assert (number.row.n, number.row.bytes, dict(number.row.at)) == (40, 4096, {"turn": 1, "answer_seconds": 1.0})
+    assert number.place == (("turn", 1),)
+
+
+def test_runs_of_other_settings_are_called_by_them(tmp_path: Path) -> None:
+    run_folder(tmp_path / "a", [row(), row("nothing", turn=1)], limit=40)
+    run_folder(tmp_path / "b", [row(), row("nothing", turn=2)], limit=80, note="long")
+    names = [number.row.method for number in merged(read([tmp_path / "a", tmp_path / "b"]))]
+    assert names == ["full (limit 40, note not said)", "nothing", "full (limit 80, note long)", "nothing"]
+
+
+def test_runs_of_one_seed_are_called_by_their_folders(tmp_path: Path) -> None:
+    for run in ("old", "new"):
+        run_folder(tmp_path / run, [row()])
+    assert [number.row.method for number in merged(read([tmp_path]))] == ["full (new)", "full (old)"]
+
+
+def test_runs_of_other_task_options_are_not_one_number(tmp_path: Path) -> None:
+    for seed, distractors in enumerate((5, 5, 20)):
+        measured = {"task": "qa", "dataset": "squad", "options": {"distractors": distractors}, "limit": 8, "skip": 0}
+        runs = [{**measured, "method": "full"}, {**measured, "method": "nothing", "limit": 9, "records": "ab12"}]
+        save(tmp_path / str(seed) / "rows.json", [row(), row("nothing")], seed=seed, runs=runs)
+    sources = read([tmp_path])
+    assert [(number.row.method, number.runs) for number in merged(sources)] == [
+        ("full (distractors 5)", 2),
+        ("nothing (distractors 5)", 2),
+        ("full (distractors 20)", 1),
+        ("nothing (distractors 20)", 1),
+    ]
+    told = sources[2].told
+    assert (told["limit"], told["distractors"], told["records"]) == ("8; 9", "20", "ab12")
+    assert "runs" not in told
+
+
+def test_a_file_is_read_once(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "run", [row()])
+    (source,) = read([tmp_path, folder, folder / "rows.json"])
+    assert source.run == "run"
+
+
+# ---- what is written ----
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    pytest.importorskip("matplotlib")
+    from byheart.reports.compare import compare
+
+    folder = tmp_path_factory.mktemp("runs")
+    for seed in (0, 1):
+        run_folder(folder / str(seed), rows(0.02 * seed), seed=seed)
+    gaps = [row("full", 1.5, metric="loss", segments=4, between=0, tokens=256.0), row("nothing", metric="loss", kept=8)]
+    run_folder(folder / "gap", gaps, "gap.json", note={"who": "me"}, windows=48)
+    return compare([folder], out=folder / "out")
+
+
+def test_every_memory_and_value_is_in_page_and_table(written: Any) -> None:
+    page, table = written.page.read_text(), written.table.read_text()
+    shown = html.unescape(page.replace("<wbr>", ""))
+    for number in written.numbers:
+        assert number.row.method in shown
+        for text in (f"{number.row.value:,.3f}", f"[{number.row.low:,.3f}, {number.row.high:,.3f}]"):
+            assert text in table
+            assert text in page
+    for text in ("window:sinks=1;recent=15", "5.9 MB", "250 ms", "500 ms", "smollm2", "| me |", "turn 40"):
+        assert text in table
+        assert text.strip("| ") in shown
+    assert {number.runs for number in written.numbers} == {1, 2}
+    assert "of up to 2 runs" in page
+
+
+def test_names_are_text_wherever_they_stand(written: Any) -> None:
+    page, table = written.page.read_text(), written.table.read_text()
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+    # A code span keeps what is in it as it is, but for the bar that would end the cell.
+    assert "`` <script>alert('x')</script>\\|`_a_$b$ ``" in table
+
+
+def test_the_page_needs_nothing_else(written: Any) -> None:
+    page = written.page.read_text()
+    assert not [link for link in re.findall(r'(?:src|href)="([^"]*)"', page) if not link.startswith(("data:", "#"))]
+    assert not re.findall(r"@import|url\(", page)
+    images = re.findall(r"<img [^>]*>", page)
+    assert len(images) == len(written.plots) // 2
+    assert all(re.search(r'alt="[^"]{20,}"', image) for image in images)
+
+
+def test_each_figure_is_svg_and_png(written: Any) -> None:
+    for file in written.plots:
+        begins = b"<?xml" if file.suffix == ".svg" else b"\x89PNG"
+        assert file.read_bytes().startswith(begins)
+    names = {file.stem for file in written.plots}
+    assert {"qa-squad-accuracy-bytes", "qa-squad-accuracy-turn", "qa-squad-seconds", "qa-squad-loss-bytes"} <= names
+
+
+def test_the_command(run: Run, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    folder = run_folder(tmp_path / "run", [row()])
+    ran = run("compare", folder, "--out", tmp_path / "out")
+    assert (ran.code, ran.err) == (0, "")
+    assert "2 plots" in ran.out
+    told = run("compare", folder, "--out", tmp_path / "out", "--json").json
+    assert Path(told["page"]).is_file()
+    assert Path(told["table"]).is_file()
+    assert [(one["method"], one["value"], one["runs"], one["frontier"]) for one in told["rows"]] == [
+        ("full", 0.5, 1, True)
+    ]
+
+
+# ---- what goes wrong ----
+
+
+def test_what_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"There is no folder and no file '.*none'"):
+        read([tmp_path / "none"])
+    with pytest.raises(InputError, match=r"holds no rows.json and no gap.json; `byheart evaluate ... --out"):
+        read([tmp_path])
+    with pytest.raises(InputError, match="There are no rows in"):
+        read([run_folder(tmp_path, [])])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "no JSON",
+        "[]",
+        json.dumps({"about": {}, "rows": [{"task": "qa"}]}),
+        json.dumps({"about": [], "rows": []}),
+        json.dumps({"about": {}, "rows": ["full"]}),
+        json.dumps({"about": {}, "rows": [{**row().flat(), "value": "good"}]}),
+    ],
+)
+def test_a_file_of_another_kind(tmp_path: Path, text: str) -> None:
+    (tmp_path / "rows.json").write_text(text)
+    with pytest.raises(InputError, match=r"cannot be read as results|no row of a result"):
+        read([tmp_path / "rows.json"])
+
+
+def test_without_the_extra_the_command_says_what_to_install(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from byheart.reports.compare import compare
+
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    folder = run_folder(tmp_path / "run", [row()])
+    with pytest.raises(UsageError, match=r"not installed: pip install matplotlib"):
+        compare([folder], out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert run("compare", folder).code == 2
+
+
+# ---- words ----
+
+
+def test_a_page_of_ones_own_is_escaped() -> None:
+    chapter = Chapter(
+        "a < b", [Picture("<svg/>", 'an "alt"', "c & d")], [Table("t", ["<n>", "v"], [[Cell("x"), Cell("1", "[0]")]])]
+    )
+    page, table = page_of("T", ["lead"], [chapter]), markdown("T", ["lead"], [chapter])
+    assert all(text in page for text in ("a &lt; b", 'alt="an &quot;alt&quot;"', "c &amp; d", "&lt;n&gt;"))
+    assert "| `x` | 1 [0] |" in table
+
+
+def test_sizes_and_times_in_words() -> None:
+    assert [size(count) for count in (0, 8, 999, 1000, 368_640, 5_898_240)] == [
+        "0 B",
+        "8 B",
+        "999 B",
+        "1 kB",
+        "369 kB",
+        "5.9 MB",
+    ]
+    assert [duration(seconds) for seconds in (2e-5, 0.25, 1.5, 1234)] == ["20 µs", "250 ms", "1.5 s", "1,234 s"]
