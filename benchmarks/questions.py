@@ -32,11 +32,10 @@ from byheart.evaluation.method_spec import Candidate, choices
 from byheart.evaluation.runner import run
 from byheart.evaluation.task import Item
 from byheart.evaluation.tasks.questions import Questions
-from byheart.generation.generate import generate
 from byheart.model.loading import DEFAULT, silence
 from byheart.provenance import versions
+from byheart.session.batch import answer_many
 from byheart.session.session import Session
-from byheart.text.detokenize import texts_of
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT, WORDS, TOKENS = ROOT / "examples" / "warsaw.txt", 350, 16
@@ -86,11 +85,8 @@ def least(one: Candidate, task: Questions, item: Item) -> list[str]:
     """One write and ten answers in one batch, without what keeps the books."""
     session = emptied(one.session)
     session.write(item.texts[0])
-    prompts = [session.prompt(question.text) for question in item.questions]
-    readings = [session.reading] * len(prompts)
-    how = one.how(task)
-    steps = generate(session.backbone, prompts, readings, decoding=how, stop_tokens=session.encoder.stop_tokens)
-    return texts_of(steps, session.encoder.tokenizer, task.stop)
+    requests = [session.request(question.text, one.how(task)) for question in item.questions]
+    return answer_many(session.backbone, session.encoder, requests, task.stop)
 
 
 def one_by_one(one: Candidate, task: Questions, item: Item) -> list[str]:

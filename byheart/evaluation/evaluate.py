@@ -26,7 +26,7 @@ from byheart.evaluation.run_folder import Outcome, RunFolder, digest_of
 from byheart.evaluation.runner import run
 from byheart.evaluation.statistics import draws, interval
 from byheart.evaluation.task import Item, Task
-from byheart.generation.generate import require_contrast
+from byheart.generation.contrast import require_contrast
 from byheart.methods import find
 from byheart.model.backbone import Backbone
 from byheart.model.loading import DEFAULT

@@ -22,11 +22,10 @@ from byheart.evaluation.method_spec import Candidate
 from byheart.evaluation.run_folder import Outcome, append, digest_of, known
 from byheart.evaluation.task import Answer, Item, Part, Question, Task
 from byheart.generation.decoding import Decoding
-from byheart.generation.generate import generate
+from byheart.generation.generate import Request
 from byheart.generation.likelihood import likelihoods
-from byheart.session.batch import write_many
+from byheart.session.batch import answer_many, write_many
 from byheart.session.session import Session
-from byheart.text.detokenize import texts_of
 
 # An item's number, a question's number in it, and the question.
 _Asked: TypeAlias = tuple[int, int, Question]
@@ -182,11 +181,12 @@ def _answers(task: Task, asked: Sequence[tuple[Session, Question]], how: Decodin
     prompts = [_prompt(session, question) for session, question in asked]
     readings = [session.reading_for(question.text) for session, question in asked]
     if task.asks == "words":
-        others = [_prompt(session, question, alone=True) for session, question in asked]
-        steps = generate(
-            first.backbone, prompts, readings, others=others, decoding=how, stop_tokens=first.encoder.stop_tokens
-        )
-        texts = texts_of(steps, first.encoder.tokenizer, task.stop)
+        alone = [_prompt(session, question, alone=True) for session, question in asked]
+        requests = [
+            Request(prompt, reading, how, other, first.encoder.stop_tokens)
+            for prompt, reading, other in zip(prompts, readings, alone, strict=True)
+        ]
+        texts = answer_many(first.backbone, first.encoder, requests, task.stop)
         return [Answer(f"{question.begins}{text}".strip()) for (_, question), text in zip(asked, texts, strict=True)]
     choices = [
         [session.encoder.continuation(each, use_chat_template=question.framed) for each in question.choices]

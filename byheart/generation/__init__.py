@@ -1,7 +1,16 @@
 """From a reading and a prompt to tokens."""
 
-from byheart.generation.decoding import Decoding
-from byheart.generation.generate import generate
+from byheart.generation.decoding import Decoding, DecodingOptions
+from byheart.generation.generate import Generation, Request, RunningSequence, generate
 from byheart.generation.likelihood import Likelihood, likelihoods
 
-__all__ = ["Decoding", "Likelihood", "generate", "likelihoods"]
+__all__ = [
+    "Decoding",
+    "DecodingOptions",
+    "Generation",
+    "Likelihood",
+    "Request",
+    "RunningSequence",
+    "generate",
+    "likelihoods",
+]

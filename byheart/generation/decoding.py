@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypedDict
 
-from torch import Tensor
-
-from byheart.errors import UsageError
-
-Score = Callable[[Tensor, Tensor], Tensor]
-"""Scores (B, V) of the next tokens, from tokens (B, T) and the mask of those that count."""
+from byheart.errors import UnknownNameError, UsageError
 
 
 @dataclass(frozen=True)
@@ -19,10 +15,10 @@ class Decoding:
     """How to choose tokens.
 
     Args:
-        max_tokens: at most so many.
+        max_tokens: the most tokens of an answer.
         temperature: 0 is greedy; above it, tokens are sampled.
         top_p, top_k: sample from the smallest set with this much probability, and from the k likeliest; 0 has no k.
-        seed: of the sampling.
+        seed: of the sampling; each answer draws from a generator of its own, so it is the same alone and in any batch.
         contrast: FastMem's contrastive decoding with this strength (0.5 in the paper), or none.
         context_aware: CAD with this strength, or none.
         dola: ``high`` or ``low`` candidate layers chosen from the depth, their indices, or none.
@@ -49,6 +45,28 @@ class Decoding:
             raise UsageError(f"top_p must be above 0 and at most 1; it is {self.top_p}.")
         if self.top_k < 0:
             raise UsageError(f"top_k must be 0 or more; it is {self.top_k}.")
-        given = [name for name in ("contrast", "context_aware", "dola") if vars(self)[name] is not None]
-        if len(given) > 1:
-            raise UsageError(f"Choose one of {', '.join(given)}.")
+        chosen = [name for name in ("contrast", "context_aware", "dola") if vars(self)[name] is not None]
+        if len(chosen) > 1:
+            raise UsageError(f"Choose one of {', '.join(chosen)}.")
+
+
+class DecodingOptions(TypedDict, total=False):
+    """The fields of ``Decoding`` as keyword arguments."""
+
+    max_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    seed: int | None
+    contrast: float | None
+    context_aware: float | None
+    dola: str | Sequence[int] | None
+
+
+def with_options(decoding: Decoding, options: Any) -> Decoding:
+    """``decoding`` with some of its fields changed. Raises UnknownNameError for what is no field, UsageError."""
+    known = [field.name for field in fields(Decoding)]
+    for name in options:
+        if name not in known:
+            raise UnknownNameError("option of decoding", name, known)
+    return replace(decoding, **options)

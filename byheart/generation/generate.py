@@ -1,33 +1,189 @@
-"""From a memory and a prompt to tokens: greedy or sampled, plain or contrasted, for any family and any mixed batch.
+"""From readings and prompts to tokens: sequences that are decoded together, each in its own way.
 
-Four ways to score the next token, each one pass through the backbone a step:
-- plain: the model with its readings.
-- contrast (FastMem, arXiv 2406.16069, section 3.3): (1 + a) * with deltas - a * without them. Where all deltas sit in
-  the last layer's feed-forward block, both come from one pass and one cache; that block alone runs twice.
-- context-aware (CAD, Shi et al. 2023, arXiv 2305.14739): (1 + a) * with memory - a * without any.
-- DoLa (Chuang et al. 2023, arXiv 2309.03883): the last layer's distribution against an earlier layer's.
+A sequence joins and leaves between steps. It has its own reading, decoding and random numbers, so what it says does not
+depend on its neighbours, and once it has ended it costs nothing. It knows tokens; it does not know text.
 
-It knows tokens; it does not know text.
-
-Dimensions: B batch, T tokens, D hidden, V vocabulary.
+Dimensions: T tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Sequence
-from contextlib import ExitStack
-from dataclasses import replace
-from functools import partial
+from collections.abc import Collection, Generator, Iterable, Sequence
+from dataclasses import dataclass, field
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
-from byheart.errors import InputError, UsageError
-from byheart.generation.decoding import Decoding, Score
-from byheart.generation.dola import _candidates, _dola
+from byheart.errors import UsageError
+from byheart.generation.decoding import Decoding
+from byheart.generation.lanes import Lane, LaneBatch, make_lane, rows_of
+from byheart.generation.prompts import require_room
+from byheart.generation.sampling import make_generator, sample
 from byheart.model.backbone import Backbone
 from byheart.model.kv_cache import PrefixCache
 from byheart.model.reading import Reading
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked: a prompt, what is read before it, and how its answer is decoded.
+
+    ``unconditional_prompt`` is what a model without any memory is asked under context-aware decoding; the same prompt
+    without it. The answer ends before a token of ``stop_tokens``.
+    """
+
+    prompt: Int[Tensor, " T"]
+    reading: Reading = field(default_factory=Reading)
+    decoding: Decoding = field(default_factory=Decoding)
+    unconditional_prompt: Int[Tensor, " _"] | None = None
+    stop_tokens: Collection[int] = ()
+
+
+class RunningSequence:
+    """An answer being made: ``tokens`` so far, ``last`` the newest of them or None where it has ended without one."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.tokens: list[int] = []
+        self.last: int | None = None
+        self.ended = False
+        self._random = make_generator(request.decoding)
+
+    def choose(self, scores: Tensor, likeliest: int) -> None:
+        """Take the next token from its scores (V,), or end."""
+        decoding = self.request.decoding
+        token = sample(scores, decoding, self._random) if decoding.temperature else likeliest
+        self.last = None if token in self.request.stop_tokens else token
+        if self.last is not None:
+            self.tokens.append(token)
+        self.ended = self.last is None or len(self.tokens) == decoding.max_tokens
+
+
+class Generation:
+    """Sequences that share each step's pass through the model.
+
+    Args:
+        cache: one that holds the prefixes of the requests that are added first; ``close`` puts it back as it was. It is
+            not used where one of them needs a second row, for what it is contrasted with.
+    """
+
+    def __init__(self, backbone: Backbone, *, cache: PrefixCache | None = None) -> None:
+        self.backbone = backbone
+        self.running: list[RunningSequence] = []
+        self._parts: list[_Part] = []
+        self._lent = _Lent(cache) if cache is not None else None
+
+    def add(self, requests: Sequence[Request]) -> list[RunningSequence]:
+        """Read the prompts; the first tokens come with the next step. Raises InputError and UsageError."""
+        for request in requests:
+            require_room(self.backbone, request.prompt, request.reading)
+            if request.decoding.context_aware is not None and request.unconditional_prompt is not None:
+                require_room(self.backbone, request.unconditional_prompt, Reading())
+        lanes = [self._lane(request) for request in requests]
+        room = max(len(lane.prompt) for lane in rows_of(lanes)) + max(r.decoding.max_tokens for r in requests)
+        batch = LaneBatch(self.backbone, lanes, self._cache(lanes, room))
+        sequences = [RunningSequence(request) for request in requests]
+        with torch.inference_mode():
+            self._parts.append(_Part(batch, sequences, batch.read_prompts()))
+        self.running += sequences
+        return sequences
+
+    def step(self) -> list[RunningSequence]:
+        """The next token of every running sequence; gives those sequences."""
+        stepped = list(self.running)
+        with torch.inference_mode():
+            for part in self._parts:
+                part.advance()
+        self._settle()
+        return stepped
+
+    def remove(self, sequences: Iterable[RunningSequence]) -> None:
+        """End sequences where they are."""
+        for sequence in sequences:
+            sequence.ended = True
+        self._settle()
+
+    def close(self) -> None:
+        """End all sequences and give a lent cache back."""
+        self.running, self._parts = [], []
+        if self._lent is not None:
+            self._lent.give_back()
+
+    def _lane(self, request: Request) -> Lane:
+        other = request.prompt if request.unconditional_prompt is None else request.unconditional_prompt
+        return make_lane(self.backbone, request.prompt, request.reading, request.decoding, other)
+
+    def _cache(self, lanes: Sequence[Lane], room: int) -> PrefixCache:
+        rows = rows_of(lanes)
+        if self._lent is not None and not self._lent.taken and len(rows) == len(lanes):
+            return self._lent.take()
+        # A prefix that can be learned from would make the cache so too, and tie it to the passes that fill it.
+        with torch.no_grad(), self.backbone.reading([lane.reading for lane in rows], room=room) as cache:
+            return cache
+
+    def _settle(self) -> None:
+        """Leave out what has ended, and let the rest share one batch."""
+        self.running = [sequence for sequence in self.running if not sequence.ended]
+        with torch.inference_mode():
+            for part in self._parts:
+                part.leave_out(keep_rows=self._lent is not None and part.batch.cache is self._lent.cache)
+            self._parts = [part for part in self._parts if part.is_running]
+            ready = [part for part in self._parts if part.scores is None]
+            for part in ready[1:]:
+                ready[0].join(part)
+                self._parts.remove(part)
+
+
+@dataclass
+class _Part:
+    """Sequences in one batch; ``scores`` of their next tokens where they are made already."""
+
+    batch: LaneBatch
+    sequences: list[RunningSequence]
+    scores: Tensor | None
+
+    @property
+    def is_running(self) -> bool:
+        return any(not sequence.ended for sequence in self.sequences)
+
+    def advance(self) -> None:
+        scores = self.scores
+        if scores is None:
+            scores = self.batch.read_tokens([(sequence.tokens or [0])[-1] for sequence in self.sequences])
+        self.scores = None
+        for sequence, row, likeliest in zip(self.sequences, scores, scores.argmax(-1).tolist(), strict=True):
+            if not sequence.ended:
+                sequence.choose(row, likeliest)
+
+    def leave_out(self, *, keep_rows: bool) -> None:
+        ended = [number for number, sequence in enumerate(self.sequences) if sequence.ended]
+        if not ended or keep_rows:
+            return
+        if self.scores is not None:
+            self.scores = self.scores[[number for number in range(len(self.sequences)) if number not in ended]]
+        self.batch.remove(ended)
+        self.sequences = [sequence for sequence in self.sequences if not sequence.ended]
+
+    def join(self, other: _Part) -> None:
+        self.batch.join(other.batch)
+        self.sequences += other.sequences
+
+
+class _Lent:
+    """A cache of somebody else's, and what it held."""
+
+    def __init__(self, cache: PrefixCache) -> None:
+        self.cache, self.valid, self.slots = cache, cache.valid, cache.get_seq_length()
+        self.taken = False
+
+    def take(self) -> PrefixCache:
+        self.taken = True
+        return self.cache
+
+    def give_back(self) -> None:
+        self.cache.crop(self.slots - self.cache.get_seq_length())
+        self.cache.valid = self.valid
 
 
 def generate(
@@ -35,182 +191,36 @@ def generate(
     prompts: Sequence[Tensor],
     readings: Sequence[Reading],
     *,
-    decoding: Decoding | None = None,
+    decoding: Decoding | Sequence[Decoding] | None = None,
     stop_tokens: Collection[int] = (),
     cache: PrefixCache | None = None,
-    others: Sequence[Tensor] | None = None,
+    unconditional_prompts: Sequence[Tensor] | None = None,
 ) -> Generator[list[int | None], None, None]:
-    """The next token of every row, step by step; None for a row that has reached a stop token.
+    """The next token of every row, step by step; None for a row that has ended. Raises InputError and UsageError.
 
     Args:
-        prompts: one (T,) a row, of any lengths.
+        prompts: one (T,) for each row, of any lengths.
         readings: what each row reads; together they serve as many rows as there are prompts.
+        decoding: of all rows, or one for each.
         cache: one that already holds the readings' prefixes, made by ``backbone.reading``; it is put back as it was.
-        others: what the side without any memory is asked, a prompt a row; the same prompts without it.
+        unconditional_prompts: what a model without any memory is asked, one for each row; the same prompts without it.
     """
-    how = decoding or Decoding()
     rows = [row for reading in readings for row in reading.rows()]
-    if len(rows) != len(prompts):
-        raise UsageError(f"There are {len(prompts)} prompts for {len(rows)} readings.")
-    if others is not None and len(others) != len(prompts):
-        raise UsageError(f"There are {len(others)} other prompts for {len(prompts)} prompts.")
-    _check_lengths(backbone, prompts, rows)
-    beside = others if others is not None and how.context_aware is not None else ()
-    _check_lengths(backbone, beside, [Reading()] * len(beside))
-    tokens, mask = _left_padded([*prompts, *beside], backbone.device)
-    pick = _picker(how)
-    done = [False] * len(rows)
-    with ExitStack() as stack:
-        score = _scorer(backbone, rows, how, cache, tokens.shape[1] + how.max_tokens, stack)
-        for _ in range(how.max_tokens):
-            with torch.inference_mode():
-                chosen = pick(score(tokens, mask))
-            step = [None if over else token for over, token in zip(done, chosen.tolist(), strict=True)]
-            done = [over or token in stop_tokens for over, token in zip(done, step, strict=True)]
-            yield [None if token in stop_tokens else token for token in step]
-            if all(done):
-                return
-            tokens, mask = chosen[:, None], torch.ones_like(chosen[:, None], dtype=torch.bool)
-
-
-def require_contrast(decoding: Decoding, readings: Sequence[Reading]) -> None:
-    """Refuse ``contrast`` where no row changes a weight: it would be plain decoding. Raises UsageError."""
-    if decoding.contrast is not None and not any(reading.deltas for reading in readings):
-        raise UsageError(
-            "contrast sets a memory's change of the weights against the model as it is, but this memory changes none; "
-            "take last-ffn, ffn-lora or ffn-edit, or context_aware, which sets any memory against none."
+    others = [None] * len(rows) if unconditional_prompts is None else unconditional_prompts
+    each = [decoding or Decoding()] * len(rows) if decoding is None or isinstance(decoding, Decoding) else decoding
+    for name, given in (("prompts", prompts), ("unconditional prompts", others), ("decodings", each)):
+        if len(given) != len(rows):
+            raise UsageError(f"There are {len(given)} {name} for {len(rows)} readings.")
+    generation = Generation(backbone, cache=cache)
+    try:
+        sequences = generation.add(
+            [
+                Request(prompt, row, own, other, stop_tokens)
+                for prompt, row, own, other in zip(prompts, rows, each, others, strict=True)
+            ]
         )
-
-
-def _check_lengths(backbone: Backbone, prompts: Sequence[Tensor], rows: Sequence[Reading], answer: int = 1) -> None:
-    """Refuse what leaves no room for an answer of so many tokens."""
-    for prompt, row in zip(prompts, rows, strict=True):
-        if len(prompt) == 0:
-            raise InputError("There is nothing to ask: the prompt is empty.")
-        total = row.slots + len(prompt)
-        if total + answer > backbone.positions:
-            raise InputError(
-                f"The memory's {row.slots} rows and the prompt's {len(prompt)} tokens leave no room for an answer: "
-                f"the model reads at most {backbone.positions}. Ask something shorter, or keep a smaller memory."
-            )
-
-
-def _left_padded(prompts: Sequence[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
-    longest = max(len(prompt) for prompt in prompts)
-    tokens = torch.zeros(len(prompts), longest, dtype=torch.long, device=device)
-    mask = torch.zeros(len(prompts), longest, dtype=torch.bool, device=device)
-    for row, prompt in enumerate(prompts):
-        tokens[row, longest - len(prompt) :] = prompt
-        mask[row, longest - len(prompt) :] = True
-    return tokens, mask
-
-
-def _picker(how: Decoding) -> Callable[[Tensor], Tensor]:
-    if how.temperature == 0:
-        return lambda logits: logits.argmax(-1)
-    generator = torch.Generator().manual_seed(how.seed) if how.seed is not None else None
-
-    def sample(logits: Tensor) -> Tensor:
-        scores, order = (logits / how.temperature).sort(dim=-1, descending=True)
-        probabilities = torch.softmax(scores, dim=-1)
-        before = probabilities.cumsum(-1) - probabilities
-        allowed = before < how.top_p
-        if how.top_k:
-            allowed[:, how.top_k :] = False
-        drawn = torch.multinomial((probabilities * allowed).cpu(), 1, generator=generator)
-        return order.gather(-1, drawn.to(order.device)).squeeze(-1)
-
-    return sample
-
-
-def _scorer(
-    backbone: Backbone,
-    rows: Sequence[Reading],
-    how: Decoding,
-    cache: PrefixCache | None,
-    room: int,
-    stack: ExitStack,
-) -> Score:
-    """The chosen way to score; a cache that was lent is put back by ``stack``."""
-    if how.contrast is not None and not _in_last_block(backbone, rows):
-        return _pair(backbone, rows, [replace(row, deltas={}) for row in rows], how.contrast, room)
-    if how.context_aware is not None:
-        return _pair(backbone, rows, [Reading() for _ in rows], how.context_aware, room)
-    if cache is None:
-        cache = _cache_of(backbone, rows, room)
-    stack.callback(_put_back, cache, cache.valid, cache.get_seq_length())
-    if how.contrast is not None:
-        return _contrast(backbone, rows, how.contrast, cache)
-    if how.dola is not None:
-        return _changed(backbone, rows, _dola(backbone, _candidates(how.dola, len(backbone.layers)), cache))
-    return _changed(backbone, rows, partial(_plain, backbone, cache))
-
-
-def _plain(backbone: Backbone, cache: PrefixCache, tokens: Tensor, mask: Tensor) -> Tensor:
-    return backbone.logits(backbone.hidden(tokens, cache=cache, mask=mask)[:, -1])
-
-
-def _cache_of(backbone: Backbone, rows: Sequence[Reading], room: int) -> PrefixCache:
-    # A prefix that can be learned from would make the cache so too, and tie it to the passes that fill it.
-    with torch.no_grad(), backbone.reading([replace(row, deltas={}) for row in rows], room=room) as cache:
-        return cache
-
-
-def _changed(backbone: Backbone, rows: Sequence[Reading], score: Score) -> Score:
-    """The same with each row's deltas on the model, during the pass only: between steps others may use the model."""
-    changes = backbone.changes([row.deltas for row in rows])
-
-    def changed(tokens: Tensor, mask: Tensor) -> Tensor:
-        with backbone.changing(changes):
-            return score(tokens, mask)
-
-    return changed
-
-
-def _put_back(cache: PrefixCache, valid: Tensor | None, held: int) -> None:
-    cache.crop(held - cache.get_seq_length())
-    cache.valid = valid
-
-
-def _pair(
-    backbone: Backbone,
-    rows: Sequence[Reading],
-    others: Sequence[Reading],
-    strength: float,
-    room: int,
-) -> Score:
-    """Each row beside another reading, with the same prompt or one of its own; both halves run as one batch."""
-    cache = _cache_of(backbone, [*rows, *others], room)
-
-    def score(tokens: Tensor, mask: Tensor) -> Tensor:
-        # Prompts may come for both halves; an answer's tokens are the same in both.
-        halves = 2 * len(rows) // len(tokens)
-        hidden = backbone.hidden(tokens.repeat(halves, 1), cache=cache, mask=mask.repeat(halves, 1))[:, -1]
-        ours, theirs = backbone.logits(hidden).chunk(2)
-        return (1 + strength) * ours - strength * theirs
-
-    return _changed(backbone, [*rows, *others], score)
-
-
-def _in_last_block(backbone: Backbone, rows: Sequence[Reading]) -> bool:
-    paths = {path for row in rows for path in row.deltas}
-    return paths <= set(backbone.feed_forward_roles(len(backbone.layers) - 1))
-
-
-def _contrast(backbone: Backbone, rows: Sequence[Reading], strength: float, cache: PrefixCache) -> Score:
-    """Everything below the last feed-forward block is the same for both sides, so it runs once."""
-    last = len(backbone.layers) - 1
-    where = backbone.feed_forward(last)
-    changes = backbone.changes([row.deltas for row in rows])
-
-    def score(tokens: Tensor, mask: Tensor) -> Tensor:
-        with backbone.feed_forward_inputs(last) as taken:
-            base = backbone.hidden(tokens, cache=cache, mask=mask)[:, -1:]
-        fed = taken[0]
-        with backbone.changing(changes):
-            output = where.block(fed.input[:, -1:])
-        tuned = backbone.finish(where.finish(fed.residual[:, -1:], output))
-        ours, theirs = backbone.logits(torch.cat([tuned, base], dim=1)).unbind(1)
-        return (1 + strength) * ours - strength * theirs
-
-    return score
+        while generation.running:
+            stepped = set(map(id, generation.step()))
+            yield [sequence.last if id(sequence) in stepped else None for sequence in sequences]
+    finally:
+        generation.close()

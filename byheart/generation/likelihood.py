@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from byheart.errors import InputError
-from byheart.generation.generate import _check_lengths, _left_padded
+from byheart.generation.prompts import pad_left, require_room
 from byheart.model.backbone import Backbone
 from byheart.model.kv_cache import PrefixCache
 from byheart.model.reading import Reading
@@ -42,8 +42,8 @@ def likelihoods(
     for prompt, row, each in zip(prompts, rows, choices, strict=True):
         if not all(map(len, each)):
             raise InputError("A choice is empty: it has no token whose likelihood could be measured.")
-        _check_lengths(backbone, [prompt], [row], max(map(len, each), default=1))
-    tokens, mask = _left_padded(prompts, backbone.device)
+        require_room(backbone, prompt, row, answer_tokens=max(map(len, each), default=1))
+    tokens, mask = pad_left(prompts, backbone.device)
     found: list[list[Likelihood]] = [[] for _ in rows]
     with backbone.reading(rows, room=tokens.shape[1] + longest) as cache:
         before = backbone.hidden(tokens, cache=cache, mask=mask)[:, -1:]

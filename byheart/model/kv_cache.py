@@ -18,6 +18,8 @@ from transformers.cache_utils import Cache, DynamicLayer
 from byheart.model.reading import KV, Reading
 
 _ROOM = 256
+# Columns that no row uses are left out where there are so many, and at least one in so many of all.
+_MANY_EMPTY, _WORTH = 64, 4
 
 
 class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
@@ -51,6 +53,12 @@ class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         """What is held; nothing, in the shape of new rows, before the first."""
         if self.keys is None or self.values is None:
             return like[0][:, :, :0], like[1][:, :, :0]
+        return self.keys, self.values
+
+    def past(self) -> tuple[Tensor, Tensor]:
+        """Keys and values held. Raises RuntimeError before the first."""
+        if self.keys is None or self.values is None:
+            raise RuntimeError("the cache holds nothing yet")
         return self.keys, self.values
 
     def update(
@@ -89,6 +97,16 @@ class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         values[:, :, held:] = value_states
         self.keys, self.values = keys, values
         return keys, values
+
+    def drop(self, row: int) -> None:
+        """Leave out a row of the batch: the last one takes its place."""
+        if self._buffers is None:
+            return
+        last, held = self._buffers[0].shape[0] - 1, self.get_seq_length()
+        for buffer in self._buffers if row != last else ():
+            buffer[row, :, :held] = buffer[last, :, :held]
+        self._buffers = (self._buffers[0][:last], self._buffers[1][:last])
+        self._show(held)
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last ``-tokens_to_remove`` rows; the buffer stays."""
@@ -146,6 +164,48 @@ class PrefixCache(Cache):
         positions = (self.valid.cumsum(1) - 1).clamp(min=0)
         return self.valid, positions[:, held:]
 
+    def drop(self, row: int) -> None:
+        """Leave out a row of the batch, which then costs nothing; the last row takes its place."""
+        for layer in self._grown():
+            layer.drop(row)
+        if self.valid is not None:
+            order = [*range(row), len(self.valid) - 1, *range(row + 1, len(self.valid) - 1)][: len(self.valid) - 1]
+            self.valid = self.valid[order]
+
+    def trim(self) -> None:
+        """Leave out first columns in which no row has a token, where they are a good part of all."""
+        if self.valid is None:
+            return
+        empty, held = int(self.valid.any(0).long().argmax()), self.valid.shape[1]
+        if empty >= _MANY_EMPTY and _WORTH * empty >= held:
+            for layer in self._grown():
+                keys, values = layer.past()
+                layer.hold(keys[:, :, empty:], values[:, :, empty:], _ROOM, keys.dtype)
+            self.valid = self.valid[:, empty:]
+        if bool(self.valid.all()):
+            self.valid = None
+
+    def join(self, other: PrefixCache) -> None:
+        """Take in the rows of another cache after these; the shorter ones are padded on the left."""
+        ours, theirs = self.get_seq_length(), other.get_seq_length()
+        longest = max(ours, theirs)
+        masks = [cache._mask(held) for cache, held in ((self, ours), (other, theirs))]
+        for layer, more in zip(self._grown(), other._grown(), strict=True):
+            keys, values = (
+                torch.cat([_padded(part, longest) for part in pair])
+                for pair in zip(layer.past(), more.past(), strict=True)
+            )
+            layer.hold(keys, values, _ROOM, keys.dtype)
+        valid = torch.cat([torch.nn.functional.pad(mask, (longest - mask.shape[1], 0)) for mask in masks])
+        self.valid = None if bool(valid.all()) else valid
+
+    def _mask(self, held: int) -> Tensor:
+        """Which of ``held`` columns count, for each row."""
+        if self.valid is not None:
+            return self.valid
+        keys, _ = self._grown()[0].past()
+        return torch.ones(keys.shape[0], held, dtype=torch.bool, device=keys.device)
+
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last ``-tokens_to_remove`` tokens of every row."""
         super().crop(tokens_to_remove)
@@ -170,6 +230,11 @@ def _stacked(rows: Sequence[Tensor | None], like: Tensor, length: int) -> Tensor
         if row is not None and row.shape[2]:
             out[b, :, length - row.shape[2] :] = row[0]
     return out
+
+
+def _padded(part: Tensor, length: int) -> Tensor:
+    """Keys or values (B, H, M, W) padded with zeros on the left."""
+    return torch.nn.functional.pad(part, (0, 0, length - part.shape[2], 0))
 
 
 class Tapped(Exception):

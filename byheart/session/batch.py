@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import zip_longest
-from typing import Any
 
 import torch
+from typing_extensions import Unpack
 
 from byheart.errors import UsageError
-from byheart.generation.generate import generate, require_contrast
+from byheart.generation.contrast import require_contrast
+from byheart.generation.decoding import Decoding, DecodingOptions, with_options
+from byheart.generation.generate import Generation, Request
+from byheart.model.backbone import Backbone
 from byheart.protocol.state import Written
-from byheart.session.session import Session, make_decoding, stop_strings
-from byheart.text.detokenize import texts_of
+from byheart.session.session import Session, stop_strings
+from byheart.text.detokenize import Detokenizer
+from byheart.text.encoder import ChatEncoder
+
+_DEFAULTS = Decoding()
 
 
 def write_many(
@@ -49,20 +55,57 @@ def write_many(
 
 
 def ask_many(
-    sessions: Sequence[Session], questions: Sequence[str], *, stop: str | Sequence[str] = (), **decoding: Any
+    sessions: Sequence[Session],
+    questions: Sequence[str],
+    decoding: Decoding | Sequence[Decoding] = _DEFAULTS,
+    *,
+    stop: str | Sequence[str] = (),
+    **options: Unpack[DecodingOptions],
 ) -> list[str]:
-    """Ask each session its own question, as ``ask`` does, all in one batch over one backbone; memories may differ."""
+    """Ask each session its own question, as ``ask`` does, all together over one backbone; memories may differ.
+
+    Args:
+        decoding: of all answers, or one for each.
+        stop: strings that end an answer.
+        options: fields of ``decoding`` to change.
+
+    Raises InputError and UsageError.
+    """
     if not sessions or len(sessions) != len(questions):
         raise UsageError(f"There are {len(questions)} questions for {len(sessions)} sessions.")
-    first = sessions[0]
+    decodings = [decoding] * len(sessions) if isinstance(decoding, Decoding) else list(decoding)
+    if len(decodings) != len(sessions):
+        raise UsageError(f"There are {len(decodings)} decodings for {len(sessions)} sessions.")
     for session in sessions:
         session.require_written()
-    if any(session.backbone is not first.backbone for session in sessions):
+    if any(session.backbone is not sessions[0].backbone for session in sessions):
         raise UsageError("Sessions asked together must share one backbone.")
-    how, pairs = make_decoding(decoding), list(zip(sessions, questions, strict=True))
-    readings = [session.reading_for(question) for session, question in pairs]
-    require_contrast(how, readings)
-    prompts, others = ([each.prompt(question, alone=alone) for each, question in pairs] for alone in (False, True))
-    own: dict[str, Any] = {"others": others, "decoding": how, "stop_tokens": first.encoder.stop_tokens}
-    steps = generate(first.backbone, prompts, readings, **own)
-    return [text.strip() for text in texts_of(steps, first.encoder.tokenizer, stop_strings(stop))]
+    requests = [
+        session.request(question, with_options(decoding, options))
+        for session, question, decoding in zip(sessions, questions, decodings, strict=True)
+    ]
+    return [
+        text.strip() for text in answer_many(sessions[0].backbone, sessions[0].encoder, requests, stop_strings(stop))
+    ]
+
+
+def answer_many(
+    backbone: Backbone, encoder: ChatEncoder, requests: Sequence[Request], stops: Sequence[str] = ()
+) -> list[str]:
+    """The texts that answer requests, made together; an answer that has ended costs nothing more.
+
+    Raises InputError, and UsageError where contrast would be plain decoding.
+    """
+    for request in requests:
+        require_contrast(request.decoding, [request.reading for request in requests])
+    generation = Generation(backbone)
+    sequences = generation.add(requests)
+    detokenizers = {id(sequence): Detokenizer(encoder, stops) for sequence in sequences}
+    while generation.running:
+        stepped = generation.step()
+        for sequence in stepped:
+            detokenizers[id(sequence)].push(sequence.last)
+        generation.remove([sequence for sequence in stepped if detokenizers[id(sequence)].ended])
+    for sequence in sequences:
+        detokenizers[id(sequence)].finish()
+    return [detokenizers[id(sequence)].text for sequence in sequences]

@@ -10,24 +10,26 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from byheart.errors import InputError, UsageError
-from byheart.generation.decoding import Decoding
-from byheart.generation.generate import generate, require_contrast
+from byheart.generation.contrast import require_contrast
+from byheart.generation.decoding import Decoding, DecodingOptions, with_options
+from byheart.generation.generate import Generation, Request
 from byheart.model.backbone import Backbone
 from byheart.model.kv_cache import PrefixCache
 from byheart.model.reading import Reading
 from byheart.protocol import state_file
 from byheart.protocol.method import Method
 from byheart.protocol.state import Header, State, Written, nbytes
-from byheart.text.detokenize import text_of
+from byheart.text.detokenize import decode_stream
 from byheart.text.encoder import ChatEncoder
 
 Progress = Callable[[int, int], None]
+_DEFAULTS = Decoding()
 
 
 class Session:
@@ -119,38 +121,73 @@ class Session:
 
     # ---- asking ----
 
-    def ask(self, question: str, *, stop: str | Sequence[str] = (), **decoding: Any) -> str:
-        """The answer to ``question``; options as in ``Decoding``, and ``stop`` strings that end it."""
-        return "".join(self.stream(question, stop=stop, **decoding)).strip()
+    def ask(
+        self,
+        question: str,
+        decoding: Decoding = _DEFAULTS,
+        *,
+        stop: str | Sequence[str] = (),
+        **options: Unpack[DecodingOptions],
+    ) -> str:
+        """The answer to ``question``. Raises InputError and UsageError.
 
-    def stream(self, question: str, *, stop: str | Sequence[str] = (), **decoding: Any) -> Iterator[str]:
-        """The answer piece by piece, as it is made. Raises InputError before the first piece."""
+        Args:
+            stop: strings that end the answer.
+            options: fields of ``decoding`` to change, such as ``max_tokens``.
+        """
+        return "".join(self.stream(question, decoding, stop=stop, **options)).strip()
+
+    def stream(
+        self,
+        question: str,
+        decoding: Decoding = _DEFAULTS,
+        *,
+        stop: str | Sequence[str] = (),
+        **options: Unpack[DecodingOptions],
+    ) -> Iterator[str]:
+        """The answer piece by piece, as it is made; arguments as for ``ask``, errors before the first piece."""
         self.require_written()
-        return self.reply(question, stop=stop, **decoding)
+        return self.reply(question, decoding, stop=stop, **options)
 
-    def reply(self, question: str, *, stop: str | Sequence[str] = (), **decoding: Any) -> Iterator[str]:
+    def reply(
+        self,
+        question: str,
+        decoding: Decoding = _DEFAULTS,
+        *,
+        stop: str | Sequence[str] = (),
+        **options: Unpack[DecodingOptions],
+    ) -> Iterator[str]:
         """As ``stream``, for a turn of a conversation, which may be its first: the memory may be empty."""
-        how, stops = make_decoding(decoding), stop_strings(stop)
-        prompts, reading = (self.prompt(question), self.prompt(question, alone=True)), self.reading_for(question)
-        require_contrast(how, [reading])
-        return text_of(self._answer(*prompts, reading, how), self.encoder.tokenizer, stops)
+        request, stops = self.request(question, with_options(decoding, options)), stop_strings(stop)
+        require_contrast(request.decoding, [request.reading])
+        return decode_stream(self._answer(request), self.encoder, stops)
 
-    def _answer(self, prompt: Tensor, alone: Tensor, reading: Reading, how: Decoding) -> Iterator[int | None]:
+    def request(self, question: str, decoding: Decoding) -> Request:
+        """What a generation needs to answer ``question``. Raises InputError."""
+        return Request(
+            self.prompt(question),
+            self.reading_for(question),
+            decoding,
+            self.prompt(question, alone=True),
+            self.encoder.stop_tokens,
+        )
+
+    def _answer(self, request: Request) -> Iterator[int | None]:
         """The answer's tokens. While they are made, nobody else has the cache; afterwards the session keeps it."""
-        cache = self._cache if self._reading is reading else None
+        cache = self._cache if self._reading is request.reading else None
         if cache is not None:
             self._cache = None
-        elif how.context_aware is None:
-            with torch.no_grad(), self.backbone.reading([replace(reading, deltas={})]) as cache:
+        elif request.decoding.context_aware is None:
+            with torch.no_grad(), self.backbone.reading([replace(request.reading, deltas={})]) as cache:
                 pass
-        own: dict[str, Any] = {"stop_tokens": self.encoder.stop_tokens, "cache": cache, "others": [alone]}
-        steps = generate(self.backbone, [prompt], [reading], decoding=how, **own)
+        generation = Generation(self.backbone, cache=cache)
         try:
-            for step in steps:
-                yield step[0]
+            generation.add([request])
+            while generation.running:
+                yield generation.step()[0].last
         finally:
-            steps.close()
-            if self._reading is reading and cache is not None:
+            generation.close()
+            if self._reading is request.reading and cache is not None:
                 self._cache = cache
 
     def prompt(self, question: str, *, use_chat_template: bool = True, alone: bool = False) -> Tensor:
@@ -223,11 +260,3 @@ def stop_strings(stop: str | Sequence[str]) -> list[str]:
     if "" in stops:
         raise UsageError("A stop string must not be empty: every answer would end before it began.")
     return stops
-
-
-def make_decoding(options: dict[str, Any]) -> Decoding:
-    """Options of a call as a Decoding. Raises UsageError."""
-    try:
-        return Decoding(**options)
-    except TypeError as error:
-        raise UsageError(f"Unknown option: {error}.") from error

@@ -4,61 +4,63 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from transformers import PreTrainedTokenizerBase
+from byheart.text.encoder import ChatEncoder
 
 
-def text_of(tokens: Iterator[int | None], tokenizer: PreTrainedTokenizerBase, stops: Sequence[str]) -> Iterator[str]:
-    """Text as it becomes certain: no half characters, and nothing that may yet turn out to be a stop string."""
-    ids: list[int] = []
-    given = 0
-    for token in tokens:
+class Detokenizer:
+    """The text of one answer while its tokens are made: no half characters, and nothing that may yet be a stop string.
+
+    Args:
+        stops: strings that end the answer; they are not part of it.
+    """
+
+    def __init__(self, encoder: ChatEncoder, stops: Sequence[str] = ()) -> None:
+        self.encoder, self.stops = encoder, list(stops)
+        self.text = ""
+        self.ended = False
+        self._tokens: list[int] = []
+
+    def push(self, token: int | None) -> str:
+        """The text that is certain since the last call; None ends the answer."""
+        if self.ended:
+            return ""
         if token is None:
-            break
-        ids.append(token)
-        text = decoded(tokenizer, ids)
-        ends = [text.find(stop) for stop in stops if stop in text]
-        if ends:
-            yield text[given : min(ends)]
+            return self.finish()
+        self._tokens.append(token)
+        decoded = self.encoder.decode(self._tokens)
+        places = [decoded.find(stop) for stop in self.stops if stop in decoded]
+        if places:
+            self.ended = True
+            return self._give(decoded[: min(places)])
+        return self._give(decoded[: len(decoded) - _pending(decoded, self.stops)])
+
+    def finish(self) -> str:
+        """The text that was held back, at the end of the tokens."""
+        if self.ended:
+            return ""
+        self.ended = True
+        return self._give(self.encoder.decode(self._tokens))
+
+    def _give(self, text: str) -> str:
+        new, self.text = text[len(self.text) :], max(text, self.text, key=len)
+        return new
+
+
+def decode_stream(tokens: Iterator[int | None], encoder: ChatEncoder, stops: Sequence[str] = ()) -> Iterator[str]:
+    """Text as it becomes certain, until the tokens end or a stop string does."""
+    detokenizer = Detokenizer(encoder, stops)
+    for token in tokens:
+        if text := detokenizer.push(token):
+            yield text
+        if detokenizer.ended:
             return
-        safe = len(text) - _pending(text, stops)
-        if safe > given:
-            yield text[given:safe]
-            given = safe
-    yield decoded(tokenizer, ids)[given:]
-
-
-def texts_of(
-    steps: Iterator[Sequence[int | None]], tokenizer: PreTrainedTokenizerBase, stops: Sequence[str]
-) -> list[str]:
-    """The texts of rows that are made side by side; no step is taken once every row has ended."""
-    rows: list[list[int | None]] = []
-    going: list[list[int | None]] = []
-    for step in steps:
-        if not rows:
-            rows = [[] for _ in step]
-            going = rows
-        for row, token in zip(rows, step, strict=True):
-            row.append(token)
-        # What has ended is not decoded again at each step.
-        going = [row for row in going if not _ended(row, tokenizer, stops)]
-        if not going:
-            break
-    return ["".join(text_of(iter(row), tokenizer, stops)) for row in rows]
-
-
-def _ended(row: Sequence[int | None], tokenizer: PreTrainedTokenizerBase, stops: Sequence[str]) -> bool:
-    """Whether a row has reached a stop token or a stop string."""
-    ids = [token for token in row if token is not None]
-    return len(ids) < len(row) or any(stop in decoded(tokenizer, ids) for stop in stops)
-
-
-def decoded(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
-    return str(tokenizer.decode(ids, skip_special_tokens=True))
+    if text := detokenizer.finish():
+        yield text
 
 
 def _pending(text: str, stops: Sequence[str]) -> int:
     """Characters at the end of ``text`` that more tokens may change or make into a stop string."""
-    # Some tokenizers show a character that is not whole yet as one mark, some as a mark a byte.
+    # Some tokenizers show a character that is not whole yet as one mark, some as a mark for each byte.
     broken = len(text) - len(text.rstrip("\ufffd"))
     begun = [n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n])]
     return max([broken, *begun])

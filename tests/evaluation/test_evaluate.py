@@ -20,15 +20,14 @@ from byheart.evaluation.tasks.faithful import Faithful
 from byheart.evaluation.tasks.integrity import Integrity
 from byheart.evaluation.tasks.questions import Questions
 from byheart.generation.decoding import Decoding
-from byheart.generation.generate import generate
+from byheart.generation.generate import Request
 from byheart.generation.likelihood import likelihoods
 from byheart.methods.key_norm import KeyNorm
 from byheart.model.reading import Reading
 from byheart.protocol.checkpoint import save_pretrained
-from byheart.session.batch import write_many
+from byheart.session.batch import answer_many, write_many
 from byheart.session.opening import load
 from byheart.session.session import Session
-from byheart.text.detokenize import texts_of
 from tests.conftest import Run
 
 TEXTS = ["The cat is called Muck.", "The dog is called Rex and the dog is big.", "A bird."]
@@ -144,17 +143,8 @@ def test_an_answer_can_be_made_to_begin_with_given_words(opened: Session) -> Non
     alone = one.session.fork()
     alone.write(items[0].texts[0])
     prompt = torch.cat([alone.prompt(items[0].questions[0].text), alone.encoder.continuation("The answer is:")])
-    (said,) = texts_of(
-        generate(
-            alone.backbone,
-            [prompt],
-            [alone.reading],
-            decoding=Decoding(max_tokens=5),
-            stop_tokens=alone.encoder.stop_tokens,
-        ),
-        alone.encoder.tokenizer,
-        (),
-    )
+    request = Request(prompt, alone.reading, Decoding(max_tokens=5), None, alone.encoder.stop_tokens)
+    (said,) = answer_many(alone.backbone, alone.encoder, [request])
     assert outcome.text == f"The answer is:{said}".strip()
     assert outcome.parts["failures"] == (0.0, 1.0)
 
@@ -481,24 +471,3 @@ def test_progress_moves_with_every_text_and_answer(opened: Session, data: Path, 
     told.clear()
     evaluate(task, str(data), methods, progress=lambda *done: told.append(done), **where)
     assert told == [(12, 24), (24, 24)]
-
-
-def test_no_step_is_taken_once_every_row_has_ended(opened: Session) -> None:
-    rows = [
-        opened.encoder.continuation("ab\ncdef").tolist(),
-        opened.encoder.continuation("x\nyzuvw").tolist(),
-        [*opened.encoder.continuation("k").tolist()],
-    ]
-    rows[2] += [None] * 6
-    taken: list[Any] = []
-
-    def steps() -> Iterator[list[int | None]]:
-        for step in zip(*rows, strict=True):
-            taken.append(step)
-            yield list(step)
-
-    assert texts_of(steps(), opened.encoder.tokenizer, ["\n"]) == ["ab", "x", "k"]
-    assert len(taken) == 3
-    taken.clear()
-    assert texts_of(steps(), opened.encoder.tokenizer, [])[0] == "ab\ncdef"
-    assert len(taken) == 7

@@ -14,7 +14,8 @@ from torch import Tensor
 from byheart.errors import InputError, UsageError
 from byheart.generation.decoding import Decoding
 from byheart.generation.dola import dola_scores
-from byheart.generation.generate import _picker, generate
+from byheart.generation.generate import Generation, Request, generate
+from byheart.generation.sampling import make_generator, sample
 from byheart.model.backbone import Backbone
 from byheart.model.reading import DenseDelta, LowRankDelta, Reading
 from byheart.testing import VOCABULARY, tiny_model
@@ -24,12 +25,15 @@ from tests.samples import ALL_FAMILIES, backbone, hooks, logits, method, tokens,
 TEXT = tokens(15, seed=1)
 PROMPTS = [tokens(4, seed=2)[0], tokens(7, seed=3)[0]]
 STEPS = 8
+DRAWS = 10_000
 
 
 def said(
     own: Backbone, readings: list[Reading], prompts: list[Tensor], others: list[Tensor] | None = None, **options: Any
 ) -> list[list[int | None]]:
-    steps = generate(own, prompts, readings, decoding=Decoding(max_tokens=STEPS, **options), others=others)
+    steps = generate(
+        own, prompts, readings, decoding=Decoding(max_tokens=STEPS, **options), unconditional_prompts=others
+    )
     return [list(row) for row in zip(*steps, strict=True)]
 
 
@@ -119,9 +123,11 @@ def test_the_narrowest_sample_is_greedy(narrow: dict[str, Any]) -> None:
 
 
 def drawn(probabilities: list[float], **options: Any) -> Tensor:
-    """How often each token is drawn from these probabilities, in 20,000 rows."""
-    picked = _picker(Decoding(seed=0, **options))(torch.tensor(probabilities).log().expand(20_000, -1))
-    return torch.bincount(picked, minlength=len(probabilities)) / 20_000
+    """How often each token is drawn from these probabilities."""
+    decoding = Decoding(seed=0, **options)
+    scores, generator = torch.tensor(probabilities).log(), make_generator(decoding)
+    picked = torch.tensor([sample(scores, decoding, generator) for _ in range(DRAWS)])
+    return torch.bincount(picked, minlength=len(probabilities)) / DRAWS
 
 
 @pytest.mark.parametrize(
@@ -213,7 +219,7 @@ def test_context_awareness_may_ask_the_other_side_differently() -> None:
     found = said(own, [reading, reading], PROMPTS[:2], context_aware=0.5, others=others)
     assert found == [row for (row,) in each]
     assert found != said(own, [reading, reading], PROMPTS[:2], context_aware=0.5)
-    with pytest.raises(UsageError, match="1 other prompts for 2 prompts"):
+    with pytest.raises(UsageError, match="1 unconditional prompts for 2 readings"):
         said(own, [reading, reading], PROMPTS[:2], others=others[:1])
 
 
@@ -372,10 +378,133 @@ def test_an_empty_prompt_is_refused() -> None:
 
 def test_a_prompt_that_leaves_no_room_is_refused_with_its_lengths() -> None:
     own = backbone()
-    with pytest.raises(InputError, match=r"memory's 15 rows and the prompt's 497 tokens .* at most 512"):
+    with pytest.raises(InputError, match=r"memory's 15 slots and the prompt's 497 tokens .* at most 512"):
         said(own, [read("full")], [tokens(497)[0]])
     assert len(said(own, [Reading()], [tokens(511)[0]])[0]) >= 1
 
 
 def test_tokens_stay_within_the_vocabulary() -> None:
     assert all(0 <= token < VOCABULARY for token in said(backbone(), [Reading()], PROMPTS[:1], temperature=5.0)[0])
+
+
+# ---- sequences of their own ----
+
+
+def finished(generation: Generation) -> None:
+    while generation.running:
+        generation.step()
+
+
+def ways() -> list[Request]:
+    """Requests of every kind, whose answers end at different lengths."""
+    readings = [read("full"), read("last-ffn"), read("ffn-lora"), read("window"), Reading(), read("last-ffn")]
+    decodings = [
+        Decoding(max_tokens=5),
+        Decoding(max_tokens=8, contrast=0.5),
+        Decoding(max_tokens=3, contrast=0.7),
+        Decoding(max_tokens=7, context_aware=0.5),
+        Decoding(max_tokens=6, dola="high"),
+        Decoding(max_tokens=8, temperature=1.5, seed=3),
+    ]
+    prompts = [tokens(4 + n, seed=20 + n)[0] for n in range(len(readings))]
+    return [Request(*parts) for parts in zip(prompts, readings, decodings, strict=True)]
+
+
+def alone(request: Request) -> list[int]:
+    generation = Generation(backbone())
+    (sequence,) = generation.add([request])
+    finished(generation)
+    return sequence.tokens
+
+
+def test_every_sequence_is_decoded_in_its_own_way() -> None:
+    requests, generation = ways(), Generation(backbone())
+    sequences = generation.add(requests)
+    finished(generation)
+    assert [sequence.tokens for sequence in sequences] == [alone(request) for request in requests]
+    assert [len(sequence.tokens) for sequence in sequences] == [r.decoding.max_tokens for r in requests]
+    assert hooks(backbone()) == []
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0], [3, 0, 5, 1, 4, 2]], ids=str)
+def test_sequences_join_between_steps(order: list[int]) -> None:
+    requests, generation = ways(), Generation(backbone())
+    sequences = {}
+    for number in order:
+        (sequences[number],) = generation.add([requests[number]])
+        generation.step()
+    finished(generation)
+    assert {n: sequence.tokens for n, sequence in sequences.items()} == {n: alone(requests[n]) for n in order}
+
+
+def test_a_sequence_that_is_removed_leaves_the_others_as_they_are() -> None:
+    requests, generation = ways(), Generation(backbone())
+    sequences = generation.add(requests)
+    generation.step()
+    generation.remove([sequences[3], sequences[0]])
+    assert [n for n, sequence in enumerate(sequences) if sequence in generation.running] == [1, 2, 4, 5]
+    finished(generation)
+    for number, sequence in enumerate(sequences):
+        expected = alone(requests[number])
+        assert sequence.tokens == (expected[:1] if number in (0, 3) else expected)
+
+
+def test_a_sequence_may_be_removed_before_its_first_token() -> None:
+    requests, generation = ways(), Generation(backbone())
+    sequences = generation.add(requests)
+    generation.remove(sequences[1:])
+    finished(generation)
+    assert [sequence.tokens for sequence in sequences] == [alone(requests[0]), [], [], [], [], []]
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_a_sampled_answer_is_the_same_alone_and_in_any_batch(temperature: float) -> None:
+    own, how = backbone(), Decoding(max_tokens=STEPS, temperature=temperature, seed=5)
+    readings = [read(case) for case in ("full", "window", "latent-pool", "full")]
+    prompts = [tokens(3 + 2 * n, seed=n)[0] for n in range(4)]
+    single = [list(generate(own, [p], [r], decoding=how)) for p, r in zip(prompts, readings, strict=True)]
+    together = list(zip(*generate(own, prompts, readings, decoding=how), strict=True))
+    assert [[step[0] for step in steps] for steps in single] == [list(row) for row in together]
+
+
+def test_each_row_of_generate_may_have_a_decoding() -> None:
+    own, readings = backbone(), [read("full"), read("full")]
+    decodings = [Decoding(max_tokens=2), Decoding(max_tokens=5, temperature=1.0, seed=1)]
+    rows = list(zip(*generate(own, PROMPTS, readings, decoding=decodings), strict=True))
+    assert rows[0][2:] == (None, None, None)
+    assert [token for token in rows[0] if token is not None] == alone(Request(PROMPTS[0], readings[0], decodings[0]))
+    assert list(rows[1]) == alone(Request(PROMPTS[1], readings[1], decodings[1]))
+    with pytest.raises(UsageError, match="There are 1 decodings for 2 readings"):
+        next(generate(own, PROMPTS, readings, decoding=decodings[:1]))
+
+
+def test_rows_that_have_ended_are_not_computed() -> None:
+    """The decoder is given no more rows than there are answers in progress."""
+    own = backbone()
+    lengths = [1, 2, 4, 8]
+    requests = [Request(PROMPTS[0], read("full"), Decoding(max_tokens=length)) for length in lengths]
+    batches: list[int] = []
+    first = own.layers[0]
+    handle = first.register_forward_pre_hook(lambda module, args: batches.append(args[0].shape[0]))
+    try:
+        generation = Generation(own)
+        generation.add(requests)
+        finished(generation)
+    finally:
+        handle.remove()
+    assert batches == [4, 3, 2, 2, 1, 1, 1, 1]
+
+
+def test_a_generation_without_requests_takes_no_step() -> None:
+    generation = Generation(backbone())
+    assert generation.running == []
+    assert generation.step() == []
+    generation.close()
+
+
+def test_a_prompt_for_a_model_without_memory_needs_room_too() -> None:
+    request = Request(PROMPTS[0], Reading(), Decoding(context_aware=0.5), tokens(600)[0])
+    with pytest.raises(InputError, match="600 tokens leave no room"):
+        Generation(backbone()).add([request])
+    plain = Request(PROMPTS[0], Reading(), Decoding(max_tokens=1), tokens(600)[0])
+    assert len(alone(plain)) == 1

@@ -237,3 +237,60 @@ def test_beam_search_over_a_reading_equals_beam_search_over_the_text() -> None:
         ours = own.model.generate(prompt, attention_mask=torch.ones(1, 16).long(), **options, **over)
     theirs = own.model.generate(torch.cat([text, prompt], dim=1), attention_mask=torch.ones(1, 16).long(), **options)
     assert ours[0, 4:].tolist() == theirs[0, 16:].tolist()
+
+
+# ---- rows that leave and join ----
+
+
+def held_rows(cache: PrefixCache) -> list[tuple[Tensor, Tensor]]:
+    """Keys and values of the first layer, of each row without its padding."""
+    keys, values = cache.layers[0].keys, cache.layers[0].values
+    valid = cache.valid if cache.valid is not None else torch.ones(len(keys), keys.shape[2], dtype=torch.bool)
+    return [(keys[b][:, mask], values[b][:, mask]) for b, mask in enumerate(valid)]
+
+
+def cache_of(*slots: int, seed: int = 0) -> PrefixCache:
+    readings = [Reading(prefix(count, seed=seed + n)) for n, count in enumerate(slots)]
+    return PrefixCache.of(readings, layers=2, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("row", [0, 1, 2])
+@pytest.mark.parametrize("slots", [(5, 5, 5), (5, 2, 7), (7, 2, 1)], ids=str)
+def test_a_row_that_leaves_is_replaced_by_the_last(slots: tuple[int, ...], row: int) -> None:
+    cache, before = cache_of(*slots), held_rows(cache_of(*slots))
+    cache.drop(row)
+    expected = [before[2] if n == row else pair for n, pair in enumerate(before[:2])]
+    for ours, theirs in zip(held_rows(cache), expected, strict=True):
+        assert all(map(torch.equal, ours, theirs))
+    for layer in cache.layers:
+        assert layer.keys.shape[0] == 2
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [((5, 5), (5,)), ((5, 2), (9, 1)), ((9,), (2, 2))], ids=str)
+def test_rows_that_join_keep_what_they_hold(ours: tuple[int, ...], theirs: tuple[int, ...]) -> None:
+    cache = cache_of(*ours)
+    cache.join(cache_of(*theirs, seed=10))
+    expected = [*held_rows(cache_of(*ours)), *held_rows(cache_of(*theirs, seed=10))]
+    for found, wanted in zip(held_rows(cache), expected, strict=True):
+        assert all(map(torch.equal, found, wanted))
+    assert (cache.valid is None) == (len({*ours, *theirs}) == 1)
+
+
+def test_columns_that_no_row_uses_are_left_out() -> None:
+    cache = cache_of(200, 20, 30)
+    before = held_rows(cache)
+    cache.drop(0)
+    cache.trim()
+    assert cache.get_seq_length() == 30
+    for found, wanted in zip(held_rows(cache), [before[2], before[1]], strict=True):
+        assert all(map(torch.equal, found, wanted))
+    cache.drop(1)
+    cache.trim()
+    assert cache.valid is None
+
+
+def test_a_few_empty_columns_are_not_worth_a_copy() -> None:
+    cache = cache_of(40, 20, 30)
+    cache.drop(0)
+    cache.trim()
+    assert cache.get_seq_length() == 40

@@ -1,5 +1,5 @@
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -349,11 +349,11 @@ def test_answers_have_the_tokens_of_their_question(tiny_folder: Path, monkeypatc
     texts = [Item(("A cat.",), (Question("Who?", ("b",), max_tokens=n),)) for n in (None, 3, 5, 3)]
     decoded: list[tuple[int, int]] = []
 
-    def noted(backbone: Any, prompts: Any, readings: Any, *, decoding: Any, **rest: Any) -> Iterator[list[int | None]]:
-        decoded.append((decoding.max_tokens, len(prompts)))
-        return iter([[None] * len(prompts)])
+    def noted(backbone: Any, encoder: Any, requests: Any, stops: Any) -> list[str]:
+        decoded.append((requests[0].decoding.max_tokens, len(requests)))
+        return [""] * len(requests)
 
-    monkeypatch.setattr("byheart.evaluation.runner.generate", noted)
+    monkeypatch.setattr("byheart.evaluation.runner.answer_many", noted)
     task = Retention()
     assert len(run(task, texts, [Candidate.of("nothing", opened)])[0]) == 4
     assert decoded == [(32, 1), (3, 2), (5, 1)]

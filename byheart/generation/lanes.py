@@ -1,0 +1,173 @@
+"""One forward pass for many sequences: rows of a cache in, scores of each sequence's next token out.
+
+A sequence has one lane, or two where its scores set one reading against another; a lane is a row of the batch. What
+several sequences need is computed once: one pass through the decoder, one product with the head. It does not know how
+tokens are chosen.
+
+Dimensions: N lanes, S sequences, T tokens, D hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from byheart.generation.contrast import contrast, is_in_last_block
+from byheart.generation.decoding import Decoding
+from byheart.generation.dola import candidate_layers, dola_scores
+from byheart.generation.prompts import pad_left
+from byheart.model.backbone import Backbone
+from byheart.model.kv_cache import PrefixCache
+from byheart.model.reading import Delta, Reading
+
+
+@dataclass(frozen=True)
+class Lane:
+    """A row of the batch: what it reads, and which changes of linear layers it sees.
+
+    ``block_deltas`` change the last feed-forward block alone, which runs a second time with them. ``layers`` are those
+    whose outputs DoLa compares. ``strength`` weighs this lane against the ``unconditional`` one, or the changed block
+    against the plain one.
+    """
+
+    prompt: Int[Tensor, " T"]
+    reading: Reading
+    deltas: Mapping[str, Delta] = field(default_factory=dict)
+    block_deltas: Mapping[str, Delta] = field(default_factory=dict)
+    layers: tuple[int, ...] = ()
+    strength: float = 0.0
+    unconditional: Lane | None = None
+
+
+def make_lane(backbone: Backbone, prompt: Tensor, reading: Reading, decoding: Decoding, other: Tensor) -> Lane:
+    """The lane of a sequence, with the second lane that its decoding needs. Raises UsageError.
+
+    Args:
+        other: the prompt of a lane that reads nothing.
+    """
+    deltas = {path: delta.to(backbone.dtype) for path, delta in reading.deltas.items()}
+    lane = Lane(prompt, replace(reading, deltas={}), deltas)
+    if decoding.dola is not None:
+        return replace(lane, layers=candidate_layers(decoding.dola, len(backbone.layers)))
+    if decoding.context_aware is not None:
+        return replace(lane, strength=decoding.context_aware, unconditional=Lane(other, Reading()))
+    if decoding.contrast is None or not deltas:
+        return lane
+    if is_in_last_block(backbone, reading):
+        return replace(lane, deltas={}, block_deltas=deltas, strength=decoding.contrast)
+    return replace(lane, strength=decoding.contrast, unconditional=Lane(prompt, lane.reading))
+
+
+class LaneBatch:
+    """Sequences whose lanes are rows of one cache.
+
+    Args:
+        lanes: one for each sequence; ``unconditional`` ones become rows of their own.
+        cache: holds the lanes' prefixes, in the order of ``rows``.
+    """
+
+    def __init__(self, backbone: Backbone, lanes: Sequence[Lane], cache: PrefixCache) -> None:
+        self.backbone, self.lanes, self.cache = backbone, list(lanes), cache
+        self.rows = rows_of(lanes)
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """What depends on which lanes there are."""
+        places = {id(lane): row for row, lane in enumerate(self.rows)}
+        self._places = [places[id(lane)] for lane in self.lanes]
+        self._in_order = self._places == list(range(len(self.rows)))
+        self._against = {n: places[id(lane.unconditional)] for n, lane in enumerate(self.lanes) if lane.unconditional}
+        self._blocks = [n for n, lane in enumerate(self.lanes) if lane.block_deltas]
+        self._compared = [n for n, lane in enumerate(self.lanes) if lane.layers]
+        self._changes = self.backbone.changes([lane.deltas for lane in self.rows])
+        self._block_changes = self.backbone.changes([self.lanes[n].block_deltas for n in self._blocks])
+
+    def remove(self, numbers: Sequence[int]) -> None:
+        """Drop sequences by their numbers: their rows cost nothing from here on."""
+        leaving = [self.lanes[n] for n in numbers]
+        gone = {id(lane) for lane in rows_of(leaving)}
+        self.lanes = [lane for lane in self.lanes if id(lane) not in gone]
+        if not self.lanes:
+            self.rows = []
+            return
+        for row in reversed([row for row, lane in enumerate(self.rows) if id(lane) in gone]):
+            self.cache.drop(row)
+            self.rows[row] = self.rows[-1]
+            self.rows.pop()
+        self.cache.trim()
+        self._prepare()
+
+    def join(self, other: LaneBatch) -> None:
+        """Take in the sequences of another batch, after these."""
+        self.cache.join(other.cache)
+        self.lanes += other.lanes
+        self.rows += other.rows
+        self._prepare()
+
+    def read_prompts(self) -> Float[Tensor, "S V"]:
+        """Scores of each sequence's first token, once every lane has read its prompt."""
+        return self._scores(*pad_left([lane.prompt for lane in self.rows], self.backbone.device))
+
+    def read_tokens(self, tokens: Sequence[int]) -> Float[Tensor, "S V"]:
+        """Scores of each sequence's next token after ``tokens``, one for each sequence."""
+        by_lane = {id(lane): token for lane, token in zip(self.lanes, tokens, strict=True)}
+        by_lane |= {id(lane.unconditional): by_lane[id(lane)] for lane in self.lanes if lane.unconditional}
+        rows = [[by_lane[id(lane)]] for lane in self.rows]
+        return self._scores(torch.tensor(rows, device=self.backbone.device), None)
+
+    def _scores(self, tokens: Int[Tensor, "N T"], mask: Tensor | None) -> Float[Tensor, "S V"]:
+        hidden, changed, early = self._hidden(tokens, mask)
+        states = [hidden, *([changed] if changed is not None else []), *early.values()]
+        parts = torch.split(self.backbone.logits(torch.cat(states)), [len(part) for part in states])
+        scores = parts[0] if self._in_order else parts[0][self._places]
+        if not (self._against or self._blocks or early):
+            return scores
+        scores = scores.clone()
+        for number, row in self._against.items():
+            scores[number] = contrast(scores[number], parts[0][row], self.lanes[number].strength)
+        for number, tuned in zip(self._blocks, parts[1] if self._blocks else (), strict=True):
+            scores[number] = contrast(tuned, scores[number], self.lanes[number].strength)
+        first = 1 + bool(self._blocks)
+        layers = dict(zip(early, (torch.log_softmax(part, dim=-1) for part in parts[first:]), strict=True))
+        for place, number in enumerate(self._compared):
+            candidates = torch.stack([layers[layer][place] for layer in self.lanes[number].layers])
+            mature = torch.log_softmax(scores[number], dim=-1)
+            scores[number] = dola_scores(mature[None], candidates[:, None])[0]
+        return scores
+
+    def _hidden(self, tokens: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None, dict[int, Tensor]]:
+        """Final states (N, D) of the rows, of the sequences whose last block changes, and of early layers."""
+        last = len(self.backbone.layers) - 1
+        wanted = {layer for number in self._compared for layer in self.lanes[number].layers}
+        compared = [self._places[number] for number in self._compared]
+        early: dict[int, Tensor] = {}
+
+        def take(index: int, hidden: Tensor) -> None:
+            if index in wanted:
+                # As published, an early layer's states go to the head without the final norm.
+                early[index] = hidden[compared, -1]
+
+        with ExitStack() as stack:
+            if wanted:
+                stack.enter_context(self.backbone.layer_outputs(take))
+            fed = stack.enter_context(self.backbone.feed_forward_inputs(last)) if self._blocks else []
+            stack.enter_context(self.backbone.changing(self._changes))
+            hidden = self.backbone.hidden(tokens, cache=self.cache, mask=mask)[:, -1]
+        if not self._blocks:
+            return hidden, None, early
+        rows = [self._places[number] for number in self._blocks]
+        place = self.backbone.feed_forward(last)
+        with self.backbone.changing(self._block_changes):
+            output = place.block(fed[0].input[rows, -1:])
+        changed = self.backbone.finish(place.finish(fed[0].residual[rows, -1:], output))[:, 0]
+        return hidden, changed, early
+
+
+def rows_of(lanes: Sequence[Lane]) -> list[Lane]:
+    """Lanes and their unconditional ones, in the order of a batch's rows."""
+    return [*lanes, *(lane.unconditional for lane in lanes if lane.unconditional)]
