@@ -212,6 +212,44 @@ def tap(layer: nn.Module, given: dict[str, Any], x: Tensor, index: int) -> tuple
     return taker.taken
 
 
+def keyless_linears(layer: nn.Module, given: dict[str, Any], x: Tensor, index: int) -> tuple[nn.Linear, ...]:
+    """Linear layers that run before ``layer`` shows its keys and values, and whose outputs do not reach them: queries.
+
+    Found by changing each one's output; ``x`` (1, T, D) with T >= 2. None where they cannot be ``skipped``.
+    """
+    called: list[nn.Linear] = []
+    linears = [module for module in layer.modules() if isinstance(module, nn.Linear)]
+    with hooked([linear.register_forward_hook(lambda module, args, out: called.append(module)) for linear in linears]):
+        expected = tap(layer, given, x, index)
+
+    def is_keyless(linear: nn.Linear) -> bool:
+        with hooked([linear.register_forward_hook(lambda module, args, out: out + 1)]):
+            return all(map(torch.equal, tap(layer, given, x, index), expected))
+
+    found = tuple(linear for linear in called if is_keyless(linear))
+    with suppress(RuntimeError), skipped(found):
+        if all(map(torch.equal, tap(layer, given, x, index), expected)):
+            return found
+    return ()
+
+
+@contextmanager
+def skipped(linears: Sequence[nn.Linear]) -> Iterator[None]:
+    """Inside: these linear layers compute their first token alone and repeat it. After: as before."""
+    tokens: dict[int, int] = {}
+
+    def shorten(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        tokens[id(module)] = args[0].shape[1]
+        return (args[0][:, :1],)
+
+    def lengthen(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+        return out.expand(-1, tokens[id(module)], -1)
+
+    handles = [linear.register_forward_pre_hook(shorten) for linear in linears]
+    with hooked([*handles, *(linear.register_forward_hook(lengthen) for linear in linears)]):
+        yield
+
+
 def _with_cache(given: dict[str, Any], cache: PrefixCache | None) -> dict[str, Any]:
     """A layer's arguments with another cache, whatever the family calls it."""
     return {name: cache if isinstance(value, PrefixCache) else value for name, value in given.items()}

@@ -22,8 +22,8 @@ from transformers import PreTrainedModel
 
 from byheart.errors import UnsupportedModelError, UsageError
 from byheart.model import attention
-from byheart.model.anatomy import Anatomy, hooked, measure, tap, without_cache
-from byheart.model.feed_forward import FeedForward, FeedForwardInput, feed_forward
+from byheart.model.anatomy import Anatomy, hooked, keyless_linears, measure, noise, skipped, tap, without_cache
+from byheart.model.feed_forward import FeedForward, FeedForwardInput, feed_forward, find_values
 from byheart.model.fingerprint import fingerprint
 from byheart.model.kv_cache import PrefixCache
 from byheart.model.loading import empty_model, open_model
@@ -74,6 +74,7 @@ class Backbone:
         )
         self.layers: Sequence[nn.Module] = self.anatomy.layers
         self._blocks: dict[int, FeedForward] = {}
+        self._without_keys: dict[int, tuple[nn.Linear, ...]] = {}
 
     @classmethod
     def open(cls, model: str, *, dtype: str = "auto", device: str = "auto") -> Backbone:
@@ -188,8 +189,18 @@ class Backbone:
         shape = rows[0].shape[:2]
         taken = []
         for index, (layer, given, x) in enumerate(zip(self.layers, self.anatomy.arguments, rows, strict=True)):
-            taken.append(tap(layer, given, x, index) if x.shape[1] else self._nothing(shape[0]))
+            with skipped(self._keyless(index)):
+                taken.append(tap(layer, given, x, index) if x.shape[1] else self._nothing(shape[0]))
         return KV(tuple(k for k, _ in taken), tuple(v for _, v in taken))
+
+    def _keyless(self, index: int) -> tuple[nn.Linear, ...]:
+        """The linear layers of layer ``index`` that keys and values do not need; found once."""
+        if index not in self._without_keys:
+            given = self.anatomy.arguments[index]
+            with torch.no_grad():
+                x = noise(2, self.dim, self.dtype, self.device)
+                self._without_keys[index] = keyless_linears(self.layers[index], given, x, index)
+        return self._without_keys[index]
 
     def _nothing(self, batch: int) -> tuple[Tensor, Tensor]:
         raise UsageError(f"There are no hidden states to project for a batch of {batch}.")
@@ -322,22 +333,12 @@ class Backbone:
         Values write to the stream: the block's last linear layer. Keys match its input: all the others.
         """
         block = self.feed_forward(index).block
-        own = {id(m) for m in block.modules()}
-        called: list[int] = []
-        inside = [m for m in block.modules() if isinstance(m, nn.Linear)]
-        handles = [m.register_forward_hook(lambda module, args, out: called.append(id(module))) for m in inside]
-        with hooked(handles), torch.no_grad():
-            block(torch.zeros(1, 1, self.dim, dtype=self.dtype, device=self.device))
-        last = next(m for m in inside if id(m) == called[-1])
-        if last.out_features != self.dim:
-            raise UnsupportedModelError(
-                f"layer {index}'s feed-forward block ({type(block).__name__}) does not end in a linear layer that "
-                "writes to the stream (a mixture of experts?); its keys and values cannot be told apart."
-            )
+        values = find_values(block, index=index, dim=self.dim, dtype=self.dtype, device=self.device)
+        inside = {id(module) for module in block.modules()}
         return {
-            path: "values" if id(module) == called[-1] else "keys"
-            for path, module in self.linears(index).items()
-            if id(module) in own
+            path: "values" if linear is values else "keys"
+            for path, linear in self.linears(index).items()
+            if id(linear) in inside
         }
 
     @contextmanager

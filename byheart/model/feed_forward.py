@@ -77,3 +77,21 @@ class FeedForwardInput:
 
     input: Tensor
     residual: Tensor
+
+
+def find_values(block: nn.Module, *, index: int, dim: int, dtype: torch.dtype, device: torch.device) -> nn.Linear:
+    """The linear layer of a feed-forward block that writes to the stream: the last one that runs.
+
+    Raises UnsupportedModelError, naming layer ``index``, where the block does not end in one.
+    """
+    called: list[nn.Linear] = []
+    linears = [module for module in block.modules() if isinstance(module, nn.Linear)]
+    handles = [linear.register_forward_hook(lambda module, args, out: called.append(module)) for linear in linears]
+    with hooked(handles), torch.no_grad():
+        block(torch.zeros(1, 1, dim, dtype=dtype, device=device))
+    if called[-1].out_features != dim:
+        raise UnsupportedModelError(
+            f"layer {index}'s feed-forward block ({type(block).__name__}) does not end in a linear layer that "
+            "writes to the stream (a mixture of experts?); its keys and values cannot be told apart."
+        )
+    return called[-1]

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from byheart.errors import UnsupportedModelError, UsageError
+from byheart.model.anatomy import keyless_linears, skipped, tap
 from byheart.model.backbone import Backbone
 from byheart.model.kv_cache import PrefixCache
 from byheart.model.reading import DenseDelta, LowRankDelta, Reading
@@ -482,3 +483,33 @@ def test_an_assembled_backbone_has_the_weights_it_is_filled_with() -> None:
     assert made.fingerprint == backbone().fingerprint
     with torch.no_grad():
         torch.testing.assert_close(made.hidden(TEXT), backbone().hidden(TEXT))
+
+
+# ---- what keys do not need ----
+
+
+@pytest.mark.parametrize("family", ALL_FAMILIES)
+def test_hidden_states_are_projected_without_queries(family: str) -> None:
+    """Phi-3 has one linear layer for queries, keys and values; it is left as it is."""
+    own = backbone(family)
+    layer, arguments = own.layers[1], own.anatomy.arguments[1]
+    hidden = torch.randn(2, 5, own.dim, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        found = keyless_linears(layer, arguments, hidden[:1], 1)
+        names = [name for name, module in layer.named_modules() if any(module is linear for linear in found)]
+        assert names == ([] if family == "phi3" else ["self_attn.q_proj"])
+        with skipped(found):
+            ours = tap(layer, arguments, hidden, 1)
+        assert all(map(torch.equal, ours, tap(layer, arguments, hidden, 1)))
+    assert hooks(own) == []
+
+
+def test_a_skipped_layer_computes_one_token() -> None:
+    own, rows = backbone(), []
+    linear = own.linear("layers.0.self_attn.q_proj")
+    with torch.no_grad(), skipped([linear]):
+        handle = linear.register_forward_hook(lambda module, args, out: rows.append(args[0].shape[1]))
+        out = linear(torch.ones(2, 7, own.dim))
+        handle.remove()
+    assert rows == [1]
+    assert out.shape[:2] == (2, 7)
