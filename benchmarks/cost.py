@@ -80,6 +80,12 @@ def compare(ours: Timed, floor: Timed, rounds: int) -> Measured:
     return statistics.median(a for a, _ in pairs), statistics.median(b for _, b in pairs), peak
 
 
+def seconds_of_a_step(together: Callable[[Sequence[int]], Timed], rows: int, rounds: int) -> float:
+    """One decoding step of so many rows: the difference between long answers and short ones."""
+    long, short = together([25] * rows), together([9] * rows)
+    return statistics.median((seconds(long) - seconds(short)) / 16 for _ in range(rounds))
+
+
 class Bench:
     """The model in two copies, byheart's and stock, and the rows measured on them."""
 
@@ -278,6 +284,34 @@ class Bench:
             f"{base / ours:.2f} times the tokens per second",
         )
 
+    def ragged(self) -> None:
+        """Answers that end after 4, 8 ... 32 tokens, against steps of as many rows as are still running."""
+        text = self.tokens[:, :512]
+        method = build("full", self.backbone)
+        with torch.no_grad():
+            reading = method.read(method.write(method.init(), text))
+        prompts = [self.tokens[0, 600 + 20 * n : 616 + 20 * n] for n in range(8)]
+
+        def together(lengths: Sequence[int]) -> Timed:
+            decodings = [byheart.Decoding(max_tokens=length) for length in lengths]
+            chosen = prompts[: len(lengths)], [reading] * len(lengths)
+            return lambda: list(byheart.generate(self.backbone, *chosen, decoding=decodings))
+
+        lengths = [4 * (n + 1) for n in range(8)]
+        steps = {rows: seconds_of_a_step(together, rows, self.rounds) for rows in range(1, 9)}
+        first = statistics.median(seconds(together([1] * 8)) for _ in range(self.rounds))
+        live = first + sum(steps[sum(length > step for length in lengths)] for step in range(1, max(lengths)))
+        ours = statistics.median(seconds(together(lengths)) for _ in range(self.rounds))
+        whole = statistics.median(seconds(together([max(lengths)] * 8)) for _ in range(self.rounds))
+        self.add(
+            "8 answers of 4 to 32 tokens",
+            "one batch, rows leave as they end",
+            "the same steps with the rows that are live",
+            "<= 1.1",
+            (ours, live, None),
+            f"all rows to the end take {whole / ours:.2f} times as long",
+        )
+
     def stored(self) -> None:
         method = build("full", self.backbone)
         text, question = self.tokens[:, :4000], self.tokens[:, 4100:4132]
@@ -308,6 +342,7 @@ ALL = (
     "last_ffn",
     "contrast",
     "batch",
+    "ragged",
     "stored",
 )
 

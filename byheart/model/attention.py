@@ -1,8 +1,9 @@
-"""Attention of a few query rows over many memory rows, at the cost of reading the memory once.
+"""Attention of a few query rows over the many slots of a memory, at the cost of reading the memory once.
 
-Stock attention on a CPU is about ten times off here: it expands grouped heads, or runs one query row at a time.
-Folding the queries of a group into rows of one matrix product reads each key and value once. Where the batch of
-queries is large, or there is a GPU, the stock kernel is the better one and gets the call.
+Stock attention on a CPU is about ten times off here: it expands grouped heads, or runs one query row at a time. Folding
+the queries of a group into rows of one product reads each key and value once. Which product is the quickest depends on
+how many queries and keys there are, and where the keys lie (``choose_kernel``); where the batch of queries is large, or
+there is a GPU, the stock kernel is the best one and gets the call.
 
 Dimensions: B batch, H key-value heads, G query heads for each, T query rows, M key rows, W head width.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +21,15 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
 from byheart.errors import UnsupportedModelError
+from byheart.model.kv_cache import buffers_of
 from byheart.model.observed_attention import show
 from byheart.model.segment_attention import attended
 
+Kernel = Literal["stock", "grouped", "folded", "roomy"]
 NAME = "byheart"
 FEW_ROWS = 64
-MANY_KEYS = 256
+MANY_KEYS = 1 << 10
+MOST_FOLDED_KEYS, MOST_FOLDED_SCORES = 1 << 11, 1 << 14
 MOST_SCORES = 1 << 20
 MOST_TRAINED_SCORES = 1 << 17
 
@@ -51,6 +55,44 @@ def grouped_attention(
     weights = torch.softmax(scores, dim=-1).to(value.dtype)
     out = torch.matmul(weights, value)
     return out.view(batch, heads, rows, -1).transpose(1, 2).contiguous()
+
+
+def folded_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, scaling: float) -> Tensor:
+    """The same by PyTorch's own kernel, with the queries of a group as rows of one head; gives (B, T, H * G, W).
+
+    One call for all heads of all batch rows, whatever the keys' strides. Without a mask every query sees every key.
+    """
+    batch, heads, rows, width = query.shape
+    kv_heads = key.shape[1]
+    folded = query.reshape(batch, kv_heads, -1, width)
+    if mask is not None:
+        mask = mask[..., : key.shape[2]]
+        if mask.dtype == torch.bool:
+            least = torch.finfo(query.dtype).min
+            mask = torch.zeros(mask.shape, dtype=query.dtype, device=mask.device).masked_fill_(~mask, least)
+        group = heads // kv_heads
+        mask = mask[:, :, None].expand(-1, -1, group, -1, -1).flatten(2, 3)
+    out = torch.nn.functional.scaled_dot_product_attention(folded, key, value, attn_mask=mask, scale=scaling)
+    return out.view(batch, heads, rows, -1).transpose(1, 2).contiguous()
+
+
+def roomy_attention(
+    query: Tensor, buffers: tuple[Tensor, Tensor], slots: int, mask: Tensor | None, *, scaling: float
+) -> Tensor:
+    """The same over the buffers (B, H, N, W) in which ``slots`` keys and values lie first; gives (B, T, H * G, W).
+
+    A batched product copies a part of a buffer before it reads it, which costs more than reading what lies behind.
+    """
+    keys, values = buffers
+    batch, heads, rows, width = query.shape
+    kv_heads = keys.shape[1]
+    folded = (query * scaling).reshape(batch, kv_heads, -1, width)
+    scores = torch.matmul(folded, keys.transpose(-1, -2))
+    scores[..., slots:] = -torch.inf
+    if mask is not None:
+        _hide(scores.view(batch, kv_heads, heads // kv_heads, rows, -1)[..., :slots], mask)
+    weights = torch.softmax(scores, dim=-1).to(values.dtype)
+    return torch.matmul(weights, values).view(batch, heads, rows, -1).transpose(1, 2).contiguous()
 
 
 def _scores(folded: Tensor, key: Tensor) -> Tensor:
@@ -80,20 +122,28 @@ def _hide(scores: Tensor, mask: Tensor) -> None:
         scores[..., start:] += table[:, :, None]
 
 
-def prefers_grouped(query: Tensor, key: Tensor, mask: Tensor | None) -> bool:
-    """Whether the grouped products beat the stock kernel: on a CPU, over many keys.
+def choose_kernel(query: Tensor, key: Tensor, mask: Tensor | None, *, roomy: bool = False) -> Kernel:
+    """Which attention is the quickest; ``roomy``: the keys lie first in a buffer that is at hand.
 
-    In float32 for few query rows; in bfloat16, whose products are twice as fast there and whose stock kernel is not,
-    for as many as keep the scores small. A causal mask alone the stock kernel does at half the work. With gradients,
-    which keep the scores, for short rows in bfloat16: the stock kernel's backward is the slowest part of a step.
+    Stock on a GPU, and for a causal mask alone, which it does at half the work. On a CPU, in float32, folded for few
+    query rows. In bfloat16, whose matrix products are twice as fast there: roomy for one or two queries over many keys,
+    folded where scores are few, grouped for as many as keep the scores small. With gradients, which keep the scores,
+    grouped for short rows in bfloat16: the stock kernel's backward is the slowest part of a step.
     """
     rows, keys = query.shape[2], key.shape[2]
-    if query.device.type == "cpu" and query.dtype == torch.bfloat16 and query.requires_grad:
-        return rows * keys <= MOST_TRAINED_SCORES
-    if query.device.type != "cpu" or keys < MANY_KEYS or (mask is None and rows > 1):
-        return False
-    many = query.dtype == torch.bfloat16 and rows * keys <= MOST_SCORES
-    return rows <= FEW_ROWS or many
+    if query.device.type != "cpu":
+        return "stock"
+    if query.requires_grad:
+        return "grouped" if query.dtype == torch.bfloat16 and rows * keys <= MOST_TRAINED_SCORES else "stock"
+    if mask is None and rows > 1:
+        return "stock"
+    if query.dtype != torch.bfloat16:
+        return "folded" if rows <= FEW_ROWS else "stock"
+    if roomy and rows <= 2 and len(query) * keys >= MANY_KEYS:
+        return "roomy"
+    if keys <= MOST_FOLDED_KEYS and rows * keys <= MOST_FOLDED_SCORES:
+        return "folded"
+    return "grouped" if rows <= FEW_ROWS or rows * keys <= MOST_SCORES else "stock"
 
 
 def register() -> str:
@@ -151,11 +201,17 @@ def _attend(
     softcap: float | None,
     **kwargs: Any,
 ) -> Tensor:
-    if softcap is None and not prefers_grouped(query, key, mask):
+    buffers = buffers_of(module, key)
+    kernel = choose_kernel(query, key, mask, roomy=buffers is not None) if softcap is None else "grouped"
+    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    if kernel == "roomy" and buffers is not None:
+        return roomy_attention(query, buffers, key.shape[2], mask, scaling=scale)
+    if kernel == "folded":
+        return folded_attention(query, key, value, mask, scaling=scale)
+    if kernel == "stock":
         out: Tensor = sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **kwargs)[0]
         return out
     if mask is None and query.shape[2] > 1:
         rows, columns = query.shape[2], key.shape[2]
         mask = torch.ones(rows, columns, dtype=torch.bool, device=query.device).tril(columns - rows)[None, None]
-    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     return grouped_attention(query, key, value, mask, scaling=scale, softcap=softcap)

@@ -8,11 +8,22 @@ from torch import Tensor
 
 from byheart.errors import UnsupportedModelError
 from byheart.model import attention
-from byheart.model.attention import grouped_attention, prefers_grouped
+from byheart.model.attention import choose_kernel, folded_attention, grouped_attention, roomy_attention
 from byheart.model.reading import Reading
 from byheart.testing import tiny_backbone, tiny_model
 from tests.samples import ALL_FAMILIES, tokens
 
+
+def in_a_buffer(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, scaling: float) -> Tensor:
+    """``roomy_attention`` over keys and values that lie first in buffers of three slots more."""
+    buffers = tuple(
+        torch.cat([part, torch.full_like(part[:, :, :1], 9.0).repeat(1, 1, 3, 1)], 2) for part in (key, value)
+    )
+    return roomy_attention(query, (buffers[0], buffers[1]), key.shape[2], mask, scaling=scaling)
+
+
+KERNELS = {"grouped": grouped_attention, "folded": folded_attention, "roomy": in_a_buffer}
+every_kernel = pytest.mark.parametrize("kernel", list(KERNELS))
 SHAPES = [(1, 2, 1, 1, 5), (2, 2, 3, 4, 9), (1, 1, 4, 3, 30), (3, 4, 1, 7, 7)]
 
 
@@ -59,12 +70,13 @@ def padded(batch: int, rows: int, held: int) -> Tensor:
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("kind", ["none", "causal", "padded", "additive"])
-def test_grouped_attention_is_attention(shape: tuple[int, ...], kind: str) -> None:
+@every_kernel
+def test_every_kernel_is_attention(kernel: str, shape: tuple[int, ...], kind: str) -> None:
     batch, _, _, rows, held = shape
     query, key, value = qkv(*shape)
     masks = {"none": None, "causal": causal(rows, held), "padded": padded(batch, rows, held)}
     masks["additive"] = torch.zeros(batch, 1, rows, held).masked_fill(~padded(batch, rows, held), -1e9)
-    ours = grouped_attention(query, key, value, masks[kind], scaling=0.3)
+    ours = KERNELS[kernel](query, key, value, masks[kind], scaling=0.3)
     torch.testing.assert_close(ours, stock(query, key, value, masks[kind], scaling=0.3), rtol=0, atol=2e-6)
     assert ours.is_contiguous()
 
@@ -92,19 +104,21 @@ def test_keys_in_a_longer_buffer_and_a_longer_mask_give_the_same(masked: bool) -
 
 
 @pytest.mark.parametrize("kind", ["bool", "additive"])
-def test_a_query_that_sees_nothing_gives_numbers(kind: str) -> None:
+@every_kernel
+def test_a_query_that_sees_nothing_gives_numbers(kernel: str, kind: str) -> None:
     """Padding on the left has such rows; a NaN there would reach every other row of the batch's matrices."""
     query, key, value = qkv(1, 2, 2, 3, 5)
     mask = torch.zeros(1, 1, 3, 5, dtype=torch.bool)
     given = mask if kind == "bool" else torch.zeros(1, 1, 3, 5).masked_fill(~mask, torch.finfo(torch.float32).min)
-    assert grouped_attention(query, key, value, given, scaling=0.3).isfinite().all()
+    assert KERNELS[kernel](query, key, value, given, scaling=0.3).isfinite().all()
 
 
-def test_bfloat16_is_as_near_as_the_stock_kernel() -> None:
+@every_kernel
+def test_bfloat16_is_as_near_as_the_stock_kernel(kernel: str) -> None:
     query, key, value = qkv(2, 2, 3, 4, 200)
     exact = stock(query.double(), key.double(), value.double(), None, scaling=0.35)
     small = [part.bfloat16() for part in (query, key, value)]
-    ours = (grouped_attention(*small, None, scaling=0.35).double() - exact).abs().max()
+    ours = (KERNELS[kernel](*small, None, scaling=0.35).double() - exact).abs().max()
     theirs = (stock(*small, None, scaling=0.35).double() - exact).abs().max()
     assert ours < 2 * theirs
 
@@ -125,17 +139,41 @@ def test_gradients_are_those_of_the_stock_kernel() -> None:
     torch.testing.assert_close(grads(grouped_attention), grads(stock), rtol=1e-4, atol=1e-5)
 
 
-def test_the_grouped_products_are_for_few_queries_over_many_keys_on_a_cpu() -> None:
-    def asked(rows: int, held: int, *, masked: bool = True, device: str = "cpu") -> bool:
-        query = torch.empty(1, 4, rows, 8, device=device)
-        return prefers_grouped(query, torch.empty(1, 2, held, 8, device=device), torch.ones(1) if masked else None)
+@pytest.mark.parametrize(
+    ("dtype", "batch", "rows", "keys", "masked", "roomy", "expected"),
+    [
+        (torch.bfloat16, 1, 1, 100, False, True, "folded"),
+        (torch.bfloat16, 1, 1, 5000, False, True, "roomy"),
+        (torch.bfloat16, 8, 1, 500, True, True, "roomy"),
+        (torch.bfloat16, 1, 1, 5000, False, False, "grouped"),
+        (torch.bfloat16, 1, 16, 500, True, True, "folded"),
+        (torch.bfloat16, 1, 64, 1000, True, True, "grouped"),
+        (torch.bfloat16, 1, 500, 1000, True, False, "grouped"),
+        (torch.bfloat16, 1, 5000, 5000, True, False, "stock"),
+        (torch.bfloat16, 1, 20, 1000, False, True, "stock"),
+        (torch.float32, 1, 1, 5000, False, True, "folded"),
+        (torch.float32, 1, 20, 1000, True, True, "folded"),
+        (torch.float32, 1, 500, 1000, True, True, "stock"),
+    ],
+)
+def test_the_quickest_kernel_is_chosen_on_a_cpu(
+    dtype: torch.dtype, batch: int, rows: int, keys: int, masked: bool, roomy: bool, expected: str
+) -> None:
+    query, key = torch.empty(batch, 4, rows, 8, dtype=dtype), torch.empty(batch, 2, keys, 8, dtype=dtype)
+    assert choose_kernel(query, key, torch.ones(1) if masked else None, roomy=roomy) == expected
 
-    assert asked(1, 1000, masked=False)
-    assert asked(20, 1000)
-    assert not asked(20, 1000, masked=False)
-    assert not asked(1, 10)
-    assert not asked(500, 1000)
-    assert not asked(1, 1000, device="meta")
+
+def test_the_stock_kernel_is_chosen_elsewhere() -> None:
+    query, key = torch.empty(1, 4, 1, 8, device="meta"), torch.empty(1, 2, 5000, 8, device="meta")
+    assert choose_kernel(query, key, None, roomy=True) == "stock"
+
+
+def test_training_is_grouped_in_bfloat16_where_scores_are_few() -> None:
+    query = torch.empty(1, 4, 60, 8, dtype=torch.bfloat16, requires_grad=True)
+    key = torch.empty(1, 2, 60, 8, dtype=torch.bfloat16)
+    assert choose_kernel(query, key, None) == "grouped"
+    assert choose_kernel(query.repeat(1, 1, 100, 1), key.repeat(1, 1, 100, 1), None) == "stock"
+    assert choose_kernel(query.float(), key.float(), None) == "stock"
 
 
 @pytest.mark.parametrize("rows", [1, 4])
@@ -150,14 +188,21 @@ def test_learned_sinks_are_refused() -> None:
         attention._attention(torch.nn.Identity(), *qkv(1, 1, 1, 1, 2), None, s_aux=torch.ones(1))
 
 
-@pytest.mark.parametrize("keys_from", [0, 10_000], ids=["grouped", "stock"])
+@pytest.mark.parametrize("kernel", ["stock", "grouped", "folded", "roomy"])
 @pytest.mark.parametrize("window", [512, 8], ids=["wide", "sliding"])
 @pytest.mark.parametrize("family", ALL_FAMILIES)
 def test_a_model_says_the_same_with_any_attention(
-    family: str, window: int, keys_from: int, monkeypatch: pytest.MonkeyPatch
+    family: str, window: int, kernel: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A text behind a prefix, padded and not, against eager attention over the whole text."""
-    monkeypatch.setattr(attention, "MANY_KEYS", keys_from)
+
+    def forced(query: Tensor, key: Tensor, mask: Tensor | None, *, roomy: bool = False) -> str:
+        allowed = (mask is not None or query.shape[2] == 1) and (roomy or kernel != "roomy")
+        used.add(kernel if allowed else "stock")
+        return kernel if allowed else "stock"
+
+    used: set[str] = set()
+    monkeypatch.setattr(attention, "choose_kernel", forced)
     settings = {"sliding_window": window} if family in ("mistral", "phi3", "gemma2", "gemma3_text") else {}
     own, naive = tiny_backbone(family, **settings), tiny_model(family, **settings)
     naive.set_attn_implementation("eager")
@@ -175,3 +220,4 @@ def test_a_model_says_the_same_with_any_attention(
             length = prompt.shape[1]
             torch.testing.assert_close(ours[b, -length:], expected[:length], rtol=0, atol=1e-4)
             torch.testing.assert_close(more[b], expected[length:], rtol=0, atol=1e-4)
+    assert kernel in used or family == "gemma2"
