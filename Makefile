@@ -28,7 +28,7 @@ test-slow: .venv/.dev  ## run the tests that take long, such as that of the whee
 	$(BIN)/python -m pytest -q -m slow
 
 test-oldest: .venv-oldest/.ready  ## run the tests with the oldest versions that pyproject.toml allows
-	.venv-oldest/bin/python -m pytest -q -n auto
+	.venv-oldest/bin/python -m pytest -q -n auto --disable-warnings
 
 test-newest: .venv/.dev  ## run the tests with the newest version of everything; a deprecation is an error
 	PYTHON="$(PYTHON)" bash scripts/setup.sh newest
