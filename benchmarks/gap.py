@@ -4,9 +4,9 @@
     python benchmarks/gap.py --table
 
 Memories are given as to `byheart evaluate gap --method`. Rows go into benchmarks/results/gap.json after each group of
-data sets; a later run of the same settings adds its memories to those that are there. Then docs/explanation/measures.md gets its
-tables, between the comments `gap` and `/gap`, or those of results/gap-lengths.json; with --table nothing is measured.
-What the numbers mean is told there.
+data sets; a later run of the same settings adds its memories to those that are there. Then
+docs/explanation/measures.md gets its tables, between the comments `gap` and `/gap`, or those of
+results/gap-lengths.json; with --table nothing is measured. That page says what the numbers mean.
 """
 
 from __future__ import annotations

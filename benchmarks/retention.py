@@ -149,7 +149,7 @@ def drawn(file: Path) -> str:
 
 
 def show(file: Path) -> None:
-    """Rewrite docs/explanation/measures.md between its comments, and its figure. Raises ValueError where it has no comments."""
+    """Rewrite the page between its comments, and its figure. Raises ValueError where it has no comments."""
     page = ROOT.parent / "docs" / "explanation" / "measures.md"
     (page.parent / FIGURE).write_text(drawn(file), encoding="utf-8")
     lines = f"![what is kept of a text, by later writes]({FIGURE})\n\n{table(file)}"

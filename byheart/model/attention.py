@@ -1,10 +1,10 @@
-"""Attention of a few query rows over many memory rows, at the cost of reading the memory once.
+"""Attention of a few query tokens over many slots, at the cost of reading the memory once.
 
-Stock attention on a CPU is about ten times off here: it expands grouped heads, or runs one query row at a time.
-Folding the queries of a group into rows of one matrix product reads each key and value once. Where the batch of
-queries is large, or there is a GPU, the stock kernel is the better one and gets the call.
+Stock attention on a CPU takes about ten times as long here: it expands grouped heads, or runs one query at a time.
+Folding the queries of a group into rows of one matrix product reads each key and value once. Where there are many
+queries, or a GPU, the stock kernel is faster and is called.
 
-Dimensions: B batch, H key-value heads, G query heads for each, T query rows, M key rows, W head width.
+Dimensions: B batch, H key-value heads, G query heads for each, T queries, M keys, W head width.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MOST_TRAINED_SCORES = 1 << 17
 def grouped_attention(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, scaling: float, softcap: float | None = None
 ) -> Tensor:
-    """Attention in two matrix products a key-value head; gives (B, T, H * G, W).
+    """Attention in two matrix products per key-value head; gives (B, T, H * G, W).
 
     ``query`` (B, H * G, T, W), ``key`` and ``value`` (B, H, M, W), ``mask`` (B or 1, 1, T, M): True or 0.0 where a
     query sees a key. Scores are made in the model's type and normalised in float32, as in eager attention.
@@ -54,7 +54,7 @@ def grouped_attention(
 
 
 def _scores(folded: Tensor, key: Tensor) -> Tensor:
-    """Queries (B, H, G * T, W) times keys; a product a head where the keys lie in a longer buffer.
+    """Queries (B, H, G * T, W) times keys; one product per head where the keys lie in a longer buffer.
 
     A batched product would copy such keys first, which costs several times the product itself.
     """
@@ -66,7 +66,7 @@ def _scores(folded: Tensor, key: Tensor) -> Tensor:
 
 
 def _hide(scores: Tensor, mask: Tensor) -> None:
-    """Put the least number where ``mask`` hides a key; columns that every row sees are not touched."""
+    """Put the least number where ``mask`` hides a key; columns that every query sees are not touched."""
     mask = mask[..., : scores.shape[-1]]
     if mask.dtype != torch.bool:
         scores += mask[:, :, None]
@@ -83,9 +83,9 @@ def _hide(scores: Tensor, mask: Tensor) -> None:
 def prefers_grouped(query: Tensor, key: Tensor, mask: Tensor | None) -> bool:
     """Whether the grouped products beat the stock kernel: on a CPU, over many keys.
 
-    In float32 for few query rows; in bfloat16, whose products are twice as fast there and whose stock kernel is not,
-    for as many as keep the scores small. A causal mask alone the stock kernel does at half the work. With gradients,
-    which keep the scores, for short rows in bfloat16: the stock kernel's backward is the slowest part of a step.
+    In float32 for few queries; in bfloat16, where products are twice as fast but the stock kernel is not, for as many
+    as keep the scores small. With a causal mask alone the stock kernel does half the work. With gradients, which keep
+    the scores, for short rows in bfloat16: there the stock kernel's backward pass is the slowest part of a step.
     """
     rows, keys = query.shape[2], key.shape[2]
     if query.device.type == "cpu" and query.dtype == torch.bfloat16 and query.requires_grad:
@@ -104,7 +104,7 @@ def register() -> str:
 
 
 def _mask(*, mask_function: Callable[..., Any], attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
-    """transformers' own mask, but distances are counted in tokens that count.
+    """transformers' own mask, but distances are counted in unpadded tokens.
 
     Padding between a prefix and a shorter row's prompt would otherwise use up a sliding window.
     """
@@ -127,7 +127,7 @@ def _attention(
     softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Few query rows over many keys by ``grouped_attention``, all else by transformers' own attention."""
+    """Few queries over many keys by ``grouped_attention``, everything else by transformers' own attention."""
     if kwargs.get("s_aux") is not None:
         raise UnsupportedModelError(
             "attention with learned sinks (gpt-oss) is not supported; open the model with sdpa."

@@ -1,4 +1,4 @@
-"""From tokens to text, piece by piece: nothing is given that a later token may change."""
+"""From tokens to text, part by part: nothing is yielded that a later token may change."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 
 def text_of(tokens: Iterator[int | None], tokenizer: PreTrainedTokenizerBase, stops: Sequence[str]) -> Iterator[str]:
-    """Text as it becomes certain: no half characters, and nothing that may yet turn out to be a stop string."""
+    """Text as it becomes certain: no incomplete characters, and nothing that may yet become a stop string."""
     ids: list[int] = []
     given = 0
     for token in tokens:
@@ -30,7 +30,7 @@ def text_of(tokens: Iterator[int | None], tokenizer: PreTrainedTokenizerBase, st
 def texts_of(
     steps: Iterator[Sequence[int | None]], tokenizer: PreTrainedTokenizerBase, stops: Sequence[str]
 ) -> list[str]:
-    """The texts of rows that are made side by side; no step is taken once every row has ended."""
+    """The texts of rows generated side by side; no step is taken once every row has ended."""
     rows: list[list[int | None]] = []
     going: list[list[int | None]] = []
     for step in steps:
@@ -58,7 +58,7 @@ def decoded(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
 
 def _pending(text: str, stops: Sequence[str]) -> int:
     """Characters at the end of ``text`` that more tokens may change or make into a stop string."""
-    # Some tokenizers show a character that is not whole yet as one mark, some as a mark a byte.
+    # Some tokenizers show an incomplete character as one replacement mark, some as one per byte.
     broken = len(text) - len(text.rstrip("\ufffd"))
     begun = [n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n])]
     return max([broken, *begun])

@@ -19,9 +19,22 @@ from tests.samples import ROOT
 
 DOCS = ROOT / "docs"
 API = DOCS / "reference" / "api"
-RUN = [(page, code) for page in sorted(DOCS.rglob("*.md")) for code in blocks(page.read_text(encoding="utf-8"), "python")]
+RUN = [
+    (page, code) for page in sorted(DOCS.rglob("*.md")) for code in blocks(page.read_text(encoding="utf-8"), "python")
+]
 SHOWN = [command for page in sorted(DOCS.rglob("*.md")) for command in commands(page.read_text(encoding="utf-8"))]
-FOLDERS = ("session", "methods", "generation", "protocol", "model", "text", "training", "evaluation", "store", "published")
+FOLDERS = (
+    "session",
+    "methods",
+    "generation",
+    "protocol",
+    "model",
+    "text",
+    "training",
+    "evaluation",
+    "store",
+    "published",
+)
 
 
 def text_of(path: str) -> str:

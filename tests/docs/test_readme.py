@@ -107,6 +107,8 @@ def test_the_seconds_it_opens_with_are_those_of_the_result_files() -> None:
     opening = " ".join(TEXT[: TEXT.index("## Install")].split())
     costs = {row["name"]: row for row in json.loads((RESULTS / "cost.json").read_text())["rows"]}["stored text"]
     questions = {row["name"]: row["value"] for row in json.loads((RESULTS / "questions.json").read_text())["rows"]}
-    assert f"takes {costs['floor_seconds']:.1f} seconds; from a memory on disk it takes {costs['seconds']:.2f}" in opening
+    assert (
+        f"takes {costs['floor_seconds']:.1f} seconds; from a memory on disk it takes {costs['seconds']:.2f}" in opening
+    )
     assert f"take {questions['full: evaluation']:.1f} seconds with one write" in opening
     assert f"{questions['full: one by one']:.1f} seconds when the text is read for each" in opening
