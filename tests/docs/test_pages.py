@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import re
 from pathlib import Path
+from typing import cast
 
 import pytest
 
-from byheart import Decoding, errors
+from byheart import Decoding, Session, errors
 from byheart.cli import main
 from byheart.evaluation import tasks
 from byheart.methods import BUILT_IN, find
@@ -19,9 +21,7 @@ from tests.samples import ROOT
 
 DOCS = ROOT / "docs"
 API = DOCS / "reference" / "api"
-RUN = [
-    (page, code) for page in sorted(DOCS.rglob("*.md")) for code in blocks(page.read_text(encoding="utf-8"), "python")
-]
+RUN = [page for page in sorted(DOCS.rglob("*.md")) if blocks(page.read_text(encoding="utf-8"), "python")]
 SHOWN = [command for page in sorted(DOCS.rglob("*.md")) for command in commands(page.read_text(encoding="utf-8"))]
 FOLDERS = (
     "session",
@@ -41,14 +41,37 @@ def text_of(path: str) -> str:
     return (DOCS / path).read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize(("page", "code"), RUN, ids=[f"{page.stem}-{number}" for number, (page, _) in enumerate(RUN)])
-def test_python_blocks_run(page: Path, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    for name in ("OMP_WAIT_POLICY", "OMP_NUM_THREADS"):
+        monkeypatch.setenv(name, os.environ.get(name, "1"))
+
+
+def execute(page: Path) -> dict[str, object]:
+    """Run the blocks of a page in their order, as a reader would."""
     names: dict[str, object] = {}
-    exec(compile(code, str(page), "exec"), names)
-    assert names
+    for code in blocks(page.read_text(encoding="utf-8"), "python"):
+        exec(compile(code, str(page), "exec"), names)
+    return names
+
+
+@pytest.mark.parametrize("page", [page for page in RUN if page.parent.name != "tutorial"], ids=lambda page: page.stem)
+def test_python_blocks_run(page: Path) -> None:
+    assert execute(page)
+
+
+def test_the_tutorial_does_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+    names = execute(DOCS / "tutorial" / "first-memory.md")
+    printed = capsys.readouterr().out
+    lines = [line.split() for line in printed.splitlines() if line.split()[:1] and line.split()[0] in BUILT_IN]
+    sizes = {name: int(size) for name, size, *_ in lines}
+    assert sizes["retrieval"] < sizes["compressed-kv"] < sizes["full"]
+    assert printed.count("Muck") >= 3
+    assert printed.count("deck") == 2, "only the memory that was told where the dog sleeps knows it"
+    session, later, other = (cast(Session, names[name]) for name in ("session", "later", "other"))
+    assert [len(memory.header.written) for memory in (session, later, other)] == [1, 2, 0]
+    assert Path("muck.safetensors").exists()
 
 
 @pytest.mark.parametrize("command", sorted({words[1] for words in SHOWN if words[0] == "byheart"}))
