@@ -42,6 +42,9 @@ bench: .venv/.dev  ## measure what a memory costs
 	$(BIN)/python benchmarks/cost.py
 	$(BIN)/python benchmarks/tables.py
 
+docs: .venv/.dev  ## build the documentation into site/; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
 size: .venv/.dev  ## show how long files and functions are
 	$(BIN)/python scripts/size.py
 

@@ -4,9 +4,9 @@
     python benchmarks/gap.py --table
 
 Memories are given as to `byheart evaluate gap --method`. Rows go into benchmarks/results/gap.json after each group of
-data sets; a later run of the same settings adds its memories to those that are there. Then docs/measures.md gets its
-tables, between the comments `gap` and `/gap`, or those of results/gap-lengths.json; with --table nothing is measured.
-What the numbers mean is told there.
+data sets; a later run of the same settings adds its memories to those that are there. Then
+docs/explanation/measures.md gets its tables, between the comments `gap` and `/gap`, or those of
+results/gap-lengths.json; with --table nothing is measured. That page says what the numbers mean.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "gap.json"
-PAGE = ROOT / "docs" / "measures.md"
+PAGE = ROOT / "docs" / "explanation" / "measures.md"
 MARKERS = {RESULTS: "gap", RESULTS.with_name("gap-lengths.json"): "gap-lengths"}
 GROUPS = {
     "continuation": ("novels", "wikitext2"),
@@ -200,7 +200,7 @@ def put(table: str, marker: str, page: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure unless only the table is asked for, print the tables, and put them into docs/measures.md."""
+    """Measure unless only the table is asked for, print the tables, and put them into docs/explanation/measures.md."""
     numbers = lambda text: [int(number) for number in text.split(",")]  # noqa: E731
     every = [each for group in GROUPS.values() for each in group]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

@@ -1,4 +1,4 @@
-"""Measure what docs/results.md shows, and write it.
+"""Measure what docs/explanation/results.md shows, and write it.
 
     python benchmarks/results.py --data eval                          measure what is missing, then write the page
     python benchmarks/results.py --data eval --only questions edit    these alone
@@ -30,21 +30,21 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 PLAN = ROOT / "benchmarks" / "results.toml"
 KEPT = ROOT / "benchmarks" / "results" / "tasks"
-PAGE = ROOT / "docs" / "results.md"
+PAGE = ROOT / "docs" / "explanation" / "results.md"
 _HEAD = """# Results
 
-What the memories are worth on SmolLM2-135M-Instruct, one measure after another, each with its command.
+What the methods are worth on SmolLM2-135M-Instruct, one measure after another, each with its command.
 
 ```sh
 python benchmarks/results.py --data {data}
 ```
 
-runs what `benchmarks/results.toml` lists on a folder of public data sets ([data.md](data.md)), keeps the rows in
-`benchmarks/results/tasks/` and writes this page from them; studies at the end have scripts of their own. Brackets and
-bars are 95 % intervals over items; limits are small, so that two CPU cores can repeat it: where intervals overlap,
-nothing is shown. Seconds are rough, and are measured properly in [costs.md](costs.md). What came out and why is told in
-[log.md](log.md), how it is measured in [tasks.md](tasks.md) and [measures.md](measures.md). `byheart compare
-benchmarks/results/tasks --out report` makes a page with every figure.
+runs what `benchmarks/results.toml` lists on a folder of public data sets ([Data](../reference/data.md)), keeps the
+rows in `benchmarks/results/tasks/` and writes this page from them; studies at the end have scripts of their own.
+Brackets and bars are 95 % intervals over items; limits are small, so that two CPU cores can repeat it: where intervals
+overlap, no difference is shown. Seconds are rough, and are measured properly in [Costs](costs.md). What came out and
+why is in the [log](log.md), how it is measured in [Tasks](../reference/tasks.md) and [Measures](measures.md).
+`byheart compare benchmarks/results/tasks --out report` makes a page with every figure.
 """
 
 

@@ -6,7 +6,7 @@ Each window's text is written, then n texts of other windows, 256 tokens each, a
 also asked of a pool that was written the next window's text instead, because a pool of any text helps with the style
 of answers. What is kept is the difference. The law is (1 - K / N)^n of the difference at n = 0: each write drops K of N
 rows by chance (MemoryLLM, arXiv 2402.04624, section 3.1.2), here only once the pool is full. Writes
-``results/retention.json`` and the table of docs/measures.md.
+``results/retention.json`` and the table of docs/explanation/measures.md.
 """
 
 from __future__ import annotations
@@ -149,8 +149,8 @@ def drawn(file: Path) -> str:
 
 
 def show(file: Path) -> None:
-    """Rewrite docs/measures.md between its comments, and its figure. Raises ValueError where it has no comments."""
-    page = ROOT.parent / "docs" / "measures.md"
+    """Rewrite the page between its comments, and its figure. Raises ValueError where it has no comments."""
+    page = ROOT.parent / "docs" / "explanation" / "measures.md"
     (page.parent / FIGURE).write_text(drawn(file), encoding="utf-8")
     lines = f"![what is kept of a text, by later writes]({FIGURE})\n\n{table(file)}"
     before, rest = page.read_text(encoding="utf-8").split("<!-- retention -->\n")

@@ -1,4 +1,4 @@
-"""Put the tables of the result files into README.md and docs/costs.md, between their markers.
+"""Put the tables of the result files into README.md and docs/explanation/costs.md, between their markers.
 
 python benchmarks/tables.py
 """
@@ -85,7 +85,7 @@ COLUMNS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def tasks_table(results: Path) -> str:
-    """The best of ``docs/results.md``: a row a memory, a column a measure, the mean over its rows."""
+    """The best of ``docs/explanation/results.md``: a row a memory, a column a measure, the mean over its rows."""
     cells: dict[str, dict[str, str]] = {}
     keeps: dict[str, int] = {}
     for measure, (_, wanted) in COLUMNS.items():
@@ -116,7 +116,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
 }
 
 
-COSTS = ROOT / "docs" / "costs.md"
+COSTS = ROOT / "docs" / "explanation" / "costs.md"
 PAGES = {"cost": COSTS, "training": COSTS, "questions": COSTS, "tasks": ROOT / "README.md"}
 
 

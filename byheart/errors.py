@@ -2,8 +2,8 @@
 
 ByheartError
 ├── UsageError            an argument that cannot be used (exit code 2 on the command line)
-│   ├── UnknownNameError  a name that is not in a table; says the nearest and the list
-│   └── BudgetError       a number of bytes that is less than a memory needs; says its least
+│   ├── UnknownNameError  a name that is not in a table; gives the nearest one and the list
+│   └── BudgetError       a number of bytes that is less than a method needs; gives the minimum
 ├── InputError            text that cannot be written or asked
 ├── ModelError            a model that cannot be opened
 │   └── UnsupportedModelError  a model whose layers byheart cannot drive; names the layer
@@ -11,8 +11,8 @@ ByheartError
 ├── StateError            a state file that cannot be used
 │   ├── CorruptStateError    truncated, tampered with, or not a state at all
 │   └── StateMismatchError   made by another model, method, option or format version
-├── StoreError            a named memory that exists, does not exist, or cannot be named so
-└── TrainingError         training that cannot go on; its last checkpoint is intact
+├── StoreError            a named memory that exists, does not exist, or has an invalid name
+└── TrainingError         training that cannot continue; its last checkpoint is intact
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class UnknownNameError(UsageError):
 
 
 class BudgetError(UsageError):
-    """A number of bytes that is less than a memory needs."""
+    """A number of bytes that is less than a method needs."""
 
     def __init__(self, method: str, budget: int, least: int) -> None:
         super().__init__(
@@ -78,11 +78,11 @@ class StateMismatchError(StateError):
 
 
 class StoreError(ByheartError):
-    """A named memory that exists, does not exist, or cannot be named so."""
+    """A named memory that exists, does not exist, or has an invalid name."""
 
 
 class TrainingError(ByheartError):
-    """Training that cannot go on; its last checkpoint is intact."""
+    """Training that cannot continue; its last checkpoint is intact."""
 
 
 def require_positive(**values: int | float) -> None:

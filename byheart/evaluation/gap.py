@@ -4,7 +4,7 @@
 
 0 is a memory that helps nothing, 1 is one as good as the text itself. Every memory sees the same windows: a history is
 written, as one text or turn by turn where it is a dialogue, and what follows it (lm), the answer to a question about it
-(qa) or the next reply (dialog) is predicted. See docs/measures.md.
+(qa) or the next reply (dialog) is predicted. See docs/explanation/measures.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The frozen model: opened, measured, run, and what one pass of it sees."""
+"""The frozen model: opened, measured and run, and what one pass of it sees."""
 
 from byheart.model.backbone import Backbone
 from byheart.model.loading import DEFAULT, open_model, open_tokenizer

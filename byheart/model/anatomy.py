@@ -1,6 +1,6 @@
 """What a decoder is made of, found by running one token through it rather than by its family's name.
 
-Measured once when a model is opened: which modules follow the layers, how each layer turns its keys, and, on demand,
+Measured once when a model is opened: which modules follow the layers, how each layer rotates its keys, and, on demand,
 where a layer's feed-forward block sits. A layer that cannot be driven is refused with its number. This module knows
 hooks and shapes; it does not know any model family.
 
@@ -30,7 +30,7 @@ _CHECKED_TURN = 3
 
 @dataclass(frozen=True)
 class Anatomy:
-    """A decoder's layers, the keyword arguments each gets at position 0, how each turns keys, and what follows them.
+    """A decoder's layers, the keyword arguments each gets at position 0, how each rotates keys, and what follows them.
 
     ``cache_argument`` is what its forward calls the key-value cache.
     """
@@ -145,7 +145,7 @@ def _replay(index: int, given: dict[str, Any], calls: Sequence[tuple[Any, ...]],
 
 
 def _frequencies(index: int, replay: Replay, positions: int, device: torch.device) -> tuple[float, ...]:
-    """Radians a position for every component pair, refined over growing positions, then checked elsewhere."""
+    """Radians per position for every component pair, refined over growing positions, then checked elsewhere."""
     if device.type == "meta":
         raise UnsupportedModelError("the model has no weights (device 'meta'); load it first.")
     frequencies = torch.zeros((), dtype=torch.float64)
@@ -169,7 +169,7 @@ def _frequencies(index: int, replay: Replay, positions: int, device: torch.devic
 def _rotation(
     index: int, layer: nn.Module, given: dict[str, Any], replay: Replay, components: tuple[float, ...], x: Tensor
 ) -> Rotation:
-    """Which components of the layer's keys turn together, found by comparing its keys at two positions."""
+    """Which components of the layer's keys rotate together, found by comparing its keys at two positions."""
     start, values = (part.float() for part in tap(layer, given, x, index))
     shape = given["position_embeddings"][0].shape
     cos, sin = replay(_CHECKED_TURN, x.dtype)

@@ -5,7 +5,7 @@ the queries of a group into rows of one product reads each key and value once. W
 how many queries and keys there are, and where the keys lie (``choose_kernel``); where the batch of queries is large, or
 there is a GPU, the stock kernel is the best one and gets the call.
 
-Dimensions: B batch, H key-value heads, G query heads for each, T query rows, M key rows, W head width.
+Dimensions: B batch, H key-value heads, G query heads for each, T queries, M keys, W head width.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ MOST_TRAINED_SCORES = 1 << 17
 def grouped_attention(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, scaling: float, softcap: float | None = None
 ) -> Tensor:
-    """Attention in two matrix products a key-value head; gives (B, T, H * G, W).
+    """Attention in two matrix products per key-value head; gives (B, T, H * G, W).
 
     ``query`` (B, H * G, T, W), ``key`` and ``value`` (B, H, M, W), ``mask`` (B or 1, 1, T, M): True or 0.0 where a
     query sees a key. Scores are made in the model's type and normalised in float32, as in eager attention.
@@ -96,7 +96,7 @@ def roomy_attention(
 
 
 def _scores(folded: Tensor, key: Tensor) -> Tensor:
-    """Queries (B, H, G * T, W) times keys; a product a head where the keys lie in a longer buffer.
+    """Queries (B, H, G * T, W) times keys; one product per head where the keys lie in a longer buffer.
 
     A batched product would copy such keys first, which costs several times the product itself.
     """
@@ -108,7 +108,7 @@ def _scores(folded: Tensor, key: Tensor) -> Tensor:
 
 
 def _hide(scores: Tensor, mask: Tensor) -> None:
-    """Put the least number where ``mask`` hides a key; columns that every row sees are not touched."""
+    """Put the least number where ``mask`` hides a key; columns that every query sees are not touched."""
     mask = mask[..., : scores.shape[-1]]
     if mask.dtype != torch.bool:
         scores += mask[:, :, None]
@@ -154,7 +154,7 @@ def register() -> str:
 
 
 def _mask(*, mask_function: Callable[..., Any], attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
-    """transformers' own mask, but distances are counted in tokens that count.
+    """transformers' own mask, but distances are counted in unpadded tokens.
 
     Padding between a prefix and a shorter row's prompt would otherwise use up a sliding window.
     """
@@ -177,7 +177,7 @@ def _attention(
     softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Few query rows over many keys by ``grouped_attention``, all else by transformers' own attention."""
+    """Few queries over many keys by ``grouped_attention``, everything else by transformers' own attention."""
     if kwargs.get("s_aux") is not None:
         raise UnsupportedModelError(
             "attention with learned sinks (gpt-oss) is not supported; open the model with sdpa."

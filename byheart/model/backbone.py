@@ -1,10 +1,10 @@
-"""The frozen model that every memory shares: run it, read hidden states, project keys, change nothing.
+"""The frozen model that every method shares: run it, read hidden states, project keys, change nothing.
 
-Everything that reaches into a transformers model is here and in its three parts: ``models`` opens one, ``anatomy``
-measures one, ``cache`` is what its layers write to. A backbone is never trained and never edited: readings change what
+Everything that reaches into a transformers model is in this folder: ``loading`` opens one, ``anatomy`` measures one,
+``kv_cache`` is what its layers write to. A backbone is never trained and never edited: readings change what
 one pass sees, through hooks and a cache, and leave no trace.
 
-Dimensions: B batch, L layers, H key-value heads, M rows of memory, T tokens, D hidden, W head width, V vocabulary.
+Dimensions: B batch, L layers, H key-value heads, M slots of memory, T tokens, D hidden, W head width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Backbone:
         self.dtype: torch.dtype = model.dtype
         self.device: torch.device = model.device
         self.dim: int = self.config.hidden_size
-        # Phi-3 and others may hold no such key; then only the memory bounds the text.
+        # Phi-3 and others may hold no such key; then only the machine's memory bounds the text.
         self.positions: int = getattr(self.config, "max_position_embeddings", None) or 1 << 20
         self.anatomy: Anatomy = measure(
             decoder, dim=self.dim, dtype=self.dtype, device=self.device, positions=self.positions
@@ -78,7 +78,7 @@ class Backbone:
 
     @classmethod
     def open(cls, model: str, *, dtype: str = "auto", device: str = "auto") -> Backbone:
-        """Open a model by alias, hub id, folder or GGUF file; see ``models.open_model``."""
+        """Open a model by alias, hub id, folder or GGUF file; see ``loading.open_model``."""
         return cls(open_model(model, dtype=dtype, device=device, attention=attention.register()), source=model)
 
     @classmethod
@@ -94,7 +94,7 @@ class Backbone:
         """A backbone of ``config``'s architecture whose weights ``fill(name -> empty parameter)`` writes in place.
 
         For checkpoints that transformers does not read; ``config``, ``dtype`` and ``device`` as in
-        ``models.empty_model``.
+        ``loading.empty_model``.
         """
         model = empty_model(config, dtype=dtype, device=device, attention=attention.register())
         with torch.no_grad():
@@ -110,7 +110,7 @@ class Backbone:
 
     @property
     def embedding_table(self) -> Float[Tensor, "V D"]:
-        """One row a token."""
+        """One row per token."""
         return self.embedding.weight
 
     def hidden(
@@ -207,20 +207,20 @@ class Backbone:
         raise UsageError(f"There are no hidden states to project for a batch of {batch}.")
 
     def turn(self, kv: KV, steps: int | Tensor | Sequence[Tensor]) -> KV:
-        """The same memory with its keys ``steps`` positions later; one number, a tensor, or a tensor a layer."""
+        """The same memory with its keys ``steps`` positions later; one number, a tensor, or one tensor per layer."""
         each = [steps] * len(self.layers) if isinstance(steps, (int, Tensor)) else steps
         rotated = zip(self.anatomy.rotations, kv.keys, each, strict=True)
         return KV(tuple(rotation.turn(k, step) for rotation, k, step in rotated), kv.values)
 
     @cached_property
     def slot_bytes(self) -> int:
-        """Bytes of one row of keys and values in all layers."""
+        """Bytes of one slot: keys and values in all layers."""
         with torch.no_grad():
             row = self.prefill(torch.tensor([[self.first_token]], device=self.device))
         return sum(part.nbytes for part in (*row.keys, *row.values))
 
     def prefill(self, tokens: Int[Tensor, "B T"], prefix: KV | None = None) -> KV:
-        """The keys and values of ``tokens`` read behind ``prefix``, which is not repeated."""
+        """The keys and values of ``tokens`` read after ``prefix``, which is not repeated."""
         held = prefix.slots if prefix else 0
         batch = tokens.shape[0]
         with self.reading([Reading(prefix, batch=batch)], room=tokens.shape[1]) as cache:
@@ -233,7 +233,7 @@ class Backbone:
     def reading(self, readings: Sequence[Reading], *, room: int = 256) -> Iterator[PrefixCache]:
         """Let each batch row see its own reading.
 
-        Inside: the cache holds every row's prefix, and linear layers add every row's deltas. After: no hook is left;
+        Inside: the cache holds every row's prefix, and linear layers add every row's deltas. After: no hook remains;
         the cache stays usable, but without the deltas.
         """
         rows = [row for reading in readings for row in reading.rows()]
@@ -246,7 +246,7 @@ class Backbone:
         return self.changing(self.changes(rows))
 
     def changes(self, rows: Sequence[Mapping[str, Delta]]) -> list[Change]:
-        """The linear layers that these rows change, each with its forward hook: made once for many passes."""
+        """The linear layers that these rows change, each with its forward hook; made once for many passes."""
         return [
             (self.linear(path), delta_hook(cast([row.get(path) for row in rows], self.dtype)))
             for path in sorted({path for row in rows for path in row})
@@ -254,7 +254,7 @@ class Backbone:
 
     @contextmanager
     def changing(self, changes: Sequence[Change]) -> Iterator[None]:
-        """Before: the model as it is. Inside: linear layers add ``changes``. After: no hook is left."""
+        """Before: the model as it is. Inside: linear layers add ``changes``. After: no hook remains."""
         with hooked([linear.register_forward_hook(hook) for linear, hook in changes]):
             yield
 
@@ -301,7 +301,7 @@ class Backbone:
 
     @contextmanager
     def layer_inputs(self, change: Callable[[int, Tensor], Tensor]) -> Iterator[None]:
-        """Let ``change(index, hidden)`` give each layer its input. Inside: a pre-hook a layer. After: none."""
+        """Let ``change(index, hidden)`` give each layer its input. Inside: a pre-hook per layer. After: none."""
 
         def hook(index: int) -> Callable[..., Any]:
             return lambda module, args: (change(index, args[0]), *args[1:])
@@ -311,7 +311,7 @@ class Backbone:
 
     @contextmanager
     def layer_outputs(self, take: Callable[[int, Tensor], None]) -> Iterator[None]:
-        """Show each layer's output to ``take(index, hidden)``. Inside: a hook a layer. After: none."""
+        """Show each layer's output to ``take(index, hidden)``. Inside: a hook per layer. After: none."""
 
         def hook(index: int) -> Callable[..., Any]:
             return lambda module, args, out: take(index, out)
@@ -344,7 +344,7 @@ class Backbone:
 
     @contextmanager
     def feed_forward_inputs(self, index: int) -> Iterator[list[FeedForwardInput]]:
-        """Keep what layer ``index``'s feed-forward block is given. Inside: two hooks, one item a pass. After: none."""
+        """Keep what layer ``index``'s feed-forward block is given. Inside: two hooks, an item per pass. After: none."""
         where = self.feed_forward(index)
         taken: list[FeedForwardInput] = []
         residuals: list[Tensor] = []
@@ -360,7 +360,7 @@ class Backbone:
 
     @contextmanager
     def upper(self, start: int) -> Iterator[list[LayerCheckpoint]]:
-        """Keep what is needed to run the layers from ``start`` on again. Inside: a hook a layer. After: none."""
+        """Keep what is needed to run the layers from ``start`` on again. Inside: a hook per layer. After: none."""
         taken: list[LayerCheckpoint] = []
         arguments: list[dict[str, Any]] = []
         inputs: list[Tensor] = []
@@ -378,7 +378,7 @@ class Backbone:
             yield taken
 
     def resume(self, upper: LayerCheckpoint) -> Float[Tensor, "B T D"]:
-        """Final hidden states from the kept input of the upper layers; the lower ones are not run."""
+        """Final hidden states from the kept input of the upper layers; the lower layers are not run."""
         hidden = upper.hidden
         for layer, arguments in zip(self.layers[upper.start :], upper.arguments, strict=True):
             hidden = layer(hidden, **arguments)

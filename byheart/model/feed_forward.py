@@ -35,7 +35,7 @@ class FeedForward:
 def feed_forward(layer: nn.Module, given: dict[str, Any], *, index: int, dim: int, dtype: torch.dtype) -> FeedForward:
     """Find the feed-forward block of ``layer`` and how its output joins the residual stream.
 
-    Raises UnsupportedModelError where the block is not added to the stream behind the attention.
+    Raises UnsupportedModelError where the block is not added to the stream after the attention.
     """
     calls: list[tuple[nn.Module, Tensor, Tensor]] = []
     handles = [
@@ -63,7 +63,7 @@ def feed_forward(layer: nn.Module, given: dict[str, Any], *, index: int, dim: in
     added = calls[-1][2]
     change = (out - residual).float()
     scale = float((change * added.float()).sum() / added.float().pow(2).sum())
-    # Rounded where the fit is within rounding: a stream without a multiplier must not get one of 0.9999.
+    # Rounded where the fit is within rounding errors: a stream without a multiplier must not get one of 0.9999.
     scale = 1.0 if abs(scale - 1.0) < 2e-2 else scale
     close = 1e-4 if dtype == torch.float32 else 3e-2
     if (change - scale * added.float()).norm() > close * out.float().norm():
@@ -73,7 +73,7 @@ def feed_forward(layer: nn.Module, given: dict[str, Any], *, index: int, dim: in
 
 @dataclass(frozen=True)
 class FeedForwardInput:
-    """What a layer's feed-forward block was given: its input and the residual its output is added to, (B, T, D)."""
+    """The input of a layer's feed-forward block, and the residual that its output is added to, (B, T, D)."""
 
     input: Tensor
     residual: Tensor

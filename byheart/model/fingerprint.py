@@ -1,4 +1,4 @@
-"""A name for weights, by which states find the model that they belong to."""
+"""A name for weights, by which a state finds the model that it belongs to."""
 
 from __future__ import annotations
 

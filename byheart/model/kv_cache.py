@@ -1,10 +1,10 @@
 """A key-value cache that starts full of memory and grows in place.
 
-transformers' own dynamic cache copies every row for every new token; over a long memory that costs more than the
-attention. This one writes into room it has left over. It is what the model's layers and stock ``generate`` call;
-it does not know where its first rows come from.
+transformers' own dynamic cache copies every slot for every new token; over a long memory that costs more than the
+attention. This one writes into room that it keeps free. It is what the model's layers and stock ``generate`` call; it
+does not know where its first slots come from.
 
-Dimensions: B batch, H heads, M rows held, T new tokens, W head width.
+Dimensions: B batch, H heads, M slots held, T new tokens, W head width.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _MANY_EMPTY, _WORTH = 64, 4
 
 
 class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
-    """One layer's keys and values, a view on the filled part of a buffer with room behind it."""
+    """One layer's keys and values, a view of the filled part of a buffer with room after it."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._buffers: tuple[Tensor, Tensor] | None = None
 
     def hold(self, keys: Tensor, values: Tensor, room: int, dtype: torch.dtype) -> None:
-        """Copy ``keys`` and ``values`` (B, H, M, W) in, with room for ``room`` more rows."""
+        """Copy ``keys`` and ``values`` (B, H, M, W) in, with room for ``room`` more slots."""
         held = keys.shape[2]
         buffers = [
             part.new_empty((*part.shape[:2], held + room, part.shape[3]), dtype=dtype) for part in (keys, values)
@@ -54,7 +54,7 @@ class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         self.dtype, self.device = keys.dtype, keys.device
 
     def _past(self, like: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """What is held; nothing, in the shape of new rows, before the first."""
+        """What is held; before the first update nothing, in the shape of new slots."""
         if self.keys is None or self.values is None:
             return like[0][:, :, :0], like[1][:, :, :0]
         return self.keys, self.values
@@ -73,14 +73,14 @@ class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """Append (B, H, T, W) and return all rows."""
+        """Append (B, H, T, W) and return all slots."""
         new = key_states.shape[2]
         held = self.get_seq_length()
         if not torch.is_grad_enabled() and self._has_room(held + new):
             return self._put(held, key_states, value_states)
         keys, values = self._past((key_states, value_states))
         if torch.is_grad_enabled() and (key_states.requires_grad or keys.requires_grad):
-            # Rows that earlier layers' gradients still need must not be overwritten in place.
+            # Slots that earlier gradients still need must not be overwritten in place.
             self._buffers = None
             self._set(torch.cat([keys, key_states], dim=2), torch.cat([values, value_states], dim=2))
             return self._past((key_states, value_states))
@@ -88,7 +88,7 @@ class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         return self._put(keys.shape[2], key_states, value_states)
 
     def _has_room(self, total: int) -> bool:
-        """Whether the buffer can be written up to ``total`` rows."""
+        """Whether the buffer can be written up to ``total`` slots."""
         if self._buffers is None or self.keys is None or total > self._buffers[0].shape[2]:
             return False
         buffer = self._buffers[0]
@@ -97,7 +97,7 @@ class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         return own and (torch.is_inference_mode_enabled() or not buffer.is_inference())
 
     def _put(self, held: int, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
-        """Write new rows into the buffer behind ``held`` rows."""
+        """Write new slots into the buffer after ``held`` slots."""
         if self._buffers is None:
             raise RuntimeError("the cache has no buffer to write into")
         total = held + key_states.shape[2]
@@ -118,7 +118,7 @@ class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         self._show(held)
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Forget the last ``-tokens_to_remove`` rows; the buffer stays."""
+        """Forget the last ``-tokens_to_remove`` slots; the buffer stays."""
         if tokens_to_remove and self.keys is not None and self.values is not None:
             left = self.get_seq_length() - abs(tokens_to_remove)
             self._set(self.keys[:, :, :left], self.values[:, :, :left])
@@ -127,7 +127,7 @@ class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
 class PrefixCache(Cache):
     """A cache of ``layers`` growing layers whose batch rows may hold memories of different lengths.
 
-    Shorter rows are padded on the left; ``valid`` (B, M) says which rows count, or is None where all do.
+    Shorter rows are padded on the left; ``valid`` (B, M) says which slots count, or is None where all do.
     """
 
     def __init__(self, layers: int) -> None:
@@ -136,7 +136,7 @@ class PrefixCache(Cache):
 
     @classmethod
     def of(cls, readings: Sequence[Reading], *, layers: int, dtype: torch.dtype, room: int = _ROOM) -> PrefixCache:
-        """A cache holding the prefixes of ``readings`` (one a batch row), with room for ``room`` new tokens."""
+        """A cache holding the prefixes of ``readings`` (one per batch row), with room for ``room`` new tokens."""
         cache = cls(layers)
         prefixes = [reading.prefix for reading in readings]
         longest = max(reading.slots for reading in readings)
@@ -160,8 +160,8 @@ class PrefixCache(Cache):
     def step(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor | None, Tensor]:
         """Announce new tokens, embedded (B, T, D); gives the attention mask and their positions.
 
-        ``mask`` (B, T) is False where a row is padded. The mask is (B, M + T), or None where every row counts; a
-        row's first token sits at its own prefix length.
+        ``mask`` (B, T) is False where a row is padded. The result's mask is (B, M + T), or None where every slot
+        counts; a row's first token sits at its own prefix length.
         """
         batch, new = x.shape[:2]
         held = self.get_seq_length()
@@ -222,7 +222,7 @@ class PrefixCache(Cache):
             self.valid = self.valid[:, : -abs(tokens_to_remove)]
 
     def rows_from(self, start: int, stop: int | None = None) -> KV:
-        """Copies of the rows ``start`` to ``stop``, keys as rotated."""
+        """Copies of the slots ``start`` to ``stop``, keys as rotated."""
         past = [layer._past((torch.empty(0), torch.empty(0))) for layer in self._grown()]
         return KV(
             tuple(keys[:, :, start:stop].clone() for keys, _ in past),

@@ -61,7 +61,7 @@ def silence() -> None:
 
 
 def locate(name: str) -> str:
-    """The same name, good from any folder: a path that exists is made absolute."""
+    """The same name, valid from any folder: a path that exists is made absolute."""
     path = Path(name).expanduser()
     return str(path.resolve()) if name not in _PACKAGES and path.exists() else name
 
@@ -83,7 +83,7 @@ def open_model(
 
     Args:
         model: an alias, a hub id, a local folder, or a GGUF file.
-        dtype: ``auto`` is bfloat16 where the processor has it, else float32; ``4bit`` is QLoRA's, on a GPU alone.
+        dtype: ``auto`` is bfloat16 where the processor has it, else float32; ``4bit`` is QLoRA's, on a GPU only.
         device: ``auto`` is a GPU where there is one, else the CPU.
 
     Raises ModelError: what was wrong and what to give instead.
@@ -100,7 +100,7 @@ def open_model(
             f"Model '{model}' could not be opened: {_first_line(error)} "
             f"Give an alias ({', '.join(_PACKAGES)}), a hub id, a folder with config.json, or a .gguf file."
         ) from error
-    # bitsandbytes puts a model on its device itself, and lets nobody move it.
+    # bitsandbytes puts a model on its device itself, and does not let it be moved.
     model_on_device: PreTrainedModel = (opened if four_bits else opened.to(where)).eval()
     return model_on_device
 
@@ -112,8 +112,8 @@ def open_classifier(
 
     Args:
         model: a hub id, or a folder.
-        words: where the tokenizer is; a folder that is the model's and has one of its own goes before.
-        longest: tokens of a pair; of the longer text, what is more is cut off its end.
+        words: where the tokenizer is; a model's folder that has one of its own takes precedence.
+        longest: tokens of a pair; the longer text loses what exceeds it from its end.
 
     Raises ModelError.
     """
@@ -142,10 +142,10 @@ def open_classifier(
 def empty_model(
     config: Mapping[str, Any], *, dtype: str = "auto", device: str = "auto", attention: str = "sdpa"
 ) -> PreTrainedModel:
-    """A causal language model whose weights are still to be written; its memory is claimed once, in ``dtype``.
+    """A causal language model whose weights are still to be written; its memory is allocated once, in ``dtype``.
 
     Args:
-        config: ``model_type`` and that family's settings, as transformers names them today.
+        config: ``model_type`` and that family's settings, as transformers names them.
         dtype, device: as for ``open_model``.
 
     Raises ModelError where no such model can be made, UsageError without accelerate.
@@ -224,7 +224,7 @@ def _dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 
 def _cpu_has_bfloat16() -> bool:
-    # torch names these checks privately; a build without them has no fast bfloat16 either.
+    # torch keeps these checks private; a build without them has no fast bfloat16 either.
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, check, bool)() for check in checks)
 
@@ -258,7 +258,7 @@ def _folder(model: str) -> str:
         raise ModelError(f"There is no file or folder '{model}'.")
     meant = [] if path.exists() else difflib.get_close_matches(model, _PACKAGES, n=1, cutoff=0.8)
     if meant:
-        # Asking the hub for a name that is misspelt takes most of a minute where there is no network.
+        # Asking the hub for a misspelt name takes most of a minute where there is no network.
         raise ModelError(f"There is no model '{model}'. Did you mean '{meant[0]}'?")
     return str(path) if path.is_dir() else model
 
@@ -299,7 +299,7 @@ def _unpacked(gguf: Path, name: str) -> Path:
 
 
 def _dequantised() -> dict[str, Any]:
-    """What makes transformers unpack a GGUF file's weights; older versions know nothing else and have no such class."""
+    """What makes transformers unpack a GGUF file's weights; older versions always do, and have no such class."""
     config = getattr(transformers, "GgufConfig", None)
     return {} if config is None else {"quantization_config": config(dequantize=True)}
 

@@ -1,7 +1,7 @@
 """Low-rank updates of linear layers by hook (LoRA, Hu et al. 2021), active at chosen tokens only.
 
 ``y = W x + gate * (alpha / rank) * B A x``: the gate is CCM's "conditional LoRA" (arXiv 2312.03414, section 3.1).
-Only gated rows are computed; where no row is gated nothing is. The model keeps its modules and its state dict.
+Only gated tokens are computed; where none is gated, nothing is. The model keeps its modules and its state dict.
 
 Dimensions: B batch, T tokens, R rank.
 """
@@ -29,7 +29,7 @@ class LoRA(nn.Module):
     Args:
         paths: module paths of linear layers in the decoder.
         alpha: the update is scaled by alpha / rank.
-        dropout: share of its input that is left out while it is trained, where it is ``active``.
+        dropout: share of its input that is dropped in training, where it is ``active``.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class LoRA(nn.Module):
 
     @contextmanager
     def active(self, backbone: Backbone, *, gate: slice | None = None) -> Iterator[None]:
-        """Add the update at the tokens of ``gate`` (all without one). Inside: a hook a layer. After: none."""
+        """Add the update at the tokens of ``gate`` (all without one). Inside: a hook per layer. After: none."""
         handles = []
         for path, down, up in zip(self.paths, self.down, self.up, strict=True):
             handles.append(backbone.linear(path).register_forward_hook(partial(self._added, down, up, gate)))

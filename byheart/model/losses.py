@@ -1,4 +1,4 @@
-"""Learning at the moment of writing: next-token losses that never hold all logits, and a few steps of AdamW.
+"""Next-token losses that never hold all logits.
 
 A loss against a hard target and a frozen reference distribution needs the reference only as its mean output
 embedding: sum_v p(v) log q(v) = h . (sum_v p(v) W_v) - logsumexp(W h). So the T x V reference is never kept, and one
@@ -26,7 +26,7 @@ _CHUNK_LOGITS = 1 << 24
 
 @dataclass(frozen=True)
 class Reference:
-    """A frozen reference distribution of N tokens, as much of it as a KL divergence needs.
+    """What a KL divergence needs of a frozen reference distribution of N tokens.
 
     ``mean`` (N, D): its mean row of the output head. ``bias`` (N,): its mean output bias. ``negentropy`` (N,):
     sum p log p. ``hidden`` (N, D): the states it came from, used where the head is not linear.
@@ -40,7 +40,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class TokenLosses:
-    """Losses of N tokens. ``total`` = ``cross_entropy`` + kl * ``divergence``; it alone carries gradients."""
+    """Losses of N tokens. ``total`` = ``cross_entropy`` + kl * ``divergence``; only it carries gradients."""
 
     total: Tensor
     cross_entropy: Tensor
@@ -48,7 +48,7 @@ class TokenLosses:
 
 
 class LogitsBuffer:
-    """Room for a chunk of logits, kept over many steps: fresh large buffers cost their page faults each time."""
+    """Room for a chunk of logits, kept over many steps: a fresh large buffer costs its page faults each time."""
 
     def __init__(self) -> None:
         self._kept: dict[torch.dtype, Tensor] = {}
@@ -151,7 +151,7 @@ class _LogSumExp(torch.autograd.Function):
 
 
 def _softmax(logits: Tensor, scratch: LogitsBuffer) -> Tensor:
-    """In float32, in the scratch's room; in place where the logits are float32 already."""
+    """In float32, in the scratch's room; in place where the logits are already float32."""
     if logits.dtype == torch.float32:
         return torch.softmax(logits, dim=-1, out=logits)
     rows, columns = logits.shape

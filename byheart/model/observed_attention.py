@@ -1,10 +1,10 @@
-"""Seeing whom the last tokens of a text attend to, while the model reads it.
+"""Seeing what the last tokens of a text attend to, while the model reads it.
 
-The attention kernels that the model runs on keep no weights. Those of a few query rows cost one small product a layer,
-so they are made beside the kernel, and only while somebody is observing. This knows nothing of memories or models: the
-attention function of ``byheart.attention`` shows it each layer's queries and keys.
+The attention kernels that the model runs on keep no weights. Those of a few queries cost one small product per layer,
+so they are computed beside the kernel, and only while something observes. This module does not know methods or models:
+the attention function of ``byheart.model.attention`` shows it each layer's queries and keys.
 
-Dimensions: B batch, H key-value heads, G query heads for each, N observed query rows, T query rows, M key rows,
+Dimensions: B batch, H key-value heads, G query heads for each, N observed queries, T queries, M keys,
 W head width.
 """
 
@@ -22,7 +22,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Observed:
-    """What each key row was given by the last ``rows`` query rows: ``layers`` has a (B, H, M) for every layer run."""
+    """What each key received from the last ``rows`` queries: ``layers`` has a (B, H, M) for every layer that ran."""
 
     rows: int
     layers: list[Float[Tensor, "B H M"]] = field(default_factory=list)
@@ -33,7 +33,7 @@ _active: ContextVar[Observed | None] = ContextVar("observed", default=None)
 
 @contextmanager
 def observing(rows: int) -> Iterator[Observed]:
-    """Inside: attention adds what each layer's last ``rows`` query rows look at. After: as before."""
+    """Inside: attention records what each layer's last ``rows`` queries attend to. After: as before."""
     seen = Observed(rows)
     token = _active.set(seen)
     try:
@@ -59,7 +59,7 @@ def received(
     scaling: float,
     softcap: float | None,
 ) -> Float[Tensor, "B H M"]:
-    """The attention that each key row gets, in the mean over query rows and the query heads of its key-value head."""
+    """The attention that each key receives: the mean over queries and over the query heads of its key-value head."""
     batch, heads, _, width = key.shape
     folded = query.float().reshape(batch, heads, -1, query.shape[2], width)
     scores = torch.matmul(folded, key.float()[:, :, None].mT) * scaling
@@ -71,7 +71,7 @@ def received(
 
 
 def _last(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor:
-    """The mask's lines of the observed rows; causal without one."""
+    """The mask's rows of the observed queries; causal without one."""
     rows, columns = query.shape[2], key.shape[2]
     if mask is not None:
         return mask[:, :, -rows:, :columns]

@@ -20,14 +20,14 @@ def descend(
     stop_loss: float = 0.0,
     bound: float = 0.0,
 ) -> None:
-    """Take ``steps`` of AdamW on leaf tensors; gradients are clipped to norm ``clip`` within each group apart.
+    """Take ``steps`` of AdamW on leaf tensors; gradients are clipped to norm ``clip`` within each group.
 
     Groups are independent problems that share one pass, such as one document each.
 
     Args:
-        loss: of all groups together, or one number a group.
-        stop_loss: a group whose number is below is left as it is from then on.
-        bound: the most that a component may be away from zero after a step; 0 is no bound.
+        loss: of all groups together, or one number per group.
+        stop_loss: a group whose number falls below it is left as it is from then on.
+        bound: the largest absolute value of a component after a step; 0 is no bound.
     """
     optimizer = torch.optim.AdamW(
         [p for group in groups for p in group], lr=learning_rate, weight_decay=weight_decay, fused=True
@@ -43,7 +43,7 @@ def descend(
         total.backward()  # type: ignore[no-untyped-call]
         for group, is_done in zip(groups, cycle(done)):
             if is_done:
-                # AdamW passes over what has no gradient.
+                # AdamW skips what has no gradient.
                 for parameter in group:
                     parameter.grad = None
             torch.nn.utils.clip_grad_norm_(list(group), clip)

@@ -3,7 +3,7 @@
 A reading is a value: making or using one changes no weight, so rows of one batch can read different memories.
 It does not know which method made it, nor the model that will read it.
 
-Dimensions: B batch, H key-value heads, M rows of memory, W head width, R rank, T tokens.
+Dimensions: B batch, H key-value heads, M slots of memory, W head width, R rank, T tokens.
 """
 
 from __future__ import annotations
@@ -32,35 +32,35 @@ class KV:
 
     @property
     def slots(self) -> int:
-        """Rows of memory, M."""
+        """Slots of memory, M."""
         return self.keys[0].shape[2]
 
     def rows(self) -> list[KV]:
-        """One KV a batch row, as views."""
+        """One KV per batch row, as views."""
         return [
             KV(tuple(k[b : b + 1] for k in self.keys), tuple(v[b : b + 1] for v in self.values))
             for b in range(self.batch)
         ]
 
     def slice(self, start: int, stop: int | None = None) -> KV:
-        """The rows of memory from ``start`` to ``stop``, as views."""
+        """The slots from ``start`` to ``stop``, as views."""
         return KV(tuple(k[:, :, start:stop] for k in self.keys), tuple(v[:, :, start:stop] for v in self.values))
 
     def append(self, other: KV) -> KV:
-        """The rows of ``other`` behind these."""
+        """These slots, then those of ``other``."""
         return KV(
             tuple(torch.cat(pair, dim=2) for pair in zip(self.keys, other.keys, strict=True)),
             tuple(torch.cat(pair, dim=2) for pair in zip(self.values, other.values, strict=True)),
         )
 
     def detach(self) -> KV:
-        """The same numbers without their history of gradients."""
+        """The same numbers, detached from their gradients."""
         return KV(tuple(k.detach() for k in self.keys), tuple(v.detach() for v in self.values))
 
 
 @dataclass(frozen=True)
 class DenseDelta:
-    """A linear layer gives ``x @ weight.T`` more; one weight a batch row."""
+    """Adds ``x @ weight.T`` to a linear layer's output; one weight per batch row."""
 
     weight: Float[Tensor, "B out in"]
 
@@ -78,7 +78,7 @@ class DenseDelta:
 
 @dataclass(frozen=True)
 class LowRankDelta:
-    """A linear layer gives ``x @ down.T @ up.T`` more; the scale is in ``up``. One pair a batch row."""
+    """Adds ``x @ down.T @ up.T`` to a linear layer's output; the scale is in ``up``. One pair per batch row."""
 
     down: Float[Tensor, "B R in"]
     up: Float[Tensor, "B out R"]
@@ -103,7 +103,7 @@ Delta: TypeAlias = DenseDelta | LowRankDelta
 class Reading:
     """What a frozen model sees of a state.
 
-    ``prefix``: rows that stand before the text, or None. ``deltas``: module path of a linear layer -> its change.
+    ``prefix``: slots that stand before the text, or None. ``deltas``: module path of a linear layer -> its change.
     ``batch``: how many batch rows it serves.
     """
 
@@ -112,7 +112,7 @@ class Reading:
     batch: int = 1
 
     def rows(self) -> list[Reading]:
-        """One reading a batch row."""
+        """One reading per batch row."""
         if self.batch == 1:
             return [self]
         prefixes: Sequence[KV | None] = self.prefix.rows() if self.prefix else [None] * self.batch
@@ -123,7 +123,7 @@ class Reading:
 
     @property
     def slots(self) -> int:
-        """Rows of the prefix; 0 without one."""
+        """Slots of the prefix; 0 without one."""
         return self.prefix.slots if self.prefix else 0
 
     @property
@@ -136,7 +136,7 @@ class Reading:
 
 
 def cast(rows: Sequence[Delta | None], dtype: torch.dtype) -> list[Delta | None]:
-    """Each batch row's change in ``dtype``, None where it has none; rows that share a change share what it becomes."""
+    """Each batch row's change in ``dtype``, None where it has none; shared changes are converted once."""
     own = {id(row): row for row in rows if row is not None}
     made = {key: row.to(dtype) for key, row in own.items()}
     return [made.get(id(row)) for row in rows]
@@ -145,7 +145,7 @@ def cast(rows: Sequence[Delta | None], dtype: torch.dtype) -> list[Delta | None]
 def delta_hook(rows: Sequence[Delta | None]) -> Callable[..., Tensor]:
     """A forward hook that adds each batch row's change to a linear layer's output.
 
-    Rows side by side that share one change go through one product: questions about one text read its weights once.
+    Adjacent rows that share a change go through one product: questions about one text read its weights once.
     """
     runs = [list(run) for _, run in groupby(rows, key=id)]
     if len(runs) == 1 and rows[0] is not None:

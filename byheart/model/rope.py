@@ -1,10 +1,11 @@
-"""Turning keys by whole positions, for models whose positions are plain rotations (RoPE, Su et al. 2021, section 3.2).
+"""Rotating keys by whole positions, for models whose positions are plain rotations (RoPE, Su et al. 2021, section 3.2).
 
-Rotary attention depends on differences of positions only, so a key may be kept in any frame and turned into the one
-that a reader needs. Angles are computed in float64: a turn by a million positions is as exact as a turn by one.
+Rotary attention depends on differences of positions only, so a key may be kept in any frame and rotated into the one
+that a reader needs. Angles are computed in float64: a rotation by a million positions is as exact as one by a single
+position.
 It knows nothing of models; the backbone measures the frequencies.
 
-Dimensions: B batch, H heads, M rows, W head width, F rotated pairs (F <= W / 2).
+Dimensions: B batch, H heads, M slots, W head width, F rotated pairs (F <= W / 2).
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ _LONGEST_TABLE = 1 << 17
 
 @dataclass(frozen=True)
 class Rotation:
-    """How one layer turns its keys.
+    """How one layer rotates its keys.
 
-    ``frequencies``: radians a position, for each rotated pair. ``pairing``: which components form a pair:
+    ``frequencies``: radians per position, for each rotated pair. ``pairing``: which components form a pair:
     ``half`` (i, i + F), ``interleaved`` (2i, 2i + 1), or ``none`` (a layer without positions).
     """
 
@@ -34,7 +35,7 @@ class Rotation:
     pairing: Pairing
 
     def turn(self, keys: Float[Tensor, "B H M W"], steps: int | Tensor) -> Float[Tensor, "B H M W"]:
-        """Keys as they would be ``steps`` positions later: one number, (M,) a row, or (B, M) a row and batch row."""
+        """Keys as they would be ``steps`` positions later: one number, or one per slot (M,) or row and slot (B, M)."""
         if self.pairing == "none" or (isinstance(steps, int) and steps == 0):
             return keys
         exact = keys.dtype if keys.dtype in (torch.float32, torch.float64) else torch.float32
@@ -44,7 +45,7 @@ class Rotation:
             halves = (slice(0, pairs), slice(pairs, 2 * pairs))
         else:
             halves = (slice(0, 2 * pairs, 2), slice(1, 2 * pairs, 2))
-        # bfloat16 keys are multiplied in float32: a rounded cosine would turn every key by the same wrong angle.
+        # bfloat16 keys are multiplied in float32: a rounded cosine would rotate every key by the same wrong angle.
         wide = keys.to(exact)
         first, second = wide[..., halves[0]], wide[..., halves[1]]
         out = torch.empty_like(wide)
@@ -58,7 +59,7 @@ class Rotation:
 def _angles(
     frequencies: tuple[float, ...], steps: int | Tensor, device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Cosine and sine, (F,), (M, F) or (B, 1, M, F), for one step, a step a row, or a step a row and batch row."""
+    """Cosine and sine, (F,), (M, F) or (B, 1, M, F), for one step, one per slot, or one per slot and batch row."""
     if isinstance(steps, int):
         return _turns(frequencies, steps, device, dtype)
     last = int(steps.max()) if steps.numel() else 0

@@ -2,12 +2,12 @@
 
 A recurrence over compressed segments has no dependency inside a layer: a segment sees what earlier segments left in
 the *same* layer (CCM, arXiv 2312.03414, section 3.3). So all segments can run side by side, and only attention must
-know of it: a row sees its own tokens, and the marked last columns of the rows before it. No mask over the whole text
+know about it: a row sees its own tokens, and the marked last columns of the rows before it. No mask over the whole text
 is ever built; the cost is that of the segments alone plus their memories.
 
-Every row needs its own copy of the marks before it, and over a long text these, and their scores, outgrow the text. So
-where it is much, a few segments are attended at a time, with the marks before the last of them, and what that takes is
-made again for the gradients: a layer keeps queries, keys and values, and memory grows with the text alone.
+Every row needs its own copy of the marks before it, and over a long text these and their scores outgrow the text. So
+where there are many, attention takes a few segments at a time, with the marks before the last of them, and computes
+its intermediates again for the gradients: a layer keeps queries, keys and values, and memory grows with the text alone.
 
 What a row sees, three segments of three tokens with one mark each, after `concat`:
 
@@ -16,8 +16,8 @@ What a row sees, three segments of three tokens with one mark each, after `conca
      1  |  1 0                 | causal
      2  |  1 1                 | causal
 
-Dimensions: B texts, S segments, C segments at a time, H key-value heads, G query heads for each, T tokens a row,
-K keys of a row's own, N marks a row, M columns of other rows, W head width.
+Dimensions: B texts, S segments, C segments at a time, H key-value heads, G query heads for each, T tokens per
+row, K keys of a row's own, N marks per row, M columns of other rows, W head width.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from torch.utils.checkpoint import checkpoint
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
-# So many are made, and in a short text kept, at a time: 2 MB in bfloat16.
+# How many are computed at a time, and in a short text kept: 2 MB in bfloat16.
 MOST_SCORES = 1 << 20
 
 
@@ -42,9 +42,9 @@ MOST_SCORES = 1 << 20
 class Together:
     """How the rows of a batch belong together: B texts of ``segments`` rows each, text by text.
 
-    ``marks``: so many last columns of a row are its memory. ``mean``: a row sees the average of the marks before it
+    ``marks``: how many last columns of a row are its memory. ``mean``: a row sees the average of the marks before it
     instead of all of them. ``recurrent``: rows see marks at all. ``first`` (B,): the column of each text's first token
-    in its first row, seen by all its rows; none is not shown.
+    in its first row, seen by all its rows; None shows no such token.
     """
 
     segments: int
@@ -82,12 +82,12 @@ def attended(attend: Attend, query: Tensor, key: Tensor, value: Tensor, mask: Te
     size = _segments_at_once(query, key, how)
     own = [_by_text(part, how) for part in (query, key, value, mask.expand(len(key), -1, -1, -1))]
     others = [_of_others(part, how) for part in own[1:3]]
-    # Split, not sliced: the gradient of each slice is as large as what it was cut from.
+    # Split, not sliced: the gradient of each slice would be as large as the whole tensor.
     parts = [torch.split(part, size, dim=1) for part in own]
     parts += [torch.split(part, size, dim=1) if part.shape[1] > 1 else (part,) * len(parts[0]) for part in others]
     chunks = list(zip(*parts, strict=True))
     if len(chunks) == 1:
-        # Little enough to be kept: making it again would cost a short text some percent of its step.
+        # Small enough to keep: computing it again would cost a short text a few percent of its step.
         return _attend_some(attend, how, 0, *chunks[0]).flatten(0, 1)
     out = [
         checkpoint(_attend_some, attend, how, number * size, *some, use_reentrant=False)
@@ -130,7 +130,7 @@ def _attend_some(
 
 
 def _segments_at_once(query: Tensor, key: Tensor, how: Together) -> int:
-    """So many that their scores are few, and spread evenly."""
+    """As many as keep the scores few, spread evenly."""
     columns = key.shape[2] + how.marks * (1 if how.mean else how.segments)
     each = query[..., 0].numel() // how.segments * columns
     return math.ceil(how.segments / math.ceil(how.segments / max(1, MOST_SCORES // each)))
@@ -143,7 +143,7 @@ def _by_text(part: Tensor, how: Together) -> Tensor:
 def _of_others(part: Tensor, how: Together) -> Tensor:
     """The columns (B, S, H, K, W) that rows see of others: the first token's, then marks, (B, S or 1, H, M, W).
 
-    Those of one segment are for all rows of a text, or for each row its own; which are hidden is not decided here.
+    Columns of one segment serve all rows of a text, or each row has its own; which are hidden is not decided here.
     """
     columns = []
     if how.first is not None:
@@ -157,7 +157,7 @@ def _of_others(part: Tensor, how: Together) -> Tensor:
 
 
 def _means_before(marks: Tensor) -> Tensor:
-    """For each row (B, S, H, N, W) the mean over the rows before it; the first row's is no mean."""
+    """For each row (B, S, H, N, W) the mean over the rows before it; the first row has none before it."""
     counts = torch.arange(1, marks.shape[1] + 1, device=marks.device)[:, None, None, None]
     means = (marks.float().cumsum(1) / counts).to(marks.dtype)
     return torch.cat([means[:, :1], means[:, :-1]], dim=1)

@@ -12,7 +12,7 @@ _TEXT, _QUESTION = "\u2063text\u2063", "\u2063question\u2063"
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """The text around texts and questions; bare lines where a tokenizer has no template.
+    """What surrounds texts and questions; bare lines where a tokenizer has no template.
 
     ``opening`` and ``receipt`` stand around a text that is read, ``question`` and ``answer`` around a question that is
     a conversation of its own; ``turn`` opens an assistant's turn and ``end`` closes it.

@@ -73,7 +73,7 @@ class ChatEncoder:
 
         Args:
             first: nothing was written before it.
-            as_turn: it becomes a turn of a conversation, which the next text or question goes on from.
+            as_turn: it becomes a turn of a conversation, which the next text or question continues.
         """
         require_characters(text)
         opening = self.template.opening if first else ""
@@ -93,10 +93,10 @@ class ChatEncoder:
         return self.encode(*parts, first=first)
 
     def question(self, text: str, *, continues: bool, use_chat_template: bool = True) -> Int[Tensor, " T"]:
-        """The tokens that ask ``text``, or the bare text for the model to go on from. Raises InputError.
+        """The tokens that ask ``text``, or the bare text for the model to continue. Raises InputError.
 
         Args:
-            continues: it goes on from text that was written as turns.
+            continues: it follows text that was written as turns.
         """
         if not text.strip():
             raise InputError("There is nothing to ask: the question is empty.")
@@ -107,12 +107,12 @@ class ChatEncoder:
         return self.encode(header, text, self.template.answer, first=not continues)
 
     def continuation(self, text: str, *, use_chat_template: bool = False) -> Int[Tensor, " T"]:
-        """The tokens of text that goes on from a prompt: after a space where that prompt ends in bare lines."""
+        """The tokens of text that continues a prompt, after a space where that prompt ends in bare lines."""
         spaced = f" {text}" if use_chat_template and not self.has_template else text
         return self._tensor(self.tokenizer(spaced, add_special_tokens=False, verbose=False).input_ids)
 
     def encode(self, *parts: str, first: bool) -> Int[Tensor, " T"]:
-        """Template and user text in turn, as one text; a special token's name in the user's text is only text."""
+        """Template and user text alternating, as one text; a special token's name in the user's text is only text."""
         named = any(mark in text for text in parts[1::2] for mark in self.tokenizer.all_special_tokens)
         pieces = [(part, n % 2 == 1) for n, part in enumerate(parts)] if named else [("".join(parts), False)]
         ids: list[int] = []
@@ -140,7 +140,7 @@ class ChatEncoder:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
     def _started(self, ids: Sequence[int]) -> list[int]:
-        """The tokens with what every text begins with, unless a template has put it there already."""
+        """The tokens with what every text begins with, unless a template has already put it there."""
         begun = list(ids[: len(self.start)]) == self.start
         return list(ids) if begun else [*self.start, *ids]
 
@@ -149,7 +149,7 @@ class ChatEncoder:
 
 
 def require_characters(text: str) -> None:
-    """Raise InputError for text that is no whole Unicode text."""
+    """Raise InputError for text that is not valid Unicode."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:

@@ -1,4 +1,4 @@
-"""docs/results.md is measured, kept and written by one command, here on a tiny model; numbers are not judged."""
+"""The page of results is measured, kept and written by one command, here on a tiny model; numbers are not judged."""
 
 from __future__ import annotations
 

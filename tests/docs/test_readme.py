@@ -1,68 +1,114 @@
-"""What the README shows is run."""
+"""What the README shows is run, and what it claims is in the result files."""
 
+from __future__ import annotations
+
+import json
 import re
 from pathlib import Path
 
 import pytest
 import torch
 
-from byheart.cli import main
+from tests.conftest import Run
+from tests.docs.markdown import blocks, commands
 from tests.samples import ROOT
 
-README = ROOT / "README.md"
-BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-COMMANDS = re.findall(r"^byheart (\S+)", README.read_text(encoding="utf-8"), re.MULTILINE)
+try:
+    import tomllib
+except ImportError:  # Python 3.10
+    import tomli as tomllib
+
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+SESSION, RELEASED = blocks(TEXT, "python")
+COMMANDS = commands(TEXT)
+RESULTS = ROOT / "benchmarks" / "results"
 
 
-@pytest.mark.parametrize("code", BLOCKS, ids=[block.strip().splitlines()[-1][:40] for block in BLOCKS])
-def test_python_blocks_run(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The examples are there, as in a checkout, with texts short enough for a tiny model."""
+    records = (ROOT / "examples" / "data" / "squad.jsonl").read_text(encoding="utf-8").splitlines()
+    short = [{**record, "context": record["context"][:150]} for record in map(json.loads, records)]
+    (tmp_path / "examples" / "data").mkdir(parents=True)
+    (tmp_path / "examples" / "warsaw.txt").symlink_to(ROOT / "examples" / "warsaw.txt")
+    (tmp_path / "examples" / "data" / "squad.jsonl").write_text("\n".join(map(json.dumps, short)), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    before = torch.get_num_threads()
+
+
+def execute(code: str) -> dict[str, object]:
     names: dict[str, object] = {}
-    exec(compile(code, str(README), "exec"), names)
-    assert names
-    assert torch.get_num_threads() == before
+    exec(compile(code, "README.md", "exec"), names)
+    return names
 
 
-def test_the_session_of_the_readme_remembers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    exec(compile(BLOCKS[0], str(README), "exec"), {})
-    answers = capsys.readouterr().out
-    assert "Muck" in answers
-    assert "engine room" in answers
+def test_it_fits_two_screens() -> None:
+    assert len(TEXT.splitlines()) <= 120
+    assert all(len(line) <= 120 for line in TEXT.splitlines() if not line.startswith(("|", "!", "byheart")))
 
 
-@pytest.mark.parametrize("command", sorted(set(COMMANDS)))
-def test_commands_exist(command: str) -> None:
-    with pytest.raises(SystemExit) as left:
-        main([command, "--help"])
-    assert not left.value.code
+def test_the_session_remembers(capsys: pytest.CaptureFixture[str]) -> None:
+    threads = torch.get_num_threads()
+    execute(SESSION)
+    first, second = capsys.readouterr().out.splitlines()
+    assert "Muck" in first
+    assert "engine room" in second
+    assert torch.get_num_threads() == threads
 
 
-@pytest.mark.parametrize("marker", ["cost", "questions", "tasks", "training"])
-def test_tables_are_those_of_the_result_files(marker: str) -> None:
-    from benchmarks.tables import PAGES, TABLES, put, source
-
-    text = PAGES[marker].read_text(encoding="utf-8")
-    assert put(text, marker, TABLES[marker](source(marker))) == text
-
-
-@pytest.mark.parametrize("marker", ["gap", "gap-lengths", "retention"])
-def test_tables_of_the_measures_are_those_of_the_result_files(marker: str) -> None:
-    from benchmarks.gap import gap_table
-    from benchmarks.retention import table
-    from benchmarks.tables import ROOT, put
-
-    made = {"retention": table}.get(marker, gap_table)(ROOT / "benchmarks" / "results" / f"{marker}.json")
-    page = (ROOT / "docs" / "measures.md").read_text(encoding="utf-8")
-    figure = "![what is kept of a text, by later writes](retention.svg)\n\n" if marker == "retention" else ""
-    assert put(page, marker, figure + made) == page
+def test_released_checkpoints_open(tmp_path: Path) -> None:
+    golden, checkpoints = ROOT / "tests" / "golden", tmp_path / "checkpoints"
+    checkpoints.mkdir()
+    (checkpoints / "memoryllm-8b").symlink_to(golden / "memoryllm_8b_tiny")
+    (checkpoints / "llama-7b").symlink_to(golden / "ccm_concat_recur_tiny" / "base")
+    # The name says how segments are joined, so a link would be followed to one that does not.
+    released = checkpoints / "llama-7b-no-online-concat_recur-ntok2"
+    released.mkdir()
+    for file in (golden / "ccm_concat_recur_tiny" / "adapter").iterdir():
+        (released / file.name).symlink_to(file)
+    names = execute(RELEASED)
+    assert (names["pool"].name, names["compressed"].name) == ("latent-pool", "compressed-kv")  # type: ignore[attr-defined]
+    assert names["compressed"].merge == "concat"  # type: ignore[attr-defined]
 
 
-def test_the_page_of_results_is_that_of_the_result_files(tmp_path: Path) -> None:
-    from benchmarks import results
+def test_the_commands_work_in_their_order(run: Run, tiny_folder: Path) -> None:
+    """Training and measuring on a tiny model: what they give is not judged here."""
+    for program, *arguments in COMMANDS:
+        if program == "byheart":
+            ended = run(*arguments, *(["--model", tiny_folder] if arguments[0] in ("train", "evaluate") else []))
+            assert ended.code == 0, f"{arguments}: {ended.err}"
+            if arguments[0] == "ask":
+                assert "Sigismund" in ended.out
+            if arguments[0] == "list":
+                assert "warsaw-2" in ended.out
+    assert Path("report/index.html").exists()
 
-    results.main(["--report", "--page", str(tmp_path / "results.md")])
-    assert (tmp_path / "results.md").read_text(encoding="utf-8") == results.PAGE.read_text(encoding="utf-8")
+
+def test_the_targets_of_make_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    named = {words[1] for words in COMMANDS if words[0] == "make"} | set(re.findall(r"`make ([a-z-]+)`", TEXT))
+    assert named >= {"demo", "test", "docs"}
+    assert {target for target in named if not re.search(rf"^{target}:", makefile, re.MULTILINE)} == set()
+
+
+def test_what_pip_installs_is_declared() -> None:
+    first, second = [words for words in COMMANDS if words[0] == "pip"]
+    extra = re.search(r"\[(\w+)\]", first[-1])
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert extra is not None
+    assert extra[1] in project["optional-dependencies"]
+    assert second[-1] in (ROOT / "requirements" / "model.in").read_text(encoding="utf-8")
+
+
+def test_no_other_program_is_shown() -> None:
+    assert {words[0] for words in COMMANDS} == {"pip", "make", "byheart"}
+
+
+def test_the_seconds_it_opens_with_are_those_of_the_result_files() -> None:
+    opening = " ".join(TEXT[: TEXT.index("## Install")].split())
+    costs = {row["name"]: row for row in json.loads((RESULTS / "cost.json").read_text())["rows"]}["stored text"]
+    questions = {row["name"]: row["value"] for row in json.loads((RESULTS / "questions.json").read_text())["rows"]}
+    assert (
+        f"takes {costs['floor_seconds']:.1f} seconds; from a memory on disk it takes {costs['seconds']:.2f}" in opening
+    )
+    assert f"take {questions['full: evaluation']:.1f} seconds with one write" in opening
+    assert f"{questions['full: one by one']:.1f} seconds when the text is read for each" in opening
