@@ -49,11 +49,11 @@ def train(preset: str, seed: int, rank: int, given: argparse.Namespace) -> Path:
 
     out: Path = given.runs / f"{preset}-{seed}"
     settings = {name: getattr(given, name) for name in ("model", "dtype", "epochs", "batch", "packed", "learning_rate")}
-    options = {"preset": preset, "rank": rank, "alpha": float(ALPHA_PER_RANK * rank), "seed": seed}
-    plan = TrainingConfig(
+    options: dict[str, Any] = {"preset": preset, "rank": rank, "alpha": float(ALPHA_PER_RANK * rank), "seed": seed}
+    config = TrainingConfig.of(
         method="adapter", options=options, data=given.train, prompts=given.prompts, seed=seed, **settings
     )
-    result = plan.run(out)
+    result = config.run(out)
     print(f"{out}: {len(result.losses)} steps, {result.parameters:,} parameters", file=sys.stderr)
     return out
 

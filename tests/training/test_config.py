@@ -27,18 +27,23 @@ def data(tmp_path: Path) -> str:
 
 
 def plan(data: str, model: object = NOWHERE, **settings: Any) -> TrainingConfig:
-    return TrainingConfig(**{**SMALL, "data": [data], "model": str(model), **settings})
+    return TrainingConfig.of(**{**SMALL, "data": [data], "model": str(model), **settings})
 
 
 def test_a_recipe_file_is_changed_by_flags(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.toml"
     recipe.write_text('steps = 3\ntrack = "wandb"\ntoo_long = "cut"\n[options]\nrank = 4\n', encoding="utf-8")
     made = TrainingConfig.of(recipe, steps=None, track="none", options={"tokens": 2})
-    assert (made.steps, made.track, made.too_long, made.options) == (3, "none", "cut", {"rank": 4, "tokens": 2})
+    assert (made.optimisation.steps, made.saving.track, made.optimisation.too_long, made.options) == (
+        3,
+        "none",
+        "cut",
+        {"rank": 4, "tokens": 2},
+    )
     with pytest.raises(UnknownNameError, match=r"no setting 'stepps'\. Did you mean 'steps'"):
-        TrainingConfig.of(None, stepps=3)
+        TrainingConfig.of(stepps=3)
     with pytest.raises(UsageError, match="steps must be a whole number; it is 'many'"):
-        TrainingConfig.of(None, steps="many")
+        TrainingConfig.of(steps="many")
     with pytest.raises(InputError, match="cannot be read"):
         TrainingConfig.of(tmp_path / "none.toml")
 
@@ -61,7 +66,7 @@ def test_what_is_missing_is_said_before_the_model_is_opened(
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"task": "qa", "context": "A.", "question": "B?", "reply": "C"}\n', encoding="utf-8")
     with pytest.raises(UsageError, match="nothing to train on: give --data"):
-        TrainingConfig(model=NOWHERE).run(tmp_path)
+        TrainingConfig.of(model=NOWHERE).run(tmp_path)
     with pytest.raises(InputError, match=r"Missing: answers\. Fields that are there: context, question, reply, task"):
         plan(str(bad)).run(tmp_path)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)

@@ -28,13 +28,15 @@ from byheart.methods.compressed_kv import CompressedKV
 from byheart.protocol.checkpoint import load_pretrained
 from byheart.protocol.episode import Batch, Episode, collate
 from byheart.protocol.method import Method
+from byheart.protocol.objective import TARGETS_ONLY, Objective
 from byheart.testing import VOCABULARY, tiny_backbone
-from byheart.training import checkpoints, loop as training
+from byheart.training import checkpoints
+from byheart.training.batches import fit_positions, open_batches
 from byheart.training.loop import Step, train
 from byheart.training.recipe import Recipe
 from tests.samples import weights_hash
 
-RECIPE = Recipe(steps=12, learning_rate=3e-2, warmup=0.1, teacher=0.5, every_segment=0.2)
+RECIPE = Recipe(steps=12, learning_rate=3e-2, warmup=0.1, objective=Objective(teacher=0.5, every_segment=0.2))
 
 
 def batches(number: int) -> Batch:
@@ -258,8 +260,8 @@ def test_given_episodes_are_dealt_by_length() -> None:
     """Each once, in batches that differ from those of ``packed=1`` in less padding alone."""
     tokens = torch.arange(1, 40)
     given = [Episode((), tokens[: 3 + n]) for n in (30, 1, 2, 29, 0, 31, 28, 3, 15)]
-    loose, told = training._source(given, 2, 1, seed=0)
-    packed, about = training._source(given, 2, 4, seed=0)
+    loose, told = open_batches(given, 2, 1, seed=0)
+    packed, about = open_batches(given, 2, 4, seed=0)
     lengths = [sorted(packed(n).labels.sum(1).tolist()) for n in range(10)]
     assert sorted(length for each in lengths[:5] for length in each) == sorted(len(each.target) - 1 for each in given)
     assert lengths[:5] != lengths[5:]
@@ -270,7 +272,7 @@ def test_given_episodes_are_dealt_by_length() -> None:
 
 def test_every_episode_is_seen_once_each_time_through() -> None:
     given = episodes(0, 5) + episodes(1, 3, segments=3)
-    source, _ = training._source(given, 2, 1, seed=0)
+    source, _ = open_batches(given, 2, 1, seed=0)
 
     def seen(numbers: range) -> list[tuple[int, ...]]:
         return [tuple(row.tolist()) for number in numbers for row in source(number).target]
@@ -311,12 +313,12 @@ def test_what_is_cut_is_the_oldest_text() -> None:
     ragged = Episode((other.segments[0][:1], other.segments[1][:2], other.segments[2]), other.target)
     batch = collate([long, ragged])
     # Positions for the target and 6 tokens of text: segment 0 is gone, and half of the longer segment 1.
-    fitted = training._fitted(batch, 11, cut=True)
+    fitted = fit_positions(batch, 11, cut=True)
     assert [[row.tolist() for row in fitted.rows(index)] for index in range(2)] == [
         [[long.segments[1][2:].tolist()], [ragged.segments[1].tolist()]],
         [[long.segments[2].tolist()], [ragged.segments[2].tolist()]],
     ]
-    assert training._fitted(batch, 17, cut=False) is batch
+    assert fit_positions(batch, 17, cut=False) is batch
 
 
 # ---- several processes ----
@@ -327,9 +329,9 @@ class Poisoned(CompressedKV):
 
     calls = 0
 
-    def loss(self, batch: Batch, *, teacher: float = 0.0, every_segment: float = 0.0) -> Tensor:
+    def loss(self, batch: Batch, objective: Objective = TARGETS_ONLY) -> Tensor:
         self.calls += 1
-        value = CompressedKV.loss(self, batch, teacher=teacher, every_segment=every_segment)
+        value = CompressedKV.loss(self, batch, objective)
         return value * float("nan") if self.calls == 5 and os.environ["RANK"] == "1" else value
 
 
