@@ -39,9 +39,7 @@ class Sources:
 
     data: list[str] = setting([], "JSON lines, text, a folder or a hub name.", _SOURCE)
     held_out: list[str] = setting([], "Data to measure on.", _SOURCE)
-    prompts: str = setting(
-        "", "Ask each record by its data set's prompt; supervise the label or all tokens.", "label|all"
-    )
+    prompts: str = setting("", "Ask records by their data set's prompt; supervise label or all.", "label|all")
     epochs: int = setting(0, "Times through the prompts, instead of steps.")
 
 
