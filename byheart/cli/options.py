@@ -1,15 +1,26 @@
-"""The arguments and options of the commands, and how their text becomes values."""
+"""The arguments and options of the commands, and how their text becomes values.
+
+Options that several commands share are groups: name of the parameter -> its annotation and default. A command that
+``takes`` a group receives its values in ``**choices``.
+"""
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
 
 from byheart.errors import UsageError
+
+if TYPE_CHECKING:
+    from byheart.training.settings import Setting
+
+Command = TypeVar("Command", bound=Callable[..., None])
+Group = Mapping[str, tuple[Any, Any]]
 
 Name = Annotated[str, typer.Argument(help="Name of the memory.", show_default=False)]
 Home = Annotated[
@@ -42,30 +53,82 @@ Options = Annotated[
 ]
 DType = Annotated[str, typer.Option("--dtype", help="auto, bfloat16, float16, float32 or 4bit.", rich_help_panel=_MADE)]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.", rich_help_panel=_MADE)]
+METHOD: Group = {"method": (MethodName, None), "option": (Options, None)}
+OPENING: Group = {"model": (Model, None), "dtype": (DType, "auto"), "device": (Device, "auto"), "home": (Home, None)}
 
 _DECODED = "How the answer is chosen"
-MaxTokens = Annotated[int, typer.Option("--max-tokens", help="At most so many tokens.", rich_help_panel=_DECODED)]
-Temperature = Annotated[float, typer.Option("--temperature", help="0 is greedy.", rich_help_panel=_DECODED)]
-TopP = Annotated[
-    float, typer.Option("--top-p", help="Sample from the smallest set this likely.", rich_help_panel=_DECODED)
-]
-TopK = Annotated[int, typer.Option("--top-k", help="Sample from so many; 0 is all.", rich_help_panel=_DECODED)]
-Seed = Annotated[int | None, typer.Option("--seed", help="Of the sampling.", rich_help_panel=_DECODED)]
 Stop = Annotated[
     list[str] | None, typer.Option("--stop", help="Text that ends the answer; repeatable.", rich_help_panel=_DECODED)
 ]
-Contrast = Annotated[
-    float | None,
-    typer.Option("--contrast", help="Against the model before it was tuned (FastMem: 0.5).", rich_help_panel=_DECODED),
-]
-ContextAware = Annotated[
-    float | None,
-    typer.Option("--cad", help="Against the model without the memory (CAD: 0.5).", rich_help_panel=_DECODED),
-]
-DoLa = Annotated[
-    str | None,
-    typer.Option("--dola", help="Against earlier layers: high, low or 4,6,8.", rich_help_panel=_DECODED),
-]
+
+
+def _decoding(kind: Any, default: Any, flag: str, help: str) -> tuple[Any, Any]:
+    return Annotated[kind, typer.Option(flag, help=help, rich_help_panel=_DECODED)], default
+
+
+DECODING: Group = {
+    "max_tokens": _decoding(int, 256, "--max-tokens", "The most tokens of an answer."),
+    "temperature": _decoding(float, 0.0, "--temperature", "0 is greedy."),
+    "top_p": _decoding(float, 1.0, "--top-p", "Sample from the smallest set of tokens this likely."),
+    "top_k": _decoding(int, 0, "--top-k", "Sample from the k likeliest tokens; 0 is all."),
+    "seed": _decoding(int | None, None, "--seed", "Of the sampling."),
+    "contrast": _decoding(float | None, None, "--contrast", "Against the model before it was tuned (FastMem: 0.5)."),
+    "context_aware": _decoding(float | None, None, "--cad", "Against the model without the memory (CAD: 0.5)."),
+    "dola": _decoding(str | None, None, "--dola", "Against earlier layers: high, low or 4,6,8."),
+}
+"""The options of ``generation.Decoding``."""
+
+
+def takes(*groups: Group) -> Callable[[Command], Command]:
+    """Give a command the options of some groups in place of its ``**choices``."""
+
+    def replace_choices(command: Command) -> Command:
+        signature = inspect.signature(command, eval_str=True)
+        kept = [part for part in signature.parameters.values() if part.kind is not part.VAR_KEYWORD]
+        added = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+            for group in groups
+            for name, (annotation, default) in group.items()
+        ]
+        command.__signature__ = signature.replace(parameters=[*kept, *added])  # type: ignore[attr-defined]
+        return command
+
+    return replace_choices
+
+
+def settings_group(settings: Mapping[str, Setting]) -> Group:
+    """An option for each setting; None where it is not given, so that a recipe file decides."""
+    return {name: (_setting_option(setting), None) for name, setting in settings.items()}
+
+
+def _setting_option(setting: Setting) -> Any:
+    flag = f"--{setting.name.replace('_', '-')}"
+    numbers = setting.type == list[int]
+    default = ",".join(map(str, setting.default)) if numbers else setting.default
+    option = typer.Option(
+        f"{flag}/--no-{flag[2:]}" if setting.type is bool else flag,
+        *(["-m"] if setting.name == "model" else []),
+        help=setting.help
+        + (" Repeatable." if setting.type == list[str] else f" Default: {default}." if default != "" else ""),
+        metavar=setting.metavar,
+        show_default=False,
+        rich_help_panel=setting.panel,
+    )
+    return Annotated[(str if numbers else setting.type) | None, option]
+
+
+def take_decoding(choices: dict[str, Any]) -> dict[str, Any]:
+    """Move the options of ``DECODING`` out of the choices of a command. Raises UsageError."""
+    decoding = {name: choices.pop(name) for name in DECODING}
+    return {**decoding, "dola": layers(decoding["dola"])}
+
+
+def parse_numbers(flag: str, text: str) -> list[int]:
+    """Whole numbers between commas. Raises UsageError."""
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError as error:
+        raise UsageError(f"{flag} takes numbers such as 1,2,4,8; it is '{text}'.") from error
 
 
 def method_options(given: Sequence[str] | None) -> dict[str, Any]:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from byheart.errors import InputError
 from byheart.training.recipe import Recipe
-from byheart.training.settings import build_config, section, setting
+from byheart.training.settings import build_config
 
 if TYPE_CHECKING:
     from byheart.training.loop import Step, TrainResult
@@ -26,7 +26,7 @@ else:
     import tomli as tomllib
 
 _SOURCE = "PATH[:WEIGHT]"
-_READ, _LEARNED, _RUN = "What is read", "What is learned", "The run"
+_READ, _LEARNED, _RUN = "What is read", "How it is learned", "The run"
 
 
 @dataclass(frozen=True)
@@ -37,48 +37,70 @@ class Sources:
     taken, and the ``label`` or ``all`` tokens are supervised. ``epochs`` times through them then stand for ``steps``.
     """
 
-    data: list[str] = setting([], "JSON lines, text, a folder or a hub name.", _SOURCE)
-    held_out: list[str] = setting([], "Data to measure on.", _SOURCE)
-    prompts: str = setting("", "Ask records by their data set's prompt; supervise label or all.", "label|all")
-    epochs: int = setting(0, "Times through the prompts, instead of steps.")
+    data: list[str] = field(
+        default_factory=list, metadata={"help": "JSON lines, text, a folder or a hub name.", "metavar": _SOURCE}
+    )
+    held_out: list[str] = field(default_factory=list, metadata={"help": "Data to measure on.", "metavar": _SOURCE})
+    prompts: str = field(
+        default="",
+        metadata={
+            "help": "Ask records by their data set's prompt; supervise the label or all of it.",
+            "metavar": "label|all",
+        },
+    )
+    epochs: int = field(default=0, metadata={"help": "Times through the prompts, instead of steps."})
 
 
 @dataclass(frozen=True)
 class Episodes:
     """What an episode looks like, and how episodes become batches; see ``data.mixture.Mixture``."""
 
-    segments: list[int] = setting([1, 2, 4, 8], "Segments of an episode, drawn for each batch.", "N,N,...")
-    segment_tokens: int = setting(64, "Tokens of a segment.")
-    target_tokens: int = setting(64, "Tokens of the target.")
-    gap: int = setting(0, "Distractor tokens at the end of the segments, before the target.")
-    recall: float = setting(0.0, "Share of the episodes that ask for a passage by its first words.")
-    batch: int = setting(16, "Episodes of a batch; with --batch-tokens, at most.")
-    batch_tokens: int = setting(0, "Fill a batch with episodes up to so many tokens; 0 counts episodes.")
-    packed: int = setting(1, "Batches drawn together and dealt by length, so that less is padding.")
+    segments: list[int] = field(
+        default_factory=lambda: [1, 2, 4, 8],
+        metadata={"help": "Segments of an episode, drawn for each batch.", "metavar": "N,N,..."},
+    )
+    segment_tokens: int = field(default=64, metadata={"help": "Tokens of a segment."})
+    target_tokens: int = field(default=64, metadata={"help": "Tokens of the target."})
+    gap: int = field(default=0, metadata={"help": "Distractor tokens at the end of the segments, before the target."})
+    recall: float = field(
+        default=0.0, metadata={"help": "Share of the episodes that ask for a passage by its first words."}
+    )
+    batch: int = field(default=16, metadata={"help": "Episodes of a batch; with --batch-tokens, at most."})
+    batch_tokens: int = field(
+        default=0, metadata={"help": "Fill a batch with episodes up to so many tokens; 0 counts episodes."}
+    )
+    packed: int = field(
+        default=1, metadata={"help": "Batches drawn together and dealt by length, so that less is padding."}
+    )
 
 
 @dataclass(frozen=True)
 class Saving:
     """What is kept of a run while it goes, and who is told."""
 
-    save_every: int = setting(100, "Steps between checkpoints.")
-    evaluate_every: int = setting(0, "Steps between measurements on held-out data; 0 measures at the end alone.")
-    track: str = setting("none", "Send the numbers of every step there too.", "none|tensorboard|trackio|wandb")
+    save_every: int = field(default=100, metadata={"help": "Steps between checkpoints."})
+    evaluate_every: int = field(
+        default=0, metadata={"help": "Steps between measurements on held-out data; 0 measures at the end alone."}
+    )
+    track: str = field(
+        default="none",
+        metadata={"help": "Send the numbers of every step there too.", "metavar": "none|tensorboard|trackio|wandb"},
+    )
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
     """What to train, on what, and how; its settings by flat names come through ``of``."""
 
-    method: str = setting("compressed-kv", "Method, or a folder with a trained one.")
-    options: dict[str, Any] = setting({}, "Options of the method.")
-    model: str = setting("smollm2", "Alias, hub id, folder or .gguf file.")
-    dtype: str = setting("auto", "auto, bfloat16, float32 or 4bit.")
-    device: str = setting("auto", "auto, cpu, cuda or cuda:N.")
-    sources: Sources = section(Sources, _READ)
-    episodes: Episodes = section(Episodes, _READ)
-    optimisation: Recipe = section(Recipe, _LEARNED)
-    saving: Saving = section(Saving, _RUN)
+    method: str = field(default="compressed-kv", metadata={"help": "Method, or a folder with a trained one."})
+    options: dict[str, Any] = field(default_factory=dict, metadata={"help": "Options of the method."})
+    model: str = field(default="smollm2", metadata={"help": "Alias, hub id, folder or .gguf file."})
+    dtype: str = field(default="auto", metadata={"help": "auto, bfloat16, float32 or 4bit."})
+    device: str = field(default="auto", metadata={"help": "auto, cpu, cuda or cuda:N."})
+    sources: Sources = field(default_factory=Sources, metadata={"panel": _READ})
+    episodes: Episodes = field(default_factory=Episodes, metadata={"panel": _READ})
+    optimisation: Recipe = field(default_factory=Recipe, metadata={"panel": _LEARNED})
+    saving: Saving = field(default_factory=Saving, metadata={"panel": _RUN})
 
     @classmethod
     def of(cls, file: str | Path | None = None, **flags: Any) -> TrainingConfig:

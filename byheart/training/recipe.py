@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass, field
 
 from byheart.protocol.objective import Objective
-from byheart.training.settings import setting
 
 TOO_LONG = ("refuse", "cut")
 
@@ -18,17 +17,21 @@ class Recipe:
     The learning rate rises over the first steps, then falls to 0 by a cosine.
     """
 
-    steps: int = setting(1000, "Steps of the optimizer.")
-    learning_rate: float = setting(3e-4, "Its highest value.")
-    warmup: float = setting(0.03, "Share of the steps in which the learning rate rises.")
-    clip: float = setting(1.0, "The most that the norm of the gradients may be.")
-    weight_decay: float = setting(0.0, "Of AdamW.")
-    accumulate: int = setting(1, "Batches per step and process.")
+    steps: int = field(default=1000, metadata={"help": "Steps of the optimizer."})
+    learning_rate: float = field(default=3e-4, metadata={"help": "Its highest value."})
+    warmup: float = field(default=0.03, metadata={"help": "Share of the steps in which the learning rate rises."})
+    clip: float = field(default=1.0, metadata={"help": "The most that the norm of the gradients may be."})
+    weight_decay: float = field(default=0.0, metadata={"help": "Of AdamW."})
+    accumulate: int = field(default=1, metadata={"help": "Batches per step and process."})
     objective: Objective = field(default_factory=Objective)
-    too_long: str = setting(
-        "refuse", "An episode beyond the model's positions: refuse it, or cut its oldest text.", "|".join(TOO_LONG)
+    too_long: str = field(
+        default="refuse",
+        metadata={
+            "help": "An episode beyond the model's positions: refuse it, or cut its oldest text.",
+            "metavar": "|".join(TOO_LONG),
+        },
     )
-    seed: int = setting(0, "Of the batches and of dropout.")
+    seed: int = field(default=0, metadata={"help": "Of the batches and of dropout."})
 
     def rate(self, step: int) -> float:
         """The learning rate of ``step``, counted from 0."""

@@ -1,14 +1,15 @@
 """Settings written once, as fields of nested dataclasses: listed, checked, built from flat names, and flattened again.
 
-The name, the type and the default of a setting are its field's; its help is in the field's metadata. A section is a
-field that is itself a dataclass; the names of all settings differ, whatever section they are in. What a setting means
+The name, the type and the default of a setting are its field's; the field's metadata holds its ``help`` and, where it
+needs one, its ``metavar``. A section is a field that is itself a dataclass; its metadata holds the ``panel`` that its
+settings are shown in. The names of all settings differ, whatever section they are in. What a setting means
 is not known here, and no PyTorch is needed, so that the command line can list them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from byheart.errors import UnknownNameError, UsageError
@@ -35,19 +36,6 @@ class Setting:
     help: str
     metavar: str | None
     panel: str | None
-
-
-def setting(default: Any, help: str, metavar: str | None = None) -> Any:
-    """A field with its help; a list or a table is copied for each config."""
-    metadata = {"help": help, "metavar": metavar}
-    if isinstance(default, list | dict):
-        return field(default_factory=default.copy, metadata=metadata)
-    return field(default=default, metadata=metadata)
-
-
-def section(config: type, panel: str) -> Any:
-    """A field that holds settings of its own, shown under the heading ``panel``."""
-    return field(default_factory=config, metadata={"panel": panel})
 
 
 def list_settings(config: type, panel: str | None = None) -> dict[str, Setting]:

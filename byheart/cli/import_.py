@@ -1,7 +1,8 @@
-"""The command that reads what a paper's authors released."""
+"""``byheart import``: what a paper's authors released, in byheart's own format."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
@@ -28,36 +29,28 @@ Sink = Annotated[
 BaseLoRA = Annotated[
     str | None, typer.Option("--base-lora", help="Folder of the first training step's LoRA.", rich_help_panel=_CCM)
 ]
+_READER = {
+    "base": (Base, None),
+    "merge": (Merge, None),
+    "sink": (Sink, None),
+    "base_lora": (BaseLoRA, None),
+    "dtype": (options.DType, "auto"),
+    "device": (options.Device, "auto"),
+}
 
 
-def import_published(
-    kind: Kind,
-    folder: Folder,
-    out: Out,
-    base: Base = None,
-    merge: Merge = None,
-    sink: Sink = None,
-    base_lora: BaseLoRA = None,
-    dtype: options.DType = "auto",
-    device: options.Device = "auto",
-    as_json: options.AsJSON = False,
-) -> None:
+@options.takes(_READER)
+def import_checkpoint(kind: Kind, folder: Folder, out: Out, as_json: options.AsJSON = False, **choices: Any) -> None:
     """Read a released checkpoint and write it in byheart's own format."""
-    given = {"base": base, "merge": merge, "sink": sink, "base_lora": base_lora}
-    how = {key: value for key, value in given.items() if value is not None}
-    result = _converted(kind, folder, out, dtype=dtype, device=device, **how)
-    if as_json:
-        terminal.show_json(result)
-        return
-    print(f"Read {kind}: {result['tensors']:,} learned tensors, {terminal.size(result['bytes'])}.")
-    print(f"It is a {result['method']} with {terminal.said(result['options'])}.")
-    print(f"Use it: byheart write NAME FILE --model {result['model']} --method {result['path']}")
-
-
-def _converted(kind: str, folder: str, out: str, **how: Any) -> dict[str, Any]:
     with terminal.progressing(f"reading {folder}"):
         from byheart.model.loading import silence
         from byheart.published.convert import convert
 
         silence()
-        return vars(convert(kind, folder, out, **how))
+        result = convert(kind, folder, out, **{key: value for key, value in choices.items() if value is not None})
+    if as_json:
+        terminal.show_json(asdict(result))
+        return
+    print(f"Read {kind}: {result.tensors:,} learned tensors, {terminal.size(result.bytes)}.")
+    print(f"Its method is {result.method} with {terminal.said(result.options)}.")
+    print(f"Use it: byheart write NAME FILE --model {result.model} --method {result.path}")

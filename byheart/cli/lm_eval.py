@@ -1,4 +1,4 @@
-"""The command that runs tasks of lm-evaluation-harness behind a memory."""
+"""``byheart lm-eval``: tasks of lm-evaluation-harness on a model that reads a memory first."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import typer
 from rich.table import Table
 
 from byheart.cli import options, terminal
-from byheart.errors import InputError, UsageError
+from byheart.cli.texts import read_text
+from byheart.errors import UsageError
 
 if TYPE_CHECKING:
     from byheart.evaluation.results import Result
@@ -34,11 +35,11 @@ Method = Annotated[
     ),
 ]
 Write = Annotated[
-    list[Path] | None,
+    list[str] | None,
     typer.Option("--write", metavar="FILE", help="Text that the memory reads before every request; repeatable."),
 ]
 State = Annotated[
-    str | None, typer.Option("--state", metavar="NAME|PATH", help="Go on from a memory that `byheart write` made.")
+    str | None, typer.Option("--state", metavar="NAME|PATH", help="Use a memory that `byheart write` made.")
 ]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Documents of each task, at most.")]
 Fewshot = Annotated[
@@ -47,49 +48,42 @@ Fewshot = Annotated[
 Include = Annotated[Path | None, typer.Option("--include-path", metavar="DIR", help="Folder with tasks of your own.")]
 Batch = Annotated[int, typer.Option("--batch", min=1, help="Requests at once.")]
 Out = Annotated[str | None, typer.Option("--out", metavar="FILE", help="Also write rows, arguments and versions here.")]
+_OPENING = {
+    "model": (Model, None),
+    "method": (Method, None),
+    "state": (State, None),
+    "dtype": (options.DType, "auto"),
+    "device": (options.Device, "auto"),
+    "home": (options.Home, None),
+}
 
 
+@options.takes(_OPENING)
 def lm_eval(
     tasks: Tasks,
-    model: Model = None,
-    method: Method = None,
     write: Write = None,
-    state: State = None,
     limit: Limit = None,
     num_fewshot: Fewshot = None,
     include_path: Include = None,
     batch: Batch = 8,
     out: Out = None,
-    dtype: options.DType = "auto",
-    device: options.Device = "auto",
-    home: options.Home = None,
     as_json: options.AsJSON = False,
+    **choices: Any,
 ) -> None:
     """Run tasks of lm-evaluation-harness on a model that reads a memory first."""
-    texts = [_text(path) for path in write or ()]
-    opened = {"model": model, "method": method, "state": state, "dtype": dtype, "device": device, "home": home}
+    texts = [read_text(path) for path in write or ()]
     settings = {"limit": limit, "fewshot": num_fewshot, "include": include_path, "batch": batch}
-    rows = _measured([name.strip() for name in tasks.split(",") if name.strip()], texts, opened, settings)
+    rows = _measure([name.strip() for name in tasks.split(",") if name.strip()], texts, choices, settings)
     if out is not None:
-        _save(out, rows, tasks=tasks, write=write or [], **opened, **settings)
+        _save(out, rows, tasks=tasks, write=write or [], **choices, **settings)
     if as_json:
         terminal.show_json([row.flat() for row in rows])
-        return
-    terminal.show(_table(rows))
+    else:
+        terminal.show(_lay_out(rows))
 
 
-def _text(path: Path) -> str:
-    try:
-        text = path.expanduser().read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"'{path}' cannot be read as UTF-8 text: {error}.") from error
-    if not text.strip():
-        raise InputError(f"'{path}' holds no text to write.")
-    return text
-
-
-def _measured(
-    tasks: Sequence[str], texts: Sequence[str], opened: dict[str, Any], settings: dict[str, Any]
+def _measure(
+    tasks: Sequence[str], texts: Sequence[str], choices: dict[str, Any], settings: dict[str, Any]
 ) -> list[Result]:
     with terminal.progressing("opening the model"):
         from byheart.evaluation.lm_eval import measure
@@ -97,13 +91,13 @@ def _measured(
 
         silence()
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
-        session = _session(wanted="full" if texts else "nothing", **opened)
-    called = opened["method"] or opened["state"] or session.method.name
-    return measure(session, tasks, method=called, texts=texts, **settings)
+        session = _open("full" if texts else "nothing", **choices)
+    shown = choices["method"] or choices["state"] or session.method.name
+    return measure(session, tasks, method=shown, texts=texts, **settings)
 
 
-def _session(
-    *, wanted: str, model: str | None, method: str | None, state: str | None, home: Path | None, **where: Any
+def _open(
+    default: str, *, model: str | None, method: str | None, state: str | None, home: Path | None, **where: Any
 ) -> Session:
     """A new session, or the one of a state. Raises UsageError where both are asked for."""
     from byheart.evaluation.method_spec import MethodSpec
@@ -112,8 +106,8 @@ def _session(
     from byheart.store.folder import Store
 
     if state is None:
-        choice = MethodSpec.of(method or wanted, 0, 1)
-        return load(model or DEFAULT, method=choice.name, **where, **choice.options)
+        spec = MethodSpec.of(method or default, 0, 1)
+        return load(model or DEFAULT, method=spec.name, **where, **spec.options)
     if method is not None:
         raise UsageError(f"--state '{state}' has a memory of its own; leave out --method '{method}'.")
     if Path(state).expanduser().is_file():
@@ -125,17 +119,11 @@ def _save(out: str, rows: Sequence[Result], **arguments: Any) -> None:
     from byheart.evaluation.results import save
     from byheart.provenance import versions
 
-    told = {name: _plain(value) for name, value in arguments.items()}
-    save(out, rows, **told, lm_eval=versions(["lm_eval"])["lm_eval"])
+    plain = {name: str(value) if isinstance(value, Path) else value for name, value in arguments.items()}
+    save(out, rows, **plain, lm_eval=versions(["lm_eval"])["lm_eval"])
 
 
-def _plain(value: Any) -> Any:
-    return (
-        [str(each) for each in value] if isinstance(value, list) else str(value) if isinstance(value, Path) else value
-    )
-
-
-def _table(rows: Sequence[Result]) -> Table:
+def _lay_out(rows: Sequence[Result]) -> Table:
     table = Table(*_COLUMNS, box=None, pad_edge=False)
     for row in rows:
         interval = f"{row.low:.3f} to {row.high:.3f}" if row.low < row.high else "-"
