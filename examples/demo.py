@@ -22,7 +22,7 @@ from rich.filesize import decimal
 from rich.table import Table
 
 import byheart
-from byheart.model.loading import DEFAULT, silence
+from byheart.cli import threads
 
 ARTICLE = Path(__file__).with_name("warsaw.txt")
 METHODS = ("nothing", "full", "retrieval", "last-ffn", "compressed-kv")
@@ -95,9 +95,13 @@ def show_that_it_lasts(console: Console, model: str, article: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default=DEFAULT, help="alias, hub id, folder or .gguf file")
+    parser.add_argument("--model", default="smollm2", help="alias, hub id, folder or .gguf file")
     parser.add_argument("--article", type=Path, default=ARTICLE, help="a UTF-8 text file")
     chosen = parser.parse_args(arguments)
+    threads.prepare(os.environ)
+    # PyTorch is imported from here on, when the threads are chosen.
+    from byheart.model.loading import silence
+
     console, text = Console(), chosen.article.read_text(encoding="utf-8")
     silence()
     console.print(f"One article ({len(text.split()):,} words), one model ({chosen.model}), {len(METHODS)} memories.")
