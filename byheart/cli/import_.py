@@ -13,33 +13,27 @@ _CCM = "Of CCM"
 Kind = Annotated[str, typer.Argument(help="memoryllm or ccm.", show_default=False)]
 Folder = Annotated[str, typer.Argument(help="The released folder.", show_default=False)]
 Out = Annotated[str, typer.Argument(help="A new folder for byheart's own format.", show_default=False)]
-Base = Annotated[
-    str | None, typer.Option("--base", help="Folder or hub id of the model it was trained on.", rich_help_panel=_CCM)
-]
-Merge = Annotated[
-    str | None,
-    typer.Option(
-        "--merge", help="concat_recur, merge_recur, concat or merge; else by the folder's name.", rich_help_panel=_CCM
-    ),
-]
-Sink = Annotated[
-    bool | None,
-    typer.Option("--sink/--no-sink", help="Whether the first token is kept; else by the name.", rich_help_panel=_CCM),
-]
-BaseLoRA = Annotated[
-    str | None, typer.Option("--base-lora", help="Folder of the first training step's LoRA.", rich_help_panel=_CCM)
-]
 _READER = {
-    "base": (Base, None),
-    "merge": (Merge, None),
-    "sink": (Sink, None),
-    "base_lora": (BaseLoRA, None),
-    "dtype": (options.DType, "auto"),
-    "device": (options.Device, "auto"),
+    "base": options.option(
+        str | None, None, "--base", help="Folder or hub id of the model it was trained on.", panel=_CCM
+    ),
+    "merge": options.option(
+        str | None,
+        None,
+        "--merge",
+        help="concat_recur, merge_recur, concat or merge; else by the folder's name.",
+        panel=_CCM,
+    ),
+    "sink": options.option(
+        bool | None, None, "--sink/--no-sink", help="Whether the first token is kept; else by the name.", panel=_CCM
+    ),
+    "base_lora": options.option(
+        str | None, None, "--base-lora", help="Folder of the first training step's LoRA.", panel=_CCM
+    ),
 }
 
 
-@options.takes(_READER)
+@options.takes(_READER, options.WHERE)
 def import_checkpoint(kind: Kind, folder: Folder, out: Out, as_json: options.AsJSON = False, **choices: Any) -> None:
     """Read a released checkpoint and write it in byheart's own format."""
     with terminal.progressing(f"reading {folder}"):

@@ -22,60 +22,50 @@ _COLUMNS = ("task", "method", "metric", "value", "95 %", "documents", "keeps", "
 Tasks = Annotated[
     str, typer.Option("--tasks", metavar="A,B", help="Tasks, groups, patterns or .yaml files.", show_default=False)
 ]
-Model = Annotated[
-    str | None,
-    typer.Option("--model", "-m", help="Alias, hub id, folder or .gguf file; else smollm2, or that of --state."),
-]
-Method = Annotated[
-    str | None,
-    typer.Option(
-        "--method",
-        metavar="NAME[:KEY=VALUE;KEY=VALUE]",
-        help="Method with its options, or a folder of a trained one; else full where texts are written, or nothing.",
-    ),
-]
 Write = Annotated[
     list[str] | None,
     typer.Option("--write", metavar="FILE", help="Text that the memory reads before every request; repeatable."),
 ]
-State = Annotated[
-    str | None, typer.Option("--state", metavar="NAME|PATH", help="Use a memory that `byheart write` made.")
-]
-Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Documents of each task, at most.")]
-Fewshot = Annotated[
-    int | None, typer.Option("--num-fewshot", min=0, help="Solved examples; else as many as the task wants.")
-]
-Include = Annotated[Path | None, typer.Option("--include-path", metavar="DIR", help="Folder with tasks of your own.")]
-Batch = Annotated[int, typer.Option("--batch", min=1, help="Requests at once.")]
 Out = Annotated[str | None, typer.Option("--out", metavar="FILE", help="Also write rows, arguments and versions here.")]
-_OPENING = {
-    "model": (Model, None),
-    "method": (Method, None),
-    "state": (State, None),
-    "dtype": (options.DType, "auto"),
-    "device": (options.Device, "auto"),
+_MEMORY = {
+    "model": options.option(
+        str | None, None, "--model", "-m", help="Alias, hub id, folder or .gguf file; else smollm2, or that of --state."
+    ),
+    "method": options.option(
+        str | None,
+        None,
+        "--method",
+        metavar="NAME[:KEY=VALUE;KEY=VALUE]",
+        help="Method with its options, or a folder of a trained one; else full where texts are written, or nothing.",
+    ),
+    "state": options.option(
+        str | None, None, "--state", metavar="NAME|PATH", help="Use a memory that `byheart write` made."
+    ),
+    **options.WHERE,
     "home": (options.Home, None),
+}
+_SETTINGS = {
+    "limit": options.option(int | None, None, "--limit", min=1, help="Documents of each task, at most."),
+    "fewshot": options.option(
+        int | None, None, "--num-fewshot", min=0, help="Solved examples; else as many as the task wants."
+    ),
+    "include": options.option(
+        Path | None, None, "--include-path", metavar="DIR", help="Folder with tasks of your own."
+    ),
+    "batch": options.option(int, 8, "--batch", min=1, help="Requests at once."),
 }
 
 
-@options.takes(_OPENING)
+@options.takes(_MEMORY, _SETTINGS)
 def lm_eval(
-    tasks: Tasks,
-    write: Write = None,
-    limit: Limit = None,
-    num_fewshot: Fewshot = None,
-    include_path: Include = None,
-    batch: Batch = 8,
-    out: Out = None,
-    as_json: options.AsJSON = False,
-    **choices: Any,
+    tasks: Tasks, write: Write = None, out: Out = None, as_json: options.AsJSON = False, **choices: Any
 ) -> None:
     """Run tasks of lm-evaluation-harness on a model that reads a memory first."""
     texts = [read_text(path) for path in write or ()]
-    settings = {"limit": limit, "fewshot": num_fewshot, "include": include_path, "batch": batch}
-    rows = _measure([name.strip() for name in tasks.split(",") if name.strip()], texts, choices, settings)
+    memory, settings = ({name: choices[name] for name in group} for group in (_MEMORY, _SETTINGS))
+    rows = _measure([name.strip() for name in tasks.split(",") if name.strip()], texts, memory, settings)
     if out is not None:
-        _save(out, rows, tasks=tasks, write=write or [], **choices, **settings)
+        _save(out, rows, tasks=tasks, write=write or [], **choices)
     if as_json:
         terminal.show_json([row.flat() for row in rows])
     else:
@@ -83,7 +73,7 @@ def lm_eval(
 
 
 def _measure(
-    tasks: Sequence[str], texts: Sequence[str], choices: dict[str, Any], settings: dict[str, Any]
+    tasks: Sequence[str], texts: Sequence[str], memory: dict[str, Any], settings: dict[str, Any]
 ) -> list[Result]:
     with terminal.progressing("opening the model"):
         from byheart.evaluation.lm_eval import measure
@@ -91,8 +81,8 @@ def _measure(
 
         silence()
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
-        session = _open("full" if texts else "nothing", **choices)
-    shown = choices["method"] or choices["state"] or session.method.name
+        session = _open("full" if texts else "nothing", **memory)
+    shown = memory["method"] or memory["state"] or session.method.name
     return measure(session, tasks, method=shown, texts=texts, **settings)
 
 

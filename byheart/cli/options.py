@@ -29,52 +29,63 @@ Home = Annotated[
 ]
 AsJSON = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of words.")]
 
-_MADE = "How the memory is made"
-Model = Annotated[
-    str | None,
-    typer.Option(
-        "--model",
-        "-m",
-        help="Alias, hub id, folder or .gguf file; smollm2 for a new memory. For an old one: where its model is now.",
-        rich_help_panel=_MADE,
-    ),
-]
-MethodName = Annotated[
-    str | None,
-    typer.Option(
-        "--method",
-        help="Method, or a folder with a trained one; full for a new memory. `byheart methods` lists them.",
-        rich_help_panel=_MADE,
-    ),
-]
-Options = Annotated[
-    list[str] | None,
-    typer.Option("--option", "-o", metavar="KEY=VALUE", help="Of the method; repeatable.", rich_help_panel=_MADE),
-]
+
+def spell(name: str) -> str:
+    """The flag of a parameter."""
+    return f"--{name.replace('_', '-')}"
+
+
+_MADE, _DECODED = "How the memory is made", "How the answer is chosen"
 DType = Annotated[str, typer.Option("--dtype", help="auto, bfloat16, float16, float32 or 4bit.", rich_help_panel=_MADE)]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.", rich_help_panel=_MADE)]
-METHOD: Group = {"method": (MethodName, None), "option": (Options, None)}
-OPENING: Group = {"model": (Model, None), "dtype": (DType, "auto"), "device": (Device, "auto"), "home": (Home, None)}
-
-_DECODED = "How the answer is chosen"
 Stop = Annotated[
     list[str] | None, typer.Option("--stop", help="Text that ends the answer; repeatable.", rich_help_panel=_DECODED)
 ]
 
 
-def _decoding(kind: Any, default: Any, flag: str, help: str) -> tuple[Any, Any]:
-    return Annotated[kind, typer.Option(flag, help=help, rich_help_panel=_DECODED)], default
+def option(kind: Any, default: Any, *flags: str, **more: Any) -> tuple[Any, Any]:
+    """An option of a group; ``more`` is as for ``typer.Option``, with ``panel`` for its heading."""
+    return Annotated[kind, typer.Option(*flags, rich_help_panel=more.pop("panel", None), **more)], default
 
 
+WHERE: Group = {"dtype": (DType, "auto"), "device": (Device, "auto")}
+METHOD: Group = {
+    "method": option(
+        str | None,
+        None,
+        "--method",
+        help="Method, or a folder with a trained one; full for a new memory. `byheart methods` lists them.",
+        panel=_MADE,
+    ),
+    "option": option(
+        list[str] | None, None, "--option", "-o", metavar="KEY=VALUE", help="Of the method; repeatable.", panel=_MADE
+    ),
+}
+OPENING: Group = {
+    "model": option(
+        str | None,
+        None,
+        "--model",
+        "-m",
+        help="Alias, hub id, folder or .gguf file; smollm2 for a new memory. For an old one: where its model is now.",
+        panel=_MADE,
+    ),
+    **WHERE,
+    "home": (Home, None),
+}
+_PLAIN = {
+    "max_tokens": (int, 256, "The most tokens of an answer."),
+    "temperature": (float, 0.0, "0 is greedy."),
+    "top_p": (float, 1.0, "Sample from the smallest set of tokens this likely."),
+    "top_k": (int, 0, "Sample from the k likeliest tokens; 0 is all."),
+    "seed": (int | None, None, "Of the sampling."),
+    "contrast": (float | None, None, "Against the model before it was tuned (FastMem: 0.5)."),
+    "context_aware": (float | None, None, "Against the model without the memory (CAD: 0.5)."),
+    "dola": (str | None, None, "Against earlier layers: high, low or 4,6,8."),
+}
 DECODING: Group = {
-    "max_tokens": _decoding(int, 256, "--max-tokens", "The most tokens of an answer."),
-    "temperature": _decoding(float, 0.0, "--temperature", "0 is greedy."),
-    "top_p": _decoding(float, 1.0, "--top-p", "Sample from the smallest set of tokens this likely."),
-    "top_k": _decoding(int, 0, "--top-k", "Sample from the k likeliest tokens; 0 is all."),
-    "seed": _decoding(int | None, None, "--seed", "Of the sampling."),
-    "contrast": _decoding(float | None, None, "--contrast", "Against the model before it was tuned (FastMem: 0.5)."),
-    "context_aware": _decoding(float | None, None, "--cad", "Against the model without the memory (CAD: 0.5)."),
-    "dola": _decoding(str | None, None, "--dola", "Against earlier layers: high, low or 4,6,8."),
+    name: option(kind, default, "--cad" if name == "context_aware" else spell(name), help=help, panel=_DECODED)
+    for name, (kind, default, help) in _PLAIN.items()
 }
 """The options of ``generation.Decoding``."""
 
@@ -98,23 +109,22 @@ def takes(*groups: Group) -> Callable[[Command], Command]:
 
 def settings_group(settings: Mapping[str, Setting]) -> Group:
     """An option for each setting; None where it is not given, so that a recipe file decides."""
-    return {name: (_setting_option(setting), None) for name, setting in settings.items()}
+    return {name: _setting_option(setting) for name, setting in settings.items()}
 
 
-def _setting_option(setting: Setting) -> Any:
-    flag = f"--{setting.name.replace('_', '-')}"
-    numbers = setting.type == list[int]
+def _setting_option(setting: Setting) -> tuple[Any, None]:
+    flag, numbers = spell(setting.name), setting.type == list[int]
     default = ",".join(map(str, setting.default)) if numbers else setting.default
-    option = typer.Option(
+    end = " Repeatable." if setting.type == list[str] else f" Default: {default}." if default != "" else ""
+    return option(
+        (str if numbers else setting.type) | None,
+        None,
         f"{flag}/--no-{flag[2:]}" if setting.type is bool else flag,
         *(["-m"] if setting.name == "model" else []),
-        help=setting.help
-        + (" Repeatable." if setting.type == list[str] else f" Default: {default}." if default != "" else ""),
+        help=setting.help + end,
         metavar=setting.metavar,
-        show_default=False,
-        rich_help_panel=setting.panel,
+        panel=setting.panel,
     )
-    return Annotated[(str if numbers else setting.type) | None, option]
 
 
 def take_decoding(choices: dict[str, Any]) -> dict[str, Any]:

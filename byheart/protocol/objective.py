@@ -5,31 +5,22 @@ It needs no PyTorch, so that the command line lists the settings without importi
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Annotated
 
 
 @dataclass(frozen=True)
 class Objective:
-    """Weights beside that of the supervised tokens, which is 1, and how gradients go back through the writes."""
+    """Weights beside that of the supervised tokens, which is 1, and how gradients go back through the writes.
 
-    teacher: float = field(
-        default=0.0,
-        metadata={"help": "Weight of the divergence from the same model that has the whole text in front of it."},
-    )
-    every_segment: float = field(
-        default=0.0,
-        metadata={
-            "help": "Weight of the text itself from the second segment on, each token predicted from the tokens "
-            "before it in its segment and the memory of earlier segments."
-        },
-    )
-    checkpoint_writes: bool = field(
-        default=False,
-        metadata={
-            "help": "Keep only the states between writes and run each write again for its gradients: a third more "
-            "time, and room that grows with the states instead of with all layers of all segments."
-        },
-    )
+    With ``every_segment``, each token is predicted from the tokens before it in its segment and the memory of earlier
+    segments. With ``checkpoint_writes``, each write is run again for its gradients: a third more time, and room that
+    grows with the states instead of with all layers of all segments.
+    """
+
+    teacher: Annotated[float, "Weight of the divergence from the same model with the whole text in front of it."] = 0.0
+    every_segment: Annotated[float, "Weight of the text itself, from the second segment on."] = 0.0
+    checkpoint_writes: Annotated[bool, "Keep only the states between writes: less room, a third more time."] = False
 
 
 TARGETS_ONLY = Objective()

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from byheart.errors import InputError
 from byheart.training.recipe import Recipe
@@ -37,70 +37,50 @@ class Sources:
     taken, and the ``label`` or ``all`` tokens are supervised. ``epochs`` times through them then stand for ``steps``.
     """
 
-    data: list[str] = field(
-        default_factory=list, metadata={"help": "JSON lines, text, a folder or a hub name.", "metavar": _SOURCE}
-    )
-    held_out: list[str] = field(default_factory=list, metadata={"help": "Data to measure on.", "metavar": _SOURCE})
-    prompts: str = field(
-        default="",
-        metadata={
-            "help": "Ask records by their data set's prompt; supervise the label or all of it.",
-            "metavar": "label|all",
-        },
-    )
-    epochs: int = field(default=0, metadata={"help": "Times through the prompts, instead of steps."})
+    data: Annotated[list[str], "JSON lines, text, a folder or a hub name.", _SOURCE] = field(default_factory=list)
+    held_out: Annotated[list[str], "Data to measure on.", _SOURCE] = field(default_factory=list)
+    prompts: Annotated[str, "Ask records by their data set's prompt; supervise label or all.", "label|all"] = ""
+    epochs: Annotated[int, "Times through the prompts, instead of steps."] = 0
 
 
 @dataclass(frozen=True)
 class Episodes:
     """What an episode looks like, and how episodes become batches; see ``data.mixture.Mixture``."""
 
-    segments: list[int] = field(
-        default_factory=lambda: [1, 2, 4, 8],
-        metadata={"help": "Segments of an episode, drawn for each batch.", "metavar": "N,N,..."},
+    segments: Annotated[list[int], "Segments of an episode, drawn for each batch.", "N,N,..."] = field(
+        default_factory=lambda: [1, 2, 4, 8]
     )
-    segment_tokens: int = field(default=64, metadata={"help": "Tokens of a segment."})
-    target_tokens: int = field(default=64, metadata={"help": "Tokens of the target."})
-    gap: int = field(default=0, metadata={"help": "Distractor tokens at the end of the segments, before the target."})
-    recall: float = field(
-        default=0.0, metadata={"help": "Share of the episodes that ask for a passage by its first words."}
-    )
-    batch: int = field(default=16, metadata={"help": "Episodes of a batch; with --batch-tokens, at most."})
-    batch_tokens: int = field(
-        default=0, metadata={"help": "Fill a batch with episodes up to so many tokens; 0 counts episodes."}
-    )
-    packed: int = field(
-        default=1, metadata={"help": "Batches drawn together and dealt by length, so that less is padding."}
-    )
+    segment_tokens: Annotated[int, "Tokens of a segment."] = 64
+    target_tokens: Annotated[int, "Tokens of the target."] = 64
+    gap: Annotated[int, "Distractor tokens at the end of the segments, before the target."] = 0
+    recall: Annotated[float, "Share of the episodes that ask for a passage by its first words."] = 0.0
+    batch: Annotated[int, "Episodes of a batch; with --batch-tokens, at most."] = 16
+    batch_tokens: Annotated[int, "Fill a batch with episodes up to so many tokens; 0 counts episodes."] = 0
+    packed: Annotated[int, "Batches drawn together and dealt by length, so that less is padding."] = 1
 
 
 @dataclass(frozen=True)
 class Saving:
     """What is kept of a run while it goes, and who is told."""
 
-    save_every: int = field(default=100, metadata={"help": "Steps between checkpoints."})
-    evaluate_every: int = field(
-        default=0, metadata={"help": "Steps between measurements on held-out data; 0 measures at the end alone."}
-    )
-    track: str = field(
-        default="none",
-        metadata={"help": "Send the numbers of every step there too.", "metavar": "none|tensorboard|trackio|wandb"},
-    )
+    save_every: Annotated[int, "Steps between checkpoints."] = 100
+    evaluate_every: Annotated[int, "Steps between measurements on held-out data; 0 measures at the end alone."] = 0
+    track: Annotated[str, "Where to send the numbers of every step too.", "none|tensorboard|trackio|wandb"] = "none"
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
     """What to train, on what, and how; its settings by flat names come through ``of``."""
 
-    method: str = field(default="compressed-kv", metadata={"help": "Method, or a folder with a trained one."})
-    options: dict[str, Any] = field(default_factory=dict, metadata={"help": "Options of the method."})
-    model: str = field(default="smollm2", metadata={"help": "Alias, hub id, folder or .gguf file."})
-    dtype: str = field(default="auto", metadata={"help": "auto, bfloat16, float32 or 4bit."})
-    device: str = field(default="auto", metadata={"help": "auto, cpu, cuda or cuda:N."})
-    sources: Sources = field(default_factory=Sources, metadata={"panel": _READ})
-    episodes: Episodes = field(default_factory=Episodes, metadata={"panel": _READ})
-    optimisation: Recipe = field(default_factory=Recipe, metadata={"panel": _LEARNED})
-    saving: Saving = field(default_factory=Saving, metadata={"panel": _RUN})
+    method: Annotated[str, "Method, or a folder with a trained one."] = "compressed-kv"
+    options: Annotated[dict[str, Any], "Options of the method."] = field(default_factory=dict)
+    model: Annotated[str, "Alias, hub id, folder or .gguf file."] = "smollm2"
+    dtype: Annotated[str, "auto, bfloat16, float32 or 4bit."] = "auto"
+    device: Annotated[str, "auto, cpu, cuda or cuda:N."] = "auto"
+    sources: Annotated[Sources, _READ] = field(default_factory=Sources)
+    episodes: Annotated[Episodes, _READ] = field(default_factory=Episodes)
+    optimisation: Annotated[Recipe, _LEARNED] = field(default_factory=Recipe)
+    saving: Annotated[Saving, _RUN] = field(default_factory=Saving)
 
     @classmethod
     def of(cls, file: str | Path | None = None, **flags: Any) -> TrainingConfig:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Annotated
 
-from byheart.protocol.objective import Objective
+from byheart.protocol.objective import TARGETS_ONLY, Objective
 
 TOO_LONG = ("refuse", "cut")
 
@@ -17,21 +18,17 @@ class Recipe:
     The learning rate rises over the first steps, then falls to 0 by a cosine.
     """
 
-    steps: int = field(default=1000, metadata={"help": "Steps of the optimizer."})
-    learning_rate: float = field(default=3e-4, metadata={"help": "Its highest value."})
-    warmup: float = field(default=0.03, metadata={"help": "Share of the steps in which the learning rate rises."})
-    clip: float = field(default=1.0, metadata={"help": "The most that the norm of the gradients may be."})
-    weight_decay: float = field(default=0.0, metadata={"help": "Of AdamW."})
-    accumulate: int = field(default=1, metadata={"help": "Batches per step and process."})
-    objective: Objective = field(default_factory=Objective)
-    too_long: str = field(
-        default="refuse",
-        metadata={
-            "help": "An episode beyond the model's positions: refuse it, or cut its oldest text.",
-            "metavar": "|".join(TOO_LONG),
-        },
-    )
-    seed: int = field(default=0, metadata={"help": "Of the batches and of dropout."})
+    steps: Annotated[int, "Steps of the optimizer."] = 1000
+    learning_rate: Annotated[float, "Its highest value."] = 3e-4
+    warmup: Annotated[float, "Share of the steps in which the learning rate rises."] = 0.03
+    clip: Annotated[float, "The most that the norm of the gradients may be."] = 1.0
+    weight_decay: Annotated[float, "Of AdamW."] = 0.0
+    accumulate: Annotated[int, "Batches per step and process."] = 1
+    objective: Objective = TARGETS_ONLY
+    too_long: Annotated[
+        str, "Refuse an episode beyond the model's positions, or cut its oldest text.", "refuse|cut"
+    ] = "refuse"
+    seed: Annotated[int, "Of the batches and of dropout."] = 0
 
     def rate(self, step: int) -> float:
         """The learning rate of ``step``, counted from 0."""

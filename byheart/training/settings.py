@@ -1,16 +1,16 @@
 """Settings written once, as fields of nested dataclasses: listed, checked, built from flat names, and flattened again.
 
-The name, the type and the default of a setting are its field's; the field's metadata holds its ``help`` and, where it
-needs one, its ``metavar``. A section is a field that is itself a dataclass; its metadata holds the ``panel`` that its
-settings are shown in. The names of all settings differ, whatever section they are in. What a setting means
-is not known here, and no PyTorch is needed, so that the command line can list them.
+The name, the type and the default of a setting are its field's; the annotation holds its help and, where it needs one,
+a placeholder for its value: ``batch: Annotated[int, "Episodes of a batch.", "N"] = 16``. A section is a field that is
+itself a dataclass, annotated with the heading of its settings. The names of all settings differ, whatever their
+section. What a setting means is not known here; no PyTorch is needed, so that the command line can list them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from byheart.errors import UnknownNameError, UsageError
 
@@ -28,26 +28,26 @@ _MEANING = {
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting as a user meets it."""
+    """One setting as a user meets it; or a section, whose ``help`` is its heading."""
 
     name: str
     type: Any
     default: Any
-    help: str
-    metavar: str | None
-    panel: str | None
+    help: str = ""
+    metavar: str | None = None
+    panel: str | None = None
+
+    @property
+    def is_section(self) -> bool:
+        """Whether it holds settings of its own."""
+        return is_dataclass(self.type)
 
 
 def list_settings(config: type, panel: str | None = None) -> dict[str, Setting]:
     """Every setting of a config and its sections, by name, in order."""
     found: dict[str, Setting] = {}
-    for name, part, kind in _fields(config):
-        if _is_section(kind):
-            found |= list_settings(kind, part.metadata.get("panel", panel))
-            continue
-        default = part.default if part.default_factory is MISSING else part.default_factory()
-        metadata = part.metadata
-        found[name] = Setting(name, kind, default, metadata.get("help", ""), metadata.get("metavar"), panel)
+    for part in _parts(config, panel):
+        found |= list_settings(part.type, part.help or panel) if part.is_section else {part.name: part}
     return found
 
 
@@ -75,19 +75,22 @@ def flatten(config: Any) -> dict[str, Any]:
     return found
 
 
-def _is_section(kind: Any) -> bool:
-    return is_dataclass(kind)
-
-
-def _fields(config: type) -> list[tuple[str, Any, Any]]:
-    """Name, field and type of each field."""
-    hints = get_type_hints(config)
-    return [(part.name, part, hints[part.name]) for part in fields(config)]
+def _parts(config: type, panel: str | None = None) -> list[Setting]:
+    """The settings and sections that are the fields of a config itself."""
+    hints = get_type_hints(config, include_extras=True)
+    parts = []
+    for part in fields(config):
+        hint = hints[part.name]
+        kind, *texts = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+        default = part.default if part.default_factory is MISSING else part.default_factory()
+        help, metavar = (*texts, "", "")[:2]
+        parts.append(Setting(part.name, kind, default, help, metavar or None, panel))
+    return parts
 
 
 def _sections(config: type) -> set[str]:
-    inner = {name: kind for name, _, kind in _fields(config) if _is_section(kind)}
-    return inner.keys() | {name for kind in inner.values() for name in _sections(kind)}
+    sections = [part for part in _parts(config) if part.is_section]
+    return {part.name for part in sections}.union(*(_sections(part.type) for part in sections))
 
 
 def _without_sections(values: Mapping[str, Any], sections: set[str]) -> dict[str, Any]:
@@ -99,13 +102,8 @@ def _without_sections(values: Mapping[str, Any], sections: set[str]) -> dict[str
 
 
 def _build(config: type[Config], values: Mapping[str, Any]) -> Config:
-    parts: dict[str, Any] = {}
-    for name, _, kind in _fields(config):
-        if _is_section(kind):
-            parts[name] = _build(kind, values)
-        elif name in values:
-            parts[name] = values[name]
-    return config(**parts)
+    parts = [part for part in _parts(config) if part.is_section or part.name in values]
+    return config(**{part.name: _build(part.type, values) if part.is_section else values[part.name] for part in parts})
 
 
 def _fits(value: Any, kind: Any) -> bool:
