@@ -80,7 +80,7 @@ def side_by_side(results: Sequence[Result]) -> Table:
 def show_that_it_lasts(console: Console, model: str, article: Path) -> None:
     """One command writes, two others ask: nothing is shared but a file."""
     with tempfile.TemporaryDirectory() as home:
-        own = {**os.environ, "BYHEART_HOME": home}
+        environment = {**os.environ, "BYHEART_HOME": home}
         for command in (
             ["write", "warsaw", os.path.relpath(article), "--model", model],
             ["ask", "warsaw", QUESTIONS[0], "--max-tokens", str(ANSWER_TOKENS)],
@@ -88,8 +88,10 @@ def show_that_it_lasts(console: Console, model: str, article: Path) -> None:
         ):
             console.print(f"$ byheart {shlex.join(command)}", style="bold", highlight=False, soft_wrap=True)
             with console.status("a process of its own"):
-                whole = [sys.executable, "-m", "byheart", *command]
-                said = subprocess.run(whole, check=True, env=own, stdout=subprocess.PIPE, encoding="utf-8").stdout
+                process = [sys.executable, "-m", "byheart", *command]
+                said = subprocess.run(
+                    process, check=True, env=environment, stdout=subprocess.PIPE, encoding="utf-8"
+                ).stdout
             console.print(said.rstrip(), highlight=False, markup=False, soft_wrap=True)
 
 

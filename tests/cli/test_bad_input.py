@@ -301,9 +301,9 @@ def test_a_folder_without_a_trained_memory(fails: Fails, cat: Path, tiny_folder:
 def test_imports_that_cannot_be(fails: Fails, cat: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert "There is no kind of checkpoint 'cmm'. Did you mean 'ccm'?" in fails("import", "cmm", tmp_path, out, code=2)
-    assert "ccm cannot be read so" in fails("import", "ccm", tmp_path, out, "--merge", "concat", code=2)
+    assert "ccm cannot be read with these options" in fails("import", "ccm", tmp_path, out, "--merge", "concat", code=2)
     assert "config.json" in fails("import", "memoryllm", tmp_path / "home", out)
-    assert "is there already; give a new or an empty folder" in fails("import", "memoryllm", tmp_path, tmp_path, code=2)
+    assert "exists already; give a new or an empty folder" in fails("import", "memoryllm", tmp_path, tmp_path, code=2)
     assert not out.exists()
 
 
