@@ -17,7 +17,8 @@ from rich.table import Table
 
 from byheart.errors import InputError
 
-_PATIENCE = 2.0
+PATIENCE = 2.0
+"""Seconds before a progress bar is shown."""
 _PIPE_WIDTH = 160
 
 
@@ -65,7 +66,7 @@ def progressing(activity: str, unit: str = "tokens") -> Iterator[Callable[[int, 
     )
     bar = Progress(*columns, console=Console(stderr=True), transient=True)
     task = bar.add_task(activity, total=None, count="")
-    begin = Timer(_PATIENCE, bar.start)
+    begin = Timer(PATIENCE, bar.start)
     if bar.console.is_terminal:
         begin.start()
     try:

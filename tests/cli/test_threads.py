@@ -1,4 +1,4 @@
-"""The threads of the command line: as many as the process may use, waiting without spinning, unless the user decided."""
+"""As many threads as the process may use, waiting without spinning, unless the user decided otherwise."""
 
 from __future__ import annotations
 
