@@ -9,28 +9,18 @@ import typer
 
 from byheart.cli import options, terminal
 
-_CCM = "Of CCM"
 Kind = Annotated[str, typer.Argument(help="memoryllm or ccm.", show_default=False)]
 Folder = Annotated[str, typer.Argument(help="The released folder.", show_default=False)]
 Out = Annotated[str, typer.Argument(help="A new folder for byheart's own format.", show_default=False)]
-_READER = {
-    "base": options.option(
-        str | None, None, "--base", help="Folder or hub id of the model it was trained on.", panel=_CCM
+_READER = options.group(
+    "Of CCM",
+    base=options.option(str | None, None, "Folder or hub id of the model it was trained on."),
+    merge=options.option(str | None, None, "concat_recur, merge_recur, concat or merge; else by the folder's name."),
+    sink=options.option(
+        bool | None, None, "Whether the first token is kept; else by the folder's name.", "--sink/--no-sink"
     ),
-    "merge": options.option(
-        str | None,
-        None,
-        "--merge",
-        help="concat_recur, merge_recur, concat or merge; else by the folder's name.",
-        panel=_CCM,
-    ),
-    "sink": options.option(
-        bool | None, None, "--sink/--no-sink", help="Whether the first token is kept; else by the name.", panel=_CCM
-    ),
-    "base_lora": options.option(
-        str | None, None, "--base-lora", help="Folder of the first training step's LoRA.", panel=_CCM
-    ),
-}
+    base_lora=options.option(str | None, None, "Folder of the first training step's LoRA."),
+)
 
 
 @options.takes(_READER, options.WHERE)

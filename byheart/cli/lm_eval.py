@@ -28,32 +28,29 @@ Write = Annotated[
 ]
 Out = Annotated[str | None, typer.Option("--out", metavar="FILE", help="Also write rows, arguments and versions here.")]
 _MEMORY = {
-    "model": options.option(
-        str | None, None, "--model", "-m", help="Alias, hub id, folder or .gguf file; else smollm2, or that of --state."
-    ),
-    "method": options.option(
-        str | None,
-        None,
-        "--method",
-        metavar="NAME[:KEY=VALUE;KEY=VALUE]",
-        help="Method with its options, or a folder of a trained one; else full where texts are written, or nothing.",
-    ),
-    "state": options.option(
-        str | None, None, "--state", metavar="NAME|PATH", help="Use a memory that `byheart write` made."
+    **options.group(
+        model=options.option(
+            str | None, None, "Alias, hub id, folder or .gguf file; else smollm2, or that of --state.", "--model", "-m"
+        ),
+        method=options.option(
+            str | None,
+            None,
+            "Method with its options, or a folder of a trained one; else full where texts are written, or nothing.",
+            metavar="NAME[:KEY=VALUE;KEY=VALUE]",
+        ),
+        state=options.option(str | None, None, "Use a memory that `byheart write` made.", metavar="NAME|PATH"),
     ),
     **options.WHERE,
     "home": (options.Home, None),
 }
-_SETTINGS = {
-    "limit": options.option(int | None, None, "--limit", min=1, help="Documents of each task, at most."),
-    "fewshot": options.option(
-        int | None, None, "--num-fewshot", min=0, help="Solved examples; else as many as the task wants."
+_SETTINGS = options.group(
+    limit=options.option(int | None, None, "Documents of each task, at most.", min=1),
+    fewshot=options.option(
+        int | None, None, "Solved examples; else as many as the task wants.", "--num-fewshot", min=0
     ),
-    "include": options.option(
-        Path | None, None, "--include-path", metavar="DIR", help="Folder with tasks of your own."
-    ),
-    "batch": options.option(int, 8, "--batch", min=1, help="Requests at once."),
-}
+    include=options.option(Path | None, None, "Folder with tasks of your own.", "--include-path", metavar="DIR"),
+    batch=options.option(int, 8, "Requests at once.", min=1),
+)
 
 
 @options.takes(_MEMORY, _SETTINGS)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., None])
 Group = Mapping[str, tuple[Any, Any]]
+Option = tuple[Any, Any, Sequence[str], Mapping[str, Any]]
 
 Name = Annotated[str, typer.Argument(help="Name of the memory.", show_default=False)]
 Home = Annotated[
@@ -43,50 +44,44 @@ Stop = Annotated[
 ]
 
 
-def option(kind: Any, default: Any, *flags: str, **more: Any) -> tuple[Any, Any]:
-    """An option of a group; ``more`` is as for ``typer.Option``, with ``panel`` for its heading."""
-    return Annotated[kind, typer.Option(*flags, rich_help_panel=more.pop("panel", None), **more)], default
+def option(kind: Any, default: Any, help: str, *flags: str, **more: Any) -> Option:
+    """An option of a group; without ``flags`` that of its name, and ``more`` as for ``typer.Option``."""
+    return kind, default, flags, {"help": help, **more}
+
+
+def group(panel: str | None = None, /, **options: Option) -> Group:
+    """Options by the names of their parameters, under one heading."""
+    return {
+        name: (Annotated[kind, typer.Option(*(flags or [spell(name)]), **{"rich_help_panel": panel, **more})], default)
+        for name, (kind, default, flags, more) in options.items()
+    }
 
 
 WHERE: Group = {"dtype": (DType, "auto"), "device": (Device, "auto")}
-METHOD: Group = {
-    "method": option(
-        str | None,
-        None,
-        "--method",
-        help="Method, or a folder with a trained one; full for a new memory. `byheart methods` lists them.",
-        panel=_MADE,
+METHOD = group(
+    _MADE,
+    method=option(
+        str | None, None, "Method, or a folder with a trained one; full for a new memory. `byheart methods` lists them."
     ),
-    "option": option(
-        list[str] | None, None, "--option", "-o", metavar="KEY=VALUE", help="Of the method; repeatable.", panel=_MADE
-    ),
-}
+    option=option(list[str] | None, None, "Of the method; repeatable.", "--option", "-o", metavar="KEY=VALUE"),
+)
+_MODEL = "Alias, hub id, folder or .gguf file; smollm2 for a new memory. For an old one: where its model is now."
 OPENING: Group = {
-    "model": option(
-        str | None,
-        None,
-        "--model",
-        "-m",
-        help="Alias, hub id, folder or .gguf file; smollm2 for a new memory. For an old one: where its model is now.",
-        panel=_MADE,
-    ),
+    **group(_MADE, model=option(str | None, None, _MODEL, "--model", "-m")),
     **WHERE,
     "home": (Home, None),
 }
-_PLAIN = {
-    "max_tokens": (int, 256, "The most tokens of an answer."),
-    "temperature": (float, 0.0, "0 is greedy."),
-    "top_p": (float, 1.0, "Sample from the smallest set of tokens this likely."),
-    "top_k": (int, 0, "Sample from the k likeliest tokens; 0 is all."),
-    "seed": (int | None, None, "Of the sampling."),
-    "contrast": (float | None, None, "Against the model before it was tuned (FastMem: 0.5)."),
-    "context_aware": (float | None, None, "Against the model without the memory (CAD: 0.5)."),
-    "dola": (str | None, None, "Against earlier layers: high, low or 4,6,8."),
-}
-DECODING: Group = {
-    name: option(kind, default, "--cad" if name == "context_aware" else spell(name), help=help, panel=_DECODED)
-    for name, (kind, default, help) in _PLAIN.items()
-}
+DECODING = group(
+    _DECODED,
+    max_tokens=option(int, 256, "The most tokens of an answer."),
+    temperature=option(float, 0.0, "0 is greedy."),
+    top_p=option(float, 1.0, "Sample from the smallest set of tokens this likely."),
+    top_k=option(int, 0, "Sample from the k likeliest tokens; 0 is all."),
+    seed=option(int | None, None, "Of the sampling."),
+    contrast=option(float | None, None, "Against the model before it was tuned (FastMem: 0.5)."),
+    context_aware=option(float | None, None, "Against the model without the memory (CAD: 0.5).", "--cad"),
+    dola=option(str | None, None, "Against earlier layers: high, low or 4,6,8."),
+)
 """The options of ``generation.Decoding``."""
 
 
@@ -109,22 +104,16 @@ def takes(*groups: Group) -> Callable[[Command], Command]:
 
 def settings_group(settings: Mapping[str, Setting]) -> Group:
     """An option for each setting; None where it is not given, so that a recipe file decides."""
-    return {name: _setting_option(setting) for name, setting in settings.items()}
+    return group(None, **{name: _setting_option(setting) for name, setting in settings.items()})
 
 
-def _setting_option(setting: Setting) -> tuple[Any, None]:
+def _setting_option(setting: Setting) -> Option:
     flag, numbers = spell(setting.name), setting.type == list[int]
     default = ",".join(map(str, setting.default)) if numbers else setting.default
     end = " Repeatable." if setting.type == list[str] else f" Default: {default}." if default != "" else ""
-    return option(
-        (str if numbers else setting.type) | None,
-        None,
-        f"{flag}/--no-{flag[2:]}" if setting.type is bool else flag,
-        *(["-m"] if setting.name == "model" else []),
-        help=setting.help + end,
-        metavar=setting.metavar,
-        panel=setting.panel,
-    )
+    flags = [f"{flag}/--no-{flag[2:]}"] if setting.type is bool else [flag, "-m"] if setting.name == "model" else [flag]
+    kind = (str if numbers else setting.type) | None
+    return option(kind, None, setting.help + end, *flags, metavar=setting.metavar, rich_help_panel=setting.panel)
 
 
 def take_decoding(choices: dict[str, Any]) -> dict[str, Any]:

@@ -16,9 +16,9 @@ from byheart.training.config import TrainingConfig
 from byheart.training.settings import list_settings
 from tests.conftest import Run
 
-GROUP: options.Group = {
-    "size": options.option(int, 3, "--size", help="How large."),
-    "name": options.option(str | None, None, "--name", "-n", help="How called.", panel="Names"),
+GROUP = {
+    **options.group(size=options.option(int, 3, "How large.")),
+    **options.group("Names", name=options.option(str | None, None, "How called.", "--name", "-n")),
 }
 
 
@@ -35,7 +35,7 @@ def parse(command: Any, *arguments: str) -> None:
 def test_a_command_takes_the_options_of_its_groups_as_choices() -> None:
     seen: list[tuple[str, dict[str, Any]]] = []
 
-    @options.takes(GROUP, {"loud": options.option(bool, False, "--loud")})
+    @options.takes(GROUP, options.group(loud=options.option(bool, False, "Aloud.", "--loud")))
     def command(first: str, **choices: Any) -> None:
         seen.append((first, choices))
 
