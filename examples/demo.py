@@ -89,10 +89,10 @@ def show_that_it_lasts(console: Console, model: str, article: Path) -> None:
             console.print(f"$ byheart {shlex.join(command)}", style="bold", highlight=False, soft_wrap=True)
             with console.status("a process of its own"):
                 process = [sys.executable, "-m", "byheart", *command]
-                said = subprocess.run(
+                answer = subprocess.run(
                     process, check=True, env=environment, stdout=subprocess.PIPE, encoding="utf-8"
                 ).stdout
-            console.print(said.rstrip(), highlight=False, markup=False, soft_wrap=True)
+            console.print(answer.rstrip(), highlight=False, markup=False, soft_wrap=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,6 +1,6 @@
 """The command ``byheart``: one module per command, imported when the command is used.
 
-Exit codes: 0 done; 1 an error, said in one line; 2 an argument that cannot be used; 130 interrupted. Whatever the
+Exit codes: 0 done; 1 an error, shown in one line; 2 an argument that cannot be used; 130 interrupted. Whatever the
 code, a memory is as its last save left it.
 """
 
@@ -89,8 +89,8 @@ def build_app(used: Collection[str]) -> typer.Typer:
 
 
 def _find(name: str) -> Callable[..., None]:
-    own = name.replace("-", "_")
-    module, _, function = _ELSEWHERE.get(name, f"{own}.{own}").partition(".")
+    word = name.replace("-", "_")
+    module, _, function = _ELSEWHERE.get(name, f"{word}.{word}").partition(".")
     command: Callable[..., None] = getattr(import_module(f"{__name__}.{module}"), function)
     return command
 

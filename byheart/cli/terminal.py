@@ -77,7 +77,7 @@ def progressing(activity: str, unit: str = "tokens") -> Iterator[Callable[[int, 
             bar.stop()
 
 
-def streamed(pieces: Iterable[str], *, shown: bool = True, endable: bool = False) -> str:
+def streamed(parts: Iterable[str], *, shown: bool = True, endable: bool = False) -> str:
     """Print an answer as it is made, without whitespace around it; gives it whole.
 
     Args:
@@ -85,8 +85,8 @@ def streamed(pieces: Iterable[str], *, shown: bool = True, endable: bool = False
     """
     answer = ""
     try:
-        for piece in pieces:
-            longer = (answer + piece).lstrip()
+        for part in parts:
+            longer = (answer + part).lstrip()
             if shown:
                 print(longer[len(answer.rstrip()) : len(longer.rstrip())], end="", flush=True)
             answer = longer

@@ -150,8 +150,8 @@ def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
     kind = scaling.pop("type", "default")
     rope = {"rope_type": kind, **scaling, "rope_theta": config.get("rope_theta", 10000.0)}
     if config.get("interpolate_position_ids"):
-        held = (config["num_blocks"] + 1) * config["num_tokens"]
-        rope |= {"rope_type": "linear", "factor": held / config["max_position_embeddings"]}
+        slots = (config["num_blocks"] + 1) * config["num_tokens"]
+        rope |= {"rope_type": "linear", "factor": slots / config["max_position_embeddings"]}
     return rope
 
 
@@ -160,19 +160,19 @@ def _fill(
 ) -> dict[str, Tensor]:
     """Write the Llama's weights in place; gives MemoryLLM's own tensors, and those of LoRA in float32."""
     low_rank = adapters.shapes(weights)
-    own = {**_own_shapes(config), **low_rank}
+    expected_pool = {**_own_shapes(config), **low_rank}
     bases = {adapters.base_name(name): weight for name, weight in weights.items()}
     # A tied head is the embedding again.
     ignored = _IGNORED if "lm_head.weight" in weights else (*_IGNORED, "lm_head.weight")
     expected = {name: tuple(weight.shape) for name, weight in bases.items()}
-    require(where, shapes(where), {**expected, **own}, ignored=ignored)
+    require(where, shapes(where), {**expected, **expected_pool}, ignored=ignored)
     like = next(iter(weights.values()))
     taken: dict[str, Tensor] = {}
     for shard in shards(where):
         for name, tensor in shard.items():
             if name in bases:
                 bases[name].copy_(tensor)
-            elif name in own:
+            elif name in expected_pool:
                 taken[name] = tensor.to(like.device, torch.float32 if name in low_rank else like.dtype, copy=True)
     return taken
 

@@ -12,7 +12,6 @@ after that. So whatever kills a run, the newest folder is whole. It holds the le
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import shutil
@@ -27,6 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from byheart.errors import CheckpointError, StateMismatchError
+from byheart.methods import defaults
 from byheart.protocol.checkpoint import load_pretrained, save_pretrained
 from byheart.protocol.method import Method
 
@@ -88,8 +88,10 @@ def restore(
         moments = load_file(path / "optimizer.safetensors", device=str(method.backbone.device))
     except (OSError, ValueError, TypeError, SafetensorError) as error:
         raise CheckpointError(f"'{path}' cannot be read ({error}); delete it to start again.") from error
-    defaults = {**(missing or {}), **_flatten({"options": _defaults(method)})}
-    theirs, ours = ({**defaults, **_flatten(record)} for record in (progress.recipe, recipe))
+    # An option without a default is recorded always.
+    options = json.loads(json.dumps(defaults(type(method)), default=str))
+    known = {**(missing or {}), **_flatten({"options": options})}
+    theirs, ours = ({**known, **_flatten(record)} for record in (progress.recipe, recipe))
     for key in sorted(theirs.keys() | ours.keys()):
         if theirs.get(key) != ours.get(key):
             raise StateMismatchError(
@@ -107,15 +109,6 @@ def _flatten(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe with the method's options as settings of their own, ``options.rank``."""
     options = {f"options.{name}": value for name, value in recipe.get("options", {}).items()}
     return {**{name: value for name, value in recipe.items() if name != "options"}, **options}
-
-
-def _defaults(method: Method) -> dict[str, Any]:
-    """The options of a method that need not be given, as JSON gives them back."""
-    options = inspect.signature(type(method)).parameters.values()
-    optional = (option for option in options if option.kind is option.KEYWORD_ONLY)
-    defaults = {option.name: option.default for option in optional if option.default is not inspect.Parameter.empty}
-    as_json: dict[str, Any] = json.loads(json.dumps(defaults))
-    return as_json
 
 
 def _moments(method: Method, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

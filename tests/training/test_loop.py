@@ -94,7 +94,7 @@ def test_what_it_leaves_can_be_loaded_and_tells_how_it_was_made(unbroken: tuple[
 
 
 @pytest.mark.parametrize("at", [2, 7])
-def test_a_killed_run_goes_on_as_if_nothing_had_been(
+def test_a_killed_run_resumes_as_if_nothing_had_been(
     at: int, tmp_path: Path, unbroken: tuple[Path, list[float]]
 ) -> None:
     script = (
@@ -144,7 +144,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(tmp_pat
     [OSError(errno.ENOSPC, "No space left on device"), SafetensorError("I/O error: No space left on device")],
     ids=["OSError", "SafetensorError"],
 )
-def test_a_full_disk_stops_the_run_keeps_the_checkpoint_and_is_gone_on_from(
+def test_a_full_disk_stops_the_run_keeps_the_checkpoint_and_resumes(
     error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unbroken: tuple[Path, list[float]]
 ) -> None:
     save_file, saved = checkpoints.save_file, []
@@ -191,7 +191,7 @@ def test_an_option_of_the_memory_is_named_by_itself(unbroken: tuple[Path, list[f
         train(other, batches, RECIPE, out=unbroken[0])
 
 
-def test_a_checkpoint_from_before_there_was_a_setting_goes_on_with_its_default(
+def test_a_checkpoint_older_than_a_setting_resumes_with_its_default(
     tmp_path: Path, unbroken: tuple[Path, list[float]]
 ) -> None:
     shutil.copytree(unbroken[0], tmp_path / "old")
@@ -238,7 +238,7 @@ def test_accumulated_batches_learn_as_one(tmp_path: Path) -> None:
 # ---- given episodes ----
 
 
-def test_episodes_are_taken_in_an_order_of_their_own_and_gone_on_with(tmp_path: Path) -> None:
+def test_episodes_are_taken_in_an_order_of_their_own_that_resumes(tmp_path: Path) -> None:
     given = episodes(0, 5) + episodes(1, 3, segments=3)
     recipe = replace(RECIPE, steps=7, seed=3)
     whole = byheart.train(method(), given, recipe, out=tmp_path / "whole", batch=2, held_out=given[:4])
@@ -336,7 +336,7 @@ class Poisoned(CompressedKV):
 
 
 def one_of_two(out: Path) -> None:
-    """What each of two processes does: a run, one that breaks and goes on, one whose layers are shared out."""
+    """What each of two processes does: a run, one that breaks and resumes, one whose layers are shared out."""
     recipe, seen = replace(RECIPE, steps=6), []
 
     def run(made: Method, name: str) -> list[float]:
@@ -363,7 +363,7 @@ def one_of_two(out: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_learn_as_one_that_accumulates_stop_together_and_go_on(tmp_path: Path) -> None:
+def test_two_processes_learn_as_one_that_accumulates_stop_together_and_resume(tmp_path: Path) -> None:
     script = f"import tests.training.test_loop as t, pathlib; t.one_of_two(pathlib.Path({str(tmp_path)!r}))"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
