@@ -119,7 +119,7 @@ def _setting_option(setting: Setting) -> Option:
 def take_decoding(choices: dict[str, Any]) -> dict[str, Any]:
     """Move the options of ``DECODING`` out of the choices of a command. Raises UsageError."""
     decoding = {name: choices.pop(name) for name in DECODING}
-    return {**decoding, "dola": layers(decoding["dola"])}
+    return {**decoding, "dola": parse_layers(decoding["dola"])}
 
 
 def parse_numbers(flag: str, text: str) -> list[int]:
@@ -130,9 +130,9 @@ def parse_numbers(flag: str, text: str) -> list[int]:
         raise UsageError(f"{flag} takes numbers such as 1,2,4,8; it is '{text}'.") from error
 
 
-def method_options(given: Sequence[str] | None) -> dict[str, Any]:
-    """``key=value`` each, a value read as JSON where it is JSON. Raises UsageError."""
-    pairs = [text.partition("=") for text in given or ()]
+def method_options(typed: Sequence[str] | None) -> dict[str, Any]:
+    """Options typed as ``key=value``; a value that is JSON is read as JSON. Raises UsageError."""
+    pairs = [text.partition("=") for text in typed or ()]
     for key, equals, _ in pairs:
         if not key or not equals:
             raise UsageError(f"--option takes key=value, such as slots=64; it is '{key}'.")
@@ -151,7 +151,7 @@ def _no_number(text: str) -> NoReturn:
     raise ValueError(text)
 
 
-def layers(dola: str | None) -> str | list[int] | None:
+def parse_layers(dola: str | None) -> str | list[int] | None:
     """``high`` and ``low`` as they are, else numbers of layers. Raises UsageError."""
     if dola in (None, "high", "low"):
         return dola

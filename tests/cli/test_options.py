@@ -203,13 +203,13 @@ def test_an_option_without_key_and_value_is_refused(text: str) -> None:
     ("dola", "expected"), [(None, None), ("high", "high"), ("low", "low"), ("4", [4]), ("4,6,8", [4, 6, 8])]
 )
 def test_layers_are_a_name_or_numbers(dola: str | None, expected: Any) -> None:
-    assert options.layers(dola) == expected
+    assert options.parse_layers(dola) == expected
 
 
 @pytest.mark.parametrize("dola", ["middle", "4,", "HIGH", ""])
 def test_other_layers_are_refused(dola: str) -> None:
     with pytest.raises(UsageError, match="--dola takes high, low or layers such as 4,6,8"):
-        options.layers(dola)
+        options.parse_layers(dola)
 
 
 def test_decoding_is_taken_out_of_the_choices() -> None:
