@@ -21,7 +21,7 @@ def ask(
     decoding = options.take_decoding(choices)
     _, session = open_memory(name, **choices)
     start = time.monotonic()
-    answer = terminal.streamed(session.stream(question, stop=stop or (), **decoding), shown=not as_json)
+    answer = terminal.stream_answer(session.stream(question, stop=stop or (), **decoding), shown=not as_json)
     if as_json:
         header, seconds = session.header, round(time.monotonic() - start, 3)
         tokens = len(session.encoder.continuation(answer))

@@ -14,8 +14,8 @@ def chat(name: options.Name, stop: options.Stop = None, **choices: Any) -> None:
     decoding = options.take_decoding(choices)
     store, session = open_memory(name, new=True, **choices)
     terminal.note("Ctrl-C ends an answer; Ctrl-D or /exit leaves.")
-    for question in terminal.lines("> "):
-        answer = terminal.streamed(session.reply(question, stop=stop or (), **decoding), endable=True)
+    for question in terminal.read_lines("> "):
+        answer = terminal.stream_answer(session.reply(question, stop=stop or (), **decoding), endable=True)
         with store.updating(name, session):
             session.write_turn(question, answer)
         tokens, size = session.header.tokens, terminal.size(store.entry(name).bytes)

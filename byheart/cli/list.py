@@ -42,7 +42,7 @@ def _lay_out(entries: Sequence[Entry]) -> Table:
         if header is None:
             table.add_row(entry.name, Text("damaged", style="red"), "", "", "", size, "")
             continue
-        last = terminal.moment(header.written[-1].at) if header.written else ""
+        last = terminal.local_time(header.written[-1].at) if header.written else ""
         counts = (f"{len(header.written):,}", f"{header.tokens:,}", size)
         table.add_row(entry.name, header.method, header.model, *counts, last)
     return table

@@ -59,5 +59,5 @@ def _lay_out_history(header: Header) -> Table:
     for column in ("tokens", "characters"):
         table.add_column(column, justify="right")
     for entry in header.written[-_LAST:]:
-        table.add_row(terminal.moment(entry.at), entry.source, f"{entry.tokens:,}", f"{entry.characters:,}")
+        table.add_row(terminal.local_time(entry.at), entry.source, f"{entry.tokens:,}", f"{entry.characters:,}")
     return table

@@ -42,7 +42,7 @@ def size(count: int) -> str:
     return decimal(count)
 
 
-def moment(at: str) -> str:
+def local_time(at: str) -> str:
     """A UTC time of a header in the user's time zone."""
     return f"{datetime.fromisoformat(at).astimezone():%Y-%m-%d %H:%M}"
 
@@ -77,7 +77,7 @@ def progressing(activity: str, unit: str = "tokens") -> Iterator[Callable[[int, 
             bar.stop()
 
 
-def streamed(parts: Iterable[str], *, shown: bool = True, endable: bool = False) -> str:
+def stream_answer(parts: Iterable[str], *, shown: bool = True, endable: bool = False) -> str:
     """Print an answer as it is made, without whitespace around it; gives it whole.
 
     Args:
@@ -98,7 +98,7 @@ def streamed(parts: Iterable[str], *, shown: bool = True, endable: bool = False)
     return answer.rstrip()
 
 
-def lines(prompt: str) -> Iterator[str]:
+def read_lines(prompt: str) -> Iterator[str]:
     """What is typed, line by line, until Ctrl-D or ``/exit``; empty lines are left out."""
     typing = sys.stdin.isatty()
     if typing:

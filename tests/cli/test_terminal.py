@@ -38,7 +38,7 @@ def test_a_time_is_shown_in_the_zone_of_the_user(monkeypatch: pytest.MonkeyPatch
     for zone, shown in (("UTC", "2026-01-31 23:30"), ("UTC-2", "2026-02-01 01:30")):
         monkeypatch.setenv("TZ", zone)
         time.tzset()
-        assert terminal.moment("2026-01-31T23:30:00+00:00") == shown
+        assert terminal.local_time("2026-01-31T23:30:00+00:00") == shown
     monkeypatch.undo()
     time.tzset()
 
@@ -118,12 +118,12 @@ def test_an_error_inside_ends_the_progress(monkeypatch: pytest.MonkeyPatch, caps
 def test_an_answer_has_no_whitespace_around_it(
     pieces: list[str], answer: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert terminal.streamed(pieces) == answer
+    assert terminal.stream_answer(pieces) == answer
     assert capsys.readouterr().out == answer + "\n"
 
 
 def test_an_answer_can_be_collected_without_showing_it(capsys: pytest.CaptureFixture[str]) -> None:
-    assert terminal.streamed(["a", " b"], shown=False) == "a b"
+    assert terminal.stream_answer(["a", " b"], shown=False) == "a b"
     assert capsys.readouterr().out == ""
 
 
@@ -133,9 +133,9 @@ def interrupted() -> Iterator[str]:
 
 
 def test_an_interrupt_ends_the_answer_only_where_it_may(capsys: pytest.CaptureFixture[str]) -> None:
-    assert terminal.streamed(interrupted(), endable=True) == "half"
+    assert terminal.stream_answer(interrupted(), endable=True) == "half"
     with pytest.raises(KeyboardInterrupt):
-        terminal.streamed(interrupted())
+        terminal.stream_answer(interrupted())
 
 
 # ---- what is typed ----
@@ -161,13 +161,13 @@ def test_lines_end_with_the_input_or_an_exit(monkeypatch: pytest.MonkeyPatch) ->
         (b"no newline", ["no newline"]),
     ):
         monkeypatch.setattr(sys, "stdin", Typed(raw))
-        assert list(terminal.lines("> ")) == expected
+        assert list(terminal.read_lines("> ")) == expected
 
 
 def test_lines_that_are_not_utf8_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", Typed(b"\xff\xfe\n"))
     with pytest.raises(InputError, match="What was typed is not UTF-8 text"):
-        list(terminal.lines("> "))
+        list(terminal.read_lines("> "))
 
 
 # ---- text ----
