@@ -46,6 +46,7 @@ from byheart.model.loading import DEFAULT, open_model, silence
 from byheart.model.lora import LoRA
 from byheart.model.losses import next_token_loss, token_losses
 from byheart.protocol.episode import Batch, Episode, collate
+from byheart.protocol.objective import Objective
 from byheart.testing import tiny_backbone, tiny_model
 
 SEGMENT, MARKS, EVERY_SEGMENT = 64, 4, 1.0
@@ -142,7 +143,7 @@ def parallel(setup: Setup) -> Contestant:
     method = memory_of(setup, setup.backbone()).train()
 
     def loss(tokens: Tensor) -> Tensor:
-        return method.loss(episode(tokens), every_segment=EVERY_SEGMENT)
+        return method.loss(episode(tokens), Objective(every_segment=EVERY_SEGMENT))
 
     return Contestant(loss, method.parameters(), backbone=method.backbone)
 

@@ -22,7 +22,7 @@ from rich.filesize import decimal
 from rich.table import Table
 
 import byheart
-from byheart.model.loading import DEFAULT, silence
+from byheart.cli import threads
 
 ARTICLE = Path(__file__).with_name("warsaw.txt")
 METHODS = ("nothing", "full", "retrieval", "last-ffn", "compressed-kv")
@@ -80,7 +80,7 @@ def side_by_side(results: Sequence[Result]) -> Table:
 def show_that_it_lasts(console: Console, model: str, article: Path) -> None:
     """One command writes, two others ask: nothing is shared but a file."""
     with tempfile.TemporaryDirectory() as home:
-        own = {**os.environ, "BYHEART_HOME": home}
+        environment = {**os.environ, "BYHEART_HOME": home}
         for command in (
             ["write", "warsaw", os.path.relpath(article), "--model", model],
             ["ask", "warsaw", QUESTIONS[0], "--max-tokens", str(ANSWER_TOKENS)],
@@ -88,16 +88,22 @@ def show_that_it_lasts(console: Console, model: str, article: Path) -> None:
         ):
             console.print(f"$ byheart {shlex.join(command)}", style="bold", highlight=False, soft_wrap=True)
             with console.status("a process of its own"):
-                whole = [sys.executable, "-m", "byheart", *command]
-                said = subprocess.run(whole, check=True, env=own, stdout=subprocess.PIPE, encoding="utf-8").stdout
-            console.print(said.rstrip(), highlight=False, markup=False, soft_wrap=True)
+                process = [sys.executable, "-m", "byheart", *command]
+                answer = subprocess.run(
+                    process, check=True, env=environment, stdout=subprocess.PIPE, encoding="utf-8"
+                ).stdout
+            console.print(answer.rstrip(), highlight=False, markup=False, soft_wrap=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default=DEFAULT, help="alias, hub id, folder or .gguf file")
+    parser.add_argument("--model", default="smollm2", help="alias, hub id, folder or .gguf file")
     parser.add_argument("--article", type=Path, default=ARTICLE, help="a UTF-8 text file")
     chosen = parser.parse_args(arguments)
+    threads.prepare(os.environ)
+    # PyTorch is imported from here on, when the threads are chosen.
+    from byheart.model.loading import silence
+
     console, text = Console(), chosen.article.read_text(encoding="utf-8")
     silence()
     console.print(f"One article ({len(text.split()):,} words), one model ({chosen.model}), {len(METHODS)} memories.")

@@ -3,14 +3,14 @@
     python scripts/edit_study.py --dev train/counterfact.jsonl --test eval/counterfact.jsonl eval/zsre.jsonl
     python scripts/edit_study.py ... --quick                       few edits and settings: does it run?
 
-The first half of the study of feed-forward keys and values (Qiu et al. 2024, arXiv 2402.12233), with the memory
+The first half of the study of feed-forward keys and values (Qiu et al. 2024, arXiv 2402.12233), with the method
 ``ffn-edit``. In a gated block the keys are two matrices and the values one, so there are two comparisons: the same
 layers, in which keys have twice the parameters, and the same parameters: gate or up alone against values (which are
 ``down``), and keys against values in twice the layers. Each place gets its own learning rate, at the first number of
 steps, and then its own number of steps: those of the best score on edits that are not tested. Beside them stand the
 model unedited (``nothing``), with the edit in its context (``full``), and with its last block tuned (``last-ffn``).
 
-Every run lies in its own folder; what was interrupted goes on. The result has a row for each number, and rows such as
+Every run has a folder of its own; an interrupted one resumes. The result has a row for each number, and rows such as
 ``keys - values`` for differences on the same edits; their intervals come from drawing edits.
 """
 
@@ -35,7 +35,7 @@ QUICK |= {"learning_rates": ["1e-3", "1e-2"], "last_rates": ["1e-4", "1e-3"]}
 
 @dataclass(frozen=True)
 class Place:
-    """Where a text is learned: a memory, its options that are not chosen, and the learning rates to choose from."""
+    """Where a text is learned: a method, its options that are not chosen, and the learning rates to choose from."""
 
     method: str
     options: Mapping[str, str]
@@ -46,7 +46,7 @@ class Place:
 class Chosen:
     """The setting of a place that was best, and the score of every setting that was tried."""
 
-    said: str
+    spec: str
     tried: Mapping[str, float]
 
 
@@ -66,56 +66,56 @@ def places(layers: Sequence[int], rates: Sequence[str], last_rates: Sequence[str
     }
 
 
-def choose(place: Place, given: argparse.Namespace) -> Chosen:
+def choose(place: Place, args: argparse.Namespace) -> Chosen:
     """The learning rate of the best score at the first number of steps, then the steps of the best at that rate."""
     from byheart.evaluation.grid_search import search
     from byheart.evaluation.tasks.edit import Edit
 
     def tried(rates: Sequence[str], steps: Sequence[str]) -> dict[str, float]:
         grid = {**{name: [value] for name, value in place.options.items()}, "learning_rate": rates, "steps": steps}
-        about = {name: getattr(given, name) for name in ("model", "dtype", "batch", "seed")}
-        out = {"limit": given.dev_limit, "out": given.runs / "dev"}
-        rows = search(Edit(), given.dev, method=place.method, grid=grid, metric="score", **about, **out)
+        about = {name: getattr(args, name) for name in ("model", "dtype", "batch", "seed")}
+        out = {"limit": args.dev_limit, "out": args.runs / "dev"}
+        rows = search(Edit(), args.dev, method=place.method, grid=grid, metric="score", **about, **out)
         return {row.method: row.value for row in rows}
 
-    found = tried(place.rates, given.steps[:1])
-    if len(given.steps) > 1:
+    found = tried(place.rates, args.steps[:1])
+    if len(args.steps) > 1:
         rate = next(iter(found)).partition("learning_rate=")[2].partition(";")[0]
-        found |= tried([rate], given.steps[1:])
-    said = max(found, key=lambda setting: found[setting])
-    print(f"{said}: {found[said]:.3f} of {len(found)} settings", file=sys.stderr)
-    return Chosen(said, found)
+        found |= tried([rate], args.steps[1:])
+    spec = max(found, key=lambda setting: found[setting])
+    print(f"{spec}: {found[spec]:.3f} of {len(found)} settings", file=sys.stderr)
+    return Chosen(spec, found)
 
 
-def measure(said: str, file: str, backbone: Any, given: argparse.Namespace) -> tuple[list[Any], Path]:
+def measure(spec: str, file: str, backbone: Any, args: argparse.Namespace) -> tuple[list[Any], Path]:
     """The rows of one setting on one file of edits, and the folder of its answers."""
     from byheart.evaluation.evaluate import evaluate
     from byheart.evaluation.tasks.edit import Edit
 
-    out = given.runs / "test" / Path(file).stem / re.sub(r"[^A-Za-z0-9.=-]+", "_", said)
-    about = {name: getattr(given, name) for name in ("limit", "batch", "seed")}
-    return evaluate(Edit(), file, [said], model=backbone, out=out, **about), out
+    out = args.runs / "test" / Path(file).stem / re.sub(r"[^A-Za-z0-9.=-]+", "_", spec)
+    about = {name: getattr(args, name) for name in ("limit", "batch", "seed")}
+    return evaluate(Edit(), file, [spec], model=backbone, out=out, **about), out
 
 
 # ---- differences ----
 
 
 def successes(folder: Path, limit: int) -> dict[str, dict[int, tuple[float, float]]]:
-    """Metric -> edit -> its success and weight, as ``evaluate`` kept them in the folder of one memory."""
+    """Metric -> edit -> its success and weight, as ``evaluate`` kept them in the folder of one method."""
     # An earlier version may have left answers of other options beside them.
-    file = max(folder.glob("answers/*/*/*.jsonl"), key=lambda each: each.stat().st_mtime)
+    file = max(folder.glob("answers/*/*/*.jsonl"), key=lambda file: file.stat().st_mtime)
     lines = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
     parts = {(line["item"], line["question"]): line["parts"] for line in lines if line["item"] < limit or not limit}
     found: dict[str, dict[int, tuple[float, float]]] = {}
-    for (item, _), each in sorted(parts.items()):
-        for metric, (total, weight) in each.items():
+    for (item, _), scores in sorted(parts.items()):
+        for metric, (total, weight) in scores.items():
             before = found.setdefault(metric, {}).get(item, (0.0, 0.0))
             found[metric][item] = (before[0] + total, before[1] + weight)
     return found
 
 
-def less(name: str, one: Path, other: Path, like: Any, limit: int) -> list[Any]:
-    """Rows of how much better the one is than the other on the same edits, ``like`` a row of theirs."""
+def compare(name: str, first: Path, second: Path, like: Any, limit: int) -> list[Any]:
+    """Rows of how much better the first is than the second on the same edits; ``like`` is a row of theirs."""
     import torch
     from torch import Tensor
 
@@ -124,45 +124,45 @@ def less(name: str, one: Path, other: Path, like: Any, limit: int) -> list[Any]:
     def means(folder: Path) -> tuple[Tensor, int]:
         """Each metric and the score (4, 1 + draws): over all edits, and over drawn ones."""
         found = successes(folder, limit)
-        each = torch.tensor([[found[metric][item] for item in sorted(found[metric])] for metric in METRICS])
-        count = each.shape[1]
-        both = torch.cat([each.sum(1, keepdim=True), each[:, draws(count)].sum(2)], dim=1)
-        three = both[..., 0] / both[..., 1]
-        return torch.cat([three, 3 / (1 / three).sum(0, keepdim=True)]), count
+        parts = torch.tensor([[found[metric][item] for item in sorted(found[metric])] for metric in METRICS])
+        count = parts.shape[1]
+        sums = torch.cat([parts.sum(1, keepdim=True), parts[:, draws(count)].sum(2)], dim=1)
+        rates = sums[..., 0] / sums[..., 1]
+        return torch.cat([rates, 3 / (1 / rates).sum(0, keepdim=True)]), count
 
-    (ours, count), (theirs, _) = means(one), means(other)
+    (ours, count), (theirs, _) = means(first), means(second)
     rows = []
     for metric, values in zip((*METRICS, "score"), ours - theirs, strict=True):
         low, high = interval(values[1:])
-        own = {"method": name, "metric": metric, "value": values[0].item(), "low": low, "high": high, "n": count}
-        rows.append(replace(like, **own, bytes=0, seconds=0.0, at={}))
+        difference = {"method": name, "metric": metric, "value": values[0].item(), "low": low, "high": high, "n": count}
+        rows.append(replace(like, **difference, bytes=0, seconds=0.0, at={}))
     return rows
 
 
 # ---- the study ----
 
 
-def study(given: argparse.Namespace) -> None:
+def study(args: argparse.Namespace) -> None:
     """Choose and measure everything, and keep the table as it grows."""
     from byheart.evaluation.results import save
     from byheart.model.backbone import Backbone
     from byheart.model.loading import silence
 
     silence()
-    backbone = Backbone.open(given.model, dtype=given.dtype)
-    given.layers = given.layers or [len(backbone.layers) // 2]
-    compared = places(given.layers, given.learning_rates, given.last_rates)
-    chosen = {name: choose(place, given) for name, place in compared.items()}
-    settings = {"nothing": "nothing", "full": "full", **{name: one.said for name, one in chosen.items()}}
+    backbone = Backbone.open(args.model, dtype=args.dtype)
+    args.layers = args.layers or [len(backbone.layers) // 2]
+    compared = places(args.layers, args.learning_rates, args.last_rates)
+    chosen = {name: choose(place, args) for name, place in compared.items()}
+    settings = {"nothing": "nothing", "full": "full", **{name: setting.spec for name, setting in chosen.items()}}
     rows: list[Any] = []
-    for file in given.test:
+    for file in args.test:
         folders = {}
-        for name, said in settings.items():
-            found, folders[name] = measure(said, file, backbone, given)
+        for name, spec in settings.items():
+            found, folders[name] = measure(spec, file, backbone, args)
             rows += [replace(row, method=name) for row in found]
-        for one, other in PAIRS:
-            rows += less(f"{one} - {other}", folders[one], folders[other], rows[-1], given.limit)
-        save(given.out, rows, **about(given, chosen, sizes(compared, backbone)))
+        for first, second in PAIRS:
+            rows += compare(f"{first} - {second}", folders[first], folders[second], rows[-1], args.limit)
+        save(args.out, rows, **about(args, chosen, sizes(compared, backbone)))
 
 
 def sizes(compared: Mapping[str, Place], backbone: Any) -> dict[str, int]:
@@ -170,24 +170,24 @@ def sizes(compared: Mapping[str, Place], backbone: Any) -> dict[str, int]:
     from byheart.evaluation.method_spec import MethodSpec
     from byheart.methods import build
 
-    made = {}
+    counts = {}
     for name, place in compared.items():
-        said = f"{place.method}:{';'.join(f'{key}={value}' for key, value in place.options.items())}"
-        choice = MethodSpec.of(said, 0, 1)
-        made[name] = sum(delta.numel() for delta in build(choice.name, backbone, **choice.options).init().values())
-    return made
+        spec = f"{place.method}:{';'.join(f'{key}={value}' for key, value in place.options.items())}"
+        choice = MethodSpec.of(spec, 0, 1)
+        counts[name] = sum(delta.numel() for delta in build(choice.name, backbone, **choice.options).init().values())
+    return counts
 
 
-def about(given: argparse.Namespace, chosen: Mapping[str, Chosen], parameters: Mapping[str, int]) -> dict[str, Any]:
+def about(args: argparse.Namespace, chosen: Mapping[str, Chosen], parameters: Mapping[str, int]) -> dict[str, Any]:
     """What decides the numbers, and what was tried on the way to them."""
     names = ("model", "dtype", "layers", "learning_rates", "last_rates", "steps", "dev_limit", "limit", "batch", "seed")
-    files = {"dev": Path(given.dev).name, "test": [Path(each).name for each in given.test]}
-    tried = {name: dict(one.tried) for name, one in chosen.items()}
+    files = {"dev": Path(args.dev).name, "test": [Path(file).name for file in args.test]}
+    tried = {name: dict(setting.tried) for name, setting in chosen.items()}
     return {
-        **{name: getattr(given, name) for name in names},
+        **{name: getattr(args, name) for name in names},
         **files,
         "parameters": dict(parameters),
-        "settings": {name: one.said for name, one in chosen.items()},
+        "settings": {name: setting.spec for name, setting in chosen.items()},
         "dev_scores": tried,
     }
 
@@ -209,9 +209,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "edit_study", help="folder of all runs")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "edit_study.json")
     parser.add_argument("--quick", action="store_true", help="two edits a file, two rates, one and two steps")
-    given = parser.parse_args(arguments)
-    vars(given).update(QUICK if given.quick else {})
-    study(given)
+    args = parser.parse_args(arguments)
+    vars(args).update(QUICK if args.quick else {})
+    study(args)
 
 
 if __name__ == "__main__":

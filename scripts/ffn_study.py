@@ -5,7 +5,7 @@
 
 The four presets of the study of feed-forward keys and values (Qiu et al. 2024, arXiv 2402.12233), each with several
 seeds. ``qv`` has no feed-forward matrix, so its rank is raised until it has as many parameters as the others, unless
-``--same-rank``. Every run lies in its own folder; what was interrupted goes on, and the result file is written anew
+``--same-rank``. Every run has a folder of its own; an interrupted one resumes, and the result file is written anew
 after each round of presets. Its intervals are over seeds (Student's t), those of ``nothing`` over items.
 """
 
@@ -29,7 +29,7 @@ NORMAL = 1.96
 QUICK: dict[str, Any] = {"seeds": [0, 1], "epochs": 1, "limit": 2}
 
 
-def ranks(model: str, rank: int, *, same: bool) -> dict[str, int]:
+def choose_ranks(model: str, rank: int, *, same: bool) -> dict[str, int]:
     """The rank of each preset with which all have as many parameters as those of one feed-forward matrix."""
     from byheart.methods import build
     from byheart.methods.adapter import PRESETS
@@ -37,79 +37,80 @@ def ranks(model: str, rank: int, *, same: bool) -> dict[str, int]:
 
     backbone = Backbone.open(model)
     sizes = {
-        preset: sum(each.numel() for each in build("adapter", backbone, preset=preset, rank=1).parameters())
+        preset: sum(parameter.numel() for parameter in build("adapter", backbone, preset=preset, rank=1).parameters())
         for preset in PRESETS
     }
     return {preset: rank if same else round(rank * max(sizes.values()) / size) for preset, size in sizes.items()}
 
 
-def train(preset: str, seed: int, rank: int, given: argparse.Namespace) -> Path:
-    """Train one adapter, or go on; gives its folder."""
+def train(preset: str, seed: int, rank: int, args: argparse.Namespace) -> Path:
+    """Train one adapter, or resume; gives its folder."""
     from byheart.training.config import TrainingConfig
 
-    out: Path = given.runs / f"{preset}-{seed}"
-    settings = {name: getattr(given, name) for name in ("model", "dtype", "epochs", "batch", "packed", "learning_rate")}
-    options = {"preset": preset, "rank": rank, "alpha": float(ALPHA_PER_RANK * rank), "seed": seed}
-    plan = TrainingConfig(
-        method="adapter", options=options, data=given.train, prompts=given.prompts, seed=seed, **settings
+    out: Path = args.runs / f"{preset}-{seed}"
+    settings = {name: getattr(args, name) for name in ("model", "dtype", "epochs", "batch", "packed", "learning_rate")}
+    options: dict[str, Any] = {"preset": preset, "rank": rank, "alpha": float(ALPHA_PER_RANK * rank), "seed": seed}
+    config = TrainingConfig.of(
+        method="adapter", options=options, data=args.train, prompts=args.prompts, seed=seed, **settings
     )
-    result = plan.run(out)
+    result = config.run(out)
     print(f"{out}: {len(result.losses)} steps, {result.parameters:,} parameters", file=sys.stderr)
     return out
 
 
-def measure(method: str, given: argparse.Namespace) -> list[Any]:
-    """The rows of one memory on every test file, and their mean."""
+def measure(method: str, args: argparse.Namespace) -> list[Any]:
+    """The rows of one method on every test file, and their mean."""
     from byheart.evaluation.evaluate import evaluate
     from byheart.evaluation.results import means
     from byheart.evaluation.tasks.multitask import Multitask
 
-    about = {"model": given.model, "dtype": given.dtype, "limit": given.limit, "out": given.runs / "measured"}
-    rows = [row for file in given.test for row in evaluate(Multitask(), file, [method], batch=given.batch, **about)]
-    own = [row for row in rows if row.metric == "accuracy"]
-    return own + [replace(row, dataset="all") for row in means(own, over="set", metric="accuracy")]
+    about = {"model": args.model, "dtype": args.dtype, "limit": args.limit, "out": args.runs / "measured"}
+    rows = [row for file in args.test for row in evaluate(Multitask(), file, [method], batch=args.batch, **about)]
+    accuracies = [row for row in rows if row.metric == "accuracy"]
+    return accuracies + [replace(row, dataset="all") for row in means(accuracies, over="set", metric="accuracy")]
 
 
-def over_seeds(preset: str, runs: Sequence[Sequence[Any]]) -> list[Any]:
+def average_seeds(preset: str, runs: Sequence[Sequence[Any]]) -> list[Any]:
     """The mean of each number over runs, and the interval of that mean; ``n`` is the number of items of a run."""
     rows = []
-    for each in zip(*runs, strict=True):
-        value, spread = fmean(row.value for row in each), 0.0
-        if len(each) > 1:
-            quantile = T[len(each) - 1] if len(each) <= len(T) else NORMAL
-            spread = quantile * stdev(row.value for row in each) / math.sqrt(len(each))
-        bounds = (value - spread, value + spread) if spread or len(each) > 1 else (each[0].low, each[0].high)
-        at = {**each[0].at, "seeds": len(each)}
-        rows.append(replace(each[0], method=preset, value=value, low=bounds[0], high=bounds[1], at=at))
+    for same in zip(*runs, strict=True):
+        first, count = same[0], len(same)
+        value, bounds = fmean(row.value for row in same), (first.low, first.high)
+        if count > 1:
+            quantile = T[count - 1] if count <= len(T) else NORMAL
+            spread = quantile * stdev(row.value for row in same) / math.sqrt(count)
+            bounds = (value - spread, value + spread)
+        at = {**first.at, "seeds": count}
+        rows.append(replace(first, method=preset, value=value, low=bounds[0], high=bounds[1], at=at))
     return rows
 
 
-def study(given: argparse.Namespace) -> None:
+def study(args: argparse.Namespace) -> None:
     """Train and measure everything, and keep the table as it grows."""
     from byheart.evaluation.results import save
     from byheart.model.loading import silence
 
     silence()
-    chosen = ranks(given.model, given.rank, same=given.same_rank)
-    base = measure("nothing", given)
+    chosen = choose_ranks(args.model, args.rank, same=args.same_rank)
+    base = measure("nothing", args)
     found: dict[str, list[list[Any]]] = {preset: [] for preset in chosen}
-    for seed in given.seeds:
+    for seed in args.seeds:
         for preset, rank in chosen.items():
-            found[preset].append(measure(str(train(preset, seed, rank, given)), given))
-        rows = [*base, *(row for preset, runs in found.items() for row in over_seeds(preset, runs))]
-        save(given.out, rows, **about(given, chosen))
+            found[preset].append(measure(str(train(preset, seed, rank, args)), args))
+        rows = [*base, *(row for preset, runs in found.items() for row in average_seeds(preset, runs))]
+        save(args.out, rows, **describe(args, chosen))
 
 
-def about(given: argparse.Namespace, chosen: Mapping[str, int]) -> dict[str, Any]:
+def describe(args: argparse.Namespace, chosen: Mapping[str, int]) -> dict[str, Any]:
     """What decides the numbers, and how large each adapter is."""
-    first = given.seeds[0]
+    first = args.seeds[0]
     sizes = {
-        preset: json.loads((given.runs / f"{preset}-{first}" / "recipe.json").read_text(encoding="utf-8"))["parameters"]
+        preset: json.loads((args.runs / f"{preset}-{first}" / "recipe.json").read_text(encoding="utf-8"))["parameters"]
         for preset in chosen
     }
     names = ("model", "dtype", "seeds", "epochs", "batch", "packed", "learning_rate", "limit", "prompts")
-    files = {part: [Path(each).name for each in getattr(given, part)] for part in ("train", "test")}
-    return {**{name: getattr(given, name) for name in names}, **files, "ranks": dict(chosen), "parameters": sizes}
+    files = {part: [Path(file).name for file in getattr(args, part)] for part in ("train", "test")}
+    return {**{name: getattr(args, name) for name in names}, **files, "ranks": dict(chosen), "parameters": sizes}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -130,9 +131,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "ffn_study", help="folder of all runs")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "ffn_study.json")
     parser.add_argument("--quick", action="store_true", help="two seeds, one epoch, two items of a test file")
-    given = parser.parse_args(arguments)
-    vars(given).update(QUICK if given.quick else {})
-    study(given)
+    args = parser.parse_args(arguments)
+    vars(args).update(QUICK if args.quick else {})
+    study(args)
 
 
 if __name__ == "__main__":

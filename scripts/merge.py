@@ -29,18 +29,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("out", type=Path, help="folder of the new model")
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--dtype", default="auto")
-    given = parser.parse_args(arguments)
-    session = load(given.model, method=given.adapter, dtype=given.dtype)
+    args = parser.parse_args(arguments)
+    session = load(args.model, method=args.adapter, dtype=args.dtype)
     method = session.method
     if not isinstance(method, Adapter):
-        parser.error(f"'{given.adapter}' is no adapter, but {method.name}")
+        parser.error(f"'{args.adapter}' is no adapter, but {method.name}")
     with torch.no_grad():
         for path, delta in method.lora.deltas(1).items():
             weight = method.backbone.linear(path).weight
             weight += (delta.up[0].float() @ delta.down[0].float()).to(weight.dtype)
-    method.backbone.model.save_pretrained(given.out)
-    session.encoder.tokenizer.save_pretrained(given.out)
-    print(f"Wrote {given.out}; give it as --model.")
+    method.backbone.model.save_pretrained(args.out)
+    session.encoder.tokenizer.save_pretrained(args.out)
+    print(f"Wrote {args.out}; give it as --model.")
 
 
 if __name__ == "__main__":

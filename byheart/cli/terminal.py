@@ -17,7 +17,8 @@ from rich.table import Table
 
 from byheart.errors import InputError
 
-_PATIENCE = 2.0
+PATIENCE = 2.0
+"""Seconds before a progress bar is shown."""
 _PIPE_WIDTH = 160
 
 
@@ -37,12 +38,12 @@ def note(text: str) -> None:
 
 
 def size(count: int) -> str:
-    """Bytes as people say them: 2.1 MB."""
+    """A number of bytes in decimal units: 2.1 MB."""
     return decimal(count)
 
 
-def moment(at: str) -> str:
-    """A UTC time of a header in the reader's own time zone."""
+def local_time(at: str) -> str:
+    """A UTC time of a header in the user's time zone."""
     return f"{datetime.fromisoformat(at).astimezone():%Y-%m-%d %H:%M}"
 
 
@@ -54,41 +55,41 @@ def said(options: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def progressing(what: str, unit: str = "tokens") -> Iterator[Callable[[int, int], None]]:
+def progressing(activity: str, unit: str = "tokens") -> Iterator[Callable[[int, int], None]]:
     """Before: nothing is shown. Inside: after two seconds, a terminal has a bar, moved by the callback. After: none."""
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
         BarColumn(bar_width=30),
-        TextColumn("{task.fields[told]}"),
+        TextColumn("{task.fields[count]}"),
         TimeElapsedColumn(),
     )
     bar = Progress(*columns, console=Console(stderr=True), transient=True)
-    task = bar.add_task(what, total=None, told="")
-    begin = Timer(_PATIENCE, bar.start)
+    task = bar.add_task(activity, total=None, count="")
+    begin = Timer(PATIENCE, bar.start)
     if bar.console.is_terminal:
         begin.start()
     try:
-        yield lambda done, total: bar.update(task, completed=done, total=total, told=f"{done:,}/{total:,} {unit}")
+        yield lambda done, total: bar.update(task, completed=done, total=total, count=f"{done:,}/{total:,} {unit}")
     finally:
         begin.cancel()
         if bar.live.is_started:
             bar.stop()
 
 
-def streamed(pieces: Iterable[str], *, shown: bool = True, endable: bool = False) -> str:
-    """Print an answer as it is made, without white space around it; gives it whole.
+def stream_answer(parts: Iterable[str], *, shown: bool = True, endable: bool = False) -> str:
+    """Print an answer as it is made, without whitespace around it; gives it whole.
 
     Args:
         endable: Ctrl-C ends the answer where it is; without it, the command.
     """
     answer = ""
     try:
-        for piece in pieces:
-            grown = (answer + piece).lstrip()
+        for part in parts:
+            longer = (answer + part).lstrip()
             if shown:
-                print(grown[len(answer.rstrip()) : len(grown.rstrip())], end="", flush=True)
-            answer = grown
+                print(longer[len(answer.rstrip()) : len(longer.rstrip())], end="", flush=True)
+            answer = longer
     except KeyboardInterrupt:
         if not endable:
             raise
@@ -97,7 +98,7 @@ def streamed(pieces: Iterable[str], *, shown: bool = True, endable: bool = False
     return answer.rstrip()
 
 
-def lines(prompt: str) -> Iterator[str]:
+def read_lines(prompt: str) -> Iterator[str]:
     """What is typed, line by line, until Ctrl-D or ``/exit``; empty lines are left out."""
     typing = sys.stdin.isatty()
     if typing:

@@ -24,6 +24,7 @@ from byheart.protocol import peft as peft_files
 from byheart.protocol.episode import Batch
 from byheart.protocol.episode_loss import episode_loss
 from byheart.protocol.method import Method
+from byheart.protocol.objective import TARGETS_ONLY, Objective
 from byheart.protocol.state import State
 
 PRESETS = {
@@ -88,16 +89,14 @@ class Adapter(Method):
         batch = state["writes"].shape[0]
         return Reading(deltas=self.lora.deltas(batch), batch=batch)
 
-    def loss(
-        self, batch: Batch, *, teacher: float = 0.0, every_segment: float = 0.0, checkpoint_writes: bool = False
-    ) -> Tensor:
+    def loss(self, batch: Batch, objective: Objective = TARGETS_ONLY) -> Tensor:
         """As of every memory, but no segment is read before it is predicted unless ``full_text``; the update drops out.
 
-        ``teacher`` is the weight of the divergence from the plain model; there are no writes to checkpoint.
+        ``objective.teacher`` is the weight of the divergence from the plain model; there are no writes to checkpoint.
         """
         with self.lora.active(self.backbone):
-            hidden = self._behind_text(batch) if self.full_text else self._alone(batch, every_segment)
-        return episode_loss(self.backbone, hidden, batch, teacher=teacher, every_segment=every_segment)
+            hidden = self._behind_text(batch) if self.full_text else self._alone(batch, objective.every_segment)
+        return episode_loss(self.backbone, hidden, batch, objective)
 
     def _behind_text(self, batch: Batch) -> Tensor:
         """The states of all columns, each with the whole text before it."""

@@ -45,6 +45,7 @@ from byheart.protocol.episode import Batch
 from byheart.protocol.episode_loss import episode_loss
 from byheart.protocol.kv_slots import kv_to_state, state_to_kv
 from byheart.protocol.method import Method
+from byheart.protocol.objective import TARGETS_ONLY, Objective
 from byheart.protocol.segments import split_segments
 from byheart.protocol.state import State
 
@@ -213,23 +214,21 @@ class CompressedKV(Method):
         state["segments"] = torch.full_like(state["tokens"], rows)
         return state, hidden[:, :length].reshape(texts, rows, length, -1)
 
-    def loss(
-        self, batch: Batch, *, teacher: float = 0.0, every_segment: float = 0.0, checkpoint_writes: bool = False
-    ) -> Tensor:
+    def loss(self, batch: Batch, objective: Objective = TARGETS_ONLY) -> Tensor:
         """As every memory's, but all segments are read in one pass, unless writes are checkpointed one by one.
 
         Raises UsageError.
         """
         if not batch.segments.shape[1]:
             raise UsageError("compressed-kv learns from what is written; these episodes have no segments.")
-        if checkpoint_writes:
-            return Method.loss(self, batch, teacher=teacher, every_segment=every_segment, checkpoint_writes=True)
-        if every_segment and not self.recurrent:
+        if objective.checkpoint_writes:
+            return Method.loss(self, batch, objective)
+        if objective.every_segment and not self.recurrent:
             raise UsageError("every_segment needs recurrent=True: without it, segments do not see the memory.")
         state, text = self.write_together(batch.segments, batch.mask)
         with self.backbone.reading([self.read(state)], room=batch.target.shape[1]) as cache:
             hidden = torch.cat([text.flatten(1, 2), self.backbone.hidden(batch.target, cache=cache)], dim=1)
-        return episode_loss(self.backbone, hidden, batch, teacher=teacher, every_segment=every_segment)
+        return episode_loss(self.backbone, hidden, batch, objective)
 
     def _kept(self, cache: PrefixCache, texts: int, first: Tensor | None) -> KV:
         """What many segments read side by side leave: their marks, joined or averaged, behind the sink."""

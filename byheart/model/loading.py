@@ -36,6 +36,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from byheart.errors import ModelError, UsageError
+from byheart.provenance import find_outdated
 
 DEFAULT = "smollm2"
 _FOUR_BITS = "4bit"
@@ -88,6 +89,9 @@ def open_model(
 
     Raises ModelError: what was wrong and what to give instead.
     """
+    outdated = find_outdated()
+    if outdated:
+        raise ModelError(outdated)
     where = _device(device)
     four_bits = dtype == _FOUR_BITS
     kind = _four_bits(where) if four_bits else {"dtype": _dtype(dtype, where)}

@@ -26,6 +26,7 @@ from byheart.model.fingerprint import fingerprint
 from byheart.model.reading import Reading
 from byheart.protocol.episode import Batch
 from byheart.protocol.episode_loss import episode_loss
+from byheart.protocol.objective import TARGETS_ONLY, Objective
 from byheart.protocol.state import State, stack, unstack
 
 
@@ -81,29 +82,23 @@ class Method(nn.Module, abc.ABC):
                 out[n] = state
         return [state for state in out if state is not None]
 
-    def loss(
-        self, batch: Batch, *, teacher: float = 0.0, every_segment: float = 0.0, checkpoint_writes: bool = False
-    ) -> Float[Tensor, ""]:
+    def loss(self, batch: Batch, objective: Objective = TARGETS_ONLY) -> Float[Tensor, ""]:
         """How badly targets are predicted from what was kept, with gradients through the writes.
 
         Args:
-            teacher: weight of the divergence from the same model that has the whole text in front of it.
-            every_segment: weight of the text itself from the second segment on, each token predicted from the
-                tokens before it in its segment and the memory of earlier segments.
-            checkpoint_writes: keep only the states between writes and run each write again for its gradients: a
-                third more time, and room that grows with the states instead of with all layers of all segments.
+            objective: what is weighed beside the targets, and whether writes are run again for their gradients.
         """
         states = [self.init()] * batch.target.shape[0]
         hidden: list[Tensor] = []
         for index in range(batch.segments.shape[1]):
-            if every_segment and index:
+            if objective.every_segment and index:
                 hidden.append(self._seen(states, batch.segments[:, index], batch.mask[:, index]))
-            if checkpoint_writes:
+            if objective.checkpoint_writes:
                 states = checkpoint(self.write_many, states, batch.rows(index), use_reentrant=False)
             else:
                 states = self.write_many(states, batch.rows(index))
         seen = torch.cat([*hidden, self._seen(states, batch.target)], dim=1)
-        return episode_loss(self.backbone, seen, batch, teacher=teacher, every_segment=every_segment)
+        return episode_loss(self.backbone, seen, batch, objective)
 
     def _seen(self, states: Sequence[State], tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """Hidden states (B, T, D) of tokens that each read their own state."""

@@ -1,6 +1,6 @@
 """CCM's released adapters (Compressed Context Memory, Kim et al. 2024, arXiv 2312.03414).
 
-A folder holds ``adapter_config.json`` and one file of tensors (R rank, D hidden, n tokens a segment):
+A folder holds ``adapter_config.json`` and one file of tensors (R rank, D hidden, n tokens per segment):
 
     base_model.model.model.layers.i.self_attn.{q,k,v,o}_proj.lora_A.weight   (R, in)
     base_model.model.model.layers.i.self_attn.{q,k,v,o}_proj.lora_B.weight   (out, R)
@@ -25,7 +25,7 @@ from byheart.methods.compressed_kv import CompressedKV
 from byheart.model.backbone import Backbone
 from byheart.published.shards import Shapes, low_rank_shapes, require, settings, shapes, shards
 
-# The published name -> how rows join the memory, and whether a segment sees the memory while it is compressed.
+# The published name -> how slots join the memory, and whether a segment sees the memory while it is compressed.
 _KINDS = {
     "concat_recur": ("concat", True),
     "merge_recur": ("mean", True),
@@ -65,7 +65,7 @@ def ccm(
         adapter: a released folder, such as ``llama-7b-no-online-concat_recur-ntok2-sink``.
         base: the model it was trained on: a folder, a hub id, or a backbone that is already open.
         merge: ``concat_recur``, ``merge_recur``, ``concat`` or ``merge``; by the folder's name without it.
-        sink: whether the first token's row is kept; by the folder's name without it.
+        sink: whether the first token's slot is kept; by the folder's name without it.
         base_lora: folder of the first training step's LoRA (``llama-7b-no``), which is merged into the base first.
         dtype, device: of a base that is opened here; LoRA and embeddings stay in float32.
 
@@ -101,17 +101,17 @@ def ccm(
 
 def _kind(name: str, merge: str | None, sink: bool | None) -> _Kind:
     """How segments are joined: as given, else as the folder's name says."""
-    told = _NAME.search(name)
-    if merge is None and told is None:
+    match = _NAME.search(name)
+    if merge is None and match is None:
         raise UsageError(
             f"The folder's name '{name}' does not say how segments are joined (such as '-concat_recur-ntok2'); "
             f"give merge: {', '.join(_KINDS)}."
         )
-    kind = merge if merge is not None else told["kind"] if told else ""
+    kind = merge if merge is not None else match["kind"] if match else ""
     if kind not in _KINDS:
         raise UnknownNameError("merge of CCM", kind, _KINDS)
-    keeps = sink if sink is not None else bool(told and told["sink"])
-    return _Kind(*_KINDS[kind], sink=keeps, tokens=int(told["tokens"]) if told else None)
+    keeps_sink = sink if sink is not None else bool(match and match["sink"])
+    return _Kind(*_KINDS[kind], sink=keeps_sink, tokens=int(match["tokens"]) if match else None)
 
 
 def _tensors(where: Path) -> dict[str, Tensor]:
@@ -125,7 +125,7 @@ def _tensors(where: Path) -> dict[str, Tensor]:
 
 
 def _tokens(where: Path, kind: _Kind, found: Mapping[str, Tensor]) -> int:
-    """Compression tokens a segment; a merging adapter holds as many rows again for its sums."""
+    """Compression tokens per segment; a merging adapter holds as many rows again for its sums."""
     rows = found[_ROWS].shape[0]
     tokens, left = divmod(rows, 2) if kind.merge == "mean" else (rows, 0)
     if left or kind.tokens not in (None, tokens):

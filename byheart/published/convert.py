@@ -1,4 +1,4 @@
-"""From a released checkpoint to byheart's own format, once, so that it opens like any other memory.
+"""From a released checkpoint to byheart's own format, once, so that it opens like any other method.
 
 What is written: `method.json` and `method.safetensors`, as ``save_pretrained`` does; and `model/`, where the
 checkpoint holds or changes the language model itself.
@@ -34,11 +34,11 @@ class Converted:
     model: str
 
 
-def convert(kind: str, folder: str | Path, out: str | Path, **how: Any) -> Converted:
+def convert(kind: str, folder: str | Path, out: str | Path, **options: Any) -> Converted:
     """Read a checkpoint of ``kind`` and write it into ``out``, an empty or new folder.
 
     Args:
-        how: as for the reader of that kind, ``memoryllm`` or ``ccm``.
+        options: of the reader of that kind, ``memoryllm`` or ``ccm``.
 
     Raises UnknownNameError, UsageError, CheckpointError or ModelError.
     """
@@ -46,13 +46,13 @@ def convert(kind: str, folder: str | Path, out: str | Path, **how: Any) -> Conve
         raise UnknownNameError("kind of checkpoint", kind, KINDS)
     target = Path(out).expanduser().resolve()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UsageError(f"'{out}' is there already; give a new or an empty folder.")
+        raise UsageError(f"'{out}' exists already; give a new or an empty folder.")
     try:
-        method = KINDS[kind](folder, **how)
+        method = KINDS[kind](folder, **options)
     except TypeError as error:
-        raise UsageError(f"{kind} cannot be read so: {error}.") from error
-    model = locate(str(how.get("base") or folder))
-    if "base" not in how or "base_lora" in how:
+        raise UsageError(f"{kind} cannot be read with these options: {error}.") from error
+    model = locate(str(options.get("base") or folder))
+    if "base" not in options or "base_lora" in options:
         save_model(method.backbone.model, target / "model", words=model)
         model = str(target / "model")
     save_pretrained(method, target)

@@ -1,10 +1,10 @@
 """MemoryLLM's released checkpoints (Wang et al. 2024, arXiv 2402.04624): memoryllm-7b, memoryllm-8b, memoryllm-8b-chat.
 
-A folder holds a Llama, its trained pool and what goes with it, under these names (L layers, N = blocks x rows, D):
+A folder holds a Llama, its trained pool and what goes with it, under these names (L layers, N = blocks x slots, D):
 
-    memory                     (L, N, D)   the pool, oldest row first; noise where ``initialized`` is 0
-    bos_embedding              (L, 1, D)   the row that stands first
-    new_memory_positional_emb  (1, 1, D)   the mark on the rows that will be kept
+    memory                     (L, N, D)   the pool, oldest slot first; noise where ``initialized`` is 0
+    bos_embedding              (L, 1, D)   the slot that stands first
+    new_memory_positional_emb  (1, 1, D)   the mark on the slots that will be kept
 
 The 8B models hold two LoRA adapters in PEFT's names as well: ``default`` is active while a text is written and
 ``decoder_adapter`` while the pool is read, by prompt and pool alike; each alone, never both. They become the pool's
@@ -49,7 +49,7 @@ class _Adapters:
     targets: tuple[str, ...] = ()
 
     def base_name(self, parameter: str) -> str:
-        """PEFT's name of a parameter: in an updated linear layer it is one level further down."""
+        """PEFT's name of a parameter: in an updated linear layer it is one level deeper."""
         path, _, last = parameter.rpartition(".")
         return f"{path}.base_layer.{last}" if path.rpartition(".")[2] in self.targets else parameter
 
@@ -81,18 +81,18 @@ def memoryllm(
 
     Args:
         folder: a released folder, with ``config.json`` and safetensors or ``.bin`` files, whole or in shards.
-        dtype, device: as for ``models.open_model``; LoRA stays in float32.
+        dtype, device: as for ``model.loading.open_model``; LoRA stays in float32.
         seed, keep_hidden: as for ``LatentPool``.
 
-    Raises CheckpointError listing tensors that are missing, unexpected or of the wrong shape, or settings that lack.
+    Raises CheckpointError listing tensors that are missing, unexpected or of the wrong shape, or absent settings.
     """
     where = Path(folder).expanduser()
     config = settings(where / "config.json", _NEEDED)
     adapters = _adapters(where, config)
-    own: dict[str, Tensor] = {}
+    pool: dict[str, Tensor] = {}
     backbone = Backbone.assembled(
         _llama(config),
-        lambda weights: own.update(_fill(where, config, adapters, weights)),
+        lambda weights: pool.update(_fill(where, config, adapters, weights)),
         dtype=dtype,
         device=device,
         source=str(where),
@@ -109,12 +109,12 @@ def memoryllm(
         targets=adapters.targets,
     )
     with torch.no_grad():
-        method.first.copy_(own["bos_embedding"])
-        method.mark.copy_(own["new_memory_positional_emb"].view(-1))
-    _set(method.writing, adapters.writes, own)
-    _set(method.reading, adapters.reads, own)
-    if own["initialized"].item():
-        method.fill(own["memory"])
+        method.first.copy_(pool["bos_embedding"])
+        method.mark.copy_(pool["new_memory_positional_emb"].view(-1))
+    _set(method.writing, adapters.writes, pool)
+    _set(method.reading, adapters.reads, pool)
+    if pool["initialized"].item():
+        method.fill(pool["memory"])
     method.train(False)
     return method
 
@@ -132,8 +132,8 @@ def _adapters(where: Path, config: Mapping[str, Any]) -> _Adapters:
 def _llama(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a stock Llama that sees positions as the released one does.
 
-    The released code bounds no text. Here the pool's rows come on top of what the base model reads; training saw fewer
-    tokens behind a full pool (255 for the 7B, 2047 for the 8B).
+    The released code bounds no text. Here the pool's slots come on top of what the base model reads; training saw fewer
+    tokens after a full pool (255 for the 7B, 2047 for the 8B).
     """
     pool = 1 + config["num_blocks"] * config["num_tokens"]
     return {
@@ -150,8 +150,8 @@ def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
     kind = scaling.pop("type", "default")
     rope = {"rope_type": kind, **scaling, "rope_theta": config.get("rope_theta", 10000.0)}
     if config.get("interpolate_position_ids"):
-        held = (config["num_blocks"] + 1) * config["num_tokens"]
-        rope |= {"rope_type": "linear", "factor": held / config["max_position_embeddings"]}
+        slots = (config["num_blocks"] + 1) * config["num_tokens"]
+        rope |= {"rope_type": "linear", "factor": slots / config["max_position_embeddings"]}
     return rope
 
 
@@ -160,19 +160,19 @@ def _fill(
 ) -> dict[str, Tensor]:
     """Write the Llama's weights in place; gives MemoryLLM's own tensors, and those of LoRA in float32."""
     low_rank = adapters.shapes(weights)
-    own = {**_own_shapes(config), **low_rank}
+    expected_pool = {**_own_shapes(config), **low_rank}
     bases = {adapters.base_name(name): weight for name, weight in weights.items()}
     # A tied head is the embedding again.
     ignored = _IGNORED if "lm_head.weight" in weights else (*_IGNORED, "lm_head.weight")
     expected = {name: tuple(weight.shape) for name, weight in bases.items()}
-    require(where, shapes(where), {**expected, **own}, ignored=ignored)
+    require(where, shapes(where), {**expected, **expected_pool}, ignored=ignored)
     like = next(iter(weights.values()))
     taken: dict[str, Tensor] = {}
     for shard in shards(where):
         for name, tensor in shard.items():
             if name in bases:
                 bases[name].copy_(tensor)
-            elif name in own:
+            elif name in expected_pool:
                 taken[name] = tensor.to(like.device, torch.float32 if name in low_rank else like.dtype, copy=True)
     return taken
 

@@ -39,14 +39,14 @@ def settings(path: Path, needed: Iterable[str] = ()) -> dict[str, Any]:
 
 
 def require_keys(path: Path, found: Mapping[str, Any], needed: Iterable[str]) -> None:
-    """Raise CheckpointError for settings that the format has and ``found`` has not."""
-    lacking = [key for key in needed if key not in found]
-    if lacking:
-        raise CheckpointError(f"'{path}' lacks {', '.join(lacking)}: it is not of this format.")
+    """Raise CheckpointError for settings of the format that ``found`` lacks."""
+    absent = [key for key in needed if key not in found]
+    if absent:
+        raise CheckpointError(f"'{path}' lacks {', '.join(absent)}: it is not of this format.")
 
 
 def shards(folder: Path) -> Iterator[dict[str, Tensor]]:
-    """Each file's tensors by name, on the CPU; let go of one before taking the next.
+    """Each file's tensors by name, on the CPU; drop one before taking the next.
 
     Reads ``model.safetensors`` or ``pytorch_model.bin``, or the shards that an ``.index.json`` beside them names.
     Raises CheckpointError for a file that is absent or broken, and for a tensor that is not where the index says.
@@ -83,7 +83,7 @@ def _mapped(path: Path) -> dict[str, Tensor]:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"'{path}' cannot be read: {reason}. Download it again.") from error
     if not isinstance(found, dict) or not all(isinstance(tensor, Tensor) for tensor in found.values()):
-        raise CheckpointError(f"'{path}' holds something else than named tensors.")
+        raise CheckpointError(f"'{path}' holds something other than named tensors.")
     return found
 
 
@@ -109,9 +109,9 @@ def require(where: Path, found: Shapes, expected: Shapes, *, ignored: Collection
         "unexpected": unexpected,
         "wrong shape": wrong,
     }
-    told = [f"{what}: {_some(names)}" for what, names in problems.items() if names]
-    if told:
-        raise CheckpointError(f"'{where}' does not fit its settings; {'; '.join(told)}.")
+    found_problems = [f"{problem}: {_some(names)}" for problem, names in problems.items() if names]
+    if found_problems:
+        raise CheckpointError(f"'{where}' does not fit its settings; {'; '.join(found_problems)}.")
 
 
 def _some(names: list[str]) -> str:

@@ -47,8 +47,8 @@ class Store:
     """Named memories in ``home``; without it, in $BYHEART_HOME or the user's data folder."""
 
     def __init__(self, home: str | Path | None = None) -> None:
-        chosen = home or os.environ.get("BYHEART_HOME") or platformdirs.user_data_path("byheart")
-        self.home = Path(chosen).expanduser()
+        folder = home or os.environ.get("BYHEART_HOME") or platformdirs.user_data_path("byheart")
+        self.home = Path(folder).expanduser()
 
     # ---- names ----
 
@@ -108,11 +108,11 @@ class Store:
         device: str = "auto",
         **options: Any,
     ) -> Session:
-        """A session that goes on from a memory.
+        """A session that continues a memory.
 
         Args:
-            new: where there is no such memory, begin an empty one; it is there once it is saved.
-            model, memory, options: of a new memory, as for ``session.load``; an old one must have been made so.
+            new: where there is no such memory, begin an empty one; it exists once it is saved.
+            model, method, options: of a new memory, as for ``session.load``; an old one must have been made with them.
 
         Raises StoreError, StateError, ModelError or UsageError.
         """
@@ -120,10 +120,10 @@ class Store:
         from byheart.session import opening
 
         if new and not self.exists(name):
-            chosen: dict[str, Any] = {"model": model, "method": method, "dtype": dtype, "device": device, **options}
-            return opening.load(**{key: value for key, value in chosen.items() if value is not None})
+            choices: dict[str, Any] = {"model": model, "method": method, "dtype": dtype, "device": device, **options}
+            return opening.load(**{name: value for name, value in choices.items() if value is not None})
         path = self.existing(name)
-        _agree(name, states.load_header(path), method, options)
+        _require_agreement(name, states.load_header(path), method, options)
         return opening.open_state(path, model=model or "", dtype=dtype, device=device)
 
     @contextmanager
@@ -182,14 +182,15 @@ class Store:
             lock.release()
 
 
-def _agree(name: str, header: Header, method: str | None, options: dict[str, Any]) -> None:
+def _require_agreement(name: str, header: Header, method: str | None, options: dict[str, Any]) -> None:
     """Raise UsageError for a choice that is not how the memory was made. The model is compared by its weights later."""
-    made = {"method": header.learned or header.method, **header.options}
-    for what, value in {"method": method, **options}.items():
-        if what not in made:
-            raise UnknownNameError(f"option of {header.method}", what, header.options)
-        if value not in (None, made[what]) and not (what == "method" and Path(value).resolve() == Path(made[what])):
+    recorded = {"method": header.learned or header.method, **header.options}
+    for choice, value in {"method": method, **options}.items():
+        if choice not in recorded:
+            raise UnknownNameError(f"option of {header.method}", choice, header.options)
+        same_folder = choice == "method" and value is not None and Path(value).resolve() == Path(recorded[choice])
+        if value not in (None, recorded[choice]) and not same_folder:
             raise UsageError(
-                f"Memory '{name}' was made with {what} {made[what]!r}, not {value!r}; "
+                f"Memory '{name}' was made with {choice} {recorded[choice]!r}, not {value!r}; "
                 "leave that out, or write under another name."
             )

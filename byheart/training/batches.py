@@ -12,62 +12,56 @@ from byheart.errors import UsageError
 from byheart.protocol.episode import Batch, Episode, collate
 
 
-def _source(
-    episodes: Callable[[int], Batch] | Sequence[Episode], batch: int, packed: int, seed: int
-) -> tuple[Callable[[int], Batch], dict[str, Any]]:
-    """What gives the batch of a number, and what decides it where that is known."""
-    if callable(episodes):
-        return episodes, {}
-    shuffled = _Shuffled(episodes, batch, packed, seed)
-    return shuffled, shuffled.made_of()
+class Shuffled:
+    """Batches of given episodes, in an order drawn anew for each pass; call it with a batch's number.
 
-
-class _Shuffled:
-    """Batches of given episodes, in an order drawn anew each time through; call it with a batch's number."""
+    Args:
+        batch: episodes of a batch, at most.
+        packed: batches that are drawn together, their episodes dealt to them by length, so that less is padding.
+    """
 
     def __init__(self, episodes: Sequence[Episode], batch: int, packed: int, seed: int) -> None:
         if not episodes:
             raise UsageError("There are no episodes to train on.")
         self.episodes, self.batch, self.packed, self.seed = list(episodes), batch, packed, seed
-        self._order = (-1, [list(self.episodes)])
+        self._count = len(_group(self.episodes, batch))
+        self._order: tuple[int, list[list[Episode]]] = (-1, [])
 
     def __call__(self, number: int) -> Batch:
-        through, place = divmod(number, len(_alike(self.episodes, self.batch)))
-        if self._order[0] != through:
-            draw = random.Random(f"{self.seed} episodes {through}")
-            groups = _alike(draw.sample(self.episodes, len(self.episodes)), self.batch, self.packed)
-            self._order = (through, draw.sample(groups, len(groups)))
+        """Batch ``number``, from 0 on."""
+        completed, place = divmod(number, self._count)
+        if self._order[0] != completed:
+            draw = random.Random(f"{self.seed} episodes {completed}")
+            groups = _group(draw.sample(self.episodes, len(self.episodes)), self.batch, self.packed)
+            self._order = (completed, draw.sample(groups, len(groups)))
         return collate(self._order[1][place])
 
     def made_of(self) -> dict[str, Any]:
         """What decides the batches, in types that JSON has."""
-        rows = [([s.tolist() for s in each.segments], each.target.tolist(), each.answer) for each in self.episodes]
-        told = {"episodes": hashlib.sha256(repr(rows).encode()).hexdigest()[:16], "batch": self.batch}
-        return {**told, "packed": self.packed} if self.packed > 1 else told
+        contents = [([s.tolist() for s in e.segments], e.target.tolist(), e.answer) for e in self.episodes]
+        record = {"episodes": hashlib.sha256(repr(contents).encode()).hexdigest()[:16], "batch": self.batch}
+        return {**record, "packed": self.packed} if self.packed > 1 else record
 
 
-def _alike(episodes: Sequence[Episode], batch: int, packed: int = 1) -> list[list[Episode]]:
-    """Groups of at most ``batch`` episodes with equally many segments, those of ``packed`` groups dealt by length."""
-    by_count: dict[int, list[Episode]] = {}
-    for episode in episodes:
-        by_count.setdefault(len(episode.segments), []).append(episode)
-    groups: list[list[Episode]] = []
-    for same in by_count.values():
-        for first in range(0, len(same), batch * packed):
-            drawn = same[first : first + batch * packed]
-            if packed > 1:
-                drawn.sort(key=lambda one: (max(map(len, one.segments), default=0), len(one.target)))
-            groups += (drawn[at : at + batch] for at in range(0, len(drawn), batch))
-    return groups
+def open_batches(
+    episodes: Callable[[int], Batch] | Sequence[Episode], batch: int, packed: int, seed: int
+) -> tuple[Callable[[int], Batch], dict[str, Any]]:
+    """What gives the batch of a number, and what decides it where that is known."""
+    if callable(episodes):
+        return episodes, {}
+    shuffled = Shuffled(episodes, batch, packed, seed)
+    return shuffled, shuffled.made_of()
 
 
-def _batches(given: Sequence[Batch | Episode], batch: int) -> list[Batch]:
-    loose = _alike([each for each in given if isinstance(each, Episode)], batch)
-    return [*(each for each in given if isinstance(each, Batch)), *map(collate, loose)]
+def collate_all(examples: Sequence[Batch | Episode], batch: int) -> list[Batch]:
+    """Batches as they are, then the episodes among them in batches of at most ``batch``."""
+    episodes = [example for example in examples if isinstance(example, Episode)]
+    batches = [example for example in examples if isinstance(example, Batch)]
+    return [*batches, *map(collate, _group(episodes, batch))]
 
 
-def _fitted(batch: Batch, positions: int, *, cut: bool) -> Batch:
-    """The batch with at most ``positions`` tokens an episode: the oldest text goes, or UsageError."""
+def fit_positions(batch: Batch, positions: int, *, cut: bool) -> Batch:
+    """The batch with at most ``positions`` tokens per episode: the oldest text goes, or UsageError."""
     target = batch.target.shape[1]
     longest = int(batch.mask.sum(dim=(1, 2)).max()) + target
     if longest <= positions:
@@ -83,3 +77,18 @@ def _fitted(batch: Batch, positions: int, *, cut: bool) -> Batch:
     # Episodes of a batch have equally many segments.
     whole = kept.any(dim=2).all(dim=0)
     return replace(batch, segments=batch.segments[:, whole], mask=kept[:, whole])
+
+
+def _group(episodes: Sequence[Episode], batch: int, packed: int = 1) -> list[list[Episode]]:
+    """Groups of at most ``batch`` episodes with equally many segments, those of ``packed`` groups dealt by length."""
+    by_count: dict[int, list[Episode]] = {}
+    for episode in episodes:
+        by_count.setdefault(len(episode.segments), []).append(episode)
+    groups: list[list[Episode]] = []
+    for alike in by_count.values():
+        for first in range(0, len(alike), batch * packed):
+            drawn = alike[first : first + batch * packed]
+            if packed > 1:
+                drawn.sort(key=lambda episode: (max(map(len, episode.segments), default=0), len(episode.target)))
+            groups += (drawn[start : start + batch] for start in range(0, len(drawn), batch))
+    return groups

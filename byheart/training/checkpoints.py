@@ -1,8 +1,8 @@
 """Where training stands, on disk: safetensors and JSON, written whole or not at all.
 
 A checkpoint is a folder ``step-N`` that appears by one rename, after everything in it reached the disk; older ones go
-after that. So whatever kills a run, the newest folder is whole. It holds the memory as ``save_pretrained`` writes it,
-and can be used as one.
+after that. So whatever kills a run, the newest folder is whole. It holds the learned parts as
+``save_pretrained`` writes them, and can be used as any trained folder.
 
     out/checkpoints/step-200/
         method.safetensors, method.json     the learned parts
@@ -12,14 +12,12 @@ and can be used as one.
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from byheart.errors import CheckpointError, StateMismatchError
+from byheart.methods import defaults
 from byheart.protocol.checkpoint import load_pretrained, save_pretrained
 from byheart.protocol.method import Method
 
@@ -36,7 +35,7 @@ _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run has come: ``losses`` has one number a step."""
+    """How far a run has come: ``losses`` has a number per step."""
 
     step: int
     recipe: dict[str, Any]
@@ -82,15 +81,17 @@ def restore(
     """Put a checkpoint back. Raises StateMismatchError where it is another recipe's, CheckpointError where damaged.
 
     Args:
-        missing: what a setting was where a recipe, perhaps made before there was such a setting, does not say.
+        missing: the value of a setting that a recipe lacks, perhaps because it is older than the setting.
     """
     try:
         progress = Progress(**json.loads((path / "trainer.json").read_text(encoding="utf-8")))
         moments = load_file(path / "optimizer.safetensors", device=str(method.backbone.device))
     except (OSError, ValueError, TypeError, SafetensorError) as error:
         raise CheckpointError(f"'{path}' cannot be read ({error}); delete it to start again.") from error
-    unsaid = {**(missing or {}), **_said({"options": _defaults(method)})}
-    theirs, ours = ({**unsaid, **_said(each)} for each in (progress.recipe, recipe))
+    # An option without a default is recorded always.
+    options = json.loads(json.dumps(defaults(type(method)), default=str))
+    known = {**(missing or {}), **_flatten({"options": options})}
+    theirs, ours = ({**known, **_flatten(record)} for record in (progress.recipe, recipe))
     for key in sorted(theirs.keys() | ours.keys()):
         if theirs.get(key) != ours.get(key):
             raise StateMismatchError(
@@ -104,29 +105,10 @@ def restore(
     return progress
 
 
-def versions() -> dict[str, str]:
-    """What a run was made with."""
-    found = {}
-    for package in ("byheart", "torch", "transformers"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "run from its source"
-    return found
-
-
-def _said(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe with the memory's options as settings of their own, ``options.rank``."""
+def _flatten(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe with the method's options as settings of their own, ``options.rank``."""
     options = {f"options.{name}": value for name, value in recipe.get("options", {}).items()}
     return {**{name: value for name, value in recipe.items() if name != "options"}, **options}
-
-
-def _defaults(method: Method) -> dict[str, Any]:
-    """The options of a memory that need not be given, as JSON gives them back."""
-    options = inspect.signature(type(method)).parameters.values()
-    kept = {each.name: each.default for each in options if each.kind is each.KEYWORD_ONLY}
-    given: dict[str, Any] = json.loads(json.dumps({k: v for k, v in kept.items() if v is not inspect.Parameter.empty}))
-    return given
 
 
 def _moments(method: Method, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

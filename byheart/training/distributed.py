@@ -1,8 +1,8 @@
-"""Several processes that train one memory together, on the state that accelerate keeps of them.
+"""Several processes that train one method together, on the state that accelerate keeps of them.
 
-``accelerate launch`` or ``torchrun`` starts them. Each has the whole frozen model, which is not wrapped; what they tell
-one another is the gradients of the learned parts, a few megabytes a step. Most often there is one process, and nothing
-to tell. It does not know how a run goes.
+``accelerate launch`` or ``torchrun`` starts them. Each has the whole frozen model, which is not wrapped; they exchange
+the gradients of the learned parts, a few megabytes per step. Most often there is one process, and nothing to exchange.
+This module does not know how a run goes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Processes:
     """How many there are, which one this is, and the device that is its own.
 
     Args:
-        device: what all compute on: ``cpu``, ``cuda``, or ``auto``.
+        device: where all compute: ``cpu``, ``cuda``, or ``auto``.
     """
 
     def __init__(self, device: str = "auto") -> None:
@@ -51,30 +51,30 @@ class Processes:
         return summed
 
     def agree(self, method: Method) -> None:
-        """Give all the first one's learned parts."""
+        """Give all processes the learned parts of the first."""
         if self.count > 1:
             for tensor in method.state_dict().values():
                 tensor.copy_(_accelerate().utils.broadcast(tensor.contiguous()))
 
     def average(self, parameters: Sequence[Tensor]) -> None:
-        """Put the mean of all processes' gradients in place of each one's; a part that none used keeps having none."""
+        """Replace each process's gradients by the mean over processes; a part that none used still has none."""
         if self.count == 1:
             return
         used = torch.tensor([float(part.grad is not None) for part in parameters], device=parameters[0].device)
-        own = [(part.grad if part.grad is not None else torch.zeros_like(part)).float() for part in parameters]
-        summed = _accelerate().utils.reduce(torch.cat([used, *(grad.flatten() for grad in own)]), "sum")
+        gradients = [(part.grad if part.grad is not None else torch.zeros_like(part)).float() for part in parameters]
+        summed = _accelerate().utils.reduce(torch.cat([used, *(grad.flatten() for grad in gradients)]), "sum")
         counts, *grads = summed.split([len(parameters), *(part.numel() for part in parameters)])
         for part, count, grad in zip(parameters, counts.tolist(), grads, strict=True):
             part.grad = (grad / self.count).view_as(part).to(part.dtype) if count else None
 
     def wait(self) -> None:
-        """Go on when all are here."""
+        """Return when all processes have come here."""
         if self.count > 1:
             _accelerate().PartialState().wait_for_everyone()
 
 
 def _accelerate() -> Any:
-    """The package, which one process alone does not need. Raises UsageError where it is missing."""
+    """The package, which a single process does not need. Raises UsageError where it is missing."""
     if importlib.util.find_spec("accelerate") is None:
         raise UsageError("Training in several processes needs accelerate: pip install 'byheart[train]'")
     return importlib.import_module("accelerate")

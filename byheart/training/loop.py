@@ -1,13 +1,13 @@
-"""The one training loop: a memory's learned parts by AdamW, the model frozen; every method differs by its ``loss``.
+"""The one training loop: a method's learned parts by AdamW, the model frozen; every method differs by its ``loss``.
 
-A run is decided by its recipe and its batches, which are a function of their number. So a run that was killed goes on
-from its last checkpoint and ends with the very losses of an unbroken one. Several processes, started by ``accelerate
-launch`` or ``torchrun``, each take every so-manieth batch of a step, and average their gradients; the first one alone
+A run is decided by its recipe and its batches, which are a function of their number. So a run that was killed resumes
+from its last checkpoint and ends with the very losses of an unbroken one. Of several processes, started by ``accelerate
+launch`` or ``torchrun``, process i of n takes every n-th batch, and all average their gradients; the first one alone
 writes. What a batch is made of is not known here.
 
-    out/metrics.jsonl       a line a step
+    out/metrics.jsonl       a line per step
     out/checkpoints/        the newest, see ``checkpoints``
-    out/method.safetensors, method.json, recipe.json    at the end: the memory, and all that decided it;
+    out/method.safetensors, method.json, recipe.json    at the end: the method, and all that decided it;
                             beside them what ``Method.export`` writes
 """
 
@@ -32,13 +32,13 @@ from byheart.errors import TrainingError, UnknownNameError, UsageError, require_
 from byheart.protocol.checkpoint import save_pretrained
 from byheart.protocol.episode import Batch, Episode
 from byheart.protocol.method import Method
+from byheart.provenance import versions
 from byheart.training import checkpoints, trackers
-from byheart.training.batches import _batches, _fitted, _source
+from byheart.training.batches import collate_all, fit_positions, open_batches
 from byheart.training.checkpoints import Progress
 from byheart.training.distributed import Processes
-from byheart.training.recipe import _TOO_LONG, Recipe
-
-__all__ = ["Episode", "Recipe", "Step", "TrainResult", "train"]
+from byheart.training.recipe import TOO_LONG, Recipe
+from byheart.training.settings import flatten
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Step:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """A trained memory of so many learned ``parameters`` in the folder ``path``; ``losses`` has one number a step."""
+    """A trained method of so many learned ``parameters`` in the folder ``path``; ``losses`` has a number per step."""
 
     path: str
     losses: list[float]
@@ -82,15 +82,15 @@ def train(
     track: str = "none",
     progress: Callable[[Step], None] | None = None,
 ) -> TrainResult:
-    """Train ``memory`` and save it into ``out``.
+    """Train ``method`` and save its learned parts into ``out``.
 
     Args:
-        episodes: to be taken in an order drawn anew each time through, ``batch`` at once; or what gives the batch of a
-            number from 0 on, the same whenever it is asked.
+        episodes: taken ``batch`` at once in an order drawn anew for each pass; or a function that gives the batch of a
+            number from 0 on, the same whenever it is called.
         packed: batches of given episodes that are drawn together and dealt by length, so that less is padding.
-        made_of: what decides the batches, in types that JSON has; kept, and compared when a run goes on.
+        made_of: what decides the batches, in types that JSON has; kept, and compared when a run resumes.
         held_out: batches or episodes to measure every ``evaluate_every`` steps (0: never) and at the end.
-        resume: go on from the checkpoint in ``out``, if there is one.
+        resume: continue from the checkpoint in ``out``, if there is one.
         track: where to send the numbers of every step too; a name in ``trackers.TRACKERS``.
         progress: called after each step, in the first process alone.
 
@@ -101,29 +101,28 @@ def train(
         steps=recipe.steps, learning_rate=recipe.learning_rate, accumulate=recipe.accumulate, clip=recipe.clip
     )
     require_positive(save_every=save_every, batch=batch, packed=packed)
-    if recipe.too_long not in _TOO_LONG:
-        raise UnknownNameError("value of too_long", recipe.too_long, _TOO_LONG)
+    if recipe.too_long not in TOO_LONG:
+        raise UnknownNameError("value of too_long", recipe.too_long, TOO_LONG)
     trackers.require(track)
-    batches, own = _source(episodes, batch, packed, recipe.seed)
-    run = _Run(method, recipe, Path(out), {**own, **(made_of or {})}, resume=resume)
-    unseen = [run.fitted(each) for each in _batches(held_out, batch)]
-    start, tokens, held = time.monotonic(), 0, None
-    with torch.random.fork_rng(), _training(method), run.noted(track) as note:
-        made = run.ahead(batches)
-        for step in range(len(run.losses), recipe.steps):
-            taken = run.step(step, islice(made, recipe.accumulate))
-            number = step + 1
-            if unseen and (number == recipe.steps or (evaluate_every and number % evaluate_every == 0)):
-                held = run.measure(unseen)
-                taken = replace(taken, held_out=held)
-            note(taken)
-            if number % save_every == 0 or number == recipe.steps:
+    batches, contents = open_batches(episodes, batch, packed, recipe.seed)
+    run = _Run(method, recipe, Path(out), {**contents, **(made_of or {})}, resume=resume)
+    unseen = [run.fit(example) for example in collate_all(held_out, batch)]
+    start, tokens, held_out_loss = time.monotonic(), 0, None
+    with torch.random.fork_rng(), _training(method), run.recording(track) as record:
+        prepared = run.prepare(batches)
+        for index in range(len(run.losses), recipe.steps):
+            step = run.take_step(index, islice(prepared, recipe.accumulate))
+            if unseen and (step.step == recipe.steps or (evaluate_every and step.step % evaluate_every == 0)):
+                held_out_loss = run.measure(unseen)
+                step = replace(step, held_out=held_out_loss)
+            record(step)
+            if step.step % save_every == 0 or step.step == recipe.steps:
                 run.save()
-            tokens += taken.tokens
+            tokens += step.tokens
             if progress is not None and run.processes.first:
-                progress(taken)
+                progress(step)
     run.finish()
-    return TrainResult(str(out), run.losses, held, tokens, time.monotonic() - start, run.size)
+    return TrainResult(str(out), run.losses, held_out_loss, tokens, time.monotonic() - start, run.size)
 
 
 class _Run:
@@ -136,67 +135,62 @@ class _Run:
         self.parameters = [parameter for parameter in method.parameters() if parameter.requires_grad]
         if not self.parameters:
             raise UsageError(
-                f"memory '{method.name}' has nothing to train: it has no learned parts. "
+                f"method '{method.name}' has nothing to train: it has no learned parts. "
                 "latent-pool, compressed-kv and adapter have some."
             )
         self.processes = Processes(method.backbone.device.type)
         self.processes.agree(method)
-        self.settled = _settled(method, recipe, made_of, self.processes.count)
+        self.run_config = _describe_run(method, recipe, made_of, self.processes.count)
         self.optimizer = torch.optim.AdamW(self.parameters, weight_decay=recipe.weight_decay, fused=True)
         self.losses: list[float] = []
         found = checkpoints.newest(out / "checkpoints")
         if found is not None:
             if not resume:
                 raise UsageError(f"'{found}' is there already; resume it, or train into another folder.")
-            missing = {"processes": 1, **asdict(Recipe(steps=recipe.steps))}
-            self.losses = checkpoints.restore(found, method, self.optimizer, self.settled, missing=missing).losses
+            missing = {"processes": 1, **flatten(Recipe(steps=recipe.steps))}
+            self.losses = checkpoints.restore(found, method, self.optimizer, self.run_config, missing=missing).losses
         if self.processes.total(len(self.losses)) != [len(self.losses) * self.processes.count]:
             raise UsageError(f"'{out}' holds {len(self.losses)} steps for this process, others for another: share it.")
         if self.processes.first:
             out.mkdir(parents=True, exist_ok=True)
-            self._forget_steps_after(len(self.losses))
+            self._drop_steps_after(len(self.losses))
 
     @property
     def size(self) -> int:
         """How many numbers are learned."""
         return sum(parameter.numel() for parameter in self.parameters)
 
-    def fitted(self, batch: Batch) -> Batch:
+    def fit(self, batch: Batch) -> Batch:
         """A batch that the model has positions for, see ``Recipe``."""
-        return _fitted(batch, self.method.backbone.positions, cut=self.recipe.too_long == "cut")
+        return fit_positions(batch, self.method.backbone.positions, cut=self.recipe.too_long == "cut")
 
-    def ahead(self, batches: Callable[[int], Batch]) -> Iterator[Batch]:
-        """This process's batches of all steps to go, each made while the one before it is learned from."""
+    def prepare(self, batches: Callable[[int], Batch]) -> Iterator[Batch]:
+        """This process's batches of all steps to come, each made while the one before it is learned from."""
         count, index = self.processes.count, self.processes.index
-        each = self.recipe.accumulate * count
-        numbers = range(len(self.losses) * each + index, self.recipe.steps * each, count)
+        per_step = self.recipe.accumulate * count
+        numbers = range(len(self.losses) * per_step + index, self.recipe.steps * per_step, count)
         with ThreadPoolExecutor(max_workers=1) as pool:
-            making: deque[Future[Batch]] = deque()
+            pending: deque[Future[Batch]] = deque()
             for number in numbers:
-                making.append(pool.submit(lambda n: self.fitted(batches(n)), number))
-                if len(making) > 1:
-                    yield making.popleft().result()
-            yield from (last.result() for last in making)
+                pending.append(pool.submit(lambda n: self.fit(batches(n)), number))
+                if len(pending) > 1:
+                    yield pending.popleft().result()
+            yield from (last.result() for last in pending)
 
-    def step(self, step: int, batches: Iterable[Batch]) -> Step:
+    def take_step(self, step: int, batches: Iterable[Batch]) -> Step:
         """Learn from one step's batches."""
         start, recipe, device = time.monotonic(), self.recipe, self.method.backbone.device
         torch.manual_seed(recipe.seed * 1_000_003 + step + self.processes.index * 1_000_000_007)
         rate, loss, tokens = recipe.rate(step), 0.0, 0
         self.optimizer.param_groups[0]["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        for batch in (each.to(device) for each in batches):
-            value = self.method.loss(
-                batch,
-                teacher=recipe.teacher,
-                every_segment=recipe.every_segment,
-                checkpoint_writes=recipe.checkpoint_writes,
-            )
+        for batch in batches:
+            value = self.method.loss(batch.to(device), recipe.objective)
             (value / recipe.accumulate).backward()  # type: ignore[no-untyped-call]
             loss, tokens = loss + value.item() / recipe.accumulate, tokens + batch.tokens
         self.processes.average(self.parameters)
-        losses, read = self.processes.total(loss, tokens)
-        loss, tokens = losses / self.processes.count, int(read)
+        total_loss, total_tokens = self.processes.total(loss, tokens)
+        loss, tokens = total_loss / self.processes.count, int(total_tokens)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, recipe.clip).item()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise TrainingError(
@@ -215,33 +209,33 @@ class _Run:
         return self.processes.total(sum(losses))[0] / len(batches)
 
     @contextmanager
-    def noted(self, track: str) -> Iterator[Callable[[Step], None]]:
+    def recording(self, track: str) -> Iterator[Callable[[Step], None]]:
         """Inside: what is called with every step, for the metrics and the tracker. After: both are closed."""
         if not self.processes.first:
-            yield lambda taken: None
+            yield lambda step: None
             return
-        with trackers.tracking(track, self.out, self.settled, done=len(self.losses)) as tell:
+        with trackers.tracking(track, self.out, self.run_config, done=len(self.losses)) as send:
 
-            def note(taken: Step) -> None:
-                numbers = {name: value for name, value in vars(taken).items() if value is not None}
+            def record(step: Step) -> None:
+                numbers = {name: value for name, value in asdict(step).items() if value is not None}
                 with self._writing(), self._metrics.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(numbers) + "\n")
-                tell(taken.step, {**numbers, "tokens_per_second": taken.tokens / taken.seconds})
+                send(step.step, {**numbers, "tokens_per_second": step.tokens / step.seconds})
 
-            yield note
+            yield record
 
     def save(self) -> None:
         """Make a checkpoint of where the run is."""
         if self.processes.first:
-            reached = Progress(len(self.losses), self.settled, checkpoints.versions(), self.losses)
+            progress = Progress(len(self.losses), self.run_config, versions(), self.losses)
             with self._writing():
-                checkpoints.save(self.out / "checkpoints", self.method, self.optimizer, reached)
+                checkpoints.save(self.out / "checkpoints", self.method, self.optimizer, progress)
 
     def finish(self) -> None:
-        """Write the memory as users load it."""
+        """Write the learned parts as users load them."""
         if self.processes.first:
-            told = {**self.settled, "parameters": self.size, "versions": checkpoints.versions()}
-            text = json.dumps(told, indent=2)
+            record = {**self.run_config, "parameters": self.size, "versions": versions()}
+            text = json.dumps(record, indent=2)
             with self._writing():
                 save_pretrained(self.method, self.out)
                 self.method.export(self.out)
@@ -256,7 +250,7 @@ class _Run:
         except (OSError, SafetensorError) as error:
             raise TrainingError(
                 f"Step {len(self.losses)} could not be written into '{self.out}': {error}. {self._kept}; "
-                "make room, then start again: the run goes on from there."
+                "make room, then start again: the run resumes from there."
             ) from error
 
     @property
@@ -268,7 +262,7 @@ class _Run:
     def _metrics(self) -> Path:
         return self.out / "metrics.jsonl"
 
-    def _forget_steps_after(self, step: int) -> None:
+    def _drop_steps_after(self, step: int) -> None:
         """Drop the lines of steps that will be taken again; a kill may have left half a line."""
         lines = self._metrics.read_text(encoding="utf-8").splitlines() if self._metrics.exists() else []
         self._metrics.write_text("".join(f"{line}\n" for line in lines[:step]), encoding="utf-8")
@@ -284,10 +278,10 @@ def _training(method: Method) -> Iterator[None]:
         method.train(False)
 
 
-def _settled(method: Method, recipe: Recipe, made_of: Mapping[str, Any], processes: int) -> dict[str, Any]:
+def _describe_run(method: Method, recipe: Recipe, made_of: Mapping[str, Any], processes: int) -> dict[str, Any]:
     """All that decides a run, as JSON gives it back."""
-    which = {"method": method.name, "options": method.options(), "backbone": method.backbone.fingerprint}
-    which["start"] = method.fingerprint
-    together = {"processes": processes} if processes > 1 else {}
-    settled: dict[str, Any] = json.loads(json.dumps({**which, **asdict(recipe), **together, **made_of}))
-    return settled
+    start = {"method": method.name, "options": method.options(), "backbone": method.backbone.fingerprint}
+    start["start"] = method.fingerprint
+    shared = {"processes": processes} if processes > 1 else {}
+    run_config: dict[str, Any] = json.loads(json.dumps({**start, **flatten(recipe), **shared, **made_of}))
+    return run_config

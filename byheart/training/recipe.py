@@ -1,37 +1,37 @@
-"""What decides a training run, beside its method and its batches."""
+"""What decides a training run, besides its method and its batches."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
-_TOO_LONG = ("refuse", "cut")
+from byheart.protocol.objective import TARGETS_ONLY, Objective
+
+TOO_LONG = ("refuse", "cut")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What decides a run, beside its memory and its batches.
+    """What decides a run, besides its method and its batches.
 
-    ``accumulate`` batches a process make a step. ``warmup`` is the share of the steps in which the learning rate
-    rises; then it falls to 0 by a cosine. ``clip`` bounds the norm of the gradients. ``teacher``, ``every_segment`` and
-    ``checkpoint_writes`` are those of ``Method.loss``. An episode longer than the model's positions is refused, or with
-    ``too_long="cut"`` loses its oldest text.
+    The learning rate rises over the first steps, then falls to 0 by a cosine.
     """
 
-    steps: int
-    learning_rate: float = 3e-4
-    warmup: float = 0.03
-    clip: float = 1.0
-    weight_decay: float = 0.0
-    accumulate: int = 1
-    teacher: float = 0.0
-    every_segment: float = 0.0
-    checkpoint_writes: bool = False
-    too_long: str = "refuse"
-    seed: int = 0
+    steps: Annotated[int, "Steps of the optimizer."] = 1000
+    learning_rate: Annotated[float, "Its highest value."] = 3e-4
+    warmup: Annotated[float, "Share of the steps in which the learning rate rises."] = 0.03
+    clip: Annotated[float, "The most that the norm of the gradients may be."] = 1.0
+    weight_decay: Annotated[float, "Of AdamW."] = 0.0
+    accumulate: Annotated[int, "Batches per step and process."] = 1
+    objective: Objective = TARGETS_ONLY
+    too_long: Annotated[
+        str, "Refuse an episode beyond the model's positions, or cut its oldest text.", "refuse|cut"
+    ] = "refuse"
+    seed: Annotated[int, "Of the batches and of dropout."] = 0
 
     def rate(self, step: int) -> float:
-        """The learning rate of ``step``, from 0 on."""
+        """The learning rate of ``step``, counted from 0."""
         rising = max(1, round(self.warmup * self.steps))
         if step < rising:
             return self.learning_rate * (step + 1) / rising

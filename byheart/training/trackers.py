@@ -1,6 +1,6 @@
 """Sending the numbers of a training run to trackio, Weights & Biases or TensorBoard, when asked.
 
-Each is a package of its own, imported when it is used; a run that is resumed goes on where its curves ended. Nothing
+Each is a package of its own, imported when it is used; a resumed run continues where its curves ended. Nothing
 here knows what the numbers mean.
 """
 
@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 from byheart.errors import UnknownNameError, UsageError
 
 TRACKERS = ("none", "tensorboard", "trackio", "wandb")
-Tell: TypeAlias = Callable[[int, Mapping[str, float]], None]
+Send: TypeAlias = Callable[[int, Mapping[str, float]], None]
 _PROJECT = "byheart"
 
 
@@ -35,44 +35,44 @@ def require(name: str) -> None:
 
 
 @contextmanager
-def tracking(name: str, out: Path, settings: Mapping[str, Any], *, done: int = 0) -> Iterator[Tell]:
-    """Before: nothing is open. Inside: what is called with a step and its numbers. After: the tracker is closed.
+def tracking(name: str, out: Path, settings: Mapping[str, Any], *, done: int = 0) -> Iterator[Send]:
+    """Before: nothing is open. Inside: a function that takes a step and its numbers. After: the tracker is closed.
 
     Args:
         out: the run's folder; TensorBoard's files go into it, and the others call the run by its name.
         settings: what decided the run, shown beside its numbers.
-        done: steps that were told before.
+        done: steps that were sent before.
     """
     require(name)
     if name == "none":
         yield lambda step, numbers: None
     elif name == "tensorboard":
-        with _tensorboard(out, settings, done) as tell:
-            yield tell
+        with _tensorboard(out, settings, done) as send:
+            yield send
     else:
-        with _hosted(name, out, settings) as tell:
-            yield tell
+        with _hosted(name, out, settings) as send:
+            yield send
 
 
 @contextmanager
-def _tensorboard(out: Path, settings: Mapping[str, Any], done: int) -> Iterator[Tell]:
-    # What a killed run told after its last checkpoint is told again, so it is dropped.
+def _tensorboard(out: Path, settings: Mapping[str, Any], done: int) -> Iterator[Send]:
+    # What a killed run sent after its last checkpoint is sent again, so it is dropped.
     writer: Any = import_module("torch.utils.tensorboard").SummaryWriter(out / "tensorboard", purge_step=done + 1)
     if not done:
         writer.add_text("recipe", f"```json\n{json.dumps(settings, indent=2)}\n```")
 
-    def tell(step: int, numbers: Mapping[str, float]) -> None:
+    def send(step: int, numbers: Mapping[str, float]) -> None:
         for key, value in numbers.items():
             writer.add_scalar(key, value, global_step=step)
 
     try:
-        yield tell
+        yield send
     finally:
         writer.close()
 
 
 @contextmanager
-def _hosted(name: str, out: Path, settings: Mapping[str, Any]) -> Iterator[Tell]:
+def _hosted(name: str, out: Path, settings: Mapping[str, Any]) -> Iterator[Send]:
     """Trackio and Weights & Biases, whose interfaces are alike."""
     run_name = out.resolve().name
     mark = hashlib.sha256(json.dumps([run_name, settings], sort_keys=True).encode()).hexdigest()[:8]

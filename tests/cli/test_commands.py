@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
 import json
-import os
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import fields
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
 from transformers import PreTrainedTokenizerFast
 
 from byheart import Decoding, open_state
-from byheart.cli import terminal, using
+from byheart.cli import options
 from byheart.methods import BUILT_IN
 from byheart.published.convert import KINDS
 from byheart.session.session import Session
@@ -33,43 +27,9 @@ Made = Callable[..., Path]
 # ---- start ----
 
 
-def test_help_is_fast_because_it_imports_no_torch() -> None:
-    code = (
-        "import sys, byheart.cli\n"
-        "try: byheart.cli.main(['--help'])\n"
-        "except SystemExit: pass\n"
-        "print(sorted({'torch', 'transformers', 'numpy'} & set(sys.modules)), file=sys.stderr)"
-    )
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "Give a language model a memory" in ran.stdout
-    assert ran.stderr.strip() == "[]"
-
-
-def test_the_module_is_the_command() -> None:
-    own = {**os.environ, "PYTHONPATH": str(ROOT)}
-    ran = subprocess.run(
-        [sys.executable, "-m", "byheart", "--help"], env=own, capture_output=True, text=True, check=True
-    )
-    assert "Usage: byheart" in ran.stdout
-
-
-@pytest.mark.parametrize("name", ["write", "ask", "chat", "list", "show", "fork", "forget", "methods", "import"])
-def test_each_command_has_help(run: Run, name: str) -> None:
-    assert f"Usage: byheart {name}" in run(name, "--help").out
-
-
-def test_version(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    try:
-        assert run("--version").out == f"byheart {version('byheart')}\n"
-    except PackageNotFoundError:
-        assert run("--version").out == "byheart (not installed, run from its source)\n"
-
-
-@pytest.mark.parametrize("command", [using.ask, using.chat])
-def test_decoding_has_the_same_defaults_as_in_the_library(command: Callable[..., None]) -> None:
-    known = {("cad" if field.name == "context_aware" else field.name): field.default for field in fields(Decoding)}
-    given = {name: one.default for name, one in inspect.signature(command).parameters.items()}
-    assert {name: given[name] for name in known} == known
+def test_decoding_has_the_same_options_and_defaults_as_in_the_library() -> None:
+    defaults = {name: default for name, (_, default) in options.DECODING.items()}
+    assert defaults == {field.name: field.default for field in fields(Decoding)}
 
 
 # ---- write ----
@@ -106,7 +66,7 @@ def test_line_ends_and_byte_order_marks_are_no_text(run: Run, cat: Path) -> None
     assert run("write", "cat", "--json", stdin=b"\xef\xbb\xbfa\r\nb").json["characters"] == 3
 
 
-def test_a_memory_goes_on_with_its_own_options(run: Run, tiny_folder: Path) -> None:
+def test_a_memory_continues_with_its_own_options(run: Run, tiny_folder: Path) -> None:
     made = ["--model", tiny_folder, "--method", "window", "-o", "recent=8", "-o", "sinks=1"]
     assert run("write", "cat", *made, stdin=b"Some text.").code == 0
     assert run("write", "cat", stdin=b"More text.").code == 0
@@ -116,7 +76,7 @@ def test_a_memory_goes_on_with_its_own_options(run: Run, tiny_folder: Path) -> N
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
-def test_every_mechanism_is_written_and_asked_from_the_command_line(run: Run, tiny_folder: Path, name: str) -> None:
+def test_every_method_is_written_and_asked_from_the_command_line(run: Run, tiny_folder: Path, name: str) -> None:
     made = ["--model", tiny_folder, "--method", name, *QUICK.get(name, [])]
     assert run("write", "cat", *made, stdin=CAT.encode()).code == 0
     assert run("write", "cat", stdin=b"More.").code == 0
@@ -171,25 +131,6 @@ def test_asking_leaves_the_memory_as_it_was(run: Run, cat: Path) -> None:
     assert cat.read_bytes() == before
 
 
-def test_streaming_shows_no_white_space_around_an_answer(capsys: pytest.CaptureFixture[str]) -> None:
-    assert terminal.streamed([" \n", " a", " ", "b ", "", "\n"]) == "a b"
-    assert capsys.readouterr().out == "a b\n"
-
-
-def test_progress_is_shown_on_a_terminal_only(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(terminal, "_PATIENCE", 0.0)
-    for forced, seen in (("", False), ("1", True)):
-        monkeypatch.setenv("FORCE_COLOR", forced)
-        with terminal.progressing("writing cat.txt") as progress:
-            progress(5, 1000)
-            time.sleep(0.2)
-        said = capsys.readouterr().err
-        assert ("writing cat.txt" in said) == seen
-        assert ("5/1,000 tokens" in said) == seen
-
-
 # ---- chat ----
 
 
@@ -226,7 +167,9 @@ def test_an_interrupt_ends_an_answer_and_keeps_the_turn(
     assert run("show", "talk", "--json").json["characters"] == 2 * len("HiHalf an")
 
 
-def test_a_chat_goes_on_from_what_others_wrote_meanwhile(run: Run, cat: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_chat_continues_from_what_others_wrote_meanwhile(
+    run: Run, cat: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     reply = Session.reply
 
     def meanwhile(session: Session, question: str, **how: int) -> Iterator[str]:
@@ -262,7 +205,7 @@ def test_list_shows_every_memory_and_which_is_damaged(run: Run, cat: Path, home:
 
 def test_show_tells_what_a_memory_is(run: Run, cat: Path, tiny_folder: Path) -> None:
     said = run("show", "cat").out
-    for expected in ("full", "chunk_tokens=1024", str(tiny_folder), str(cat), "44 rows", "44 tokens", "standard input"):
+    for expected in ("full", "chunk_tokens=1024", str(tiny_folder), str(cat), "44", "44 tokens", "standard input"):
         assert expected in said
     shown = run("show", "cat", "--json").json
     header = open_state(cat).header
@@ -300,13 +243,13 @@ def test_home_is_an_option_too(run: Run, tiny_folder: Path, tmp_path: Path) -> N
     assert [entry["name"] for entry in run("list", "--json", *there).json] == ["cat"]
 
 
-# ---- memories, import ----
+# ---- methods, import ----
 
 
-def test_memories_come_from_the_table(run: Run) -> None:
+def test_methods_come_from_the_table(run: Run) -> None:
     said = run("methods").out
     assert all(name in said for name in BUILT_IN)
-    listed = {one["method"]: one["options"] for one in run("methods", "--json").json}
+    listed = {row["method"]: row["options"] for row in run("methods", "--json").json}
     assert list(listed) == list(BUILT_IN)
     assert listed["latent-pool"]["slots"] == 64
 

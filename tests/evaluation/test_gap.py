@@ -11,14 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from byheart.errors import InputError, UnknownNameError, UsageError
+from byheart.errors import InputError, UsageError
 from byheart.evaluation.gap import closed, gap, score
 from byheart.evaluation.method_spec import MethodSpec, choices
 from byheart.model.losses import next_token_loss
 from byheart.protocol.episode import Batch, Episode, collate
-from byheart.training.config import TrainingConfig
 from tests.conftest import Run
-from tests.samples import ROOT, backbone, fresh, tokens
+from tests.samples import backbone, fresh, tokens
 
 TEXTS = [" ".join(f"{word}{n}" for n in range(60)) for word in ("ape", "bee", "cat")]
 SMALL = ["--segments", "1,2", "--segment-tokens", 12, "--target-tokens", 8, "--batch", 2]
@@ -287,29 +286,3 @@ def test_the_measure_is_kept_with_what_it_came_from(run: Run, data: Path, tiny_f
     refused = run(*command, "--history", "1;2")
     assert refused.code == 2
     assert "--history takes numbers such as 1,4,16; it is '1;2'" in refused.err
-
-
-def test_settings_that_cannot_be_used_are_named(tmp_path: Path, run: Run) -> None:
-    recipe = tmp_path / "recipe.toml"
-    recipe.write_text("stepps = 3\n")
-    with pytest.raises(UnknownNameError, match=r"no setting 'stepps'\. Did you mean 'steps'"):
-        TrainingConfig.of(recipe)
-    recipe.write_text("steps = 'many'\n")
-    with pytest.raises(UsageError, match="steps must be a whole number; it is 'many'"):
-        TrainingConfig.of(recipe)
-    recipe.write_text("steps = \n")
-    with pytest.raises(InputError, match="cannot be read"):
-        TrainingConfig.of(recipe)
-    with pytest.raises(UsageError, match="nothing to train on"):
-        TrainingConfig.of(None).run(tmp_path / "out")
-    assert run("train", "--out", tmp_path / "out", "--segments", "1;2").code == 2
-
-
-def test_the_recipe_that_is_shipped_can_be_read() -> None:
-    first, second, last = (
-        TrainingConfig.of(ROOT / "recipes" / f"{name}.toml", steps=7, options={"rank": 4})
-        for name in ("compressed-kv-concat-1", "compressed-kv-concat-2", "compressed-kv-concat")
-    )
-    assert (first.steps, first.teacher, first.options["tokens"], first.options["rank"]) == (7, 1.0, 4, 4)
-    assert (second.recall, second.method) == (0.5, "trained/compressed-kv-concat-1")
-    assert (last.recall, last.method) == (0.7, "trained/compressed-kv-concat-2")

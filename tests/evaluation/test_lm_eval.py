@@ -355,7 +355,7 @@ def test_the_command_takes_options_of_a_memory(run: Run, folder: Path, tiny_fold
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [(b"", "holds no text"), (b"\xff\xfe\xff", "cannot be read as UTF-8"), (None, "read")]
+    ("content", "message"), [(b"", "holds no text"), (b"\xff\xfe\xff", "is not UTF-8 text"), (None, "read")]
 )
 def test_the_command_refuses_what_is_no_text(run: Run, tmp_path: Path, content: bytes | None, message: str) -> None:
     file = tmp_path / "text"

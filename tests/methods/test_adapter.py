@@ -21,6 +21,7 @@ from byheart.methods.adapter import PRESETS
 from byheart.model import loading as models
 from byheart.model.backbone import Backbone
 from byheart.protocol.method import Method
+from byheart.protocol.objective import Objective
 from byheart.session.opening import load
 from byheart.session.session import Session
 from byheart.testing import tiny_backbone, tiny_model
@@ -95,14 +96,14 @@ def test_texts_leave_no_trace_and_an_untrained_one_changes_nothing() -> None:
 # ---- learning ----
 
 
-@pytest.mark.parametrize("weights", [{}, {"teacher": 0.5, "every_segment": 0.3}])
-def test_the_loss_is_that_of_reading_the_update(weights: dict[str, float]) -> None:
+@pytest.mark.parametrize("objective", [Objective(), Objective(teacher=0.5, every_segment=0.3)])
+def test_the_loss_is_that_of_reading_the_update(objective: Objective) -> None:
     made = fresh("adapter", backbone())
-    theirs = Method.loss(made, BATCH, **weights)
+    theirs = Method.loss(made, BATCH, objective)
     theirs.backward()
     expected = [parameter.grad.clone() for parameter in made.parameters() if parameter.grad is not None]
     made.zero_grad()
-    ours = made.loss(BATCH, **weights)
+    ours = made.loss(BATCH, objective)
     ours.backward()
     torch.testing.assert_close(ours, theirs)
     found = [parameter.grad for parameter in made.parameters() if parameter.grad is not None]
@@ -190,17 +191,17 @@ def test_a_run_is_trained_told_measured_and_read_by_peft(
 def test_what_a_run_cannot_be_is_said_before_the_model_is_opened(data: str, tmp_path: Path) -> None:
     nowhere: dict[str, Any] = {"model": "./no-such-model", "method": "adapter", "data": [data]}
     with pytest.raises(UnknownNameError, match=r"no value of prompts 'lable'\. Did you mean 'label'"):
-        TrainingConfig(**nowhere, prompts="lable").run(tmp_path)
+        TrainingConfig.of(**nowhere, prompts="lable").run(tmp_path)
     with pytest.raises(UsageError, match="epochs are passes over prompts"):
-        TrainingConfig(**nowhere, epochs=1).run(tmp_path)
+        TrainingConfig.of(**nowhere, epochs=1).run(tmp_path)
     with pytest.raises(InputError, match="Record 1 has no 'label'"):
-        TrainingConfig(**{**nowhere, "data": [file(tmp_path / "b.jsonl", NLI)]}, prompts="all").run(tmp_path)
+        TrainingConfig.of(**{**nowhere, "data": [file(tmp_path / "b.jsonl", NLI)]}, prompts="all").run(tmp_path)
 
 
 def test_a_base_in_four_bits_needs_a_gpu_and_a_package(
     data: str, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = TrainingConfig(
+    made = TrainingConfig.of(
         method="adapter", model=str(tiny_folder), data=[data], prompts="label", dtype="4bit", device="cpu"
     )
     with pytest.raises(UsageError, match=r"dtype '4bit' needs a GPU; the device is 'cpu'\."):
@@ -256,7 +257,7 @@ def test_packed_weights_are_not_tuned() -> None:
 
 
 def test_episodes_without_segments_teach_no_memory_of_texts(data: str, tiny_folder: Path, tmp_path: Path) -> None:
-    made = TrainingConfig(model=str(tiny_folder), data=[data], prompts="label", steps=1, dtype="float32")
+    made = TrainingConfig.of(model=str(tiny_folder), data=[data], prompts="label", steps=1, dtype="float32")
     with pytest.raises(UsageError, match="compressed-kv learns from what is written; these episodes have no segments"):
         made.run(tmp_path / "out")
 
@@ -276,15 +277,15 @@ def test_with_the_full_text_the_loss_is_that_behind_it() -> None:
     # An update that was not trained changes nothing.
     assert made.loss(BATCH).item() == pytest.approx(wanted.item(), rel=1e-5)
     assert made.loss(BATCH).item() != pytest.approx(plain.loss(BATCH).item(), rel=1e-3)
-    assert made.loss(BATCH, teacher=1.0).item() == pytest.approx(wanted.item(), rel=1e-5)
+    assert made.loss(BATCH, Objective(teacher=1.0)).item() == pytest.approx(wanted.item(), rel=1e-5)
     # A change is told from the plain model with the same text.
     stir(made)
-    assert made.loss(BATCH, teacher=1.0).item() > made.loss(BATCH).item() + 1e-4
+    assert made.loss(BATCH, Objective(teacher=1.0)).item() > made.loss(BATCH).item() + 1e-4
 
 
 def test_an_adapter_becomes_a_model(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = file(tmp_path / "text.jsonl", {"task": "lm", "context": "The cat is called Muck. " * 40})
-    TrainingConfig(
+    TrainingConfig.of(
         method="adapter",
         options={"full_text": True, "rank": 2},
         model=str(tiny_folder),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -13,6 +14,7 @@ from byheart.errors import UsageError
 from byheart.model.losses import token_losses
 from byheart.protocol.episode import Batch, Episode, collate
 from byheart.protocol.method import Method
+from byheart.protocol.objective import Objective
 from tests.samples import backbone, fresh, tokens
 
 TYPES = [
@@ -68,10 +70,10 @@ def test_episodes_that_cannot_be_stacked_are_refused() -> None:
 
 
 def losses(
-    made: Method, loss: Callable[..., Tensor], given: Batch, **weights: float
+    made: Method, loss: Callable[..., Tensor], given: Batch, objective: Objective
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss and its gradients; zeros where nothing reaches a parameter."""
-    value = loss(given, **weights)
+    value = loss(given, objective)
     value.backward()
     gradients = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in made.named_parameters()}
     made.zero_grad()
@@ -80,13 +82,13 @@ def losses(
 
 @pytest.mark.parametrize("case", TYPES)
 @pytest.mark.parametrize("segments", [1, 3])
-@pytest.mark.parametrize("weights", [{}, {"teacher": 0.7}, {"teacher": 0.7, "every_segment": 0.3}])
-def test_one_pass_and_segment_by_segment_lose_the_same(case: str, segments: int, weights: dict[str, float]) -> None:
-    if "alone" in case and "every_segment" in weights:
+@pytest.mark.parametrize("objective", [Objective(), Objective(teacher=0.7), Objective(teacher=0.7, every_segment=0.3)])
+def test_one_pass_and_segment_by_segment_lose_the_same(case: str, segments: int, objective: Objective) -> None:
+    if "alone" in case and objective.every_segment:
         pytest.skip("refused, see below")
     made = fresh(case, backbone()).train()
-    value, gradients = losses(made, made.loss, batch(segments), **weights)
-    sequential, expected = losses(made, partial(Method.loss, made), batch(segments), **weights)
+    value, gradients = losses(made, made.loss, batch(segments), objective)
+    sequential, expected = losses(made, partial(Method.loss, made), batch(segments), objective)
     torch.testing.assert_close(value, sequential, rtol=1e-5, atol=1e-6)
     for name, gradient in gradients.items():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-3, atol=1e-6, msg=f"in {name}: {{}}".format)
@@ -95,9 +97,9 @@ def test_one_pass_and_segment_by_segment_lose_the_same(case: str, segments: int,
 @pytest.mark.parametrize("case", ["latent-pool lora", "latent-pool kept", "compressed-kv first"])
 def test_checkpointed_writes_have_the_same_gradients(case: str) -> None:
     made = fresh(case, backbone()).train()
-    weights = {"teacher": 0.7, "every_segment": 0.3}
-    value, gradients = losses(made, partial(Method.loss, made), batch(), **weights)
-    again, recomputed = losses(made, partial(made.loss, checkpoint_writes=True), batch(), **weights)
+    objective = Objective(teacher=0.7, every_segment=0.3)
+    value, gradients = losses(made, partial(Method.loss, made), batch(), objective)
+    again, recomputed = losses(made, made.loss, batch(), replace(objective, checkpoint_writes=True))
     torch.testing.assert_close(again, value)
     assert any(gradient.abs().max() > 0 for gradient in gradients.values())
     for name, gradient in gradients.items():
@@ -106,7 +108,7 @@ def test_checkpointed_writes_have_the_same_gradients(case: str) -> None:
 
 def test_every_segment_is_refused_where_segments_do_not_see_the_memory() -> None:
     with pytest.raises(UsageError, match="recurrent"):
-        fresh("compressed-kv alone sink", backbone()).loss(batch(), every_segment=0.5)
+        fresh("compressed-kv alone sink", backbone()).loss(batch(), Objective(every_segment=0.5))
 
 
 def test_the_loss_is_the_mean_over_supervised_tokens() -> None:
@@ -119,7 +121,7 @@ def test_the_loss_is_the_mean_over_supervised_tokens() -> None:
 
 def test_a_memory_that_keeps_everything_has_nothing_to_learn_from_its_teacher() -> None:
     made = fresh("full", backbone())
-    torch.testing.assert_close(made.loss(batch(), teacher=3.0), made.loss(batch()), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(made.loss(batch(), Objective(teacher=3.0)), made.loss(batch()), rtol=1e-5, atol=1e-5)
 
 
 def test_supervising_every_segment_adds_the_text_after_the_first() -> None:
@@ -130,5 +132,5 @@ def test_supervising_every_segment_adds_the_text_after_the_first() -> None:
     states = own.hidden(text)[0]
     inside = [5, 6, 7, 8]
     expected = token_losses(own, states[[i - 1 for i in inside]], text[0, inside]).total.mean()
-    difference = made.loss(given, every_segment=0.5) - made.loss(given)
+    difference = made.loss(given, Objective(every_segment=0.5)) - made.loss(given)
     torch.testing.assert_close(difference, 0.5 * expected, rtol=1e-4, atol=1e-5)

@@ -316,7 +316,7 @@ def test_a_bin_file_that_runs_code_is_refused(released: Path) -> None:
     with pytest.raises(CheckpointError, match="cannot be read"):
         pool_of(released)
     torch.save([torch.zeros(1)], released / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match="something else than named tensors"):
+    with pytest.raises(CheckpointError, match="something other than named tensors"):
         pool_of(released)
 
 

@@ -92,11 +92,11 @@ def test_a_difference_is_over_the_same_edits(tmp_path: Path) -> None:
     one = answered(tmp_path / "one", {"efficacy": easy, "paraphrase": hard, "specificity": hard})
     other = answered(tmp_path / "other", {"efficacy": easy, "paraphrase": hard, "specificity": easy})
     like = Result("edit", "facts", "keys", "score", 0.5, 0.4, 0.6, 60, 8, 0.1, {"setting": "x"})
-    found = {row.metric: row for row in edit_study.less("one - other", one, other, like, 0)}
+    found = {row.metric: row for row in edit_study.compare("one - other", one, other, like, 0)}
     # What is the same for every edit differs by nothing, however uncertain each number is.
     assert (found["paraphrase"].value, found["paraphrase"].low, found["paraphrase"].high) == (0.0, 0.0, 0.0)
     assert found["specificity"].value == pytest.approx(-0.5)
     assert found["specificity"].low < -0.5 < found["specificity"].high < 0
     assert found["score"].value == pytest.approx(3 / (1 + 2 + 2) - 3 / (1 + 2 + 1))
     assert {row.n for row in found.values()} == {20}
-    assert edit_study.less("one - other", one, other, like, 4)[0].n == 4
+    assert edit_study.compare("one - other", one, other, like, 4)[0].n == 4

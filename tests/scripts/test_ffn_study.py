@@ -43,8 +43,8 @@ def test_every_preset_is_trained_with_every_seed_and_averaged(tiny_folder: Path,
 
 def test_the_interval_is_over_seeds() -> None:
     rows = [Result("multitask", "rte", "run", "accuracy", value, 0.0, 1.0, 10, 8, 0.0) for value in (0.5, 0.6, 0.7)]
-    (found,) = ffn_study.over_seeds("qv", [[row] for row in rows])
+    (found,) = ffn_study.average_seeds("qv", [[row] for row in rows])
     assert found.value == pytest.approx(0.6)
     assert found.high - found.value == pytest.approx(4.303 * 0.1 / 3**0.5)
-    (alone,) = ffn_study.over_seeds("qv", [[rows[0]]])
+    (alone,) = ffn_study.average_seeds("qv", [[rows[0]]])
     assert (alone.low, alone.high) == (0.0, 1.0)

@@ -108,7 +108,7 @@ def test_a_missing_memory_is_answered_with_the_nearest(store: Store, cat: Sessio
             use("cart")
 
 
-def test_a_memory_goes_on_where_it_was_saved(store: Store, cat: Session, tiny_folder: Path) -> None:
+def test_a_memory_continues_where_it_was_saved(store: Store, cat: Session, tiny_folder: Path) -> None:
     session = store.open("cat")
     assert session.header == cat.header
     assert session.ask("Who?", max_tokens=8) == cat.ask("Who?", max_tokens=8)

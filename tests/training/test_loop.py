@@ -28,13 +28,15 @@ from byheart.methods.compressed_kv import CompressedKV
 from byheart.protocol.checkpoint import load_pretrained
 from byheart.protocol.episode import Batch, Episode, collate
 from byheart.protocol.method import Method
+from byheart.protocol.objective import TARGETS_ONLY, Objective
 from byheart.testing import VOCABULARY, tiny_backbone
-from byheart.training import checkpoints, loop as training
+from byheart.training import checkpoints
+from byheart.training.batches import fit_positions, open_batches
 from byheart.training.loop import Step, train
 from byheart.training.recipe import Recipe
 from tests.samples import weights_hash
 
-RECIPE = Recipe(steps=12, learning_rate=3e-2, warmup=0.1, teacher=0.5, every_segment=0.2)
+RECIPE = Recipe(steps=12, learning_rate=3e-2, warmup=0.1, objective=Objective(teacher=0.5, every_segment=0.2))
 
 
 def batches(number: int) -> Batch:
@@ -92,7 +94,7 @@ def test_what_it_leaves_can_be_loaded_and_tells_how_it_was_made(unbroken: tuple[
 
 
 @pytest.mark.parametrize("at", [2, 7])
-def test_a_killed_run_goes_on_as_if_nothing_had_been(
+def test_a_killed_run_resumes_as_if_nothing_had_been(
     at: int, tmp_path: Path, unbroken: tuple[Path, list[float]]
 ) -> None:
     script = (
@@ -142,7 +144,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(tmp_pat
     [OSError(errno.ENOSPC, "No space left on device"), SafetensorError("I/O error: No space left on device")],
     ids=["OSError", "SafetensorError"],
 )
-def test_a_full_disk_stops_the_run_keeps_the_checkpoint_and_is_gone_on_from(
+def test_a_full_disk_stops_the_run_keeps_the_checkpoint_and_resumes(
     error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unbroken: tuple[Path, list[float]]
 ) -> None:
     save_file, saved = checkpoints.save_file, []
@@ -189,7 +191,7 @@ def test_an_option_of_the_memory_is_named_by_itself(unbroken: tuple[Path, list[f
         train(other, batches, RECIPE, out=unbroken[0])
 
 
-def test_a_checkpoint_from_before_there_was_a_setting_goes_on_with_its_default(
+def test_a_checkpoint_older_than_a_setting_resumes_with_its_default(
     tmp_path: Path, unbroken: tuple[Path, list[float]]
 ) -> None:
     shutil.copytree(unbroken[0], tmp_path / "old")
@@ -236,7 +238,7 @@ def test_accumulated_batches_learn_as_one(tmp_path: Path) -> None:
 # ---- given episodes ----
 
 
-def test_episodes_are_taken_in_an_order_of_their_own_and_gone_on_with(tmp_path: Path) -> None:
+def test_episodes_are_taken_in_an_order_of_their_own_that_resumes(tmp_path: Path) -> None:
     given = episodes(0, 5) + episodes(1, 3, segments=3)
     recipe = replace(RECIPE, steps=7, seed=3)
     whole = byheart.train(method(), given, recipe, out=tmp_path / "whole", batch=2, held_out=given[:4])
@@ -258,8 +260,8 @@ def test_given_episodes_are_dealt_by_length() -> None:
     """Each once, in batches that differ from those of ``packed=1`` in less padding alone."""
     tokens = torch.arange(1, 40)
     given = [Episode((), tokens[: 3 + n]) for n in (30, 1, 2, 29, 0, 31, 28, 3, 15)]
-    loose, told = training._source(given, 2, 1, seed=0)
-    packed, about = training._source(given, 2, 4, seed=0)
+    loose, told = open_batches(given, 2, 1, seed=0)
+    packed, about = open_batches(given, 2, 4, seed=0)
     lengths = [sorted(packed(n).labels.sum(1).tolist()) for n in range(10)]
     assert sorted(length for each in lengths[:5] for length in each) == sorted(len(each.target) - 1 for each in given)
     assert lengths[:5] != lengths[5:]
@@ -270,7 +272,7 @@ def test_given_episodes_are_dealt_by_length() -> None:
 
 def test_every_episode_is_seen_once_each_time_through() -> None:
     given = episodes(0, 5) + episodes(1, 3, segments=3)
-    source, _ = training._source(given, 2, 1, seed=0)
+    source, _ = open_batches(given, 2, 1, seed=0)
 
     def seen(numbers: range) -> list[tuple[int, ...]]:
         return [tuple(row.tolist()) for number in numbers for row in source(number).target]
@@ -311,12 +313,12 @@ def test_what_is_cut_is_the_oldest_text() -> None:
     ragged = Episode((other.segments[0][:1], other.segments[1][:2], other.segments[2]), other.target)
     batch = collate([long, ragged])
     # Positions for the target and 6 tokens of text: segment 0 is gone, and half of the longer segment 1.
-    fitted = training._fitted(batch, 11, cut=True)
+    fitted = fit_positions(batch, 11, cut=True)
     assert [[row.tolist() for row in fitted.rows(index)] for index in range(2)] == [
         [[long.segments[1][2:].tolist()], [ragged.segments[1].tolist()]],
         [[long.segments[2].tolist()], [ragged.segments[2].tolist()]],
     ]
-    assert training._fitted(batch, 17, cut=False) is batch
+    assert fit_positions(batch, 17, cut=False) is batch
 
 
 # ---- several processes ----
@@ -327,14 +329,14 @@ class Poisoned(CompressedKV):
 
     calls = 0
 
-    def loss(self, batch: Batch, *, teacher: float = 0.0, every_segment: float = 0.0) -> Tensor:
+    def loss(self, batch: Batch, objective: Objective = TARGETS_ONLY) -> Tensor:
         self.calls += 1
-        value = CompressedKV.loss(self, batch, teacher=teacher, every_segment=every_segment)
+        value = CompressedKV.loss(self, batch, objective)
         return value * float("nan") if self.calls == 5 and os.environ["RANK"] == "1" else value
 
 
 def one_of_two(out: Path) -> None:
-    """What each of two processes does: a run, one that breaks and goes on, one whose layers are shared out."""
+    """What each of two processes does: a run, one that breaks and resumes, one whose layers are shared out."""
     recipe, seen = replace(RECIPE, steps=6), []
 
     def run(made: Method, name: str) -> list[float]:
@@ -361,7 +363,7 @@ def one_of_two(out: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_learn_as_one_that_accumulates_stop_together_and_go_on(tmp_path: Path) -> None:
+def test_two_processes_learn_as_one_that_accumulates_stop_together_and_resume(tmp_path: Path) -> None:
     script = f"import tests.training.test_loop as t, pathlib; t.one_of_two(pathlib.Path({str(tmp_path)!r}))"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -1,4 +1,4 @@
-"""The command that lays runs side by side."""
+"""``byheart compare``: the results of several runs on one page."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ Out = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Write index.
 def compare(runs: Runs, out: Out = Path("comparison"), as_json: options.AsJSON = False) -> None:
     """Lay runs side by side on a page: what memories are worth, keep and take."""
     with terminal.progressing("drawing"):
-        from byheart.reports.compare import compare as compared
+        from byheart.reports.compare import compare as compare_runs
 
-        made = compared(runs, out=out)
+        report = compare_runs(runs, out=out)
     if as_json:
-        plots = [str(plot) for plot in made.plots]
-        rows = [number.flat() for number in made.numbers]
-        terminal.show_json({"page": str(made.page), "table": str(made.table), "plots": plots, "rows": rows})
+        plots = [str(plot) for plot in report.plots]
+        rows = [number.flat() for number in report.numbers]
+        terminal.show_json({"page": str(report.page), "table": str(report.table), "plots": plots, "rows": rows})
         return
     table = Table("what", "where", box=None, pad_edge=False)
-    table.add_row("page", str(made.page))
-    table.add_row("tables", str(made.table))
-    table.add_row(f"{len(made.plots) // 2} plots", str(out / "plots"))
+    table.add_row("page", str(report.page))
+    table.add_row("tables", str(report.table))
+    table.add_row(f"{len(report.plots) // 2} plots", str(out / "plots"))
     terminal.show(table)

@@ -1,0 +1,23 @@
+"""``byheart fork``: a copy of a memory under another name."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from byheart.cli import options, terminal
+from byheart.cli.summary import summarise
+
+New = Annotated[str, typer.Argument(help="Name of the copy.", show_default=False)]
+
+
+def fork(name: options.Name, new: New, home: options.Home = None, as_json: options.AsJSON = False) -> None:
+    """Copy a memory; later writes go into one of the two only."""
+    from byheart.store.folder import Store
+
+    entry = Store(home).fork(name, new)
+    if as_json:
+        terminal.show_json(summarise(entry))
+    else:
+        print(f"Copied '{name}' to '{new}' ({terminal.size(entry.bytes)}).")

@@ -1,0 +1,27 @@
+"""Opening a memory's session from the options of a command."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from byheart.cli import options, terminal
+
+if TYPE_CHECKING:
+    from byheart.session.session import Session
+    from byheart.store.folder import Store
+
+
+def open_memory(
+    name: str, *, home: Path | None, option: Sequence[str] | None = None, **choices: Any
+) -> tuple[Store, Session]:
+    """The store and a session for a memory, without the messages that transformers prints on the way."""
+    method_options = options.method_options(option)
+    with terminal.progressing(f"opening {name}"):
+        from byheart.model.loading import silence
+        from byheart.store.folder import Store
+
+        silence()
+        store = Store(home)
+        return store, store.open(name, **choices, **method_options)

@@ -1,0 +1,51 @@
+"""``byheart write``: text from files or standard input goes into a memory."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from byheart.cli import options, terminal
+from byheart.cli.opening import open_memory
+from byheart.cli.texts import STDIN, read_text
+
+if TYPE_CHECKING:
+    from byheart.protocol.state import Written
+    from byheart.store.folder import Store
+
+Files = Annotated[
+    list[str] | None,
+    typer.Argument(help="UTF-8 text files, in order; '-' or none is standard input.", show_default=False),
+]
+
+
+@options.takes(options.METHOD, options.OPENING)
+def write(name: options.Name, files: Files = None, as_json: options.AsJSON = False, **choices: Any) -> None:
+    """Write text into a memory; a new name makes a new one."""
+    texts = [(source, read_text(source)) for source in files or [STDIN]]
+    store, session = open_memory(name, new=True, **choices)
+    for source, text in texts:
+        start = time.monotonic()
+        shown = "standard input" if source == STDIN else Path(source).name
+        with terminal.progressing(f"writing {shown}") as progress, store.updating(name, session):
+            entry = session.write(text, source=shown, progress=progress)
+        _acknowledge(store, name, entry, time.monotonic() - start, as_json=as_json)
+
+
+def _acknowledge(store: Store, name: str, written: Written, seconds: float, *, as_json: bool) -> None:
+    """Say what was written, once it is on disk."""
+    memory = store.entry(name)
+    total = memory.header.tokens if memory.header else 0
+    if as_json:
+        entry = {"name": name, **asdict(written), "seconds": round(seconds, 3)}
+        terminal.show_json({**entry, "total_tokens": total, "bytes": memory.bytes, "path": str(memory.path)})
+        return
+    print(
+        f"Wrote {written.source}: {written.tokens:,} tokens in {seconds:.1f} s. "
+        f"'{name}' now keeps {total:,} tokens in {terminal.size(memory.bytes)}.",
+        flush=True,
+    )

@@ -1,0 +1,140 @@
+"""From a config to a trained method: reads the data, opens the model, and hands both to the training loop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from byheart.data.mixture import SUPERVISED, Mixture, Weighted, prompted, prompts_of
+from byheart.errors import UnknownNameError, UsageError
+from byheart.protocol.episode import Batch, Episode
+from byheart.session.opening import load
+from byheart.session.session import Session
+from byheart.training.checkpoints import newest
+from byheart.training.config import Episodes, TrainingConfig
+from byheart.training.distributed import Processes
+from byheart.training.loop import Step, TrainResult, train
+from byheart.training.trackers import require
+
+_HELD_OUT_BATCHES = 8
+
+
+@dataclass(frozen=True)
+class _Examples:
+    """What a run learns from and is measured on, and what decides it; ``count`` batches are each episode once."""
+
+    episodes: Callable[[int], Batch] | Sequence[Episode]
+    held_out: Sequence[Batch | Episode]
+    made_of: Mapping[str, Any]
+    count: int = 0
+
+
+def run(
+    config: TrainingConfig,
+    out: str | Path,
+    *,
+    ready: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[Step], None] | None = None,
+) -> TrainResult:
+    """Train what a config says into ``out``, resuming from what is there.
+
+    Args:
+        ready: called when the model is open and the data are read, with the steps done and the steps in all.
+        progress: called after each step.
+
+    Of several processes the first one alone calls them. What cannot be is said before the model is opened, as
+    UsageError, UnknownNameError or InputError.
+    """
+    _require_possible(config)
+    make_examples = _read_prompts(config) if config.sources.prompts else _read_texts(config)
+    processes = Processes(config.device)
+    session = load(
+        config.model,
+        method=config.method,
+        trained=False,
+        dtype=config.dtype,
+        device=processes.device,
+        **config.options,
+    )
+    examples, recipe = make_examples(session), config.optimisation
+    passes = config.sources.epochs * math.ceil(examples.count / (recipe.accumulate * processes.count))
+    recipe = replace(recipe, steps=passes or recipe.steps)
+    checkpoint = newest(Path(out) / "checkpoints")
+    if processes.first:
+        ready(int(checkpoint.name.removeprefix("step-")) if checkpoint else 0, recipe.steps)
+    return train(
+        session.method,
+        examples.episodes,
+        recipe,
+        out=out,
+        batch=config.episodes.batch,
+        packed=config.episodes.packed,
+        made_of=examples.made_of,
+        held_out=examples.held_out,
+        **asdict(config.saving),
+        progress=progress,
+    )
+
+
+def _require_possible(config: TrainingConfig) -> None:
+    sources = config.sources
+    if not sources.data:
+        raise UsageError("There is nothing to train on: give --data, or data in the recipe.")
+    if sources.prompts and sources.prompts not in SUPERVISED:
+        raise UnknownNameError("value of prompts", sources.prompts, SUPERVISED)
+    if sources.epochs and not sources.prompts:
+        raise UsageError("epochs are passes over prompts: give prompts (label or all) too, or steps instead.")
+    require(config.saving.track)
+
+
+def _read_texts(config: TrainingConfig) -> Callable[[Session], _Examples]:
+    """Read texts to write; the examples made of them wait for the session."""
+    sources, held_out = (
+        [Weighted.read(source) for source in paths] for paths in (config.sources.data, config.sources.held_out)
+    )
+    recipe, shape = config.optimisation, asdict(config.episodes)
+
+    def make_examples(session: Session) -> _Examples:
+        if recipe.too_long == "refuse":
+            _require_room(config.episodes, session.backbone.positions)
+        mixture = Mixture(session.encoder, sources, seed=recipe.seed, **shape)
+        unseen = Mixture(session.encoder, held_out, seed=recipe.seed, **shape) if held_out else None
+        data = [[Path(source.data.source).name, source.data.digest, source.weight] for source in sources]
+        made_of = {**_describe(session, data), **shape}
+        return _Examples(mixture, [unseen(n) for n in range(_HELD_OUT_BATCHES)] if unseen else [], made_of)
+
+    return make_examples
+
+
+def _read_prompts(config: TrainingConfig) -> Callable[[Session], _Examples]:
+    """Read prompts and labels; the examples made of them wait for the session."""
+    sources, seed = config.sources, config.optimisation.seed
+    prompts, held_out = (prompts_of(paths, seed=seed) for paths in (sources.data, sources.held_out))
+
+    def make_examples(session: Session) -> _Examples:
+        episodes, unseen = (
+            prompted(session.encoder, asked, supervised=sources.prompts) for asked in (prompts, held_out)
+        )
+        made_of = {**_describe(session, [Path(path).name for path in sources.data]), "prompts": sources.prompts}
+        return _Examples(episodes, unseen, made_of, math.ceil(len(episodes) / config.episodes.batch))
+
+    return make_examples
+
+
+def _describe(session: Session, data: list[Any]) -> dict[str, Any]:
+    """What decides the batches and the precision; where data lie does not."""
+    return {"data": data, "dtype": session.header.dtype, "tokenizer": session.header.tokenizer}
+
+
+def _require_room(shape: Episodes, positions: int) -> None:
+    """Refuse what will not fit before the first step, not when such an episode is drawn."""
+    longest = max(shape.segments, default=0) * shape.segment_tokens + shape.target_tokens
+    if longest > positions:
+        raise UsageError(
+            f"Episodes of {max(shape.segments)} segments of {shape.segment_tokens} tokens and a target of "
+            f"{shape.target_tokens} have {longest} tokens; the model has positions for {positions}. Lower segments, "
+            "segment_tokens or target_tokens; or too_long = 'cut' leaves out the oldest text."
+        )

@@ -1,0 +1,156 @@
+"""From a config to a trained method: epochs, prompts, held-out data, and what is recorded of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from byheart.errors import InputError, StateMismatchError, UnknownNameError, UsageError
+from byheart.training.config import TrainingConfig
+from byheart.training.loop import Step
+from byheart.training.run import run
+
+TEXTS = [{"text": f"{word} " * 80} for word in ("one", "two")]
+NLI = {"task": "mc", "dataset": "rte", "context": "It rains.", "question": "It is wet."}
+PROMPTS = [{**NLI, "label": label} for label in (0, 1, 1)]
+SMALL: dict[str, Any] = {"segments": [1, 2], "segment_tokens": 16, "target_tokens": 8, "batch": 2, "steps": 2}
+
+
+def write(path: Path, records: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> str:
+    return write(tmp_path / "texts.jsonl", TEXTS)
+
+
+def config(folder: Path, source: str, **settings: Any) -> TrainingConfig:
+    return TrainingConfig.of(**{**SMALL, "model": str(folder), "data": [source], "dtype": "float32", **settings})
+
+
+def recorded(out: Path) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((out / "recipe.json").read_text())
+    return record
+
+
+def test_a_run_is_recorded_by_flat_names_with_its_data(tiny_folder: Path, texts: str, tmp_path: Path) -> None:
+    run(config(tiny_folder, f"{texts}:2.5", teacher=0.5, too_long="cut"), tmp_path / "out")
+    record = recorded(tmp_path / "out")
+    name, digest, weight = record["data"][0]
+    assert (name, weight) == ("texts.jsonl", 2.5)
+    assert digest
+    expected = {**SMALL, "teacher": 0.5, "too_long": "cut", "gap": 0, "recall": 0.0, "packed": 1, "dtype": "float32"}
+    assert {name: record[name] for name in expected} == expected
+    assert "objective" not in record
+
+
+def test_where_data_lie_does_not_matter_but_what_they_hold_does(tiny_folder: Path, texts: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first = run(config(tiny_folder, texts), out)
+    (tmp_path / "moved").mkdir()
+    moved = write(tmp_path / "moved" / "texts.jsonl", TEXTS)
+    assert run(config(tiny_folder, moved), out).losses == first.losses
+    changed = write(tmp_path / "moved" / "texts.jsonl", [*TEXTS, {"text": "three " * 80}])
+    with pytest.raises(StateMismatchError, match="was trained with data"):
+        run(config(tiny_folder, changed), out)
+
+
+def test_the_same_config_in_another_folder_gives_the_same_losses(tiny_folder: Path, texts: str, tmp_path: Path) -> None:
+    first, second = (run(config(tiny_folder, texts, seed=3), tmp_path / name) for name in ("a", "b"))
+    assert first.losses == second.losses
+    assert run(config(tiny_folder, texts, seed=4), tmp_path / "c").losses != first.losses
+
+
+def test_held_out_data_are_measured_at_the_end_and_do_not_change_the_run(
+    tiny_folder: Path, texts: str, tmp_path: Path
+) -> None:
+    seen: list[Step] = []
+    plain = run(config(tiny_folder, texts), tmp_path / "plain")
+    measured = run(config(tiny_folder, texts, held_out=[texts]), tmp_path / "measured", progress=seen.append)
+    assert plain.held_out is None
+    assert measured.losses == plain.losses
+    assert [step.held_out for step in seen] == [None, measured.held_out]
+
+
+def test_ready_says_how_far_an_earlier_run_came(tiny_folder: Path, texts: str, tmp_path: Path) -> None:
+    counts: list[tuple[int, int]] = []
+    settings = config(tiny_folder, texts, steps=3, save_every=1)
+
+    def stop(step: Step) -> None:
+        if step.step == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(settings, tmp_path / "out", ready=lambda *pair: counts.append(pair), progress=stop)
+    run(settings, tmp_path / "out", ready=lambda *pair: counts.append(pair))
+    assert counts == [(0, 3), (2, 3)]
+
+
+# ---- prompts ----
+
+
+@pytest.mark.parametrize(("settings", "steps"), [({}, 4), ({"accumulate": 2}, 2), ({"batch": 3}, 2), ({"batch": 1}, 6)])
+def test_epochs_are_passes_over_the_prompts(
+    tiny_folder: Path, tmp_path: Path, settings: dict[str, Any], steps: int
+) -> None:
+    """Three prompts in batches of two are two batches, and so on; twice through them."""
+    prompts = write(tmp_path / "rte.jsonl", PROMPTS)
+    made = config(tiny_folder, prompts, method="adapter", prompts="label", epochs=2, **settings)
+    result = run(made, tmp_path / "out", ready=lambda done, total: None)
+    assert len(result.losses) == recorded(tmp_path / "out")["steps"] == steps
+
+
+def test_a_run_over_prompts_records_them_without_shapes_of_episodes(tiny_folder: Path, tmp_path: Path) -> None:
+    prompts = write(tmp_path / "rte.jsonl", PROMPTS)
+    run(config(tiny_folder, prompts, method="adapter", prompts="all", steps=1), tmp_path / "out")
+    record = recorded(tmp_path / "out")
+    assert (record["data"], record["prompts"]) == (["rte.jsonl"], "all")
+    assert not {"segments", "segment_tokens", "recall"} & record.keys()
+
+
+# ---- what cannot be is said before the model is opened ----
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"data": []}, UsageError, "nothing to train on: give --data, or data in the recipe"),
+        ({"prompts": "lable"}, UnknownNameError, r"no value of prompts 'lable'\. Did you mean 'label'"),
+        ({"epochs": 1}, UsageError, r"epochs are passes over prompts: give prompts \(label or all\) too, or steps"),
+        ({"track": "wandv"}, UnknownNameError, r"no tracker 'wandv'\. Did you mean 'wandb'"),
+        ({"data": ["./none.jsonl"]}, InputError, "none.jsonl"),
+        ({"held_out": ["./none.jsonl"]}, InputError, "none.jsonl"),
+    ],
+)
+def test_settings_that_cannot_be(
+    texts: str, tmp_path: Path, settings: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        run(config(Path("./no-such-model"), texts, **settings), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"segments": [0, 1]}, "counts of segments of 1 or more"),
+        ({"target_tokens": 1}, "target_tokens must be above 0"),
+        ({"batch": 0}, "batch must be above 0"),
+        ({"packed": 0}, "packed must be above 0"),
+        ({"steps": 0}, "steps must be above 0"),
+        ({"save_every": 0}, "save_every must be above 0"),
+        ({"too_long": "trim"}, r"no value of too_long 'trim'\. There are: cut, refuse"),
+        ({"segments": [40]}, r"Episodes of 40 segments of 16 tokens and a target of 8 have 648 tokens"),
+    ],
+)
+def test_settings_that_no_run_can_have(
+    tiny_folder: Path, texts: str, tmp_path: Path, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        run(config(tiny_folder, texts, **settings), tmp_path / "out")
+    assert not (tmp_path / "out" / "recipe.json").exists()
