@@ -25,12 +25,12 @@ _OLD_CARD, _OLD_WEIGHTS = "memory.json", "memory.safetensors"
 
 
 def is_learned(name: str) -> bool:
-    """Whether ``name`` is a folder that ``save_pretrained`` wrote, or means to be one."""
+    """Whether ``name`` is a folder that ``save_pretrained`` wrote, or is written as a path."""
     return os.sep in name or any((Path(name) / card).is_file() for card in (CARD, _OLD_CARD))
 
 
 def read_card(folder: str | Path) -> dict[str, Any]:
-    """What ``save_pretrained`` said of a folder: method, options, backbone. Raises CheckpointError."""
+    """The method, options and backbone of a folder that ``save_pretrained`` wrote. Raises CheckpointError."""
     is_old = not (Path(folder) / CARD).exists() and (Path(folder) / _OLD_CARD).exists()
     try:
         stored = json.loads((Path(folder) / (_OLD_CARD if is_old else CARD)).read_text(encoding="utf-8"))
@@ -41,7 +41,7 @@ def read_card(folder: str | Path) -> dict[str, Any]:
 
 
 def save_pretrained(method: Method, folder: str | Path) -> None:
-    """Write the learned parts of ``method``, and the options that made it, into ``folder``."""
+    """Write the learned parts of ``method``, and its options, into ``folder``."""
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     card = {"method": method.name, "options": method.options(), "backbone": method.backbone.fingerprint}
@@ -65,9 +65,9 @@ def load_pretrained(method: Method, folder: str | Path) -> None:
     # A buffer that is None is a learned part that only some have.
     for name in [name for name, buffer in method._buffers.items() if buffer is None and name in stored]:
         setattr(method, name, stored[name])
-    own = method.state_dict()
-    missing, unexpected = sorted(own.keys() - stored.keys()), sorted(stored.keys() - own.keys())
-    misshapen = [name for name in sorted(own.keys() & stored.keys()) if own[name].shape != stored[name].shape]
+    expected = method.state_dict()
+    missing, unexpected = sorted(expected.keys() - stored.keys()), sorted(stored.keys() - expected.keys())
+    misshapen = [name for name in sorted(expected.keys() & stored.keys()) if expected[name].shape != stored[name].shape]
     if missing or unexpected or misshapen:
         raise CheckpointError(
             f"'{folder}' does not fit: missing {missing}, unexpected {unexpected}, of another shape {misshapen}."

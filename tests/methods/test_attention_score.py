@@ -77,7 +77,7 @@ def test_a_model_with_another_attention_is_refused() -> None:
     [
         ({"slots": 0}, "slots must be above 0; it is 0"),
         ({"observed": 0}, "observed must be above 0; it is 0"),
-        ({"slots": 8, "observed": 9}, "observed must be at most slots, 8: its rows are kept; it is 9"),
+        ({"slots": 8, "observed": 9}, "observed must be at most slots, 8: its slots are kept; it is 9"),
         ({"pooled": 4}, "pooled must be odd, .* it is 4"),
         ({"chunk_tokens": 0}, "chunk_tokens must be above 0; it is 0"),
     ],
