@@ -102,17 +102,11 @@ class Cartridge(Method):
             )
         return self.backbone.hidden(tokens)
 
-    def _chunks(self, length: int) -> Iterator[slice]:
-        """A chunk of the text for each step, drawn by the seed alone."""
-        generator = torch.Generator().manual_seed(self.seed)
-        while True:
-            start = int(torch.randint(max(1, length - self.chunk_tokens + 1), (1,), generator=generator))
-            yield slice(start, min(start + self.chunk_tokens, length))
-
     # Tensors made in inference mode cannot be tuned, whatever mode the caller is in.
     @torch.inference_mode(False)
     def _tune(self, start: KV, tokens: Tensor, teacher: Tensor | None) -> KV:
-        sink, chunks, tokens = start.slice(0, 1), self._chunks(tokens.shape[1]), tokens.clone()
+        sink, tokens = start.slice(0, 1), tokens.clone()
+        chunks = draw_chunks(tokens.shape[1], chunk_tokens=self.chunk_tokens, seed=self.seed)
         # Each row of the batch has leaves of its own: gradients are clipped per text.
         leaves = [map_slots(_leaf, row) for row in start.slice(1).rows()]
 
@@ -138,6 +132,14 @@ class Cartridge(Method):
             self.backbone, hidden.flatten(0, 1), chunk[:, 1:].flatten(), reference=reference, kl=self.kl
         )
         return losses.total.mean() * prefix.batch
+
+
+def draw_chunks(length: int, *, chunk_tokens: int, seed: int) -> Iterator[slice]:
+    """A random chunk of a text of ``length`` tokens for each step, without end."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        start = int(torch.randint(max(1, length - chunk_tokens + 1), (1,), generator=generator))
+        yield slice(start, min(start + chunk_tokens, length))
 
 
 def _leaf(part: Tensor) -> Tensor:

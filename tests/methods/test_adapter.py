@@ -18,7 +18,6 @@ from byheart.evaluation.evaluate import evaluate
 from byheart.evaluation.tasks.multitask import Multitask
 from byheart.methods import build
 from byheart.methods.adapter import PRESETS
-from byheart.model import loading as models
 from byheart.model.backbone import Backbone
 from byheart.protocol.method import Method
 from byheart.session.opening import load
@@ -205,9 +204,10 @@ def test_a_base_in_four_bits_needs_a_gpu_and_a_package(
     )
     with pytest.raises(UsageError, match=r"dtype '4bit' needs a GPU; the device is 'cpu'\."):
         made.run(tmp_path / "out")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match="pip install bitsandbytes"):
-        models._four_bits(torch.device("cuda"))
+        Backbone.open(str(tiny_folder), dtype="4bit", device="cuda")
 
 
 class Packed(nn.Linear):

@@ -80,7 +80,7 @@ def require_like_the_recursion(family: str, kind: dict[str, Any]) -> None:
     assert held is not None
     rows = MARKS * (len(SEGMENTS) if made.merge == "concat" else 1) + made.sink
     assert (made.read(state).slots, held.slots) == (rows + made.first_slot, rows)
-    for ours, (theirs, _) in zip(held.keys, naive._joined(naive.sink, naive.method), strict=True):
+    for ours, (theirs, _) in zip(held.keys, naive.concat(naive.sink, naive.memory), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
     assert int(state["tokens"]) + made.first_slot == naive.offset
     assert int(state["segments"]) == len(SEGMENTS)
