@@ -2,7 +2,7 @@
 
 Nothing here knows which slots a method keeps, nor why.
 
-Dimensions: B batch, H key-value heads, M slots, K slots that are kept, T tokens, W head width.
+Dimensions: B batch, H key-value heads, M slots, K slots that are kept, W head width.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def rotate_to_slots(backbone: Backbone, kv: KV) -> KV:
 
 
 @torch.no_grad()
-def prefill_pieces(backbone: Backbone, pieces: Iterable[Int[Tensor, "B T"]], past: KV | None) -> KV | None:
+def prefill_pieces(backbone: Backbone, pieces: Iterable[Int[Tensor, "B _"]], past: KV | None) -> KV | None:
     """The slots of ``past`` and of a text that the model reads after them, piece by piece; keys are rotated."""
     for piece in pieces:
         past = concat(past, backbone.prefill(piece, past))

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, strategies as st
 from torch import Tensor
 
 from byheart.errors import InputError, UsageError
@@ -15,7 +14,6 @@ from byheart.methods.window import Window
 from byheart.model.backbone import Backbone
 from byheart.model.reading import KV, Reading
 from byheart.protocol.kv_slots import state_to_kv
-from byheart.protocol.segments import split_segments
 from byheart.testing import tiny_backbone
 from tests.samples import ALL_FAMILIES, backbone, logits, tokens, written
 
@@ -123,47 +121,3 @@ def test_options_that_make_no_window_are_refused(options: dict[str, Any], messag
 def test_full_needs_a_chunk() -> None:
     with pytest.raises(UsageError, match="chunk_tokens must be above 0; it is -5"):
         Full(backbone(), chunk_tokens=-5)
-
-
-# ---- cutting, which every memory does ----
-
-
-@given(tokens=st.integers(1, 300), shortest=st.integers(1, 40), more=st.integers(0, 60), batch=st.integers(1, 3))
-def test_pieces_are_the_text_and_no_longer_than_asked(tokens: int, shortest: int, more: int, batch: int) -> None:
-    longest = shortest + more
-    text = torch.arange(batch * tokens).view(batch, tokens)
-    pieces = list(split_segments(text, longest=longest, shortest=shortest))
-    lengths = [piece.shape[1] for piece in pieces]
-    assert torch.equal(torch.cat(pieces, dim=1), text)
-    assert max(lengths) <= longest
-    assert min(lengths) >= 1
-    # Two pieces of the shortest length and more always fit where the longest is twice that.
-    if longest >= 2 * shortest:
-        assert min(lengths) >= min(shortest, tokens)
-    # As few pieces as there can be.
-    assert len(lengths) == -(-tokens // longest)
-    # Cutting what was cut changes nothing.
-    assert all(
-        list(map(torch.Tensor.tolist, split_segments(p, longest=longest, shortest=shortest))) == [p.tolist()]
-        for p in pieces
-    )
-
-
-def test_a_short_rest_shares_with_the_piece_before_it() -> None:
-    def lengths(tokens: int) -> list[int]:
-        return [piece.shape[1] for piece in split_segments(torch.zeros(1, tokens).long(), longest=10, shortest=4)]
-
-    assert [lengths(n) for n in (3, 10, 11, 13, 14, 21, 24)] == [
-        [3],
-        [10],
-        [6, 5],
-        [7, 6],
-        [10, 4],
-        [10, 6, 5],
-        [10, 10, 4],
-    ]
-
-
-def test_nothing_cannot_be_cut() -> None:
-    with pytest.raises(InputError, match="nothing to write: the text is empty"):
-        next(split_segments(torch.zeros(1, 0).long(), longest=10))

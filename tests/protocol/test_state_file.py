@@ -302,8 +302,8 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
             rf"another model: it has smollm2 \({'b' * 32}\), .*qwen \({'c' * 32}\)",
         ),
         ({"tokenizer": "u" * 32}, f"another tokenizer: it has {'t' * 32}, this session has {'u' * 32}"),
-        ({"options": {"sinks": 5}}, r"another options: it has \{'sinks': 4.*, this session has \{'sinks': 5\}"),
-        ({"adapter": "x" * 32}, f"another trained parts: it has {'a' * 32}, this session has {'x' * 32}"),
+        ({"options": {"sinks": 5}}, r"other options: it has \{'sinks': 4.*, this session has \{'sinks': 5\}"),
+        ({"adapter": "x" * 32}, f"other trained parts: it has {'a' * 32}, this session has {'x' * 32}"),
         ({"dtype": "bfloat16"}, "another precision: it has float32, this session has bfloat16"),
     ],
 )
