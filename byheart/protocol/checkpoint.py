@@ -31,13 +31,18 @@ def is_learned(name: str) -> bool:
 
 def read_card(folder: str | Path) -> dict[str, Any]:
     """The method, options and backbone of a folder that ``save_pretrained`` wrote. Raises CheckpointError."""
-    is_old = not (Path(folder) / CARD).exists() and (Path(folder) / _OLD_CARD).exists()
+    is_old = _is_old(Path(folder))
     try:
         stored = json.loads((Path(folder) / (_OLD_CARD if is_old else CARD)).read_text(encoding="utf-8"))
         card = format_1.card(stored) if is_old else stored
         return {key: card[key] for key in ("method", "options", "backbone")}
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise CheckpointError(f"'{folder}' holds no trained method: {CARD} cannot be read ({error}).") from error
+
+
+def _is_old(folder: Path) -> bool:
+    """Whether byheart 0.1 wrote this folder, and no later version has."""
+    return not (folder / CARD).exists() and (folder / _OLD_CARD).exists()
 
 
 def save_pretrained(method: Method, folder: str | Path) -> None:
@@ -54,22 +59,23 @@ def load_pretrained(method: Method, folder: str | Path) -> None:
     card = read_card(folder)
     if (card["method"], card["backbone"]) != (method.name, method.backbone.fingerprint):
         raise StateMismatchError(
-            f"'{folder}' holds a {card['method']} for backbone {card['backbone']}; "
-            f"this is a {method.name} on backbone {method.backbone.fingerprint}."
+            f"'{folder}' holds learned parts of {card['method']} for backbone {card['backbone']}; "
+            f"this is {method.name} on backbone {method.backbone.fingerprint}."
         )
-    file = next((path for name in (WEIGHTS, _OLD_WEIGHTS) if (path := Path(folder) / name).exists()), None)
+    weights = _OLD_WEIGHTS if _is_old(Path(folder)) else WEIGHTS
     try:
-        stored = load_file(file or Path(folder) / WEIGHTS, device=str(method.backbone.device))
+        stored = load_file(Path(folder) / weights, device=str(method.backbone.device))
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"'{folder}': {WEIGHTS} cannot be read ({error}).") from error
+        raise CheckpointError(f"'{folder}': {weights} cannot be read ({error}).") from error
     # A buffer that is None is a learned part that only some have.
-    for name in [name for name, buffer in method._buffers.items() if buffer is None and name in stored]:
-        setattr(method, name, stored[name])
+    optional = {name for name, buffer in method._buffers.items() if buffer is None and name in stored}
     expected = method.state_dict()
-    missing, unexpected = sorted(expected.keys() - stored.keys()), sorted(stored.keys() - expected.keys())
+    missing, unexpected = sorted(expected.keys() - stored.keys()), sorted(stored.keys() - expected.keys() - optional)
     misshapen = [name for name in sorted(expected.keys() & stored.keys()) if expected[name].shape != stored[name].shape]
     if missing or unexpected or misshapen:
         raise CheckpointError(
             f"'{folder}' does not fit: missing {missing}, unexpected {unexpected}, of another shape {misshapen}."
         )
+    for name in optional:
+        setattr(method, name, stored[name])
     method.load_state_dict(stored)

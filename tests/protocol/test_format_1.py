@@ -185,5 +185,5 @@ def test_an_old_card_that_makes_no_sense_is_refused(tmp_path: Path) -> None:
 
 def test_an_old_folder_without_its_weights_is_refused(tmp_path: Path, backbone: Backbone) -> None:
     shutil.copy(HERE / "learned" / "adapter" / "memory.json", tmp_path / "memory.json")
-    with pytest.raises(CheckpointError, match=r"method\.safetensors cannot be read"):
+    with pytest.raises(CheckpointError, match=r"memory\.safetensors cannot be read"):
         load_pretrained(build("adapter", backbone, rank=1), tmp_path)

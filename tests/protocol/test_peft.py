@@ -16,6 +16,8 @@ from byheart.protocol import peft
 from byheart.testing import tiny_backbone, tiny_model
 from tests.samples import backbone, logits, tokens
 
+# PEFT asks transformers by a name that it deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 PROMPT = tokens(9)
 
 
