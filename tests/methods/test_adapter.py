@@ -255,7 +255,9 @@ def test_packed_weights_are_not_tuned() -> None:
         build("last-ffn", packed_backbone())
 
 
-def test_episodes_without_segments_teach_no_memory_of_texts(data: str, tiny_folder: Path, tmp_path: Path) -> None:
+def test_a_method_that_learns_from_writes_refuses_episodes_without_segments(
+    data: str, tiny_folder: Path, tmp_path: Path
+) -> None:
     made = TrainingConfig(model=str(tiny_folder), data=[data], prompts="label", steps=1, dtype="float32")
     with pytest.raises(UsageError, match="compressed-kv learns from what is written; these episodes have no segments"):
         made.run(tmp_path / "out")
@@ -264,7 +266,7 @@ def test_episodes_without_segments_teach_no_memory_of_texts(data: str, tiny_fold
 # ---- the first stage of two ----
 
 
-def test_with_the_full_text_the_loss_is_that_behind_it() -> None:
+def test_with_the_full_text_the_loss_is_that_after_it() -> None:
     own = backbone()
     made, plain = (build("adapter", own, preset="qv", dropout=0.0, full_text=each) for each in (True, False))
     text, places = BATCH.joined()

@@ -51,14 +51,14 @@ def test_the_text_is_predicted_better_than_before() -> None:
     assert loss(30) < loss(1) - 0.1
 
 
-def test_a_short_text_leaves_fewer_rows_and_a_later_one_adds_the_rest() -> None:
+def test_a_short_text_leaves_fewer_slots_and_a_later_one_adds_the_rest() -> None:
     made = Cartridge(backbone(), slots=8, steps=1)
     state = written(made, tokens(5, seed=2))
     assert made.read(state).slots == 5
     assert made.read(written(made, TEXT, start=state)).slots == 8
 
 
-def test_rows_are_kept_in_the_model_s_type() -> None:
+def test_slots_are_kept_in_the_model_s_type() -> None:
     made = Cartridge(backbone("llama", torch.bfloat16), slots=4, steps=2)
     held = state_to_kv(written(made, TEXT))
     assert held is not None

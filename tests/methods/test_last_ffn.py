@@ -147,7 +147,7 @@ def test_texts_of_different_lengths_learned_together_equal_each_alone(family: st
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
 
 
-def test_a_batch_has_a_change_a_row() -> None:
+def test_a_batch_has_a_change_for_each_row() -> None:
     own = backbone()
     made = LastFFN(own, **HOW)
     both = written(made, tokens(9, seed=1, batch=2), start=stack([made.init()] * 2))

@@ -21,7 +21,7 @@ PROMPT = tokens(5, seed=9)
 
 
 def joined(own: Backbone, text: Tensor, *, sinks: int, recent: int, chunk: int) -> KV:
-    """The same window, kept in float64 and turned from absolute positions at every step."""
+    """The same window, rotated from absolute positions at every step."""
     kept: KV | None = None
     for start in range(0, text.shape[1], chunk):
         piece = text[:, start : start + chunk]
@@ -30,8 +30,8 @@ def joined(own: Backbone, text: Tensor, *, sinks: int, recent: int, chunk: int) 
         new = own.turn(own.prefill(piece, front), -torch.arange(held, held + piece.shape[1]))
         kept = kept.append(new) if kept else new
         if kept.slots > sinks + recent:
-            rows = [*range(sinks), *range(kept.slots - recent, kept.slots)]
-            kept = KV(tuple(k[:, :, rows] for k in kept.keys), tuple(v[:, :, rows] for v in kept.values))
+            slots = [*range(sinks), *range(kept.slots - recent, kept.slots)]
+            kept = KV(tuple(k[:, :, slots] for k in kept.keys), tuple(v[:, :, slots] for v in kept.values))
     assert kept is not None
     return own.turn(kept, torch.arange(kept.slots))
 
@@ -47,7 +47,7 @@ def test_a_text_that_fits_reads_as_the_text(family: str) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize(("sinks", "recent", "chunk"), [(2, 10, 4), (0, 8, 8), (4, 6, 3), (1, 5, 20), (3, 1, 1)])
-def test_a_long_text_leaves_its_first_and_last_rows(sinks: int, recent: int, chunk: int) -> None:
+def test_a_long_text_leaves_its_first_and_last_slots(sinks: int, recent: int, chunk: int) -> None:
     own, text = backbone(), tokens(45, seed=2)
     made = Window(own, sinks=sinks, recent=recent, chunk_tokens=chunk)
     seen = made.read(written(made, text)).prefix
@@ -65,9 +65,9 @@ def test_the_window_holds_these_tokens() -> None:
     held = state_to_kv(written(made, text))
     assert held is not None
     layer = own.project([own.embed(text)] * len(own.layers))
-    rows = [0, 1, *range(39, 45)]
-    torch.testing.assert_close(held.keys[0], layer.keys[0][:, :, rows], rtol=0, atol=1e-5)
-    torch.testing.assert_close(held.values[0], layer.values[0][:, :, rows], rtol=0, atol=1e-5)
+    slots = [0, 1, *range(39, 45)]
+    torch.testing.assert_close(held.keys[0], layer.keys[0][:, :, slots], rtol=0, atol=1e-5)
+    torch.testing.assert_close(held.values[0], layer.values[0][:, :, slots], rtol=0, atol=1e-5)
 
 
 @torch.no_grad()
@@ -82,8 +82,8 @@ def test_a_text_longer_than_the_model_reads_is_no_trouble() -> None:
 
 
 @torch.no_grad()
-def test_many_writes_round_each_row_once() -> None:
-    """A row stays un-rotated, so it is as exact after sixty writes as after one."""
+def test_many_writes_round_each_slot_once() -> None:
+    """A slot stays un-rotated, so it is as exact after sixty writes as after one."""
     small = backbone("llama", torch.bfloat16)
     made = Window(small, sinks=4, recent=4, chunk_tokens=4)
     state = written(made, tokens(4, seed=0))

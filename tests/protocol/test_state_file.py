@@ -84,7 +84,7 @@ def test_a_state_of_nothing_comes_back(path: Path) -> None:
 
 
 def test_tensors_that_share_memory_come_back(path: Path) -> None:
-    """A memory may keep parts of one tensor, or one tensor under two names."""
+    """A method may keep parts of one tensor, or one tensor under two names."""
     whole = torch.arange(24.0).view(2, 3, 4)
     state = {"keys": whole[0], "values": whole[1], "first": whole[0, :1], "again": whole[0]}
     save(path, state, HEADER)
@@ -175,7 +175,7 @@ def test_a_truncated_file_is_refused(path: Path, kept: bytes, left: float) -> No
             read(path)
 
 
-def test_bytes_behind_the_end_are_refused(path: Path, kept: bytes) -> None:
+def test_bytes_after_the_end_are_refused(path: Path, kept: bytes) -> None:
     path.write_bytes(kept + b"more")
     with pytest.raises(CorruptStateError):
         load(path)
