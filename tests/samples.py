@@ -1,4 +1,4 @@
-"""One small example of everything that tests are about: backbones, memories with quick options, texts."""
+"""One small example of everything that tests are about: backbones, methods with quick options, texts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from byheart.testing import FAMILIES, VOCABULARY, tiny_backbone
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Options that make a memory quick, and strong enough that a tiny model answers differently. A memory without an entry
+# Options that make a method quick, and strong enough that a tiny model answers differently. A method without an entry
 # is tested with its defaults.
 OPTIONS: dict[str, dict[str, Any]] = {
     "latent-pool": {"slots": 8, "blocks": 3, "longest": 32, "shortest": 4},
@@ -41,7 +41,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "retrieval": {"tokens": 24, "segment_tokens": 4, "chunk_tokens": 16},
     "cartridge": {"slots": 8, "steps": 2, "learning_rate": 1e-1, "chunk_tokens": 16},
 }
-# More of the same: other options of a memory, named by what differs.
+# More of the same: other options of a method, named by what differs.
 VARIANTS: dict[str, dict[str, Any]] = {
     "latent-pool shared": {"forget": "shared", "keep_hidden": True},
     "latent-pool lora": {"rank": 2},
@@ -73,7 +73,7 @@ def backbone(family: str = "llama", dtype: torch.dtype = torch.float32) -> Backb
 
 
 def fresh(case: str, own: Backbone, **options: Any) -> Method:
-    """A memory by its name or a variant's, with quick options, its learned parts made visible."""
+    """A method by its name or a variant's, with quick options, its learned parts made visible."""
     name = case.split()[0]
     made = build(name, own, **{**OPTIONS.get(name, {}), **VARIANTS.get(case, {}), **options})
     stir(made)
@@ -82,7 +82,7 @@ def fresh(case: str, own: Backbone, **options: Any) -> Method:
 
 @cache
 def method(case: str, family: str = "llama") -> Method:
-    """A memory that all tests share."""
+    """A method that all tests share."""
     return fresh(case, backbone(family)).eval()
 
 
@@ -128,7 +128,7 @@ def written(made: Method, *texts: Tensor, start: State | None = None) -> State:
 
 
 def logits(own: Backbone, reading: Reading, prompt: Tensor) -> Tensor:
-    """Logits (B, T, V) of a prompt read behind one reading."""
+    """Logits (B, T, V) of a prompt read after one reading."""
     with torch.no_grad(), own.reading([reading]) as cache:
         return own.logits(own.hidden(prompt, cache=cache))
 

@@ -1,4 +1,4 @@
-"""The table of memories: name -> class. A new method is one file beside this one and one line here.
+"""The table of methods: name -> class. A new method is one file beside this one and one line here.
 
 Other packages add theirs by an entry point in the group ``byheart.methods``.
 """
@@ -48,45 +48,51 @@ BUILT_IN: dict[str, type[Method]] = {
         Retrieval,
     )
 }
+_GROUP, _OLD_GROUP = "byheart.methods", "byheart.memories"
 _NOUNS = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
 
 
 def find(name: str) -> type[Method]:
-    """The class of a memory. Raises UnknownNameError with the nearest name and the list."""
+    """The class of a method. Raises UnknownNameError with the nearest name and the list, or UsageError."""
     if name in BUILT_IN:
         return BUILT_IN[name]
-    others = {point.name: point for point in entry_points(group="byheart.methods")}
-    if name not in others:
-        raise UnknownNameError("method", name, [*BUILT_IN, *others])
-    found = others[name].load()
-    if not (isinstance(found, type) and issubclass(found, Method)):
-        raise UsageError(f"The entry point '{name}' gives {found!r}, which is not a Memory.")
-    return found
+    plug_ins = {point.name: point for point in entry_points(group=_GROUP)}
+    if name in plug_ins:
+        found = plug_ins[name].load()
+        if not (isinstance(found, type) and issubclass(found, Method)):
+            raise UsageError(f"The entry point '{name}' gives {found!r}, which is not a Method.")
+        return found
+    if any(point.name == name for point in entry_points(group=_OLD_GROUP)):
+        raise UsageError(
+            f"The package of method '{name}' registers it in the entry-point group '{_OLD_GROUP}', as for byheart 0.1; "
+            f"rename the group to '{_GROUP}' in that package's pyproject.toml and install it again."
+        )
+    raise UnknownNameError("method", name, [*BUILT_IN, *plug_ins])
 
 
 def defaults(kind: type[Method]) -> dict[str, Any]:
-    """The options of a memory and their defaults."""
+    """The options of a method and their defaults."""
     return {p.name: p.default for p in inspect.signature(kind).parameters.values() if p.kind is p.KEYWORD_ONLY}
 
 
 def build(name: str, backbone: Backbone, **options: Any) -> Method:
-    """A memory by name with its options. Raises UnknownNameError or UsageError."""
+    """A method by name with its options. Raises UnknownNameError or UsageError."""
     kind = find(name)
     known = defaults(kind)
     for option, value in options.items():
         if option not in known:
             raise UnknownNameError(f"option of {name}", option, known)
-        if not _alike(value, known[option]):
+        if not _fits_type(value, known[option]):
             raise UsageError(
                 f"{option} of {name} must be {_NOUNS[type(known[option])]}, such as {known[option]!r}; it is {value!r}."
             )
     try:
         return kind(backbone, **options)
     except TypeError as error:
-        raise UsageError(f"memory '{name}' does not take these options: {error}.") from error
+        raise UsageError(f"method '{name}' does not take these options: {error}.") from error
 
 
-def _alike(value: Any, default: Any) -> bool:
+def _fits_type(value: Any, default: Any) -> bool:
     """Whether a value is of its default's type; a whole number is a number, and what has no simple type may be any."""
     if type(default) not in _NOUNS:
         return True

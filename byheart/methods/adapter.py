@@ -2,8 +2,8 @@
 
 A feed-forward layer is a memory of keys (the matrices that match its input: gate and up) and values (the one that
 writes to the stream: down). The paper trains LoRA (Hu et al. 2021, arXiv 2106.09685) on the attention's queries and
-values, and on one of these three beside them, to see which is the better place for what is learned. Such an update is
-a memory whose learned parts are all that it knows: texts leave no trace in it.
+values, and on one of these three beside them, to see which is the better place for what is learned. Such an update
+knows what it learned in training and nothing else: texts leave no trace in it.
 
 State: `writes` (B,), how many segments it was given.
 """

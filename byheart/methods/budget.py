@@ -1,15 +1,16 @@
-"""How large a memory may be made within a number of bytes, so that memories can be compared at equal cost.
+"""How large a memory may be made within a number of bytes, so that methods can be compared at equal cost.
 
-Counted is what is kept: the bytes of the state. What a reading takes while a question is asked is not.
-It knows no method: each says itself what fits, by ``Method.sized``.
+Counted is what is kept: the bytes of the state. What a reading takes while a question is asked is not. Nothing here
+knows a method: each declares its ``Method.size``.
 """
 
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from typing import Any
 
-from byheart.errors import UsageError, require_positive
+from byheart.errors import BudgetError, UsageError, require_positive
 from byheart.methods import find
 from byheart.model.backbone import Backbone
 
@@ -17,13 +18,24 @@ _UNITS = {"": 1, "B": 1, "KB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30}
 
 
 def options_for(name: str, backbone: Backbone, budget_bytes: int, tokens: int) -> dict[str, Any]:
-    """Options of a memory whose state for one text of ``tokens`` tokens takes at most ``budget_bytes``.
+    """Options of a method whose state for one text of ``tokens`` tokens takes at most ``budget_bytes``.
 
-    Options that are not given are the defaults. Raises UnknownNameError for the name, BudgetError where even the
-    memory's least is more, and UsageError where a memory has no size to choose.
+    Options that are not returned are the defaults. Raises UnknownNameError for the name, BudgetError where even the
+    least state takes more, and UsageError where the method has no size to choose.
     """
     require_positive(budget_bytes=budget_bytes, tokens=tokens)
-    return find(name).sized(backbone, budget_bytes, tokens)
+    size = find(name).size
+    if size is None:
+        raise UsageError(f"'{name}' has no size to choose for a budget of bytes; take another method.")
+
+    def nbytes(choice: int) -> int:
+        return size.nbytes(backbone, tokens, choice)
+
+    sizes = size.sizes(tokens)
+    fitting = bisect_right(sizes, budget_bytes, key=nbytes)
+    if fitting == 0:
+        raise BudgetError(name, budget_bytes, nbytes(sizes[0]))
+    return size.options(sizes[fitting - 1])
 
 
 def parse_bytes(text: str) -> int:

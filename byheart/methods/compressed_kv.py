@@ -1,7 +1,7 @@
 """Keys and values of a few compression tokens stand for each segment (CCM, Kim et al. 2024, arXiv 2312.03414).
 
 A segment is read once, followed by compression tokens; their keys and values in every layer are what is kept, the
-segment's own are dropped. They join the memory behind it (`concat`, section 3.2) or are averaged into it (`mean`, the
+segment's own are dropped. They join the memory at its end (`concat`, section 3.2) or are averaged into it (`mean`, the
 paper's CCM-merge). The model stays frozen: only the compression tokens' embeddings and a LoRA that is active at their
 positions are learned (section 3.1).
 
@@ -16,26 +16,26 @@ What a position sees, recurrent (a segment of three tokens, two compression toke
 
 Not recurrent: the memory's columns are 0 while a segment is compressed; only a question sees them.
 
-Positions are the paper's "skip" scheme: text counts on through all segments, compression tokens stand at the
-positions that follow their segment's last token and do not move the count. Keys are kept in that absolute frame;
-a reader's frame is a turn by one constant away, so rounding does not build up over turns. A mean is kept in float32.
+Positions are the paper's "skip" scheme: text is counted through all segments, compression tokens stand at the
+positions that follow their segment's last token and are not counted. Keys are kept rotated to these absolute
+positions; a reader's positions differ by one constant, so rounding does not build up over writes. A mean is kept in
+float32.
 
-State: `keys.l`, `values.l` (B, H, S + M, W) a layer, keys turned to absolute positions, sink first;
+State: `keys.l`, `values.l` (B, H, S + M, W) per layer, keys rotated to absolute positions, sink first;
 `tokens` (B,), text tokens read; `segments` (B,), segments compressed.
 
-Dimensions: B batch, H heads, M memory rows, S sink rows (0 or 1), T tokens, W head width.
+Dimensions: B batch, H heads, M memory slots, S sink slots (0 or 1), T tokens, W head width.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from byheart.errors import BudgetError, UsageError, require_positive
+from byheart.errors import UsageError, require_positive
 from byheart.model.backbone import Backbone
 from byheart.model.kv_cache import PrefixCache
 from byheart.model.lora import LoRA
@@ -43,10 +43,11 @@ from byheart.model.reading import KV, Reading
 from byheart.model.segment_attention import Together, together
 from byheart.protocol.episode import Batch
 from byheart.protocol.episode_loss import episode_loss
-from byheart.protocol.kv_slots import kv_to_state, state_to_kv
+from byheart.protocol.kv_slots import kv_to_state, map_slots, state_to_kv
 from byheart.protocol.method import Method
 from byheart.protocol.objective import TARGETS_ONLY, Objective
 from byheart.protocol.segments import split_segments
+from byheart.protocol.size import fixed_size
 from byheart.protocol.state import State
 
 _MERGES = ("concat", "mean")
@@ -54,23 +55,25 @@ _LINEARS = ("attention", "all")
 
 
 class CompressedKV(Method):
-    """Keeps ``tokens`` rows a segment, or ``tokens`` rows in all.
+    """Keeps ``tokens`` slots per segment, or ``tokens`` slots in all.
 
     Args:
-        tokens: compression tokens a segment.
-        merge: ``concat`` puts new rows behind the old ones, ``mean`` averages over all segments.
+        tokens: compression tokens per segment.
+        merge: ``concat`` puts new slots after the old ones, ``mean`` averages over all segments.
         recurrent: whether a segment sees the memory while it is compressed.
-        sink: keep the very first token's row too.
-        first_row: put one learned row in front of everything. It takes the attention that a model gives to the first
-            token of a text, whatever it is, which compressed rows lack; it is learned once and in no state.
+        sink: keep the very first token's slot too.
+        first_slot: put one learned slot in front of everything. It takes the attention that a model gives to the first
+            token of a text, whatever it is, which compressed slots lack; it is learned once and in no state.
         segment_tokens: longer text is cut into segments of this many tokens; 0 takes any length as one segment.
         rank, alpha: of the LoRA.
-        conditional: whether the LoRA is active at compression tokens alone; else it is at every token of writes and
-            questions, the published baseline.
+        conditional: whether the LoRA is active at compression tokens alone; else it is active at every token of writes
+            and questions, as in the published baseline.
         linears: which layers it updates: the ``attention``'s, as published, or ``all``.
     """
 
     name = "compressed-kv"
+    # Learned parts belong to one number of slots per segment, so the defaults fit or do not.
+    size = fixed_size(lambda backbone, tokens: 4 * math.ceil(tokens / 64) * backbone.slot_bytes + 16)
 
     def __init__(
         self,
@@ -104,18 +107,10 @@ class CompressedKV(Method):
         paths = [p for index in range(len(backbone.layers)) for p in updated(index)]
         self.lora = LoRA(backbone, paths, rank=rank, alpha=alpha)
         # (L, 2, H, 1, W): keys and values; it stands at position 0, and the text from 1 on.
-        self.first = nn.Parameter(_first_row(backbone)) if first_slot else None
-
-    @classmethod
-    def sized(cls, backbone: Backbone, budget: int, tokens: int) -> dict[str, Any]:
-        """Nothing to choose: learned parts belong to one number of rows a segment. The defaults fit, or do not."""
-        least = 4 * math.ceil(tokens / 64) * backbone.slot_bytes + 16
-        if budget < least:
-            raise BudgetError(cls.name, budget, least)
-        return {}
+        self.first = nn.Parameter(_first_slot(backbone)) if first_slot else None
 
     def init(self) -> State:
-        """No rows."""
+        """No slots."""
         zero = torch.zeros(1, dtype=torch.long, device=self.backbone.device)
         return {"tokens": zero, "segments": zero.clone()}
 
@@ -130,37 +125,37 @@ class CompressedKV(Method):
         return state
 
     def read(self, state: State) -> Reading:
-        """Sink and memory, turned so that the next token sits right behind them."""
+        """Sink and memory, rotated so that the next token stands right after them."""
         batch = state["tokens"].shape[0]
         deltas = {} if self.conditional else self.lora.deltas(batch)
-        return Reading(self._in_front(state_to_kv(state), state["tokens"]), deltas, batch=batch)
+        return Reading(self._to_reader(state_to_kv(state), state["tokens"]), deltas, batch=batch)
 
     def _gate(self, length: int) -> slice | None:
         """The positions of a segment of ``length`` tokens and its marks at which the LoRA is active."""
         return slice(length, length + self.tokens) if self.conditional else None
 
-    def _in_front(self, held: KV | None, tokens: Tensor) -> KV | None:
-        """Rows in the frame of a reader whose next token, at absolute position ``tokens``, sits behind them."""
-        rows = self._behind_first(held, len(tokens))
-        if rows is None:
+    def _to_reader(self, kept: KV | None, tokens: Tensor) -> KV | None:
+        """Slots rotated for a reader whose next token, at absolute position ``tokens``, stands right after them."""
+        kv = self._after_first(kept, len(tokens))
+        if kv is None:
             return None
-        shift = rows.slots - int(self.first_slot) - tokens
-        return self.backbone.turn(rows, shift[:, None].expand(-1, rows.slots))
+        shift = kv.slots - int(self.first_slot) - tokens
+        return self.backbone.turn(kv, shift[:, None].expand(-1, kv.slots))
 
-    def _behind_first(self, held: KV | None, batch: int) -> KV | None:
-        """Rows in the text's frame, with the learned first row before them."""
+    def _after_first(self, kept: KV | None, batch: int) -> KV | None:
+        """Slots at absolute positions, with the learned first slot before them."""
         if self.first is None:
-            return held
-        like = self.backbone.dtype if held is None else held.keys[0].dtype
-        parts = self.first.to(like)[:, :, None].expand(-1, -1, batch, -1, -1, -1).unbind(1)
+            return kept
+        dtype = self.backbone.dtype if kept is None else kept.keys[0].dtype
+        parts = self.first.to(dtype)[:, :, None].expand(-1, -1, batch, -1, -1, -1).unbind(1)
         first = KV(*(tuple(part.unbind(0)) for part in parts))
-        return first if held is None else first.append(held)
+        return first if kept is None else first.append(kept)
 
     def _compress(self, state: State, piece: Tensor) -> State:
         batch, length = piece.shape
-        held, tokens = state_to_kv(state), state["tokens"]
-        seen = held if self.recurrent or held is None else (held.slice(0, 1) if self.sink else None)
-        prefix = self._in_front(seen, tokens)
+        kept, tokens = state_to_kv(state), state["tokens"]
+        seen = kept if self.recurrent or kept is None else (kept.slice(0, 1) if self.sink else None)
+        prefix = self._to_reader(seen, tokens)
         start = prefix.slots if prefix else 0
         marks = self.embeddings.to(self.backbone.dtype).expand(batch, -1, -1)
         embeds = torch.cat([self.backbone.embed(piece), marks], dim=1)
@@ -171,14 +166,14 @@ class CompressedKV(Method):
         ):
             self.backbone.hidden(embeds=embeds, cache=cache)
         shift = tokens + int(self.first_slot) - start
-        new = self._absolute(cache.rows_from(start + length), shift)
+        new = self._to_absolute(cache.rows_from(start + length), shift)
         sink = None
         if self.sink:
-            sink = held.slice(0, 1) if held else self._absolute(cache.rows_from(start, start + 1), shift)
-        method = held.slice(1) if held and self.sink else held
-        kept = self._merged(method, new, state["segments"])
+            sink = kept.slice(0, 1) if kept else self._to_absolute(cache.rows_from(start, start + 1), shift)
+        memory = kept.slice(1) if kept and self.sink else kept
+        merged = self._merge(memory, new, state["segments"])
         return {
-            **kv_to_state(sink.append(kept) if sink else kept),
+            **kv_to_state(sink.append(merged) if sink else merged),
             "tokens": tokens + length,
             "segments": state["segments"] + 1,
         }
@@ -196,21 +191,21 @@ class CompressedKV(Method):
         texts, rows, length = segments.shape
         marks = self.embeddings.to(self.backbone.dtype).expand(texts * rows, -1, -1)
         embeds = torch.cat([self.backbone.embed(segments.flatten(0, 1)), marks], dim=1)
-        own = torch.cat([mask, mask.new_ones(texts, rows, self.tokens)], dim=2)
+        real = torch.cat([mask, mask.new_ones(texts, rows, self.tokens)], dim=2)
         lengths = mask.sum(2)
         starts = lengths.cumsum(1) - lengths
-        places = starts[..., None] + (own.cumsum(2) - 1).clamp(min=0)
+        places = starts[..., None] + (real.cumsum(2) - 1).clamp(min=0)
         front = int(self.first_slot)
         first = mask[:, 0].long().argmax(1) + front if self.sink else None
-        before = self._in_front(None, mask.new_zeros(texts * rows, dtype=torch.long))
+        before = self._to_reader(None, mask.new_zeros(texts * rows, dtype=torch.long))
         with (
             self.backbone.reading([Reading(before, batch=texts * rows)], room=0) as cache,
             together(Together(rows, self.tokens, self.merge == "mean", self.recurrent, first)),
             self.lora.active(self.backbone, gate=self._gate(length)),
         ):
-            flat = (part.flatten(0, 1) for part in (own, places + front))
+            flat = (part.flatten(0, 1) for part in (real, places + front))
             hidden = self.backbone.hidden(embeds=embeds, cache=cache, mask=next(flat), positions=next(flat))
-        state = {**kv_to_state(self._kept(cache, texts, first)), "tokens": lengths.sum(1)}
+        state = {**kv_to_state(self._collect(cache, texts, first)), "tokens": lengths.sum(1)}
         state["segments"] = torch.full_like(state["tokens"], rows)
         return state, hidden[:, :length].reshape(texts, rows, length, -1)
 
@@ -230,48 +225,40 @@ class CompressedKV(Method):
             hidden = torch.cat([text.flatten(1, 2), self.backbone.hidden(batch.target, cache=cache)], dim=1)
         return episode_loss(self.backbone, hidden, batch, objective)
 
-    def _kept(self, cache: PrefixCache, texts: int, first: Tensor | None) -> KV:
-        """What many segments read side by side leave: their marks, joined or averaged, behind the sink."""
-        rows = cache.rows_from(-self.tokens)
+    def _collect(self, cache: PrefixCache, texts: int, first: Tensor | None) -> KV:
+        """What many segments read side by side leave: their marks, joined or averaged, after the sink."""
 
-        def merged(part: Tensor) -> Tensor:
-            each = part.reshape(texts, -1, *part.shape[1:])
-            return each.float().mean(1) if self.merge == "mean" else each.transpose(1, 2).flatten(2, 3)
+        def merge(part: Tensor) -> Tensor:
+            segments = part.reshape(texts, -1, *part.shape[1:])
+            return segments.float().mean(1) if self.merge == "mean" else segments.transpose(1, 2).flatten(2, 3)
 
-        kept = KV(tuple(map(merged, rows.keys)), tuple(map(merged, rows.values)))
+        kept = map_slots(merge, cache.rows_from(-self.tokens))
         if first is None:
             return kept
         every = cache.rows_from(0)
         index = torch.arange(texts, device=first.device) * (every.batch // texts)
+        return map_slots(lambda part: part[index, :, first][:, :, None], every).append(kept)
 
-        def sink(part: Tensor) -> Tensor:
-            return part[index, :, first][:, :, None]
-
-        return KV(tuple(map(sink, every.keys)), tuple(map(sink, every.values))).append(kept)
-
-    def _absolute(self, rows: KV, steps: Tensor) -> KV:
-        """Rows as they stand in the text, from a pass in which they stood ``steps`` positions earlier."""
+    def _to_absolute(self, kv: KV, steps: Tensor) -> KV:
+        """Slots at their positions in the text, from a pass in which they stood ``steps`` positions earlier."""
         if self.merge == "mean":
-            rows = KV(tuple(k.float() for k in rows.keys), tuple(v.float() for v in rows.values))
-        return self.backbone.turn(rows, steps[:, None].expand(-1, rows.slots))
+            kv = map_slots(Tensor.float, kv)
+        return self.backbone.turn(kv, steps[:, None].expand(-1, kv.slots))
 
-    def _merged(self, method: KV | None, new: KV, segments: Tensor) -> KV:
-        if method is None:
+    def _merge(self, memory: KV | None, new: KV, segments: Tensor) -> KV:
+        if memory is None:
             return new
         if self.merge == "concat":
-            return method.append(new)
+            return memory.append(new)
         share = 1.0 / (segments + 1)[:, None, None, None]
-        return KV(
-            tuple(old + (k - old) * share for old, k in zip(method.keys, new.keys, strict=True)),
-            tuple(old + (v - old) * share for old, v in zip(method.values, new.values, strict=True)),
-        )
+        return map_slots(lambda old, fresh: old + (fresh - old) * share, memory, new)
 
 
-def _first_row(backbone: Backbone) -> Tensor:
+def _first_slot(backbone: Backbone) -> Tensor:
     """The keys and values of the token that texts begin with, at position 0; (L, 2, H, 1, W)."""
     with torch.no_grad():
-        rows = backbone.prefill(torch.tensor([[backbone.first_token]], device=backbone.device))
-    return torch.stack([torch.stack([k[0], v[0]]).float() for k, v in zip(rows.keys, rows.values, strict=True)])
+        kv = backbone.prefill(torch.tensor([[backbone.first_token]], device=backbone.device))
+    return torch.stack([torch.stack([k[0], v[0]]).float() for k, v in zip(kv.keys, kv.values, strict=True)])
 
 
 def _strided_means(embeddings: Tensor, tokens: int) -> Tensor:

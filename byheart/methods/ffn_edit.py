@@ -5,7 +5,7 @@ writes to the stream: down). The paper's first half edits facts by back-propagat
 layers; its code was not released, so the settings are this project's. With ``bound`` this is the constrained
 fine-tuning of Zhu et al. (2020, arXiv 2012.00363), and with ``stop_loss`` it ends early as the baselines of ROME do.
 
-State: `delta.<path>` (B, out, in) for each edited weight, float32: 4 bytes a weight, however short the text is. The
+State: `delta.<path>` (B, out, in) for each edited weight, float32: 4 bytes per weight, however short the text is. The
 optimizer keeps two more of the same size while it learns.
 
 Dimensions: B batch, T tokens.
@@ -40,7 +40,7 @@ class FFNEdit(Method):
             same matrix, the one that writes to the stream.
         layers: which layers; none means the middle one.
         steps, learning_rate, clip: of AdamW on the text's next-token loss; the defaults are for single facts.
-        stop_loss: nats a token below which a text is learned well enough; 0 takes all steps.
+        stop_loss: nats per token below which a text is learned well enough; 0 takes all steps.
         learned_tokens: only so many of a text's last tokens are learned, the others are read; 0 is all.
         bound: the most that a single weight may change; 0 is no bound.
         chunk_tokens: longer text is learned in pieces of this many tokens, one after another.
@@ -95,20 +95,20 @@ class FFNEdit(Method):
         return split_segments(segment, longest=self.chunk_tokens, shortest=2)
 
     def write(self, state: State, segment: Tensor) -> State:
-        """Learn ``segment``, going on from what was learned before."""
+        """Learn ``segment``, from what was learned before."""
         return stack(self.write_many(unstack(state), list(torch.split(segment, 1))))
 
     def write_many(self, states: Sequence[State], segments: Sequence[Tensor]) -> list[State]:
         """Learn many texts of any lengths at once: each has its own change, all share the passes."""
         if any(segment.shape[1] < 2 for segment in segments):
             raise InputError("The text is too short to learn: give at least two tokens.")
-        out = list(states)
+        after = list(states)
         for pieces in zip_longest(*map(self.pieces, segments)):
             left = {n: piece for n, piece in enumerate(pieces) if piece is not None}
-            learned = self._learn([out[n] for n in left], list(left.values()))
+            learned = self._learn([after[n] for n in left], list(left.values()))
             for n, state in zip(left, learned, strict=True):
-                out[n] = state
-        return out
+                after[n] = state
+        return after
 
     def read(self, state: State) -> Reading:
         """The changes; no prefix."""
@@ -118,22 +118,22 @@ class FFNEdit(Method):
     # Tensors made in inference mode cannot be tuned, whatever mode the caller is in.
     @torch.inference_mode(False)
     def _learn(self, states: Sequence[State], texts: Sequence[Tensor]) -> list[State]:
-        own = [{path: state[f"delta.{path}"].clone().requires_grad_() for path in self._paths} for state in states]
+        leaves = [{path: state[f"delta.{path}"].clone().requires_grad_() for path in self._paths} for state in states]
         # Padding stands on the right, where no token of the text sees it.
         tokens = pad_sequence([text[0] for text in texts], batch_first=True).to(self.backbone.device)
-        learned = self._learned(texts).to(self.backbone.device)
+        learned = self._mask(texts).to(self.backbone.device)
         with torch.no_grad(), self.backbone.upper(min(self.layers)) as taken:
             self.backbone.hidden(tokens)
         scratch, counts = LogitsBuffer(), learned.sum(1).tolist()
 
         def loss() -> Tensor:
-            with self.backbone.deltas([{path: DenseDelta(delta) for path, delta in row.items()} for row in own]):
+            with self.backbone.deltas([{path: DenseDelta(delta) for path, delta in row.items()} for row in leaves]):
                 hidden = self.backbone.resume(taken[0])[:, :-1]
             losses = token_losses(self.backbone, hidden[learned], tokens[:, 1:][learned], scratch=scratch)
             return torch.stack([part.mean() for part in torch.split(losses.total, counts)])
 
         descend(
-            [list(row.values()) for row in own],
+            [list(row.values()) for row in leaves],
             loss,
             steps=self.steps,
             learning_rate=self.learning_rate,
@@ -143,9 +143,9 @@ class FFNEdit(Method):
             stop_loss=self.stop_loss,
             bound=self.bound,
         )
-        return [{f"delta.{path}": delta.detach() for path, delta in row.items()} for row in own]
+        return [{f"delta.{path}": delta.detach() for path, delta in row.items()} for row in leaves]
 
-    def _learned(self, texts: Sequence[Tensor]) -> Tensor:
+    def _mask(self, texts: Sequence[Tensor]) -> Tensor:
         """Which tokens (B, T - 1), from the second on, are learned: those of the text, or the last of them."""
         lengths = torch.tensor([text.shape[1] for text in texts])[:, None]
         places = torch.arange(1, int(lengths.max()))
@@ -157,8 +157,8 @@ def _paths(backbone: Backbone, index: int, role: str) -> list[str]:
     """The matrices of layer ``index`` that have this role. Raises UsageError where none has it alone."""
     roles = backbone.feed_forward_roles(index)
     if role in ("keys", "values", "down"):
-        return [path for path, own in roles.items() if own == ("keys" if role == "keys" else "values")]
-    keys = [path for path, own in roles.items() if own == "keys"]
+        return [path for path, found in roles.items() if found == ("keys" if role == "keys" else "values")]
+    keys = [path for path, found in roles.items() if found == "keys"]
     found = [path for path in keys if _is_factor(backbone, index, path) == (role == "up")]
     if len(keys) != 2 or len(found) != 1:
         raise UsageError(

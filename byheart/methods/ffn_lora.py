@@ -1,7 +1,7 @@
 """A low-rank update of feed-forward keys or values, tuned on the text (Qiu et al. 2024, arXiv 2402.12233).
 
 A feed-forward layer is a memory of keys (the matrices that match its input: gate and up) and values (the one that
-writes to the stream: down). The paper asks which of the two to change; this memory lets one choose.
+writes to the stream: down). The paper asks which of the two to change; here it is an option.
 
 State: `down.<path>` (B, R, in) and `up.<path>` (B, out, R) for each updated weight, float32; the scale is in `up`.
 
@@ -68,7 +68,7 @@ class FFNLoRA(Method):
         self.layers = list(layers) or list(range(depth - max(1, depth // 4), depth))
         self.steps, self.learning_rate, self.clip = steps, learning_rate, clip
         self.chunk_tokens, self.seed = chunk_tokens, seed
-        self._paths = [p for i in self.layers for p, own in backbone.feed_forward_roles(i).items() if own == role]
+        self._paths = [p for i in self.layers for p, found in backbone.feed_forward_roles(i).items() if found == role]
 
     def init(self) -> State:
         """A random start for ``down`` and zero for ``up``: no change yet."""
@@ -86,7 +86,7 @@ class FFNLoRA(Method):
         return split_segments(segment, longest=self.chunk_tokens, shortest=2)
 
     def write(self, state: State, segment: Tensor) -> State:
-        """Tune on ``segment``, going on from what was learned before."""
+        """Tune on ``segment``, from what was learned before."""
         if segment.shape[1] < 2:
             raise InputError("The text is too short to learn: give at least two tokens.")
         for piece in self.pieces(segment):
@@ -101,7 +101,7 @@ class FFNLoRA(Method):
     @torch.inference_mode(False)
     def _learn(self, state: State, piece: Tensor) -> State:
         scale = self.alpha / self.rank
-        own = [
+        leaves = [
             {
                 n: (t[b : b + 1] / scale if n.startswith("up.") else t[b : b + 1]).clone().requires_grad_()
                 for n, t in state.items()
@@ -116,14 +116,14 @@ class FFNLoRA(Method):
             return {name: t * scale if name.startswith("up.") else t for name, t in row.items()}
 
         def loss() -> Tensor:
-            with self.backbone.deltas([_updates(scaled(row), self._paths) for row in own]):
+            with self.backbone.deltas([_updates(scaled(row), self._paths) for row in leaves]):
                 hidden = self.backbone.resume(taken[0])
             # A sum over rows, so that each learns as if it were alone.
-            return next_token_loss(self.backbone, hidden, tokens) * len(own)
+            return next_token_loss(self.backbone, hidden, tokens) * len(leaves)
 
-        groups = [list(row.values()) for row in own]
+        groups = [list(row.values()) for row in leaves]
         descend(groups, loss, steps=self.steps, learning_rate=self.learning_rate, clip=self.clip)
-        return stack([{name: t.detach() for name, t in scaled(row).items()} for row in own])
+        return stack([{name: t.detach() for name, t in scaled(row).items()} for row in leaves])
 
 
 def _updates(state: State, paths: Sequence[str]) -> dict[str, LowRankDelta]:

@@ -1,21 +1,21 @@
 """The exact keys and values of the whole text: the ceiling of every comparison, at the highest price.
 
-State: `keys.l`, `values.l` (B, H, M, W) a layer, keys rotated as they were made.
+State: `keys.l`, `values.l` (B, H, M, W) per layer, keys rotated to their positions in the text.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from torch import Tensor
 
 from byheart.errors import InputError, require_positive
 from byheart.model.backbone import Backbone
-from byheart.model.reading import KV, Reading
-from byheart.protocol.kv_slots import concat, slots_within, state_to_kv, write_segments
+from byheart.model.reading import Reading
+from byheart.protocol.kv_slots import kv_to_state, prefill_pieces, state_to_kv
 from byheart.protocol.method import Method
 from byheart.protocol.segments import split_segments
+from byheart.protocol.size import fixed_size
 from byheart.protocol.state import State
 
 
@@ -23,25 +23,20 @@ class Full(Method):
     """Keeps every key and value; a question then costs no more than if the text had been read just before it.
 
     Args:
-        chunk_tokens: how many tokens are read at once; bounds memory, changes nothing.
+        chunk_tokens: how many tokens are read at once; bounds the room a write takes, changes nothing.
     """
 
     name = "full"
     text_format = "turn"
+    size = fixed_size(lambda backbone, tokens: tokens * backbone.slot_bytes)
 
     def __init__(self, backbone: Backbone, *, chunk_tokens: int = 1024) -> None:
         Method.__init__(self, backbone)
         require_positive(chunk_tokens=chunk_tokens)
         self.chunk_tokens = chunk_tokens
 
-    @classmethod
-    def sized(cls, backbone: Backbone, budget: int, tokens: int) -> dict[str, Any]:
-        """Nothing to choose: every token takes a row."""
-        slots_within(backbone, budget, name=cls.name, least=tokens)
-        return {}
-
     def init(self) -> State:
-        """No rows."""
+        """No slots."""
         return {}
 
     def pieces(self, segment: Tensor) -> Iterator[Tensor]:
@@ -49,20 +44,18 @@ class Full(Method):
         return split_segments(segment, longest=self.chunk_tokens)
 
     def write(self, state: State, segment: Tensor) -> State:
-        """Read ``segment`` behind what is held. Raises InputError past the model's positions."""
-        held = state_to_kv(state)
-        total = (held.slots if held else 0) + segment.shape[1]
+        """Read ``segment`` after the text so far. Raises InputError past the model's positions."""
+        past = state_to_kv(state)
+        total = (past.slots if past else 0) + segment.shape[1]
         if total > self.backbone.positions:
             raise InputError(
                 f"The text would be {total} tokens, but the model reads at most {self.backbone.positions}; "
-                "write less of it, or use a memory of fixed size (window, latent-pool, compressed-kv)."
+                "write less of it, or use a method of fixed size (window, latent-pool, compressed-kv)."
             )
-        return write_segments(state, self.pieces(segment), self._after)
+        kv = prefill_pieces(self.backbone, self.pieces(segment), past)
+        return kv_to_state(kv) if kv else state
 
     def read(self, state: State) -> Reading:
         """The text's own keys and values."""
-        held = state_to_kv(state)
-        return Reading(held, batch=held.batch if held else 1)
-
-    def _after(self, piece: Tensor, held: KV | None) -> KV:
-        return concat(held, self.backbone.prefill(piece, held))
+        kv = state_to_kv(state)
+        return Reading(kv, batch=kv.batch if kv else 1)

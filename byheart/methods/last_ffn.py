@@ -2,20 +2,19 @@
 
 A few steps of AdamW on cross-entropy plus a KL divergence from the untouched model teach the last block the text
 (section 3). Nothing below that block changes, so its input is computed once, and the text's keys and values are the
-ordinary ones: they are the prefix, as the paper prompts with the text too. What is kept of the tuning is an fp32
+ordinary ones: they are the prefix, as the paper prompts with the text too. What is kept of the tuning is a float32
 change of each weight; steps of 1e-5 would vanish in bfloat16 weights.
 
 State: `delta.<path>` (B, out, in) for each tuned weight, float32; `keys.l`, `values.l` (B, H, M, W) where the text is
 kept.
 
-Dimensions: B batch, H heads, M rows, T tokens, D hidden, W head width.
+Dimensions: B batch, H heads, M slots, T tokens, D hidden, W head width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +26,7 @@ from byheart.model.feed_forward import FeedForwardInput
 from byheart.model.losses import LogitsBuffer, Reference, make_reference, token_losses
 from byheart.model.optimize import descend
 from byheart.model.reading import DenseDelta, Reading
-from byheart.protocol.kv_slots import concat, kv_to_state, state_to_kv
+from byheart.protocol.kv_slots import kv_to_state, prefill_pieces, state_to_kv
 from byheart.protocol.method import Method
 from byheart.protocol.segments import common_prefix_length, split_segments
 from byheart.protocol.state import State
@@ -44,7 +43,7 @@ class Tuned:
 
 @dataclass(frozen=True)
 class _Text:
-    """One text being memorised: what the tuned blocks are fed, its targets, and the untouched model's answers."""
+    """One text being learned: what the tuned blocks are fed, its targets, and the untouched model's predictions."""
 
     fed: FeedForwardInput | LayerCheckpoint
     span: slice
@@ -92,7 +91,7 @@ class LastFFN(Method):
             raise UsageError(f"layers must be at most {len(backbone.layers)}, the model's depth; it is {layers}.")
         self.steps, self.learning_rate, self.kl, self.layers = steps, learning_rate, kl, layers
         self.keep_text, self.clip = keep_text, clip
-        # Without the text there is no conversation for a question to go on from.
+        # Without the text there is no conversation for a question to continue.
         self.text_format = "turn" if keep_text else "text"
         self.header, self.footer = list(header), list(footer)
         self.opening, self.receipt = list(opening), list(receipt)
@@ -110,7 +109,7 @@ class LastFFN(Method):
         }
 
     def write(self, state: State, segment: Tensor) -> State:
-        """Learn ``segment``, going on from what was learned before."""
+        """Learn ``segment``, from what was learned before."""
         batch = segment.shape[0]
         texts = [segment[b : b + 1] for b in range(batch)]
         learned = self._learn([self._deltas(state, b) for b in range(batch)], texts)
@@ -120,11 +119,11 @@ class LastFFN(Method):
     def write_many(self, states: Sequence[State], segments: Sequence[Tensor]) -> list[State]:
         """Learn many texts of any lengths at once: each has its own change, all share one product with the head."""
         learned = self._learn([self._deltas(state, 0) for state in states], list(segments))
-        out: list[State] = []
+        after: list[State] = []
         for state, segment, tuned in zip(states, segments, learned, strict=True):
             changes = {f"delta.{path}": tuned.deltas[path][None] for path in self._paths}
-            out.append({**self._with_text(state, segment, changes), **changes})
-        return out
+            after.append({**self._with_text(state, segment, changes), **changes})
+        return after
 
     def read(self, state: State) -> Reading:
         """The text's prefix, where kept, and the change of the last blocks."""
@@ -142,44 +141,42 @@ class LastFFN(Method):
         """Everything kept but the changes: the text's keys and values, which only deeper tuning touches."""
         if not self.keep_text:
             return {}
-        held = state_to_kv(state)
-        total = (held.slots if held else 0) + segment.shape[1]
+        past = state_to_kv(state)
+        total = (past.slots if past else 0) + segment.shape[1]
         if total > self.backbone.positions:
             raise InputError(
                 f"The text would be {total} tokens, but the model reads at most {self.backbone.positions}; "
-                "write less of it, or make the memory with keep_text=False."
+                "write less of it, or make the method with keep_text=False."
             )
         deltas = {path: DenseDelta(changes[f"delta.{path}"]) for path in self._paths}
         rows = [{path: delta.row(b) for path, delta in deltas.items()} for b in range(segment.shape[0])]
-        with torch.no_grad(), self.backbone.deltas(rows if self.layers > 1 else [{}]):
-            for piece in split_segments(segment, longest=1024):
-                new = self.backbone.prefill(piece, held)
-                held = concat(held, new)
-        return kv_to_state(held) if held else {}
+        with self.backbone.deltas(rows if self.layers > 1 else [{}]):
+            kv = prefill_pieces(self.backbone, split_segments(segment, longest=1024), past)
+        return kv_to_state(kv) if kv else {}
 
     def _bare(self, text: Tensor) -> Tensor:
-        """The text (1, T) without the part of the frame that it has."""
+        """The text (1, T) without what it has of the opening and the receipt."""
         ids = text[0].tolist()
         start = common_prefix_length(ids, self.opening)
         end = len(ids) - common_prefix_length(ids[start:][::-1], self.receipt[::-1]) if self.keep_text else len(ids)
         return text[:, start:end] if start < end else text
 
     def _learn(self, before: list[dict[str, Tensor]], texts: list[Tensor]) -> list[Tuned]:
-        framed = []
+        turns = []
         for text in texts:
             if text.shape[1] == 0:
                 raise InputError("There is nothing to write: the text is empty.")
             ends = [torch.tensor([ids], dtype=torch.long, device=text.device) for ids in (self.header, self.footer)]
             # Without a header the first token has nothing before it to be predicted from.
-            framed.append((torch.cat([ends[0], self._bare(text), ends[1]], dim=1), max(1, len(self.header))))
-            if framed[-1][0].shape[1] < 2:
+            turns.append((torch.cat([ends[0], self._bare(text), ends[1]], dim=1), max(1, len(self.header))))
+            if turns[-1][0].shape[1] < 2:
                 raise InputError("The text is too short to learn: give at least two tokens.")
-            if framed[-1][0].shape[1] > self.backbone.positions:
+            if turns[-1][0].shape[1] > self.backbone.positions:
                 raise InputError(
                     f"The text has {text.shape[1]} tokens, but the model reads at most {self.backbone.positions}; "
                     "write it in parts."
                 )
-        return self._tune(before, framed)
+        return self._tune(before, turns)
 
     # Tensors made in inference mode cannot be tuned, whatever mode the caller is in.
     @torch.inference_mode(False)
@@ -192,19 +189,19 @@ class LastFFN(Method):
             }
             for deltas in before
         ]
-        prepared = [self._prepared(tokens, start) for tokens, start in texts]
+        prepared = [self._prepare(tokens, start) for tokens, start in texts]
         losses: list[list[float]] = [[] for _ in texts]
         divergences: list[list[float]] = [[] for _ in texts]
 
         scratch = LogitsBuffer()
 
         def loss() -> Tensor:
-            hidden = [self._hidden(own, text)[text.span] for own, text in zip(weights, prepared, strict=True)]
+            hidden = [self._hidden(tuned, text)[text.span] for tuned, text in zip(weights, prepared, strict=True)]
             values = token_losses(
                 self.backbone,
                 torch.cat(hidden),
                 torch.cat([text.targets for text in prepared]),
-                reference=_joined([text.reference for text in prepared]),
+                reference=_concat([text.reference for text in prepared]),
                 kl=self.kl,
                 scratch=scratch,
             )
@@ -215,15 +212,15 @@ class LastFFN(Method):
                 divergences[n].append(float(divergence.mean()))
             return torch.stack(totals).sum()
 
-        groups = [list(own.values()) for own in weights]
+        groups = [list(tuned.values()) for tuned in weights]
         descend(groups, loss, steps=self.steps, learning_rate=self.learning_rate, clip=self.clip)
         return [
-            Tuned({p: (w.detach() - frozen[p].float()) for p, w in own.items()}, losses[n], divergences[n])
-            for n, own in enumerate(weights)
+            Tuned({p: (w.detach() - frozen[p].float()) for p, w in tuned.items()}, losses[n], divergences[n])
+            for n, tuned in enumerate(weights)
         ]
 
     @torch.no_grad()
-    def _prepared(self, tokens: Tensor, start: int) -> _Text:
+    def _prepare(self, tokens: Tensor, start: int) -> _Text:
         """Run the frozen model once and keep what the tuned blocks are fed."""
         first = len(self.backbone.layers) - self.layers
         tokens = tokens.to(self.backbone.device)
@@ -244,17 +241,13 @@ class LastFFN(Method):
             changes = {p: DenseDelta((w - self.backbone.linear(p).weight.float())[None]) for p, w in weights.items()}
             with self.backbone.deltas([changes]):
                 return self.backbone.resume(text.fed)[0]
-        where = self._where
-        names = {id(module): name for name, module in where.block.named_modules()}
-        own = {f"{names[id(self.backbone.linear(path))]}.weight": w for path, w in weights.items()}
-        output = functional_call(where.block, own, (text.fed.input,))
-        return self.backbone.finish(where.finish(text.fed.residual, output))[0]
-
-    @property
-    def _where(self) -> Any:
-        return self.backbone.feed_forward(len(self.backbone.layers) - 1)
+        last = self.backbone.feed_forward(len(self.backbone.layers) - 1)
+        names = {id(module): name for name, module in last.block.named_modules()}
+        parameters = {f"{names[id(self.backbone.linear(path))]}.weight": w for path, w in weights.items()}
+        output = functional_call(last.block, parameters, (text.fed.input,))
+        return self.backbone.finish(last.finish(text.fed.residual, output))[0]
 
 
-def _joined(references: Sequence[Reference]) -> Reference:
+def _concat(references: Sequence[Reference]) -> Reference:
     columns = ("mean", "bias", "negentropy", "hidden")
-    return Reference(*(torch.cat([vars(one)[column] for one in references]) for column in columns))
+    return Reference(*(torch.cat([vars(reference)[column] for reference in references]) for column in columns))

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from byheart.errors import BudgetError
-from byheart.model.backbone import Backbone
 from byheart.model.reading import Reading
 from byheart.protocol.method import Method
+from byheart.protocol.size import fixed_size
 from byheart.protocol.state import State
 
 
@@ -19,13 +16,7 @@ class Nothing(Method):
 
     name = "nothing"
     capacity = 0
-
-    @classmethod
-    def sized(cls, backbone: Backbone, budget: int, tokens: int) -> dict[str, Any]:
-        """Nothing to choose: one number is kept."""
-        if budget < 8:
-            raise BudgetError(cls.name, budget, 8)
-        return {}
+    size = fixed_size(lambda backbone, tokens: 8)
 
     def init(self) -> State:
         """Nothing written."""

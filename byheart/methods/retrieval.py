@@ -2,9 +2,9 @@
 
 The text is kept as its tokens and read again at question time: BM25 (doi.org/10.1561/1500000019)
 scores its segments by the question's tokens, and the best ones that fit, in the order of the text, are read with the
-model's ordinary attention. It is what any memory that is read as a whole must be compared with: the least state, exact
-keys and values, but a question costs a pass over what it reads, and sees nothing else. Without a question the newest
-tokens are read. What is read stands in one turn of a conversation: all texts behind one opening, before one receipt.
+model's ordinary attention. Any memory that is read as a whole must be compared with it: the least state, exact keys and
+values, but a question costs a pass over what it reads, and sees nothing else. Without a question the newest tokens are
+read. What is read stands in one turn of a conversation: all texts after one opening and before one receipt.
 
 State: `tokens` (B, T), int32.
 
@@ -14,18 +14,18 @@ Dimensions: B batch, T tokens, Q tokens of a question, S segments.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from byheart.errors import BudgetError, InputError, UsageError, require_positive
+from byheart.errors import InputError, UsageError, require_positive
 from byheart.model.backbone import Backbone
-from byheart.model.reading import KV, Reading
-from byheart.protocol.kv_slots import concat
+from byheart.model.reading import Reading
+from byheart.protocol.kv_slots import prefill_pieces
 from byheart.protocol.method import Method
 from byheart.protocol.segments import common_prefix_length, split_segments
+from byheart.protocol.size import fixed_size
 from byheart.protocol.state import State
 
 
@@ -33,17 +33,18 @@ class Retrieval(Method):
     """Keeps all tokens and reads ``tokens`` of them.
 
     Args:
-        tokens: how many a question sees; the last segment chosen is cut short to fit.
-        segment_tokens: what is chosen or left out as one.
+        tokens: how many tokens a question sees; the last segment chosen is cut short to fit.
+        segment_tokens: how many tokens are chosen or left out together.
         sinks: first tokens of the text that are always among them.
         saturation, length_weight: k1 and b of BM25: how soon more of one word adds nothing, and how much a segment
             pays for being long.
-        chunk_tokens: how many tokens are read at once; bounds memory, changes nothing.
+        chunk_tokens: how many tokens are read at once; bounds the room a reading takes, changes nothing.
         opening, receipt: tokens around a text that is kept as a turn; they are always among what is read.
     """
 
     name = "retrieval"
     text_format = "turn"
+    size = fixed_size(lambda backbone, tokens: 4 * tokens)
 
     def __init__(
         self,
@@ -73,31 +74,24 @@ class Retrieval(Method):
         self.opening, self.receipt = list(opening), list(receipt)
         self.capacity = tokens
 
-    @classmethod
-    def sized(cls, backbone: Backbone, budget: int, tokens: int) -> dict[str, Any]:
-        """Nothing to choose: every token takes four bytes."""
-        if budget < 4 * tokens:
-            raise BudgetError(cls.name, budget, 4 * tokens)
-        return {}
-
     def init(self) -> State:
         """No tokens."""
         return {}
 
     def write(self, state: State, segment: Tensor) -> State:
-        """Keep ``segment`` behind what is held, in the same turn."""
+        """Keep ``segment`` after the text so far, in the same turn."""
         if segment.shape[1] == 0:
             raise InputError("There is nothing to write: the text is empty.")
         new = segment.to(self.backbone.device, torch.int32, copy=True)
         if not state:
             return {"tokens": new}
-        held = state["tokens"]
-        if self._is_turn(held) and self._is_turn(new):
-            held = held[:, : held.shape[1] - len(self.receipt)]
-        return {"tokens": torch.cat([held, new], dim=1)}
+        past = state["tokens"]
+        if self._is_turn(past) and self._is_turn(new):
+            past = past[:, : past.shape[1] - len(self.receipt)]
+        return {"tokens": torch.cat([past, new], dim=1)}
 
     def write_many(self, states: Sequence[State], segments: Sequence[Tensor]) -> list[State]:
-        """Each alone: nothing is computed, and whether a text is a turn is its own affair."""
+        """One by one: nothing is computed, and each text may or may not be a turn."""
         return [self.write(state, segment) for state, segment in zip(states, segments, strict=True)]
 
     def select(self, state: State, prompt: Tensor) -> State:
@@ -105,9 +99,8 @@ class Retrieval(Method):
         if not state or state["tokens"].shape[1] <= self.tokens:
             return state
         text, question = state["tokens"], prompt.to(state["tokens"])
-        return {"tokens": torch.stack([row[self._places(row, question)] for row in text])}
+        return {"tokens": torch.stack([row[self._indices(row, question)] for row in text])}
 
-    @torch.no_grad()
     def read(self, state: State) -> Reading:
         """The exact keys and values of the first and the newest tokens, read as if they were the text."""
         if not state:
@@ -116,23 +109,18 @@ class Retrieval(Method):
         older = max(0, text.shape[1] - self.tokens)
         first = max(self.sinks, *(common_prefix_length(row.tolist(), self.opening) for row in text))
         text = torch.cat([text[:, :first], text[:, first + older :]], dim=1)
-        held: KV | None = None
-        for piece in split_segments(text, longest=self.chunk_tokens):
-            new = self.backbone.prefill(piece, held)
-            held = concat(held, new)
-        return Reading(held, batch=text.shape[0])
+        kv = prefill_pieces(self.backbone, split_segments(text, longest=self.chunk_tokens), None)
+        return Reading(kv, batch=text.shape[0])
 
     def _is_turn(self, text: Int[Tensor, "B T"]) -> bool:
         """Whether each row ends as a text that is kept as a turn does."""
         return bool(self.receipt) and all(row[-len(self.receipt) :].tolist() == self.receipt for row in text)
 
-    def _places(self, text: Int[Tensor, " T"], question: Int[Tensor, " Q"]) -> Int[Tensor, " K"]:
-        """Where the ``tokens`` tokens are that are read: the frame, then segment by segment; of equals, the newest."""
+    def _indices(self, text: Int[Tensor, " T"], question: Int[Tensor, " Q"]) -> Int[Tensor, " K"]:
+        """Which ``tokens`` tokens are read: opening and receipt, then segment by segment; of equals, the newest."""
         ids = text.tolist()
-        opened, closed = (
-            common_prefix_length(ids, self.opening),
-            len(ids) - common_prefix_length(ids[::-1], self.receipt[::-1]),
-        )
+        opened = common_prefix_length(ids, self.opening)
+        closed = len(ids) - common_prefix_length(ids[::-1], self.receipt[::-1])
         # What is read anyway is not searched: no question has such tokens.
         searched = text.clone()
         searched[:opened] = searched[closed:] = -1

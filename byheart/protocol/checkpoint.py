@@ -25,13 +25,13 @@ _OLD_CARD, _OLD_WEIGHTS = "memory.json", "memory.safetensors"
 
 
 def is_learned(name: str) -> bool:
-    """Whether ``name`` is a folder that ``save_pretrained`` wrote, or means to be one."""
+    """Whether ``name`` is a folder that ``save_pretrained`` wrote, or is written as a path."""
     return os.sep in name or any((Path(name) / card).is_file() for card in (CARD, _OLD_CARD))
 
 
 def read_card(folder: str | Path) -> dict[str, Any]:
-    """What ``save_pretrained`` said of a folder: method, options, backbone. Raises CheckpointError."""
-    is_old = not (Path(folder) / CARD).exists() and (Path(folder) / _OLD_CARD).exists()
+    """The method, options and backbone of a folder that ``save_pretrained`` wrote. Raises CheckpointError."""
+    is_old = _is_old(Path(folder))
     try:
         stored = json.loads((Path(folder) / (_OLD_CARD if is_old else CARD)).read_text(encoding="utf-8"))
         card = format_1.card(stored) if is_old else stored
@@ -40,8 +40,13 @@ def read_card(folder: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"'{folder}' holds no trained method: {CARD} cannot be read ({error}).") from error
 
 
+def _is_old(folder: Path) -> bool:
+    """Whether byheart 0.1 wrote this folder, and no later version has."""
+    return not (folder / CARD).exists() and (folder / _OLD_CARD).exists()
+
+
 def save_pretrained(method: Method, folder: str | Path) -> None:
-    """Write the learned parts of ``method``, and the options that made it, into ``folder``."""
+    """Write the learned parts of ``method``, and its options, into ``folder``."""
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     card = {"method": method.name, "options": method.options(), "backbone": method.backbone.fingerprint}
@@ -54,22 +59,23 @@ def load_pretrained(method: Method, folder: str | Path) -> None:
     card = read_card(folder)
     if (card["method"], card["backbone"]) != (method.name, method.backbone.fingerprint):
         raise StateMismatchError(
-            f"'{folder}' holds a {card['method']} for backbone {card['backbone']}; "
-            f"this is a {method.name} on backbone {method.backbone.fingerprint}."
+            f"'{folder}' holds learned parts of {card['method']} for backbone {card['backbone']}; "
+            f"this is {method.name} on backbone {method.backbone.fingerprint}."
         )
-    file = next((path for name in (WEIGHTS, _OLD_WEIGHTS) if (path := Path(folder) / name).exists()), None)
+    weights = _OLD_WEIGHTS if _is_old(Path(folder)) else WEIGHTS
     try:
-        stored = load_file(file or Path(folder) / WEIGHTS, device=str(method.backbone.device))
+        stored = load_file(Path(folder) / weights, device=str(method.backbone.device))
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"'{folder}': {WEIGHTS} cannot be read ({error}).") from error
+        raise CheckpointError(f"'{folder}': {weights} cannot be read ({error}).") from error
     # A buffer that is None is a learned part that only some have.
-    for name in [name for name, buffer in method._buffers.items() if buffer is None and name in stored]:
-        setattr(method, name, stored[name])
-    own = method.state_dict()
-    missing, unexpected = sorted(own.keys() - stored.keys()), sorted(stored.keys() - own.keys())
-    misshapen = [name for name in sorted(own.keys() & stored.keys()) if own[name].shape != stored[name].shape]
+    optional = {name for name, buffer in method._buffers.items() if buffer is None and name in stored}
+    expected = method.state_dict()
+    missing, unexpected = sorted(expected.keys() - stored.keys()), sorted(stored.keys() - expected.keys() - optional)
+    misshapen = [name for name in sorted(expected.keys() & stored.keys()) if expected[name].shape != stored[name].shape]
     if missing or unexpected or misshapen:
         raise CheckpointError(
             f"'{folder}' does not fit: missing {missing}, unexpected {unexpected}, of another shape {misshapen}."
         )
+    for name in optional:
+        setattr(method, name, stored[name])
     method.load_state_dict(stored)

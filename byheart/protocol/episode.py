@@ -1,4 +1,4 @@
-"""What a memory is trained and measured on: segments to write, and a target to predict from what was kept.
+"""What a method is trained and measured on: segments to write, and a target to predict from what was kept.
 
 An episode is a value; a batch stacks episodes of equally many segments. Nothing here knows text or models.
 
@@ -7,7 +7,7 @@ How a batch lies in memory, two episodes (x real, . padding, = supervised):
     segments | . . x x | x x x x |    target | x x = = |
              | x x x x | . x x x |           | x = . . |
 
-Dimensions: B batch, S segments, T tokens a segment, U tokens of a target, C = S * T + U columns.
+Dimensions: B batch, S segments, T tokens per segment, U tokens of a target, C = S * T + U columns.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""The one protocol of every memory: ``init``, ``write``, ``read``.
+"""The one protocol of every method: ``init``, ``write``, ``read``, and the ``loss`` that trains it.
 
-A memory is a method: its parameters are learned once, its states are many. A state is a value: ``write`` returns a
-new one and leaves its argument alone, so a session can be kept, forked and thrown away. The first dimension of every
-tensor of a state is the batch, so states are stacked by concatenation.
+A method's parameters are learned once, its states are many. A state is a value: ``write`` returns a new one and leaves
+its argument alone, so a session can be kept, forked and thrown away. The first dimension of every tensor of a state is
+the batch, so states are stacked by concatenation.
 
-Dimensions: B batch, H key-value heads, M rows of memory, T tokens, W head width.
+Dimensions: B batch, T tokens.
 """
 
 from __future__ import annotations
@@ -20,28 +20,31 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from byheart.errors import UsageError
 from byheart.model.backbone import Backbone
 from byheart.model.fingerprint import fingerprint
 from byheart.model.reading import Reading
 from byheart.protocol.episode import Batch
 from byheart.protocol.episode_loss import episode_loss
 from byheart.protocol.objective import TARGETS_ONLY, Objective
+from byheart.protocol.size import Size
 from byheart.protocol.state import State, stack, unstack
 
 
 class Method(nn.Module, abc.ABC):
-    """A method over a frozen backbone. Subclasses are final; their keyword-only arguments are their options.
+    """How a memory is made, over a frozen backbone. What can be instantiated is final.
 
-    Every option must be kept as an attribute of the same name, in types that JSON has.
+    A method's options are the keyword-only arguments of its class. Each must be kept as an attribute of the same name,
+    in types that JSON has.
     """
 
     name: ClassVar[str]
     """How users call it; the key of the table in ``byheart.methods``."""
     text_format: Literal["text", "turn"] = "text"
     """``turn`` where its prefix is text as the model itself reads it, so that text is written as turns of a chat."""
+    size: ClassVar[Size | None] = None
+    """Which options decide the bytes of its state; None where a number of bytes cannot choose them."""
     capacity: int | None = None
-    """Prefix rows it holds at most; None where it grows."""
+    """How many slots its prefix has at most; None where it grows."""
 
     def __init__(self, backbone: Backbone) -> None:
         nn.Module.__init__(self)
@@ -62,11 +65,11 @@ class Method(nn.Module, abc.ABC):
         """What the model sees of ``state``."""
 
     def pieces(self, segment: Int[Tensor, "B T"]) -> Iterator[Int[Tensor, "B t"]]:
-        """What ``write`` takes at once; writing the pieces one by one gives the same state."""
+        """The parts that ``write`` reads one after another; writing them one by one gives the same state."""
         return iter((segment,))
 
     def select(self, state: State, prompt: Int[Tensor, " T"]) -> State:
-        """The part of ``state`` that bears on a question: ``state`` itself, unless a memory reads some of it only."""
+        """The part of ``state`` that bears on a question: ``state`` itself, unless the method reads some of it only."""
         return state
 
     def write_many(self, states: Sequence[State], segments: Sequence[Int[Tensor, "1 _"]]) -> list[State]:
@@ -106,21 +109,13 @@ class Method(nn.Module, abc.ABC):
             return self.backbone.hidden(tokens, cache=cache, mask=mask)
 
     def options(self) -> dict[str, Any]:
-        """The keyword-only arguments that made this memory."""
+        """The keyword-only arguments that this method was made with."""
         signature = inspect.signature(type(self)).parameters.values()
         return {p.name: vars(self)[p.name] for p in signature if p.kind is p.KEYWORD_ONLY}
 
-    @classmethod
-    def sized(cls, backbone: Backbone, budget: int, tokens: int) -> dict[str, Any]:
-        """Options whose state for one text of ``tokens`` tokens takes at most ``budget`` bytes.
-
-        Raises BudgetError where even the least is more, and UsageError where there is no size to choose.
-        """
-        raise UsageError(f"'{cls.name}' has no size to choose for a budget of bytes; take another memory.")
-
     @property
     def fingerprint(self) -> str:
-        """A name for the learned parts; the same for two memories that read states alike."""
+        """A name for the learned parts; the same for two methods that read states alike."""
         return fingerprint(self.state_dict(), torch.float32, samples=4096)
 
     def export(self, folder: str | Path) -> None:

@@ -3,7 +3,7 @@
     adapter_config.json          how the update is made
     adapter_model.safetensors    base_model.model.<decoder>.<path>.lora_A.weight (R, in), lora_B.weight (out, R)
 
-It does not know which memory learned the update.
+It does not know which method learned the update.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Cutting token ids into segments."""
+"""Token ids split into segments, and compared from their start."""
 
 from __future__ import annotations
 
@@ -12,19 +12,22 @@ from byheart.errors import InputError
 
 
 def split_segments(segment: Int[Tensor, "B T"], *, longest: int, shortest: int = 1) -> Iterator[Int[Tensor, "B t"]]:
-    """Pieces of at most ``longest`` tokens; a last piece under ``shortest`` shares evenly with the one before it."""
+    """Pieces of at most ``longest`` tokens; a last piece under ``shortest`` shares evenly with the one before it.
+
+    Raises InputError for an empty text.
+    """
     if segment.shape[1] == 0:
         raise InputError("There is nothing to write: the text is empty.")
     tokens, start = segment.shape[1], 0
     while start < tokens:
         left = tokens - start
-        take = min(longest, left)
-        if 0 < left - take < shortest:
-            take = left - max(shortest, left // 2)
-        yield segment[:, start : start + max(take, 1)]
-        start += max(take, 1)
+        length = min(longest, left)
+        if 0 < left - length < shortest:
+            length = max(1, left - max(shortest, left // 2))
+        yield segment[:, start : start + length]
+        start += length
 
 
 def common_prefix_length(ids: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens two sequences begin with alike."""
+    """How many tokens two sequences have in common from their start."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(ids, other, strict=False)))

@@ -1,4 +1,4 @@
-"""What one session keeps, as a value: named tensors, and a header that says what they belong to."""
+"""The state of one memory, as a value: named tensors, and a header that says what they belong to."""
 
 from __future__ import annotations
 
@@ -72,18 +72,18 @@ class Header:
     def require(self, mine: Header, where: str) -> None:
         """Raise StateMismatchError unless a state with this header can be read where ``mine`` is in use."""
         sides = {
-            "method": (self.method, mine.method),
-            "model": (f"{self.model} ({self.backbone})", f"{mine.model} ({mine.backbone})"),
-            "tokenizer": (self.tokenizer, mine.tokenizer),
-            "precision": (self.dtype, mine.dtype),
-            "options": (self.options, mine.options),
-            "trained parts": (self.adapter, mine.adapter),
+            "another method": (self.method, mine.method),
+            "another model": (f"{self.model} ({self.backbone})", f"{mine.model} ({mine.backbone})"),
+            "another tokenizer": (self.tokenizer, mine.tokenizer),
+            "another precision": (self.dtype, mine.dtype),
+            "other options": (self.options, mine.options),
+            "other trained parts": (self.adapter, mine.adapter),
         }
         for what, (theirs, ours) in sides.items():
-            same = self.backbone == mine.backbone if what == "model" else theirs == ours
+            same = self.backbone == mine.backbone if what == "another model" else theirs == ours
             if not same:
                 raise StateMismatchError(
-                    f"{where} was made with another {what}: it has {theirs}, this session has {ours}. "
+                    f"{where} was made with {what}: it has {theirs}, this session has {ours}. "
                     "Open it with what made it, or write the text again."
                 )
 

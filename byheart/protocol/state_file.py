@@ -1,6 +1,6 @@
-"""What one session keeps, as a value in memory and as a file that its user owns.
+"""A state as a file that its user owns.
 
-A state is named tensors and nothing else. On disk it is one safetensors file whose header says which backbone,
+On disk a state is one safetensors file whose header says which backbone,
 method and options it belongs to, what was written into it and when, and a hash over all of it. Writes are atomic:
 a crash leaves the file as it was. Nothing here knows what the tensors mean.
 """
@@ -28,7 +28,7 @@ from byheart.protocol.state import FORMAT, Header, State, Written
 
 def save(path: Path, state: State, header: Header) -> int:
     """Write a state file atomically and give its size in bytes. Raises StateError; the earlier file then remains."""
-    tensors = _apart(state)
+    tensors = _separate(state)
     text = json.dumps(asdict(header), sort_keys=True)
     metadata = {"byheart": text, "hash": _hash(tensors, text)}
     try:
@@ -44,16 +44,16 @@ def save(path: Path, state: State, header: Header) -> int:
     return size
 
 
-def _apart(state: State) -> dict[str, Tensor]:
+def _separate(state: State) -> dict[str, Tensor]:
     """The tensors as a file holds them, none a view of another: safetensors refuses those."""
-    apart: dict[str, Tensor] = {}
-    taken: set[int] = set()
+    separate: dict[str, Tensor] = {}
+    storages: set[int] = set()
     for name, tensor in state.items():
         whole = tensor.detach().cpu().contiguous()
-        place = whole.untyped_storage().data_ptr()
-        apart[name] = whole.clone() if place in taken else whole
-        taken.add(place)
-    return apart
+        storage = whole.untyped_storage().data_ptr()
+        separate[name] = whole.clone() if storage in storages else whole
+        storages.add(storage)
+    return separate
 
 
 @contextlib.contextmanager
@@ -100,12 +100,12 @@ def _open(path: Path) -> tuple[Header, dict[str, str]]:
         raise CorruptStateError(f"'{path}' is a safetensors file, but not a byheart state.")
     try:
         fields = json.loads(stored["byheart"])
-        made_by = fields.get("format")
-        if made_by == 1:
+        version = fields.get("format")
+        if version == 1:
             fields = format_1.header(fields)
-        elif made_by != FORMAT:
+        elif version != FORMAT:
             raise StateMismatchError(
-                f"'{path}' has state format {made_by}; this version of byheart reads formats 1 and {FORMAT}."
+                f"'{path}' has state format {version}; this version of byheart reads formats 1 and {FORMAT}."
             )
         fields["written"] = [Written(**entry) for entry in fields["written"]]
         return Header(**fields), stored

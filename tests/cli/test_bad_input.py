@@ -238,7 +238,7 @@ def _edit(path: Path, **changes: Any) -> None:
         ({"method": "diary"}, "'diary'. There are: adapter, attention-score, "),
         ({"options": {"chunk_tokens": 1024, "pages": 3}}, "There is no option of full 'pages'."),
         ({"tokenizer": "0" * 32}, "was made with another tokenizer"),
-        ({"adapter": "0" * 32}, "was made with another trained parts"),
+        ({"adapter": "0" * 32}, "was made with other trained parts"),
         ({"model": "/no/such/model"}, "There is no file or folder '/no/such/model'."),
         ({"surprise": 1}, "has a header that cannot be read"),
     ],

@@ -18,7 +18,6 @@ from byheart.evaluation.evaluate import evaluate
 from byheart.evaluation.tasks.multitask import Multitask
 from byheart.methods import build
 from byheart.methods.adapter import PRESETS
-from byheart.model import loading as models
 from byheart.model.backbone import Backbone
 from byheart.protocol.method import Method
 from byheart.protocol.objective import Objective
@@ -206,9 +205,10 @@ def test_a_base_in_four_bits_needs_a_gpu_and_a_package(
     )
     with pytest.raises(UsageError, match=r"dtype '4bit' needs a GPU; the device is 'cpu'\."):
         made.run(tmp_path / "out")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match="pip install bitsandbytes"):
-        models._four_bits(torch.device("cuda"))
+        Backbone.open(str(tiny_folder), dtype="4bit", device="cuda")
 
 
 class Packed(nn.Linear):
@@ -256,7 +256,9 @@ def test_packed_weights_are_not_tuned() -> None:
         build("last-ffn", packed_backbone())
 
 
-def test_episodes_without_segments_teach_no_memory_of_texts(data: str, tiny_folder: Path, tmp_path: Path) -> None:
+def test_a_method_that_learns_from_writes_refuses_episodes_without_segments(
+    data: str, tiny_folder: Path, tmp_path: Path
+) -> None:
     made = TrainingConfig.of(model=str(tiny_folder), data=[data], prompts="label", steps=1, dtype="float32")
     with pytest.raises(UsageError, match="compressed-kv learns from what is written; these episodes have no segments"):
         made.run(tmp_path / "out")
@@ -265,7 +267,7 @@ def test_episodes_without_segments_teach_no_memory_of_texts(data: str, tiny_fold
 # ---- the first stage of two ----
 
 
-def test_with_the_full_text_the_loss_is_that_behind_it() -> None:
+def test_with_the_full_text_the_loss_is_that_after_it() -> None:
     own = backbone()
     made, plain = (build("adapter", own, preset="qv", dropout=0.0, full_text=each) for each in (True, False))
     text, places = BATCH.joined()

@@ -1,4 +1,4 @@
-"""The rows that the last tokens attend to most, against the attention that transformers writes out."""
+"""The slots that the last tokens attend to most, against the attention that transformers writes out."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from tests.samples import ALL_FAMILIES, backbone, logits, tokens, written
 PROMPT, TEXT = tokens(5, seed=9), tokens(24, seed=1)
 
 
-def wanted(probabilities: Tensor, *, rows: int, observed: int, pooled: int) -> list[int]:
-    """Which rows stay of one key-value head, from its query heads' probabilities (G, T, M)."""
+def wanted(probabilities: Tensor, *, slots: int, observed: int, pooled: int) -> list[int]:
+    """Which slots stay of one key-value head, from its query heads' probabilities (G, T, M)."""
     scores = probabilities[:, -observed:].mean((0, 1)).tolist()
     length, side = len(scores), pooled // 2
     near = [scores[max(0, place - side) : place + side + 1] for place in range(length)]
     smooth = [sum(each) / len(each) for each in near]
     order = sorted(range(length - observed), key=lambda place: -smooth[place])
-    return sorted([*order[: rows - observed], *range(length - observed, length)])
+    return sorted([*order[: slots - observed], *range(length - observed, length)])
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("rows", "observed", "pooled"), [(10, 4, 3), (10, 4, 1), (6, 6, 5), (20, 1, 5)])
+@pytest.mark.parametrize(("slots", "observed", "pooled"), [(10, 4, 3), (10, 4, 1), (6, 6, 5), (20, 1, 5)])
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "phi3"])
-def test_what_the_last_tokens_look_at_stays(family: str, rows: int, observed: int, pooled: int) -> None:
+def test_what_the_last_tokens_look_at_stays(family: str, slots: int, observed: int, pooled: int) -> None:
     own, eager = backbone(family), tiny_model(family)
     eager.set_attn_implementation("eager")
     given = eager(TEXT, output_attentions=True).attentions
     every = own.turn(own.prefill(TEXT), -torch.arange(24))
-    held = state_to_kv(written(AttentionScore(own, slots=rows, observed=observed, pooled=pooled), TEXT))
+    held = state_to_kv(written(AttentionScore(own, slots=slots, observed=observed, pooled=pooled), TEXT))
     assert held is not None
     for layer, probabilities in enumerate(given):
         heads = probabilities[0].unflatten(0, (held.keys[layer].shape[1], -1))
         for head, each in enumerate(heads):
-            places = wanted(each, rows=rows, observed=observed, pooled=pooled)
+            places = wanted(each, slots=slots, observed=observed, pooled=pooled)
             for ours, theirs in ((held.keys, every.keys), (held.values, every.values)):
                 torch.testing.assert_close(ours[layer][0, head], theirs[layer][0, head, places], rtol=0, atol=1e-4)
 
@@ -77,7 +77,7 @@ def test_a_model_with_another_attention_is_refused() -> None:
     [
         ({"slots": 0}, "slots must be above 0; it is 0"),
         ({"observed": 0}, "observed must be above 0; it is 0"),
-        ({"slots": 8, "observed": 9}, "observed must be at most slots, 8: its rows are kept; it is 9"),
+        ({"slots": 8, "observed": 9}, "observed must be at most slots, 8: its slots are kept; it is 9"),
         ({"pooled": 4}, "pooled must be odd, .* it is 4"),
         ({"chunk_tokens": 0}, "chunk_tokens must be above 0; it is 0"),
     ],

@@ -1,4 +1,4 @@
-"""Memories made to fit a number of bytes: what is kept fits, the next size does not, and too little says the least."""
+"""Methods sized to fit a number of bytes: what is kept fits, the next size does not, too little names the least."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from byheart.errors import BudgetError, UnknownNameError, UsageError
 from byheart.methods import BUILT_IN, build
 from byheart.methods.budget import options_for, parse_bytes
 from byheart.model.backbone import Backbone
-from byheart.protocol.method import Method
+from byheart.protocol.size import Size, every_size
 from byheart.protocol.state import nbytes
 from byheart.testing import tiny_backbone
 from tests.samples import tokens, written
@@ -21,13 +21,13 @@ from tests.samples import tokens, written
 TOKENS = 1100
 # What the next size up is, of those that have one; the others take what they take.
 LARGER: dict[str, Any] = {
-    "window": lambda own: {**own, "recent": own["recent"] + 1},
-    "every-kth": lambda own: {**own, "every": own["every"] - 1},
-    "mean-pooled": lambda own: {**own, "every": own["every"] - 1},
-    "key-norm": lambda own: {**own, "slots": own["slots"] + 1},
-    "attention-score": lambda own: {**own, "slots": own["slots"] + 1},
-    "latent-pool": lambda own: {**own, "blocks": own["blocks"] + 1},
-    "cartridge": lambda own: {**own, "slots": own["slots"] + 1},
+    "window": lambda options: {**options, "recent": options["recent"] + 1},
+    "every-kth": lambda options: {**options, "every": options["every"] - 1},
+    "mean-pooled": lambda options: {**options, "every": options["every"] - 1},
+    "key-norm": lambda options: {**options, "slots": options["slots"] + 1},
+    "attention-score": lambda options: {**options, "slots": options["slots"] + 1},
+    "latent-pool": lambda options: {**options, "blocks": options["blocks"] + 1},
+    "cartridge": lambda options: {**options, "slots": options["slots"] + 1},
 }
 FIXED = ["compressed-kv", "retrieval", "nothing", "full"]
 QUICK: dict[str, Any] = {"cartridge": {"steps": 1, "chunk_tokens": 64}, "latent-pool": {"longest": 64}}
@@ -41,8 +41,8 @@ def roomy(dtype: torch.dtype = torch.float32) -> Backbone:
 
 
 def kept(name: str, dtype: torch.dtype, **options: Any) -> int:
-    made = build(name, roomy(dtype), **{**QUICK.get(name, {}), **options})
-    return nbytes(written(made, tokens(TOKENS, seed=1)))
+    method = build(name, roomy(dtype), **{**QUICK.get(name, {}), **options})
+    return nbytes(written(method, tokens(TOKENS, seed=1)))
 
 
 def least(name: str, dtype: torch.dtype = torch.float32) -> int:
@@ -56,9 +56,8 @@ def least(name: str, dtype: torch.dtype = torch.float32) -> int:
 @pytest.mark.parametrize("times", [1.0, 1.7, 5.3])
 @pytest.mark.parametrize("name", SIZED)
 def test_what_is_kept_fits_and_the_next_size_does_not(name: str, times: float, dtype: torch.dtype) -> None:
-    own = roomy(dtype)
     budget = int(least(name, dtype) * times)
-    options = options_for(name, own, budget, TOKENS)
+    options = options_for(name, roomy(dtype), budget, TOKENS)
     assert kept(name, dtype, **options) <= budget
     # Without options it is the default size, however much room there is.
     if name in LARGER and options:
@@ -76,29 +75,87 @@ def test_a_byte_less_than_the_least_is_refused(name: str) -> None:
 
 
 def test_a_pool_is_the_default_one_where_that_fits_since_a_trained_one_may_be_there() -> None:
-    own, full = roomy(), kept("latent-pool", torch.float32)
-    assert options_for("latent-pool", own, full, TOKENS) == {}
-    assert options_for("latent-pool", own, 100 * full, TOKENS) == {}
-    assert options_for("latent-pool", own, full - 1, TOKENS) == {"slots": 64, "blocks": 7}
+    backbone, full = roomy(), kept("latent-pool", torch.float32)
+    assert options_for("latent-pool", backbone, full, TOKENS) == {}
+    assert options_for("latent-pool", backbone, 100 * full, TOKENS) == {}
+    assert options_for("latent-pool", backbone, full - 1, TOKENS) == {"slots": 64, "blocks": 7}
 
 
 def test_a_short_text_may_be_kept_whole() -> None:
-    own = roomy()
+    backbone = roomy()
     for name in ("every-kth", "mean-pooled"):
-        assert options_for(name, own, 100 * own.slot_bytes, 100) == {"every": 1}
-    assert options_for("cartridge", own, 100 * own.slot_bytes, 20) == {"slots": 20}
-    assert options_for("window", own, own.slot_bytes, 100) == {"sinks": 0, "recent": 1}
+        assert options_for(name, backbone, 100 * backbone.slot_bytes, 100) == {"every": 1}
+    assert options_for("cartridge", backbone, 100 * backbone.slot_bytes, 20) == {"slots": 20}
+
+
+@pytest.mark.parametrize(
+    ("name", "slots", "options"),
+    [
+        ("window", 1, {"sinks": 0, "recent": 1}),
+        ("window", 3, {"sinks": 2, "recent": 1}),
+        ("window", 40, {"sinks": 4, "recent": 36}),
+        ("key-norm", 1, {"slots": 1, "sinks": 0, "recent": 0}),
+        ("key-norm", 10, {"slots": 10, "sinks": 2, "recent": 2}),
+        ("key-norm", 1000, {"slots": 1000, "sinks": 4, "recent": 32}),
+        ("attention-score", 1, {"slots": 1, "observed": 1}),
+        ("attention-score", 10, {"slots": 10, "observed": 2}),
+        ("attention-score", 1000, {"slots": 1000, "observed": 32}),
+        ("cartridge", 2, {"slots": 2}),
+        ("cartridge", 40, {"slots": 40}),
+        ("every-kth", 3, {"every": 512}),
+        ("every-kth", 4, {"every": 342}),
+        ("mean-pooled", 550, {"every": 2}),
+    ],
+)
+def test_so_many_slots_give_these_options(name: str, slots: int, options: dict[str, int]) -> None:
+    backbone = roomy()
+    for budget in (slots * backbone.slot_bytes, (slots + 1) * backbone.slot_bytes - 1):
+        assert options_for(name, backbone, budget, TOKENS) == options
 
 
 @pytest.mark.parametrize("name", [name for name in BUILT_IN if name not in SIZED])
-def test_a_memory_without_a_size_says_so(name: str) -> None:
-    with pytest.raises(UsageError, match=f"'{name}' has no size to choose for a budget of bytes"):
+def test_a_method_without_a_size_says_so(name: str) -> None:
+    with pytest.raises(UsageError, match=f"'{name}' has no size to choose for a budget of bytes; take another method"):
         options_for(name, roomy(), 1 << 20, TOKENS)
 
 
-def test_every_memory_sizes_itself_or_says_that_it_cannot() -> None:
-    assert {name for name, kind in BUILT_IN.items() if "sized" in vars(kind)} == set(SIZED)
-    assert "sized" in vars(Method)
+def test_every_method_declares_a_size_or_has_none() -> None:
+    assert {name for name, kind in BUILT_IN.items() if kind.size is not None} == set(SIZED)
+
+
+@pytest.mark.parametrize("name", SIZED)
+def test_sizes_are_in_the_order_of_their_bytes(name: str) -> None:
+    """The search for what fits halves the range: it must never meet a larger size of fewer bytes."""
+    size, backbone = BUILT_IN[name].size, roomy()
+    assert size is not None
+    for length in (1, 2, 63, 64, 65, 1024, 1025, 5000):
+        some = size.sizes(length)[:2000]
+        needed = [size.nbytes(backbone, length, choice) for choice in some]
+        assert needed == sorted(needed)
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 63, 64, 65, 200])
+@pytest.mark.parametrize("every", [1, 2, 3, 7, 64])
+@pytest.mark.parametrize("sinks", [0, 1, 3])
+def test_slots_are_counted_as_they_are_kept(length: int, every: int, sinks: int) -> None:
+    backbone = roomy()
+    for name in ("every-kth", "mean-pooled"):
+        method = build(name, backbone, every=every, sinks=sinks, chunk_tokens=64)
+        counted = every_size(sinks=sinks, chunk_tokens=64).nbytes(backbone, length, every)
+        assert counted == nbytes(written(method, tokens(length)))
+
+
+def test_the_largest_size_within_a_budget_is_found_wherever_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone, size = (
+        roomy(),
+        Size(lambda backbone, tokens, n: n * n, lambda tokens: range(3, tokens), lambda n: {"n": n}),
+    )
+    monkeypatch.setattr(BUILT_IN["nothing"], "size", size)
+    for budget in range(9, 200):
+        largest = max(n for n in range(3, 12) if n * n <= budget)
+        assert options_for("nothing", backbone, budget, 12) == {"n": largest}
+    with pytest.raises(BudgetError, match="A budget of 8 bytes is too small for 'nothing', which needs at least 9"):
+        options_for("nothing", backbone, 8, 12)
 
 
 def test_what_cannot_be_asked_is_refused() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from byheart.errors import InputError, UsageError
-from byheart.methods.cartridge import Cartridge
+from byheart.methods.cartridge import Cartridge, draw_chunks
 from byheart.model.losses import next_token_loss
 from byheart.protocol.kv_slots import state_to_kv
 from byheart.testing import tiny_backbone, tiny_model
@@ -25,7 +25,7 @@ HOW: dict[str, Any] = {"slots": 6, "learning_rate": 3e-2}
 def test_tuning_is_that_of_a_stock_model(family: str, kl: float) -> None:
     made = Cartridge(backbone(family), steps=4, chunk_tokens=10, kl=kl, **HOW)
     held = state_to_kv(written(made, TEXT))
-    chunks = list(islice(made._chunks(24), 4))
+    chunks = list(islice(draw_chunks(24, chunk_tokens=10, seed=0), 4))
     assert len({chunk.start for chunk in chunks}) > 1
     model = tiny_model(family).requires_grad_(False)
     start = naive.tune(model, TEXT, [], kl=kl, **HOW)
@@ -51,14 +51,14 @@ def test_the_text_is_predicted_better_than_before() -> None:
     assert loss(30) < loss(1) - 0.1
 
 
-def test_a_short_text_leaves_fewer_rows_and_a_later_one_adds_the_rest() -> None:
+def test_a_short_text_leaves_fewer_slots_and_a_later_one_adds_the_rest() -> None:
     made = Cartridge(backbone(), slots=8, steps=1)
     state = written(made, tokens(5, seed=2))
     assert made.read(state).slots == 5
     assert made.read(written(made, TEXT, start=state)).slots == 8
 
 
-def test_rows_are_kept_in_the_model_s_type() -> None:
+def test_slots_are_kept_in_the_model_s_type() -> None:
     made = Cartridge(backbone("llama", torch.bfloat16), slots=4, steps=2)
     held = state_to_kv(written(made, TEXT))
     assert held is not None

@@ -51,7 +51,7 @@ def twin_of(made: CompressedKV, family: str) -> Recursion:
 
 @pytest.mark.parametrize("merge", ["concat", "mean"])
 @pytest.mark.parametrize("family", ALL_FAMILIES)
-def test_a_memory_reads_as_in_the_published_recursion(family: str, merge: str) -> None:
+def test_a_method_reads_as_in_the_published_recursion(family: str, merge: str) -> None:
     require_like_the_recursion(family, {"merge": merge})
 
 
@@ -63,7 +63,7 @@ def test_every_type_reads_as_in_the_published_recursion(kind: dict[str, Any], si
 
 @every_type
 @pytest.mark.parametrize("sink", [False, True])
-def test_a_learned_first_row_stands_before_everything(kind: dict[str, Any], sink: bool) -> None:
+def test_a_learned_first_slot_stands_before_everything(kind: dict[str, Any], sink: bool) -> None:
     require_like_the_recursion("llama", {**kind, "sink": sink, "first_slot": True, "linears": "all"})
 
 
@@ -80,7 +80,7 @@ def require_like_the_recursion(family: str, kind: dict[str, Any]) -> None:
     assert held is not None
     rows = MARKS * (len(SEGMENTS) if made.merge == "concat" else 1) + made.sink
     assert (made.read(state).slots, held.slots) == (rows + made.first_slot, rows)
-    for ours, (theirs, _) in zip(held.keys, naive._joined(naive.sink, naive.method), strict=True):
+    for ours, (theirs, _) in zip(held.keys, naive.concat(naive.sink, naive.memory), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
     assert int(state["tokens"]) + made.first_slot == naive.offset
     assert int(state["segments"]) == len(SEGMENTS)
@@ -126,7 +126,7 @@ def test_how_much_was_read_before_does_not_matter(kind: dict[str, Any], sink: bo
     )
 
 
-def test_a_reader_stands_right_behind_the_memory() -> None:
+def test_a_reader_stands_right_after_the_memory() -> None:
     """However long the text was, positions stay small: the last compression token's is the prefix length and more."""
     own = backbone()
     made = compressed(own, segment_tokens=20)
@@ -257,7 +257,7 @@ def test_an_average_never_grows() -> None:
     assert state["keys.0"].dtype == torch.float32
 
 
-def test_the_first_tokens_row_is_the_sink() -> None:
+def test_the_first_tokens_slot_is_the_sink() -> None:
     own = backbone()
     made = compressed(own, sink=True)
     state = written(made, *SEGMENTS[:2])

@@ -1,4 +1,4 @@
-"""What every memory promises on every family: one contract, for each row of the table.
+"""What every method promises on every family: one contract, for each row of the table.
 
 A new method is tested by being in the table; options that make it quick go into ``tests.samples.OPTIONS``.
 """
@@ -86,7 +86,7 @@ def reading(case: str, family: str) -> Reading:
 
 
 def keeps_nothing(made: Method) -> bool:
-    """Whether a memory says that it holds no rows and changes nothing: the floor of comparisons."""
+    """Whether a method says that it holds no slots and changes nothing: the floor of comparisons."""
     return made.capacity == 0
 
 
@@ -290,7 +290,7 @@ def test_a_saved_state_says_the_same(made: Method, own: Backbone, state: State, 
 
 
 @on_one_family
-def test_options_make_the_same_memory_again(case: str, made: Method, own: Backbone) -> None:
+def test_options_make_the_same_method_again(case: str, made: Method, own: Backbone) -> None:
     for one in (build(made.name, own), made):
         options = json.loads(json.dumps(one.options()))
         twin = build(made.name, own, **options)

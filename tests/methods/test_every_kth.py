@@ -1,4 +1,4 @@
-"""One of every k rows: which ones, and where they stand."""
+"""One of every k slots: which ones, and where they stand."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def kept(made: EveryKth, *texts: torch.Tensor) -> list[int]:
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    ("options", "length", "rows"),
+    ("options", "length", "slots"),
     [
         ({"every": 3}, 10, [0, 3, 6, 9]),
         ({"every": 3, "sinks": 0}, 9, [2, 5, 8]),
@@ -40,9 +40,9 @@ def kept(made: EveryKth, *texts: torch.Tensor) -> list[int]:
         ({"every": 1}, 4, [0, 1, 2, 3]),
     ],
 )
-def test_a_row_is_kept_for_every_so_many_tokens(options: dict[str, Any], length: int, rows: list[int]) -> None:
+def test_a_slot_is_kept_for_every_k_tokens(options: dict[str, Any], length: int, slots: list[int]) -> None:
     text = torch.arange(3, 3 + length)[None]
-    assert kept(EveryKth(backbone(), **options), text) == rows
+    assert kept(EveryKth(backbone(), **options), text) == slots
 
 
 @torch.no_grad()
@@ -61,7 +61,7 @@ def test_a_text_kept_whole_reads_as_the_text(family: str) -> None:
 
 
 @torch.no_grad()
-def test_a_text_sees_all_of_itself_and_the_kept_rows_of_earlier_ones() -> None:
+def test_a_text_sees_all_of_itself_and_the_kept_slots_of_earlier_ones() -> None:
     own, first, second = backbone(), tokens(12, seed=2), tokens(12, seed=3)
     made = EveryKth(own, every=4)
     state = written(made, first)
@@ -70,9 +70,9 @@ def test_a_text_sees_all_of_itself_and_the_kept_rows_of_earlier_ones() -> None:
     after = made.read(written(made, second, start=state)).prefix
     assert before is not None
     assert after is not None
-    rows = [3, 7, 11]
+    slots = [3, 7, 11]
     for ours, theirs in zip(after.values, expected.values, strict=True):
-        torch.testing.assert_close(ours[:, :, before.slots :], theirs[:, :, rows], rtol=0, atol=1e-4)
+        torch.testing.assert_close(ours[:, :, before.slots :], theirs[:, :, slots], rtol=0, atol=1e-4)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""The rows of the shortest keys: which ones, in every layer and head."""
+"""The slots of the shortest keys: which ones, in every layer and head."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ PROMPT = tokens(5, seed=9)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("rows", "sinks", "recent"), [(8, 2, 3), (8, 0, 0), (8, 4, 4), (1, 0, 1), (19, 1, 0)])
+@pytest.mark.parametrize(("slots", "sinks", "recent"), [(8, 2, 3), (8, 0, 0), (8, 4, 4), (1, 0, 1), (19, 1, 0)])
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2"])
-def test_the_shortest_keys_stay_with_their_values(family: str, rows: int, sinks: int, recent: int) -> None:
+def test_the_shortest_keys_stay_with_their_values(family: str, slots: int, sinks: int, recent: int) -> None:
     # No token twice: in the first layer their keys would be equally long.
     own, text = backbone(family), torch.arange(3, 23)[None]
     every = own.turn(own.prefill(text), -torch.arange(20))
-    held = state_to_kv(written(KeyNorm(own, slots=rows, sinks=sinks, recent=recent), text))
+    held = state_to_kv(written(KeyNorm(own, slots=slots, sinks=sinks, recent=recent), text))
     assert held is not None
     for ours, given, keys in zip(held.keys + held.values, every.keys + every.values, every.keys * 2, strict=True):
         for head in range(keys.shape[1]):
-            places = kept(keys[0, head], rows, sinks=sinks, recent=recent)
+            places = kept(keys[0, head], slots, sinks=sinks, recent=recent)
             torch.testing.assert_close(ours[0, head], given[0, head, places], rtol=0, atol=1e-5)
 
 
@@ -42,7 +42,7 @@ def test_a_text_that_fits_reads_as_the_text(family: str) -> None:
 
 
 @torch.no_grad()
-def test_a_long_text_is_read_in_parts_and_leaves_its_first_and_last_rows() -> None:
+def test_a_long_text_is_read_in_parts_and_leaves_its_first_and_last_slots() -> None:
     own, text = tiny_backbone(max_position_embeddings=64), tokens(320, seed=3)
     made = KeyNorm(own, slots=24, sinks=2, recent=3, chunk_tokens=32)
     state = written(made, text)

@@ -43,7 +43,7 @@ def merged(own: Backbone, lora: LoRA | None) -> Any:
 def twin_of(made: LatentPool) -> OrderedPool:
     own = made.backbone
     models = merged(own, made.writing), merged(own, made.reading)
-    return OrderedPool(*models, made.first.detach(), made.mark.detach(), rows=made.slots, blocks=made.blocks)
+    return OrderedPool(*models, made.first.detach(), made.mark.detach(), slots=made.slots, blocks=made.blocks)
 
 
 def survivors(held: int, dropped: int, layers: int, *, seed: int) -> Tensor:
@@ -55,7 +55,7 @@ def survivors(held: int, dropped: int, layers: int, *, seed: int) -> Tensor:
 
 @torch.no_grad()
 def grow(made: LatentPool, lengths: list[int]) -> tuple[State, OrderedPool]:
-    """Both pools after texts of these lengths, the same rows dropped in both."""
+    """Both pools after texts of these lengths, the same slots dropped in both."""
     state, naive = made.init(), twin_of(made)
     for n, length in enumerate(lengths):
         text = tokens(length, seed=n)
@@ -159,7 +159,7 @@ def test_a_pool_without_hidden_states_reads_the_same(dtype: torch.dtype) -> None
 
 @torch.no_grad()
 @pytest.mark.parametrize("forget", ["layer", "shared"])
-def test_survivors_keep_their_order_and_new_rows_come_last(forget: str) -> None:
+def test_survivors_keep_their_order_and_new_slots_come_last(forget: str) -> None:
     made = pool_of(backbone(), forget=forget, longest=10)
     state = made.write(made.init(), tokens(60, seed=1))
     for n in range(6):
@@ -170,7 +170,7 @@ def test_survivors_keep_their_order_and_new_rows_come_last(forget: str) -> None:
         assert torch.equal(new[:, -ROWS:], delta[0])
         stayed = []
         for layer in range(3):
-            places = [int((old[layer] == row).all(-1).nonzero()) for row in new[layer, :-ROWS]]
+            places = [int((old[layer] == slot).all(-1).nonzero()) for slot in new[layer, :-ROWS]]
             assert places == sorted(set(places))
             stayed.append(places)
         assert (stayed[0] == stayed[1] == stayed[2]) == (forget == "shared")
@@ -180,7 +180,7 @@ def test_survivors_keep_their_order_and_new_rows_come_last(forget: str) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("forget", ["layer", "shared"])
 def test_a_text_fades_by_the_same_factor_with_each_write(forget: str) -> None:
-    """A text's rows are counted over many sessions; the paper's equation 5 gives the mean, (1 - K / N) ** t."""
+    """A text's slots are counted over many sessions; the paper's equation 5 gives the mean, (1 - K / N) ** t."""
     sessions, blocks, times = 150, 4, 10
     made = pool_of(tiny_backbone(num_hidden_layers=2), slots=8, blocks=blocks, forget=forget)
     state = stack([made.init()] * sessions)
@@ -203,16 +203,16 @@ def test_a_text_fades_by_the_same_factor_with_each_write(forget: str) -> None:
 
 
 @torch.no_grad()
-def test_every_old_row_is_as_likely_to_go() -> None:
-    """Of rows written at different times, with slots of their own, none is spared."""
+def test_every_old_slot_is_as_likely_to_go() -> None:
+    """Of slots written at different times, none is spared."""
     sessions = 400
     made = pool_of(tiny_backbone(num_hidden_layers=2), slots=5, blocks=3)
     pool = torch.arange(15.0)[None, :, None].expand(2, -1, 32)
     made.fill(pool)
     state = {**stack([made.init()] * sessions), "seed": torch.arange(sessions)}
     state = made.renew(state, torch.full((sessions, 2, 5, 32), -1.0))
-    rows = made.pool(state)[..., 0]
-    stayed = torch.stack([(rows == place).sum() for place in range(15)]) / (2 * sessions)
+    slots = made.pool(state)[..., 0]
+    stayed = torch.stack([(slots == place).sum() for place in range(15)]) / (2 * sessions)
     torch.testing.assert_close(stayed, torch.full((15,), 2 / 3), rtol=0, atol=4 * (2 / 9 / 800) ** 0.5)
 
 
@@ -224,7 +224,7 @@ def test_seeds_forget_differently_and_repeat() -> None:
         with torch.no_grad():
             return made.pool(made.write(made.init(), tokens(200, seed=1)))
 
-    # The first rows differ because what was dropped does; equal seeds repeat it.
+    # The first slots differ because what was dropped does; equal seeds repeat it.
     assert torch.equal(rows(3), rows(3))
     assert not torch.equal(rows(3), rows(4))
 

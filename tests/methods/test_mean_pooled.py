@@ -1,4 +1,4 @@
-"""Means of every k rows: of which, in which frame, and where they stand."""
+"""Means of every k slots: of which, at which positions."""
 
 from __future__ import annotations
 
@@ -26,19 +26,21 @@ PROMPT = tokens(5, seed=9)
         ({"every": 16, "sinks": 3}, 2, [(0, 1), (1, 2)]),
     ],
 )
-def test_rows_are_means_of_unrotated_rows(options: dict[str, Any], length: int, groups: list[tuple[int, int]]) -> None:
+def test_slots_are_means_of_unrotated_slots(
+    options: dict[str, Any], length: int, groups: list[tuple[int, int]]
+) -> None:
     own, text = backbone(), tokens(length, seed=1)
-    rows = own.turn(own.prefill(text), -torch.arange(length))
+    slots = own.turn(own.prefill(text), -torch.arange(length))
     held = state_to_kv(written(MeanPooled(own, **options), text))
     assert held is not None
-    for ours, every in ((held.keys, rows.keys), (held.values, rows.values)):
+    for ours, every in ((held.keys, slots.keys), (held.values, slots.values)):
         for layer, given in zip(ours, every, strict=True):
             means = torch.stack([given[:, :, start:stop].mean(2) for start, stop in groups], dim=2)
             torch.testing.assert_close(layer, means, rtol=0, atol=1e-4)
 
 
 @torch.no_grad()
-def test_later_texts_have_no_sinks_and_see_the_kept_rows() -> None:
+def test_later_texts_have_no_sinks_and_see_the_kept_slots() -> None:
     own, first, second = backbone(), tokens(12, seed=2), tokens(6, seed=3)
     made = MeanPooled(own, every=4)
     state = written(made, first)
@@ -55,7 +57,7 @@ def test_later_texts_have_no_sinks_and_see_the_kept_rows() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("family", ALL_FAMILIES)
-def test_means_of_one_row_read_as_the_text(family: str) -> None:
+def test_means_of_one_slot_read_as_the_text(family: str) -> None:
     own, text = backbone(family), tokens(20, seed=1)
     made = MeanPooled(own, every=1, chunk_tokens=7)
     ours = logits(own, made.read(written(made, text)), PROMPT)

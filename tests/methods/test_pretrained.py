@@ -1,4 +1,4 @@
-"""Trained memories that come with the package: found by model and options, and only then."""
+"""Pretrained parts that come with the package: found by model and options, and only then."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: Backbone) -> Pa
     return tmp_path
 
 
-def test_a_memory_is_found_by_its_options(folder: Path, own: Backbone) -> None:
+def test_parts_are_found_by_their_options(folder: Path, own: Backbone) -> None:
     mark = own.fingerprint
     assert shipped.find("compressed-kv", mark, {}) == folder / "a-concat"
     assert shipped.find("compressed-kv", mark, {"merge": "mean"}) == folder / "b-mean"

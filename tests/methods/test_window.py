@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, strategies as st
 from torch import Tensor
 
 from byheart.errors import InputError, UsageError
@@ -15,7 +14,6 @@ from byheart.methods.window import Window
 from byheart.model.backbone import Backbone
 from byheart.model.reading import KV, Reading
 from byheart.protocol.kv_slots import state_to_kv
-from byheart.protocol.segments import split_segments
 from byheart.testing import tiny_backbone
 from tests.samples import ALL_FAMILIES, backbone, logits, tokens, written
 
@@ -23,7 +21,7 @@ PROMPT = tokens(5, seed=9)
 
 
 def joined(own: Backbone, text: Tensor, *, sinks: int, recent: int, chunk: int) -> KV:
-    """The same window, kept in float64 and turned from absolute positions at every step."""
+    """The same window, rotated from absolute positions at every step."""
     kept: KV | None = None
     for start in range(0, text.shape[1], chunk):
         piece = text[:, start : start + chunk]
@@ -32,8 +30,8 @@ def joined(own: Backbone, text: Tensor, *, sinks: int, recent: int, chunk: int) 
         new = own.turn(own.prefill(piece, front), -torch.arange(held, held + piece.shape[1]))
         kept = kept.append(new) if kept else new
         if kept.slots > sinks + recent:
-            rows = [*range(sinks), *range(kept.slots - recent, kept.slots)]
-            kept = KV(tuple(k[:, :, rows] for k in kept.keys), tuple(v[:, :, rows] for v in kept.values))
+            slots = [*range(sinks), *range(kept.slots - recent, kept.slots)]
+            kept = KV(tuple(k[:, :, slots] for k in kept.keys), tuple(v[:, :, slots] for v in kept.values))
     assert kept is not None
     return own.turn(kept, torch.arange(kept.slots))
 
@@ -49,7 +47,7 @@ def test_a_text_that_fits_reads_as_the_text(family: str) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize(("sinks", "recent", "chunk"), [(2, 10, 4), (0, 8, 8), (4, 6, 3), (1, 5, 20), (3, 1, 1)])
-def test_a_long_text_leaves_its_first_and_last_rows(sinks: int, recent: int, chunk: int) -> None:
+def test_a_long_text_leaves_its_first_and_last_slots(sinks: int, recent: int, chunk: int) -> None:
     own, text = backbone(), tokens(45, seed=2)
     made = Window(own, sinks=sinks, recent=recent, chunk_tokens=chunk)
     seen = made.read(written(made, text)).prefix
@@ -67,9 +65,9 @@ def test_the_window_holds_these_tokens() -> None:
     held = state_to_kv(written(made, text))
     assert held is not None
     layer = own.project([own.embed(text)] * len(own.layers))
-    rows = [0, 1, *range(39, 45)]
-    torch.testing.assert_close(held.keys[0], layer.keys[0][:, :, rows], rtol=0, atol=1e-5)
-    torch.testing.assert_close(held.values[0], layer.values[0][:, :, rows], rtol=0, atol=1e-5)
+    slots = [0, 1, *range(39, 45)]
+    torch.testing.assert_close(held.keys[0], layer.keys[0][:, :, slots], rtol=0, atol=1e-5)
+    torch.testing.assert_close(held.values[0], layer.values[0][:, :, slots], rtol=0, atol=1e-5)
 
 
 @torch.no_grad()
@@ -84,8 +82,8 @@ def test_a_text_longer_than_the_model_reads_is_no_trouble() -> None:
 
 
 @torch.no_grad()
-def test_many_writes_round_each_row_once() -> None:
-    """A row stays un-rotated, so it is as exact after sixty writes as after one."""
+def test_many_writes_round_each_slot_once() -> None:
+    """A slot stays un-rotated, so it is as exact after sixty writes as after one."""
     small = backbone("llama", torch.bfloat16)
     made = Window(small, sinks=4, recent=4, chunk_tokens=4)
     state = written(made, tokens(4, seed=0))
@@ -123,47 +121,3 @@ def test_options_that_make_no_window_are_refused(options: dict[str, Any], messag
 def test_full_needs_a_chunk() -> None:
     with pytest.raises(UsageError, match="chunk_tokens must be above 0; it is -5"):
         Full(backbone(), chunk_tokens=-5)
-
-
-# ---- cutting, which every memory does ----
-
-
-@given(tokens=st.integers(1, 300), shortest=st.integers(1, 40), more=st.integers(0, 60), batch=st.integers(1, 3))
-def test_pieces_are_the_text_and_no_longer_than_asked(tokens: int, shortest: int, more: int, batch: int) -> None:
-    longest = shortest + more
-    text = torch.arange(batch * tokens).view(batch, tokens)
-    pieces = list(split_segments(text, longest=longest, shortest=shortest))
-    lengths = [piece.shape[1] for piece in pieces]
-    assert torch.equal(torch.cat(pieces, dim=1), text)
-    assert max(lengths) <= longest
-    assert min(lengths) >= 1
-    # Two pieces of the shortest length and more always fit where the longest is twice that.
-    if longest >= 2 * shortest:
-        assert min(lengths) >= min(shortest, tokens)
-    # As few pieces as there can be.
-    assert len(lengths) == -(-tokens // longest)
-    # Cutting what was cut changes nothing.
-    assert all(
-        list(map(torch.Tensor.tolist, split_segments(p, longest=longest, shortest=shortest))) == [p.tolist()]
-        for p in pieces
-    )
-
-
-def test_a_short_rest_shares_with_the_piece_before_it() -> None:
-    def lengths(tokens: int) -> list[int]:
-        return [piece.shape[1] for piece in split_segments(torch.zeros(1, tokens).long(), longest=10, shortest=4)]
-
-    assert [lengths(n) for n in (3, 10, 11, 13, 14, 21, 24)] == [
-        [3],
-        [10],
-        [6, 5],
-        [7, 6],
-        [10, 4],
-        [10, 6, 5],
-        [10, 10, 4],
-    ]
-
-
-def test_nothing_cannot_be_cut() -> None:
-    with pytest.raises(InputError, match="nothing to write: the text is empty"):
-        next(split_segments(torch.zeros(1, 0).long(), longest=10))

@@ -1,9 +1,9 @@
 """The twin of ``byheart.methods.compressed_kv``: the published recursion, positions and all.
 
-Memory keys stay rotated as they were made and positions count on for ever, so that nothing is ever turned; LoRA is
+Memory keys stay rotated and positions are counted through all segments, so that nothing is rotated twice; LoRA is
 computed at every token and multiplied by a mask.
 
-Dimensions: S tokens of a segment, C compression tokens, M rows of memory.
+Dimensions: S tokens of a segment, C compression tokens, M slots of the memory.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Rows = list[tuple[Tensor, Tensor]]
 class Recursion:
     """``updates`` maps module paths to (down, up, scale); ``marks`` (C, D) are the compression tokens' embeddings.
 
-    ``first`` has a layer's rows (1, H, 1, W) that stand before everything, at position 0.
+    ``first`` has a layer's slot (1, H, 1, W) that stands before everything, at position 0.
     """
 
     def __init__(
@@ -41,37 +41,37 @@ class Recursion:
         self.merge, self.recurrent, self.keeps_sink = merge, recurrent, sink
         self.first: Rows = first or []
         self.sink: Rows = []
-        self.method: Rows = []
+        self.memory: Rows = []
         self.offset, self.segments = len(self.first[:1]), 0
 
     def write(self, segment: Tensor) -> None:
         """Compress ``segment`` (1, S)."""
         length, count = segment.shape[1], len(self.marks)
         text = self.model.get_input_embeddings()(segment)
-        seen = self._joined(self.first, self.sink, self.method if self.recurrent else [])
+        seen = self.concat(self.first, self.sink, self.memory if self.recurrent else [])
         mask = torch.tensor([0.0] * length + [1.0] * count)
         _, rows = self._run(torch.cat([text, self.marks[None]], dim=1), seen, mask)
         held = seen[0][0].shape[2] if seen else 0
         if self.keeps_sink and not self.sink:
             self.sink = [(k[:, :, held : held + 1], v[:, :, held : held + 1]) for k, v in rows]
         new = [(k[:, :, held + length :], v[:, :, held + length :]) for k, v in rows]
-        if self.merge == "concat" or not self.method:
-            self.method = self._joined(self.method, new)
+        if self.merge == "concat" or not self.memory:
+            self.memory = self.concat(self.memory, new)
         else:
             a = 1 / (self.segments + 1)
-            self.method = [
+            self.memory = [
                 ((1 - a) * k + a * k_new, (1 - a) * v + a * v_new)
-                for (k, v), (k_new, v_new) in zip(self.method, new, strict=True)
+                for (k, v), (k_new, v_new) in zip(self.memory, new, strict=True)
             ]
         self.offset += length
         self.segments += 1
 
     def read(self, prompt: Tensor) -> Tensor:
-        """Logits (T, V) of ``prompt`` (1, T) behind the memory."""
+        """Logits (T, V) of ``prompt`` (1, T) after the memory."""
         text = self.model.get_input_embeddings()(prompt)
-        return self._run(text, self._joined(self.first, self.sink, self.method), torch.zeros(prompt.shape[1]))[0]
+        return self._run(text, self.concat(self.first, self.sink, self.memory), torch.zeros(prompt.shape[1]))[0]
 
-    def _joined(self, *parts: Rows) -> Rows:
+    def concat(self, *parts: Rows) -> Rows:
         layers: Sequence[tuple[Any, ...]] = list(zip(*[part for part in parts if part], strict=True))
         return [(torch.cat([k for k, _ in each], dim=2), torch.cat([v for _, v in each], dim=2)) for each in layers]
 

@@ -1,4 +1,4 @@
-"""Episodes, batches of them, and what a memory loses on them."""
+"""Episodes, batches of them, and what a method loses on them."""
 
 from __future__ import annotations
 

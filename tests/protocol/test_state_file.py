@@ -84,7 +84,7 @@ def test_a_state_of_nothing_comes_back(path: Path) -> None:
 
 
 def test_tensors_that_share_memory_come_back(path: Path) -> None:
-    """A memory may keep parts of one tensor, or one tensor under two names."""
+    """A method may keep parts of one tensor, or one tensor under two names."""
     whole = torch.arange(24.0).view(2, 3, 4)
     state = {"keys": whole[0], "values": whole[1], "first": whole[0, :1], "again": whole[0]}
     save(path, state, HEADER)
@@ -175,7 +175,7 @@ def test_a_truncated_file_is_refused(path: Path, kept: bytes, left: float) -> No
             read(path)
 
 
-def test_bytes_behind_the_end_are_refused(path: Path, kept: bytes) -> None:
+def test_bytes_after_the_end_are_refused(path: Path, kept: bytes) -> None:
     path.write_bytes(kept + b"more")
     with pytest.raises(CorruptStateError):
         load(path)
@@ -302,8 +302,8 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
             rf"another model: it has smollm2 \({'b' * 32}\), .*qwen \({'c' * 32}\)",
         ),
         ({"tokenizer": "u" * 32}, f"another tokenizer: it has {'t' * 32}, this session has {'u' * 32}"),
-        ({"options": {"sinks": 5}}, r"another options: it has \{'sinks': 4.*, this session has \{'sinks': 5\}"),
-        ({"adapter": "x" * 32}, f"another trained parts: it has {'a' * 32}, this session has {'x' * 32}"),
+        ({"options": {"sinks": 5}}, r"other options: it has \{'sinks': 4.*, this session has \{'sinks': 5\}"),
+        ({"adapter": "x" * 32}, f"other trained parts: it has {'a' * 32}, this session has {'x' * 32}"),
         ({"dtype": "bfloat16"}, "another precision: it has float32, this session has bfloat16"),
     ],
 )

@@ -492,7 +492,7 @@ def test_loading_replaces_what_was_held(tmp_path: Path) -> None:
     ("other", "message"),
     [
         (lambda: session("window"), "another method: it has full, this session has window"),
-        (lambda: session(chunk_tokens=7), r"another options: it has \{'chunk_tokens': 16\}, .*\{'chunk_tokens': 7\}"),
+        (lambda: session(chunk_tokens=7), r"other options: it has \{'chunk_tokens': 16\}, .*\{'chunk_tokens': 7\}"),
         (
             lambda: session(own=tiny_backbone(seed=1)),
             r"another model: it has tiny-llama \(\w+\), .* tiny-llama \(\w+\)",
@@ -519,7 +519,7 @@ def test_a_state_of_other_learned_parts_is_refused(tmp_path: Path) -> None:
     with torch.no_grad():
         trained.method.get_parameter("embeddings").add_(1.0)
     made = Session(trained.backbone, trained.encoder, trained.method)
-    with pytest.raises(StateMismatchError, match="another trained parts"):
+    with pytest.raises(StateMismatchError, match="other trained parts"):
         made.load(tmp_path / "one.state")
 
 

@@ -1,11 +1,11 @@
-"""Trained memories that come with byheart, found by the model that they were trained for.
+"""Pretrained parts of methods that come with byheart, found by the model that they were trained for.
 
-    byheart/trained/NAME/
+    byheart/methods/pretrained/NAME/
         method.safetensors, method.json     as ``save_pretrained`` writes them, in bfloat16
         recipe.json                         all that decided the training
         README.md                           the card: data and licences, command, time, numbers
 
-`scripts/ship.py` puts one there. Nothing here knows what a memory is.
+`scripts/ship.py` puts them there. Nothing here knows a method.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ FOLDER = Path(__file__).parent
 
 
 def find(method: str, backbone: str, options: Mapping[str, Any]) -> Path | None:
-    """The trained memory of this method for the model of fingerprint ``backbone`` that has these options.
+    """The folder of this method's pretrained parts for the model of fingerprint ``backbone`` that has these options.
 
-    Options that are not given may be any; of several, the first by name.
+    Options that are not given may have any value; of several folders, the first by name. None where there is none.
     """
     wanted = json.loads(json.dumps(dict(options)))
     for file in sorted(FOLDER.glob("*/method.json")):
