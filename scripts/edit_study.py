@@ -135,7 +135,7 @@ def less(name: str, one: Path, other: Path, like: Any, limit: int) -> list[Any]:
     for metric, values in zip((*METRICS, "score"), ours - theirs, strict=True):
         low, high = interval(values[1:])
         own = {"method": name, "metric": metric, "value": values[0].item(), "low": low, "high": high, "n": count}
-        rows.append(replace(like, **own, bytes=0, seconds=0.0, at={}))
+        rows.append(replace(like, **own, bytes=0, seconds=0.0, conditions={}, costs={}))
     return rows
 
 

@@ -79,8 +79,9 @@ def over_seeds(preset: str, runs: Sequence[Sequence[Any]]) -> list[Any]:
             quantile = T[len(each) - 1] if len(each) <= len(T) else NORMAL
             spread = quantile * stdev(row.value for row in each) / math.sqrt(len(each))
         bounds = (value - spread, value + spread) if spread or len(each) > 1 else (each[0].low, each[0].high)
-        at = {**each[0].at, "seeds": len(each)}
-        rows.append(replace(each[0], method=preset, value=value, low=bounds[0], high=bounds[1], at=at))
+        conditions = {**each[0].conditions, "seeds": len(each)}
+        numbers = {"method": preset, "value": value, "low": bounds[0], "high": bounds[1]}
+        rows.append(replace(each[0], **numbers, conditions=conditions))
     return rows
 
 

@@ -178,6 +178,7 @@ class TrainingConfig:
 
     def _mixture(self, session: Session, sources: list[Weighted], seed: int) -> Mixture:
         shapes = {name: vars(self)[name] for name in _SHAPES}
+        shapes["distractor_tokens"] = shapes.pop("gap")
         return Mixture(session.encoder, sources, seed=seed, **shapes)
 
     def _made_of(self, session: Session, sources: list[Weighted]) -> Mapping[str, Any]:
