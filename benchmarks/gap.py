@@ -53,8 +53,9 @@ def untrained(group: str, history: Sequence[int]) -> dict[str, str]:
 
 def measure(given: argparse.Namespace) -> None:
     """Measure every group of data sets, and keep the rows of each as soon as it is done."""
-    from byheart.evaluation.gap import gap
+    from byheart.evaluation.evaluate import evaluate
     from byheart.evaluation.results import save
+    from byheart.evaluation.tasks.gap import Gap
     from byheart.model.backbone import Backbone
     from byheart.model.loading import silence
 
@@ -63,6 +64,7 @@ def measure(given: argparse.Namespace) -> None:
     shape = {name: getattr(given, name) for name in ("windows", "history", "between", "batch", "seed")}
     about = {"model": given.model, "dtype": str(backbone.dtype).removeprefix("torch."), **shape}
     kept = earlier(given.out, about)
+    task = Gap(windows=given.windows, history=given.history, between=given.between, control=True)
     for group, sets in GROUPS.items():
         files = [str(given.data / f"{each}.jsonl") for each in sets if each in given.sets]
         if not files:
@@ -70,7 +72,7 @@ def measure(given: argparse.Namespace) -> None:
         labels = {spec: name(spec) for spec in given.methods}
         labels |= untrained(group, given.history) if given.free else {}
         print(f"{group}: {', '.join(labels.values())}", file=sys.stderr)
-        for row in gap(list(labels), files, model=backbone, control=True, **shape):
+        for row in evaluate(task, files, list(labels), model=backbone, batch=given.batch, seed=given.seed):
             # Of one data set alone there is no row of all together.
             datasets = [group] if row.dataset == "all" else [row.dataset] if len(files) > 1 else [row.dataset, group]
             for dataset in datasets:

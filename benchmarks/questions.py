@@ -28,7 +28,7 @@ from typing import Any
 import torch
 
 from byheart import load
-from byheart.evaluation.method_spec import Candidate, choices
+from byheart.evaluation.method_spec import Candidate, split_specs
 from byheart.evaluation.runner import run
 from byheart.evaluation.task import Item
 from byheart.evaluation.tasks.questions import Questions
@@ -81,21 +81,21 @@ def records(data: Path | None) -> list[dict[str, Any]]:
     return found[: len(ASKED)]
 
 
-def least(one: Candidate, task: Questions, item: Item) -> list[str]:
+def least(candidate: Candidate, task: Questions, item: Item) -> list[str]:
     """One write and ten answers in one batch, without what keeps the books."""
-    session = emptied(one.session)
+    session = emptied(candidate.session)
     session.write(item.texts[0])
-    requests = [session.request(question.text, one.how(task)) for question in item.questions]
+    requests = [session.request(question.text, candidate.decoding_for(task)) for question in item.questions]
     return answer_many(session.backbone, session.encoder, requests, task.stop)
 
 
-def one_by_one(one: Candidate, task: Questions, item: Item) -> list[str]:
+def one_by_one(candidate: Candidate, task: Questions, item: Item) -> list[str]:
     """Everything redone for each question."""
     answers = []
     for question in item.questions:
-        session = emptied(one.session)
+        session = emptied(candidate.session)
         session.write(item.texts[0])
-        answers.append(session.ask(question.text, stop=task.stop, max_tokens=one.how(task).max_tokens))
+        answers.append(session.ask(question.text, stop=task.stop, max_tokens=candidate.decoding_for(task).max_tokens))
     return answers
 
 
@@ -113,14 +113,14 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def measured(said: str, opened: Session, item: Item, rounds: int) -> list[Row]:
+def measured(spec: str, opened: Session, item: Item, rounds: int) -> list[Row]:
     """The rows of one memory."""
     task = Questions()
-    one = Candidate.of(f"{said}{';' if ':' in said else ':'}max_tokens={TOKENS}", opened)
+    candidate = Candidate.of(f"{spec}{';' if ':' in spec else ':'}max_tokens={TOKENS}", opened)
     ways: dict[str, Callable[[], object]] = {
-        EVALUATION: lambda: run(task, [item], [one]),
-        LEAST: lambda: least(one, task, item),
-        APART: lambda: one_by_one(one, task, item),
+        EVALUATION: lambda: run(task, [item], [candidate]),
+        LEAST: lambda: least(candidate, task, item),
+        APART: lambda: one_by_one(candidate, task, item),
     }
     ways[EVALUATION](), ways[LEAST]()
     taken: dict[str, list[float]] = {way: [] for way in ways}
@@ -131,9 +131,9 @@ def measured(said: str, opened: Session, item: Item, rounds: int) -> list[Row]:
     over = statistics.median(ours / base for ours, base in zip(taken[EVALUATION], taken[LEAST], strict=True))
     saved = statistics.median(apart / ours for apart, ours in zip(taken[APART], taken[EVALUATION][::3], strict=True))
     return [
-        Row(f"{said}: {EVALUATION} / {LEAST}", over, "times the time", MUST),
-        Row(f"{said}: {APART} / {EVALUATION}", saved, "times the speed"),
-        *(Row(f"{said}: {way}", statistics.median(values), "seconds") for way, values in taken.items()),
+        Row(f"{spec}: {EVALUATION} / {LEAST}", over, "times the time", MUST),
+        Row(f"{spec}: {APART} / {EVALUATION}", saved, "times the speed"),
+        *(Row(f"{spec}: {way}", statistics.median(values), "seconds") for way, values in taken.items()),
     ]
 
 
@@ -150,8 +150,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     opened = load(given.model, device="cpu")
     (item,) = Questions().items(records(given.data), seed=0)
     rows: list[Row] = []
-    for said in choices(given.method):
-        for row in measured(said, opened, item, given.rounds):
+    for spec in split_specs(given.method):
+        for row in measured(spec, opened, item, given.rounds):
             rows.append(row)
             print(
                 f"{row.name:44s} {row.value:8.2f} {row.unit:16s} {row.required and f'must {row.required}'}", flush=True

@@ -24,16 +24,16 @@ from torch import Tensor
 
 import byheart
 from byheart.data.mixture import Mixture, Weighted
-from byheart.evaluation.gap import closed
+from byheart.evaluation.runner import target_losses
+from byheart.evaluation.tasks.gap import closed
 from byheart.methods.latent_pool import LatentPool
 from byheart.model.loading import silence
-from byheart.model.losses import token_losses
 from byheart.protocol.episode import Batch, Episode, collate
 from byheart.protocol.method import Method
 from byheart.protocol.state import State
 from byheart.provenance import versions
 from byheart.reports.plots import Line, curves
-from byheart.reports.runs import grouped
+from byheart.reports.runs import group
 
 ROOT = Path(__file__).resolve().parent
 FIGURE = "retention.svg"
@@ -59,13 +59,8 @@ class Point:
 
 
 def losses(method: Method, states: Sequence[State], batch: Batch) -> Tensor:
-    """Summed losses (B,) of each window's target behind its own state."""
-    own = method.backbone
-    with own.reading([method.read(state) for state in states], room=batch.target.shape[1]) as cache:
-        hidden = own.hidden(batch.target, cache=cache)
-    row, column = batch.labels[:, 1:].nonzero(as_tuple=True)
-    each = token_losses(own, hidden[row, column], batch.target[row, column + 1]).cross_entropy
-    return each.new_zeros(len(states)).index_add(0, row, each)
+    """Summed losses (B,) of each window's target after its own state."""
+    return target_losses(method.backbone, [method.read(state) for state in states], batch)
 
 
 def text_of(episode: Episode) -> Tensor:
@@ -90,10 +85,15 @@ def after_each(
     return torch.stack(own), torch.stack(other)
 
 
+def share_closed(floor: Tensor, ceiling: Tensor, losses: Tensor) -> Tensor:
+    """The gap closed, from losses (..., N) of the same windows."""
+    return closed(floor.sum(-1), ceiling.sum(-1), losses.sum(-1))
+
+
 def curve(method: LatentPool, data: str, windows: int, size: int, after: Sequence[int]) -> list[Point]:
     """The points of one data set."""
     opened = byheart.load(method.backbone, method="full")
-    drawn = Mixture(opened, [Weighted.read(data)], segments=[SEGMENTS], segment_tokens=TOKENS, batch=size)
+    drawn = Mixture(opened.encoder, [Weighted.read(data)], segments=[SEGMENTS], segment_tokens=TOKENS, batch=size)
     # As many later texts as a batch's rows and their writes need, so that none comes twice, nor a window's own.
     episodes = [drawn.episode(index, SEGMENTS) for index in range(windows + size + max(after))]
     later = episodes[windows:]
@@ -106,12 +106,12 @@ def curve(method: LatentPool, data: str, windows: int, size: int, after: Sequenc
         torch.cat([after_each(each, group, later, [0])[0][0] for group in groups]) for each in (nothing, opened.method)
     )
     picks = torch.randint(len(floor), (1000, len(floor)), generator=torch.Generator().manual_seed(0))
-    values, others = closed(floor, ceiling, own).tolist(), closed(floor, ceiling, other).tolist()
+    values, others = (share_closed(floor, ceiling, each).tolist() for each in (own, other))
     share = 1 - 1 / method.blocks
     points = []
     for place, n in enumerate(after):
-        draws = closed(floor[picks], ceiling[picks], own[place][picks])
-        draws = draws - closed(floor[picks], ceiling[picks], other[place][picks])
+        draws = share_closed(floor[picks], ceiling[picks], own[place][picks])
+        draws = draws - share_closed(floor[picks], ceiling[picks], other[place][picks])
         low, high = torch.quantile(draws, torch.tensor([0.025, 0.975])).tolist()
         kept, law = values[place] - others[place], (values[0] - others[0]) * share**n
         points.append(Point(name, n, values[place], others[place], kept, low, high, law))
@@ -139,7 +139,7 @@ def table(file: Path) -> str:
 
 def drawn(file: Path) -> str:
     """The differences and the law, as SVG."""
-    by_data = grouped(json.loads(file.read_text(encoding="utf-8"))["points"], lambda point: str(point["dataset"]))
+    by_data = group(json.loads(file.read_text(encoding="utf-8"))["points"], lambda point: str(point["dataset"]))
     lines = []
     for style, (data, points) in enumerate(by_data.items()):
         measured = [(point["after"], *(point[key] for key in ("kept", "low", "high"))) for point in points]
@@ -179,7 +179,6 @@ def main() -> None:
         chosen.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     Console().print(table(chosen.out))
     show(chosen.out)
-    put(table(chosen.out))
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ class BudgetError(UsageError):
     def __init__(self, method: str, budget: int, least: int) -> None:
         super().__init__(
             f"A budget of {budget} bytes is too small for '{method}', which needs at least {least}; "
-            "give it more, or take another memory."
+            "give it more, or take another method."
         )
 
 

@@ -135,7 +135,7 @@ def compare(name: str, first: Path, second: Path, like: Any, limit: int) -> list
     for metric, values in zip((*METRICS, "score"), ours - theirs, strict=True):
         low, high = interval(values[1:])
         difference = {"method": name, "metric": metric, "value": values[0].item(), "low": low, "high": high, "n": count}
-        rows.append(replace(like, **difference, bytes=0, seconds=0.0, at={}))
+        rows.append(replace(like, **difference, bytes=0, seconds=0.0, conditions={}, costs={}))
     return rows
 
 

@@ -80,8 +80,9 @@ def average_seeds(preset: str, runs: Sequence[Sequence[Any]]) -> list[Any]:
             quantile = T[count - 1] if count <= len(T) else NORMAL
             spread = quantile * stdev(row.value for row in same) / math.sqrt(count)
             bounds = (value - spread, value + spread)
-        at = {**first.at, "seeds": count}
-        rows.append(replace(first, method=preset, value=value, low=bounds[0], high=bounds[1], at=at))
+        conditions = {**first.conditions, "seeds": count}
+        numbers = {"method": preset, "value": value, "low": bounds[0], "high": bounds[1]}
+        rows.append(replace(first, **numbers, conditions=conditions))
     return rows
 
 

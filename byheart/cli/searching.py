@@ -1,4 +1,4 @@
-"""The command that looks for a memory's best settings."""
+"""The command that looks for the best settings of a method."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Grid = Annotated[
 Method = Annotated[str, typer.Option("--method", help="Method that is tuned.")]
 Limit = Annotated[int, typer.Option("--limit", help="Items at most; 0 is all.")]
 Task = Annotated[str, typer.Option("--task", help="What is measured; `byheart tasks` lists them.")]
-Metric = Annotated[str, typer.Option("--metric", help="Of the task; more is better.")]
+Metric = Annotated[str, typer.Option("--metric", help="Of the task.")]
 
 
 def search(
@@ -44,19 +44,19 @@ def search(
     device: options.Device = "auto",
     as_json: options.AsJSON = False,
 ) -> None:
-    """Try a grid of a memory's settings on some items, the best first; then measure it on other items."""
+    """Try a grid of a method's settings on some items, and list the best first; then measure it on other items."""
     from byheart.evaluation import grid_search as searching
     from byheart.evaluation.tasks import build
     from byheart.model.loading import silence
 
     silence()
-    measured = build(task, **options.method_options(option))
+    built = build(task, **options.method_options(option))
     with terminal.progressing("searching", "items") as progress:
         rows = searching.search(
-            measured,
+            built,
             data,
             method=method,
-            grid=_grid(grid) or searching.GRID,
+            grid=_parse_grid(grid) or searching.GRID,
             metric=metric,
             model=model,
             limit=limit,
@@ -76,13 +76,13 @@ def search(
     terminal.note(f"The best: --method '{rows[0].method}'. Measure it on other items, {others}.")
 
 
-def _grid(given: Sequence[str] | None) -> dict[str, list[str]]:
+def _parse_grid(given: Sequence[str] | None) -> dict[str, list[str]]:
     """``key=v1,v2`` each. Raises UsageError."""
     pairs = [text.partition("=") for text in given or ()]
     for key, equals, values in pairs:
         if not key or not equals or not values:
             raise UsageError(f"--grid takes key=value,value, such as steps=10,20; it is '{key}{equals}{values}'.")
-    return {key.replace("-", "_"): [each.strip() for each in values.split(",")] for key, _, values in pairs}
+    return {key.replace("-", "_"): [value.strip() for value in values.split(",")] for key, _, values in pairs}
 
 
 def _table(rows: Sequence[Result]) -> Table:

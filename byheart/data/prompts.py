@@ -21,14 +21,14 @@ class Prompt:
     """How a data set is asked, and which words answer.
 
     Args:
-        labels: said for a record's choices, in their order; else the choices themselves.
-        said: other words for choices of these names.
-        usual: a record's choices where it has none, in the order in which the data set numbers them.
+        labels: the words for a record's choices, in their order; else the choices themselves.
+        aliases: other words for choices of these names.
+        usual: the choices of records that have none, in the order in which the data set numbers them.
     """
 
     shape: str
     labels: tuple[str, ...] = ()
-    said: Mapping[str, str] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)
     usual: tuple[str, ...] = ()
 
 
@@ -51,7 +51,7 @@ PROMPTS = {
     "boolq": Prompt(
         "Read the Passage and answer the Question with true or false "
         "### Question:{question} ### Passage: {context} ### Answer:",
-        said={"yes": "true", "no": "false", "True": "true", "False": "false"},
+        aliases={"yes": "true", "no": "false", "True": "true", "False": "false"},
         usual=("false", "true"),
     ),
     "copa": Prompt(
@@ -74,8 +74,8 @@ PROMPTS = {
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A record's prompt, the words that may answer it, and the right ones; the model says them behind a blank."""
+class FilledPrompt:
+    """A record's prompt, the words that may answer it, and the right ones; the model says them after a space."""
 
     dataset: str
     text: str
@@ -83,8 +83,8 @@ class Asked:
     right: str
 
 
-def asked(record: Fields, number: int, *, words: int = WORDS) -> Asked:
-    """How a record is asked; its passage is cut after so many words, 0 is never.
+def fill_prompt(record: Fields, number: int, *, words: int = WORDS) -> FilledPrompt:
+    """The prompt of a record; its passage is cut after so many words, 0 is never.
 
     Raises UnknownNameError for its data set, and InputError with the record's number.
     """
@@ -92,20 +92,20 @@ def asked(record: Fields, number: int, *, words: int = WORDS) -> Asked:
     if dataset not in PROMPTS:
         raise UnknownNameError("prompt of multitask for the data set", dataset, PROMPTS)
     prompt = PROMPTS[dataset]
-    choices = [str(each) for each in record.get("choices") or prompt.usual or required(record, "choices", number)]
-    labels = prompt.labels[: len(choices)] or tuple(prompt.said.get(each, each) for each in choices)
+    choices = [str(choice) for choice in record.get("choices") or prompt.usual or required(record, "choices", number)]
+    labels = prompt.labels[: len(choices)] or tuple(prompt.aliases.get(choice, choice) for choice in choices)
     filled = {name: required(record, name, number) for name in ("context", "question") if f"{{{name}}}" in prompt.shape}
     if words and "context" in filled:
         filled["context"] = _cut(str(filled["context"]), words)
-    options = ". ".join(f"{letter}.{each}" for letter, each in zip(_LETTERS, choices, strict=False))
+    options = ". ".join(f"{letter}.{choice}" for letter, choice in zip(_LETTERS, choices, strict=False))
     place = required(record, "label", number)
     if len(choices) < 2 or place not in range(len(labels)):
         raise InputError(
             f"Record {number} has {len(choices)} choices and the label {place!r}; give one of two or more."
         )
-    return Asked(dataset, prompt.shape.format(**filled, choices=choices, options=options), labels, labels[place])
+    return FilledPrompt(dataset, prompt.shape.format(**filled, choices=choices, options=options), labels, labels[place])
 
 
 def _cut(text: str, words: int) -> str:
-    """The text as it is where it is no longer, else its first words."""
+    """The first words of a text; one that has no more is left as it is."""
     return text if len(text.split()) <= words else " ".join(text.split()[:words])

@@ -1,8 +1,8 @@
 """Reading data sets: JSON lines, plain text, a folder of both, or a data set of the Hugging Face hub, as records.
 
-One JSON object a line, or a list of them in a file; of SQuAD's own files, one a question. What is read of it: ``task``
-(lm, qa, dialog; others with a question count as qa), ``context``, ``question``, ``answers`` and ``meta.turns``,
-``meta.persona``. A plain text file is one lm record. Nothing here knows tokens.
+One JSON object per line, or a list of them in a file; of SQuAD's own files, one per question. What is read of it:
+``task`` (lm, qa, dialog; others with a question count as qa), ``context``, ``question``, ``answers`` and
+``meta.turns``, ``meta.persona``. A plain text file is one lm record. Nothing here knows tokens.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 import importlib
 import importlib.util
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -49,10 +49,24 @@ class DataSet:
     records: list[Record]
     digest: str
 
+    @classmethod
+    def of(cls, rows: Sequence[Fields], *, source: str = "the data") -> DataSet:
+        """The records in JSON objects. Raises InputError where there is none, saying what each lacks."""
+        records = [record for record in map(_record, rows) if record is not None]
+        if not records:
+            tasks = sorted({str(row.get("task", "lm")) for row in rows}) or ["none"]
+            wanted = "; ".join(f"{task} needs {field}" for task, field in _NEEDS.items())
+            found = sorted({str(name) for row in rows for name, value in row.items() if value}) or ["none"]
+            raise InputError(
+                f"'{source}' holds no record to train on: {len(rows)} read, of task {', '.join(tasks)}. {wanted}. "
+                f"Missing: {', '.join(_missing(rows))}. Fields that are there: {', '.join(found)}."
+            )
+        return cls(source, records, hashlib.sha256(repr(records).encode()).hexdigest()[:16])
+
 
 def read(source: str) -> DataSet:
     """A file, a folder of files, or a hub data set (``name`` or ``name:split``). Raises InputError or UsageError."""
-    return _gathered(source, rows(source))
+    return DataSet.of(rows(source), source=source)
 
 
 def rows(source: str) -> list[Mapping[str, Any]]:
@@ -70,27 +84,13 @@ def rows(source: str) -> list[Mapping[str, Any]]:
 
 
 def required(record: Fields, name: str, number: int) -> Any:
-    """A field, ``meta.turns`` being one inside another. Raises InputError with the record's number."""
+    """A field; ``meta.turns`` is one inside another. Raises InputError with the record's number."""
     value: Any = record
     for part in name.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
     if value is None or value == "" or value == []:
         raise InputError(f"Record {number} has no '{name}'; its fields are {', '.join(sorted(record)) or 'none'}.")
     return value
-
-
-def _gathered(source: str, rows: list[Mapping[str, Any]]) -> DataSet:
-    records = [record for record in map(_record, rows) if record is not None]
-    if not records:
-        tasks = sorted({str(row.get("task", "lm")) for row in rows}) or ["none"]
-        wanted = "; ".join(f"{task} needs {field}" for task, field in _NEEDS.items())
-        found = sorted({str(name) for row in rows for name, value in row.items() if value}) or ["none"]
-        raise InputError(
-            f"'{source}' holds no record to train on: {len(rows)} read, of task {', '.join(tasks)}. {wanted}. "
-            f"Missing: {', '.join(_missing(rows))}. Fields that are there: {', '.join(found)}."
-        )
-    digest = hashlib.sha256(repr(records).encode()).hexdigest()[:16]
-    return DataSet(source, records, digest)
 
 
 def _rows(file: Path) -> Iterator[Mapping[str, Any]]:
@@ -120,12 +120,13 @@ def _listed_in(text: str, where: str) -> Iterator[Mapping[str, Any]]:
     if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
         raise InputError(f"{where} holds no list of JSON objects, nor one under 'data'.")
     for row in found:
-        asked = any(isinstance(each, Mapping) and "qas" in each for each in _listed(row.get("paragraphs")))
+        paragraphs = _listed(row.get("paragraphs"))
+        asked = any(isinstance(paragraph, Mapping) and "qas" in paragraph for paragraph in paragraphs)
         yield from _of_article(row, where) if asked else (row,)
 
 
 def _of_article(article: Mapping[str, Any], where: str) -> Iterator[Mapping[str, Any]]:
-    """The questions about an article of SQuAD's own files (arXiv 1606.05250, 1806.03822), a record each.
+    """The questions about an article of SQuAD's own files (arXiv 1606.05250, 1806.03822), one record per question.
 
     One that is impossible has no answers: its plausible ones are wrong. Raises InputError.
     """
@@ -133,10 +134,10 @@ def _of_article(article: Mapping[str, Any], where: str) -> Iterator[Mapping[str,
         for paragraph in article["paragraphs"]:
             for asked in paragraph["qas"]:
                 answers = [] if asked.get("is_impossible") else [str(answer["text"]) for answer in asked["answers"]]
-                told = {"context": paragraph["context"], "question": asked["question"]}
+                pair = {"context": paragraph["context"], "question": asked["question"]}
                 meta = {"title": article.get("title", ""), "id": asked.get("id", "")}
                 # Several people gave the same answer.
-                yield {"task": "qa", **told, "answers": list(dict.fromkeys(answers)), "meta": meta}
+                yield {"task": "qa", **pair, "answers": list(dict.fromkeys(answers)), "meta": meta}
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{where} has paragraphs with questions that are not as SQuAD's are: {error!r}.") from error
 
@@ -164,8 +165,8 @@ def _record(row: Mapping[str, Any]) -> Record | None:
     return None
 
 
-def _missing(rows: list[Mapping[str, Any]]) -> list[str]:
-    """What rows without a record lack, by the task that each says or looks like."""
+def _missing(rows: Sequence[Fields]) -> list[str]:
+    """What rows without a record lack, by the task that each names or looks like."""
     lacking: set[str] = set()
     for row in rows:
         dialog = row.get("task") == "dialog"

@@ -4,10 +4,10 @@ https://github.com/EleutherAI/lm-evaluation-harness asks its Hugging Face model 
 that model runs with a reading in front of every row; tokenizing, batching, stop strings and metrics stay lm-eval's.
 A reading of nothing changes no number. It does not know what a task is about.
 
-What the model attends to when a request has T tokens and the memory M rows, padding as lm-eval puts it:
+What the model attends to when a request has T tokens and the memory M slots, padding as lm-eval puts it:
 
-    likelihood (padded right)    M rows | tokens  | padding     a row's first token sits at position M
-    answer     (padded left)     M rows | padding | tokens      so too: padding has no position
+    likelihood (padded right)    M slots | tokens  | padding     a row's first token is at position M
+    answer     (padded left)     M slots | padding | tokens      here too: padding has no position
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _DRAWS = 1000
 class Kept:
     """What a session keeps after some texts, as the model reads it.
 
-    ``begun``: the reading is text that a request goes on from, so that a request has no first token of its own.
+    ``begun``: the reading is text that a request continues, so that a request has no first token of its own.
     ``bytes`` are those of the state, ``seconds`` is what writing the texts took.
     """
 
@@ -57,10 +57,10 @@ class Kept:
 
 
 def keep(session: Session, texts: Sequence[str] = ()) -> Kept:
-    """Write ``texts`` behind what ``session`` holds, which it will not know of, and read the result.
+    """Write ``texts`` after what ``session`` holds, leave the session as it was, and read the result.
 
-    They are written as they are, without the chat template: a context of lm-eval then goes on from them as if they
-    stood in front of it. Raises InputError.
+    They are written as they are, without the chat template: a context of lm-eval then continues them as if they
+    preceded it. Raises InputError.
     """
     start, state, written = time.monotonic(), session.state, bool(session.header.written)
     with torch.no_grad():
@@ -68,8 +68,8 @@ def keep(session: Session, texts: Sequence[str] = ()) -> Kept:
             if not text:
                 raise InputError("There is nothing to write: the text is empty.")
             tokens = session.encoder.encode("", text, first=not written)[None].to(session.backbone.device)
-            for piece in session.method.pieces(tokens):
-                state = session.method.write(state, piece)
+            for segment in session.method.pieces(tokens):
+                state = session.method.write(state, segment)
             written = True
         seconds = time.monotonic() - start
         reading = session.method.read(state)
@@ -86,25 +86,25 @@ def language_model(session: Session, kept: Kept | None = None, *, batch: int = 8
     Raises UsageError where lm-eval is not installed, InputError where the memory leaves no room for a request.
     """
     held = kept or keep(session)
-    lm = _reader()(session.backbone, copy.deepcopy(session.encoder.tokenizer), held, batch)
+    lm = reader_class()(session.backbone, copy.deepcopy(session.encoder.tokenizer), held, batch)
     if lm.max_length < 2:
         raise InputError(
-            f"The memory's {held.reading.slots} rows leave no room for a request: the model reads at most "
+            f"The memory's {held.reading.slots} slots leave no room for a request: the model reads at most "
             f"{held.reading.slots + lm.max_length}. Write less, or use a memory of fixed size."
         )
     return lm
 
 
 @functools.cache
-def _reader() -> type[Any]:
-    """The class, made when it is asked for: lm-eval may be absent."""
+def reader_class() -> type[Any]:
+    """The class, defined only when it is needed: lm-eval may be absent."""
     try:
         from lm_eval.models.huggingface import HFLM
     except ImportError as error:
         raise UsageError(_INSTALL) from error
 
     class Reader(HFLM):  # type: ignore[misc]
-        """lm-eval's Hugging Face model behind a reading; nothing of it is changed but what a forward pass sees."""
+        """lm-eval's Hugging Face model after a reading; nothing of it is changed but what a forward pass sees."""
 
         def __init__(self, backbone: Backbone, tokenizer: Any, kept: Kept, batch: int) -> None:
             self.backbone, self.reading = backbone, kept.reading
@@ -117,39 +117,39 @@ def _reader() -> type[Any]:
             return longest - self.reading.slots
 
         def _model_call(self, inps: Int[Tensor, "B T"], *_: Any, **__: Any) -> Float[Tensor, "B T V"]:
-            with torch.no_grad(), _behind(self.backbone, self.reading, *inps.shape) as cache:
+            with torch.no_grad(), _reading(self.backbone, self.reading, *inps.shape) as cache:
                 logits: Tensor = self.model(inps, **{self.backbone.anatomy.cache_argument: cache}).logits
             return logits
 
         def _model_generate(
-            self, context: Int[Tensor, "B T"], max_length: int, *, attention_mask: Tensor, **how: Any
+            self, context: Int[Tensor, "B T"], max_length: int, *, attention_mask: Tensor, **options: Any
         ) -> Int[Tensor, "B N"]:
-            # Stock ``generate`` counts the cache's rows among its input, and runs only what comes after them.
+            # Stock ``generate`` counts the cache's slots as input, and runs only what comes after them.
             held, pad = self.reading.slots, self.tokenizer.pad_token_id
-            rows, room = len(context) * how.get("num_beams", 1), max_length - context.shape[1]
-            with _behind(self.backbone, self.reading, rows, context.shape[1] + room) as cache:
-                made: Tensor = super()._model_generate(
-                    _led(context, held, pad),
+            rows, room = len(context) * options.get("num_beams", 1), max_length - context.shape[1]
+            with _reading(self.backbone, self.reading, rows, context.shape[1] + room) as cache:
+                tokens: Tensor = super()._model_generate(
+                    _pad_left(context, held, pad),
                     max_length + held,
-                    attention_mask=_led(attention_mask, held, 1),
+                    attention_mask=_pad_left(attention_mask, held, 1),
                     **{self.backbone.anatomy.cache_argument: cache},
-                    **how,
+                    **options,
                 )
-            return made[:, held:]
+            return tokens[:, held:]
 
     return Reader
 
 
-def _led(rows: Int[Tensor, "B T"], width: int, value: int) -> Int[Tensor, "B N"]:
-    """``rows`` behind ``width`` more columns of one value."""
+def _pad_left(rows: Int[Tensor, "B T"], width: int, value: int) -> Int[Tensor, "B N"]:
+    """``rows`` after ``width`` more columns of one value."""
     return torch.nn.functional.pad(rows, (width, 0), value=value)
 
 
 @contextmanager
-def _behind(backbone: Backbone, reading: Reading, rows: int, room: int) -> Iterator[PrefixCache]:
+def _reading(backbone: Backbone, reading: Reading, rows: int, room: int) -> Iterator[PrefixCache]:
     """Before: the model as it is. Inside: a cache with the prefix for every row, and the deltas. After: no deltas."""
     with ExitStack() as stack:
-        # One delta shared by all rows costs less than one a row.
+        # One delta shared by all rows costs less than one for each.
         stack.enter_context(backbone.deltas([reading.deltas]))
         yield stack.enter_context(backbone.reading([replace(reading, deltas={})] * rows, room=room))
 
@@ -172,7 +172,7 @@ def measure(
 
     Args:
         tasks: names, groups or patterns that lm-eval knows, or files of tasks.
-        memory: what the rows call the memory; its method without it.
+        method: what the rows call the method; its name without it.
         texts: written first, for this measurement alone; see ``keep``.
         limit: documents of each task, at most.
         fewshot: solved examples in front of each request, instead of the task's own number.
@@ -185,7 +185,7 @@ def measure(
         from lm_eval import simple_evaluate
     except ImportError as error:
         raise UsageError(_INSTALL) from error
-    known, names = _known(tasks, include)
+    known, names = _find_tasks(tasks, include)
     kept = keep(session, texts)
     lm = language_model(session, kept, batch=batch)
     settings = {"num_fewshot": fewshot, "limit": limit, "bootstrap_iters": _DRAWS, "log_samples": False}
@@ -194,27 +194,30 @@ def measure(
     except (AssertionError, ValueError) as error:
         raise InputError(f"lm-eval could not run {', '.join(names)}: {error}") from error
     costs = {"method": method or session.method.name, "bytes": kept.bytes, "seconds": kept.seconds}
-    return [row for name, metrics in found["results"].items() for row in _rows(name, metrics, costs)]
+    better = found.get("higher_is_better", {})
+    return [
+        row for name, metrics in found["results"].items() for row in _rows(name, metrics, better.get(name, {}), costs)
+    ]
 
 
-def _known(tasks: Sequence[str], include: str | Path | None) -> tuple[Any, list[str]]:
-    """Where lm-eval finds the tasks, and all that are meant. Raises UsageError."""
+def _find_tasks(tasks: Sequence[str], include: str | Path | None) -> tuple[Any, list[str]]:
+    """Where lm-eval finds the tasks, and the names of all that match. Raises UsageError."""
     from lm_eval.tasks import TaskManager
 
     if include is not None and not Path(include).is_dir():
         raise UsageError(f"There is no folder of tasks '{include}'.")
-    # lm-eval looks through its own thousands of files for a quarter of a minute; they are not needed for one's own.
-    own = TaskManager(include_path=include, include_defaults=False)
-    enough = all(_is_file(task) or task in own.all_subtasks for task in tasks)
-    known = own if enough else TaskManager(include_path=include)
+    # lm-eval looks through its own thousands of files for a quarter of a minute; the user's own do not need them.
+    users = TaskManager(include_path=include, include_defaults=False)
+    enough = all(_is_file(task) or task in users.all_subtasks for task in tasks)
+    known = users if enough else TaskManager(include_path=include)
     names: list[str] = []
     for task in tasks:
-        meant = [task] if _is_file(task) else known.match_tasks([task])
-        if not meant:
+        matches = [task] if _is_file(task) else known.match_tasks([task])
+        if not matches:
             near = difflib.get_close_matches(task, known.all_tasks, n=1)
             hint = f"Did you mean '{near[0]}'? " if near else ""
             raise UsageError(f"There is no task '{task}'. {hint}`lm-eval ls tasks` lists lm-eval's own.")
-        names += [name for name in meant if name not in names]
+        names += [name for name in matches if name not in names]
     if not names:
         raise UsageError("There are no tasks to run; name one or more.")
     return known, names
@@ -224,22 +227,25 @@ def _is_file(task: str) -> bool:
     return task.endswith((".yaml", ".yml")) and Path(task).is_file()
 
 
-def _rows(name: str, metrics: Mapping[str, Any], costs: Mapping[str, Any]) -> Iterator[Result]:
+def _rows(
+    name: str, metrics: Mapping[str, Any], better: Mapping[str, bool | None], costs: Mapping[str, Any]
+) -> Iterator[Result]:
     """Rows of one task's or group's metrics, which are called ``metric,filter`` and ``metric_stderr,filter``."""
     for key, value in metrics.items():
-        metric, comma, how = key.partition(",")
+        metric, comma, filter_name = key.partition(",")
         if not comma or metric.endswith("_stderr") or not isinstance(value, (int, float)):
             continue
-        error = metrics.get(f"{metric}_stderr,{how}")
+        error = metrics.get(f"{metric}_stderr,{filter_name}")
         # Where lm-eval has no standard error it says N/A; then the bounds are the value itself.
-        apart = 1.96 * error if isinstance(error, (int, float)) and math.isfinite(error) else 0.0
+        spread = 1.96 * error if isinstance(error, (int, float)) and math.isfinite(error) else 0.0
         yield Result(
             task=_TASK,
             dataset=name,
-            metric=metric if how == _NO_FILTER else key,
+            metric=metric if filter_name == _NO_FILTER else key,
             value=float(value),
-            low=float(value - apart),
-            high=float(value + apart),
+            low=float(value - spread),
+            high=float(value + spread),
             n=int(metrics.get("sample_count", {}).get(key, metrics["sample_len"])),
+            higher_is_better=better.get(metric, True),
             **costs,
         )

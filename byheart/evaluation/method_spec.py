@@ -16,96 +16,102 @@ from byheart.methods.budget import options_for, parse_bytes
 from byheart.session.opening import load
 from byheart.session.session import Session
 
-DECODED = {each.name for each in fields(Decoding)}
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A memory as it was asked for: its session, how its answers are decoded, and the bytes it may keep; 0 is any."""
-
-    said: str
-    session: Session
-    decoding: Mapping[str, Any]
-    budget: int = 0
-
-    @classmethod
-    def of(cls, said: str, opened: Session, *, tokens: int = 0) -> Candidate:
-        """``NAME:key=value@64KB``: a key of ``Decoding`` is how to decode, others are the memory's options.
-
-        Args:
-            tokens: of the longest text; options that are not given are chosen so that it fits the bytes behind ``@``.
-        """
-        plain, budget = budget_of(said)
-        choice = MethodSpec.of(plain, 0, 1)
-        how = {key: value for key, value in choice.options.items() if key in DECODED}
-        options = {key: value for key, value in choice.options.items() if key not in DECODED}
-        if budget and tokens:
-            options = {**options_for(choice.name, opened.backbone, budget, tokens), **options}
-        made = load(opened.backbone, method=choice.name, encoder=opened.encoder, **options)
-        return cls(said, made, how, budget)
-
-    def how(self, task: Task, max_tokens: int | None = None) -> Decoding:
-        """How a task's answers are decoded, a question's own ``max_tokens`` before the task's. Raises UsageError."""
-        if task.asks == "choices" and self.decoding:
-            raise UsageError(
-                f"{task.name} measures likelihoods: '{self.said}' has no {', '.join(self.decoding)} there."
-            )
-        return Decoding(**{"max_tokens": max_tokens or task.max_tokens, **self.decoding})
-
-
-def budget_of(said: str) -> tuple[str, int]:
-    """A memory without its number of bytes, and that number; 0 where none is given. Raises UsageError."""
-    plain, at, size = said.rpartition("@")
-    return (plain, parse_bytes(size)) if at and not Path(said).exists() else (said, 0)
-
-
-def group_by_state(ones: Sequence[Candidate]) -> list[list[Candidate]]:
-    """Memories that keep the same and differ in decoding alone, together; in the order they came."""
-    groups: dict[str, list[Candidate]] = {}
-    for one in ones:
-        header = one.session.header
-        kept = header.method, sorted(header.options.items()), header.adapter, one.budget
-        groups.setdefault(repr(kept), []).append(one)
-    return list(groups.values())
-
-
-_ASKED = 'NAME or NAME:key=value;key=value, such as "window:sinks=1;recent=15"'
+DECODING_OPTIONS = {option.name for option in fields(Decoding)}
+_FORM = 'NAME or NAME:key=value;key=value, such as "window:sinks=1;recent=15"'
 
 
 class MethodSpec(NamedTuple):
-    """A memory to measure: a method's name or a folder, and its options."""
+    """A method to measure: its name or the folder of a trained one, and its options, those of decoding among them."""
 
     name: str
     options: Mapping[str, Any]
 
     @classmethod
-    def of(cls, said: str, place: int, places: int) -> MethodSpec:
+    def of(cls, spec: str, place: int = 0, places: int = 1) -> MethodSpec:
         """Read ``NAME:key=value;key=value``; of several values, ``4/16/64``, the one of this place. Raises UsageError.
 
         A value is JSON where it can be.
         """
-        name, _, rest = said.partition(":")
-        if "=" not in rest or Path(said).exists():
-            return cls(said, {})
+        name, _, rest = spec.partition(":")
+        if "=" not in rest or Path(spec).exists():
+            return cls(spec, {})
         pairs = [pair.partition("=") for pair in rest.split(";")]
         if not name or not all(key and value for key, _, value in pairs):
-            raise UsageError(f"A memory is given as {_ASKED}; it is '{said}'.")
+            raise UsageError(f"A method is given as {_FORM}; it is '{spec}'.")
         options: dict[str, Any] = {}
-        for key, _, value in pairs:
-            each = value.split("/")
-            if len(each) not in (1, places):
-                raise UsageError(f"{key} of '{said}' has {len(each)} values for {places} lengths of history.")
-            options[key.replace("-", "_")] = _value(each[place if len(each) > 1 else 0])
+        for key, _, text in pairs:
+            values = text.split("/")
+            if len(values) not in (1, places):
+                raise UsageError(f"{key} of '{spec}' has {len(values)} values for {places} parts of the task.")
+            options[key.replace("-", "_")] = _parse_value(values[place if len(values) > 1 else 0])
         return cls(name, options)
 
 
-def _value(text: str) -> Any:
+@dataclass(frozen=True)
+class Candidate:
+    """A method as it was asked for: its session, how its answers are decoded, and the bytes it may keep; 0 is any."""
+
+    spec: str
+    session: Session
+    decoding: Mapping[str, Any]
+    budget: int = 0
+
+    @classmethod
+    def of(cls, spec: str, opened: Session, *, tokens: int = 0, place: int = 0, places: int = 1) -> Candidate:
+        """``NAME:key=value@64KB``: a key of ``Decoding`` says how to decode, others are the method's options.
+
+        Args:
+            tokens: of the longest text; options that are not given are chosen so that it fits the bytes after ``@``.
+            place: of the values of an option that has several, see ``MethodSpec.of``.
+        """
+        plain, budget = split_budget(spec)
+        method = MethodSpec.of(plain, place, places)
+        decoding = {key: value for key, value in method.options.items() if key in DECODING_OPTIONS}
+        options = {key: value for key, value in method.options.items() if key not in DECODING_OPTIONS}
+        if budget and tokens:
+            options = {**options_for(method.name, opened.backbone, budget, tokens), **options}
+        session = load(opened.backbone, method=method.name, encoder=opened.encoder, **options)
+        return cls(spec, session, decoding, budget)
+
+    def decoding_for(self, task: Task, max_tokens: int | None = None) -> Decoding:
+        """How a task's answers are decoded, a question's own ``max_tokens`` before the task's. Raises UsageError."""
+        if task.asks != "words" and self.decoding:
+            raise UsageError(
+                f"{task.name} measures likelihoods: '{self.spec}' has no {', '.join(self.decoding)} there."
+            )
+        return Decoding(**{"max_tokens": max_tokens or task.max_tokens, **self.decoding})
+
+
+def split_budget(spec: str) -> tuple[str, int]:
+    """A spec without its number of bytes, and that number; 0 where none is given. Raises UsageError."""
+    plain, at, size = spec.rpartition("@")
+    return (plain, parse_bytes(size)) if at and not Path(spec).exists() else (spec, 0)
+
+
+def with_budget(spec: str, budget: str | None) -> str:
+    """A spec with a number of bytes, unless it has its own; ``NAME@`` has none."""
+    if budget is None:
+        return spec
+    return spec.removesuffix("@") if "@" in spec else f"{spec}@{budget}"
+
+
+def group_by_state(candidates: Sequence[Candidate]) -> list[list[Candidate]]:
+    """Candidates that keep the same and differ in decoding alone, together; in the order they came."""
+    groups: dict[str, list[Candidate]] = {}
+    for candidate in candidates:
+        header = candidate.session.header
+        state = header.method, sorted(header.options.items()), header.adapter, candidate.budget
+        groups.setdefault(repr(state), []).append(candidate)
+    return list(groups.values())
+
+
+def split_specs(specs: str) -> list[str]:
+    """The specs of ``A,B:key=value``, split at commas outside brackets."""
+    return [spec.strip() for spec in re.split(r",(?![^\[]*\])", specs) if spec.strip()]
+
+
+def _parse_value(text: str) -> Any:
     try:
         return json.loads(text)
     except ValueError:
         return text
-
-
-def choices(said: str) -> list[str]:
-    """The memories of ``A,B:key=value``, cut at commas outside brackets."""
-    return [each.strip() for each in re.split(r",(?![^\[]*\])", said) if each.strip()]

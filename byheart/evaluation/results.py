@@ -14,15 +14,20 @@ from typing import Any
 import torch
 
 from byheart.errors import InputError
+from byheart.evaluation.metrics import MEAN, Metric, declared
 from byheart.provenance import versions
+
+COSTS = ("tokens", "answer_seconds")
+"""What ``Result.costs`` may hold: tokens written, and seconds for one answer, both the mean over items."""
 
 
 @dataclass(frozen=True)
 class Result:
     """One number: ``value`` over ``n`` items, with the bounds of its 95 % interval.
 
-    ``bytes`` is what a session keeps and ``seconds`` what writing takes, both the mean over items. ``at`` says what it
-    is the number of, where a task has one for each of several lengths, distances and the like.
+    ``bytes`` is what a session keeps and ``seconds`` what writing takes, both the mean over items; ``costs`` are more
+    of these, see ``COSTS``. ``conditions`` say what it is the number of, where a task varied lengths, distances or the
+    like. ``higher_is_better`` is None for a metric that has no better.
     """
 
     task: str
@@ -35,50 +40,55 @@ class Result:
     n: int
     bytes: int
     seconds: float
-    at: Mapping[str, Any] = field(default_factory=dict)
+    conditions: Mapping[str, Any] = field(default_factory=dict)
+    costs: Mapping[str, float] = field(default_factory=dict)
+    higher_is_better: bool | None = True
 
-    def placed(self, **at: Any) -> Result:
-        """The same number, said to be of more."""
-        return replace(self, at={**at, **self.at})
+    def as_metric(self, metric: Metric) -> Result:
+        """The same number as one of another metric."""
+        return replace(self, metric=metric.name, higher_is_better=metric.higher_is_better)
 
     def mapped(self, metric: str, through: Callable[[float], float]) -> Result:
-        """Another number of the same: the value and its bounds through a function that rises."""
-        bounds = through(self.low), through(self.high)
-        return replace(self, metric=metric, value=through(self.value), low=bounds[0], high=bounds[1])
+        """The value and its bounds through a function that rises, as another metric."""
+        low, high = through(self.low), through(self.high)
+        return replace(self.as_metric(declared(metric)), value=through(self.value), low=low, high=high)
 
     def flat(self) -> dict[str, Any]:
-        """As it is printed and kept: what it is the number of stands beside the rest."""
-        told = asdict(self)
-        at = told.pop("at")
-        return {**told, **at}
+        """As it is printed and stored: conditions and costs stand beside the rest."""
+        fields = asdict(self)
+        conditions, costs = fields.pop("conditions"), fields.pop("costs")
+        return {**fields, **conditions, **costs}
 
     @classmethod
     def of(cls, flat: Mapping[str, Any]) -> Result:
         """From what ``flat`` gave. Raises InputError."""
-        own = {name for name in cls.__dataclass_fields__ if name != "at"}
+        own = cls.__dataclass_fields__.keys() - {"conditions", "costs", "higher_is_better"}
         if missing := sorted(own - flat.keys()):
             raise InputError(f"This is no row of a result: it lacks {', '.join(missing)}.")
-        rest = {name: value for name, value in flat.items() if name not in own}
-        return cls(**{name: flat[name] for name in own}, at=rest)
+        # Files of earlier versions lack it.
+        better = flat.get("higher_is_better", declared(str(flat["metric"])).higher_is_better)
+        rest = {name: value for name, value in flat.items() if name not in {*own, "higher_is_better"}}
+        costs = {name: rest.pop(name) for name in COSTS if name in rest}
+        return cls(**{name: flat[name] for name in own}, conditions=rest, costs=costs, higher_is_better=better)
 
 
 # ---- means ----
 
 
 def means(rows: Sequence[Result], *, over: str, metric: str) -> list[Result]:
-    """The mean of a metric over what ``over`` tells apart, in which each counts once; one row for the rest of ``at``.
+    """The mean of a metric over the values of one condition, each counting once; a row for each set of the others.
 
     Its bounds hold where the rows are independent and their intervals symmetric.
     """
     groups: dict[str, list[Result]] = {}
     for row in rows:
-        if row.metric == metric and over in row.at:
-            groups.setdefault(json.dumps(_placed(row, over)), []).append(row)
+        if row.metric == metric and over in row.conditions:
+            groups.setdefault(json.dumps(_without(row, over)), []).append(row)
     return [_mean(group, over) for group in groups.values() if len(group) > 1]
 
 
-def _placed(row: Result, over: str) -> dict[str, Any]:
-    return {name: value for name, value in row.at.items() if name not in (over, "answer_seconds")}
+def _without(row: Result, condition: str) -> dict[str, Any]:
+    return {name: value for name, value in row.conditions.items() if name != condition}
 
 
 def _mean(group: Sequence[Result], over: str) -> Result:
@@ -86,14 +96,15 @@ def _mean(group: Sequence[Result], over: str) -> Result:
     spread = math.hypot(*((row.high - row.low) / 2 for row in group)) / len(group)
     return replace(
         group[0],
-        metric=f"mean_{group[0].metric}",
+        metric=f"{MEAN}{group[0].metric}",
         value=value,
         low=value - spread,
         high=value + spread,
         n=sum(row.n for row in group),
         bytes=round(fmean(row.bytes for row in group)),
         seconds=fmean(row.seconds for row in group),
-        at=_placed(group[0], over),
+        conditions=_without(group[0], over),
+        costs={name: fmean(row.costs[name] for row in group) for name in group[0].costs},
     )
 
 

@@ -1,8 +1,8 @@
 """The folder of a run of evaluations: what decides its answers, the answers themselves, and the rows made of them.
 
     OUT/run.json                             what decides all answers, and which data each data set's name stands for
-    OUT/answers/TASK/DATASET/MEMORY.jsonl    one line a question; the name knows all that decides this memory's answers
-    OUT/rows.json                            the numbers, see ``rows.Row``, and under ``runs`` how each was measured
+    OUT/answers/TASK/DATASET/METHOD.jsonl    a line per question; all that decides a method's answers is in the name
+    OUT/rows.json                            the numbers, see ``Result``, and under ``runs`` how each was measured
 
 It asks nothing and judges nothing.
 """
@@ -13,39 +13,52 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from byheart.errors import UsageError
 from byheart.evaluation.results import Result, load, save
 from byheart.evaluation.task import Item
 from byheart.provenance import versions
 
-_FORMAT = 2
-_TOLD_APART = ("task", "dataset", "method")
+_FORMAT = 3
+_KEY = ("task", "dataset", "method")
+Parts: TypeAlias = Mapping[str, tuple[float, float]]
+"""By metric, or ``metric/class``, a total and its weight."""
 
 
 @dataclass(frozen=True)
 class Outcome:
     """One question of one item: the words that answered it, its share of each metric, and what the item cost.
 
-    ``digest`` tells one item from another of the same number.
+    ``digest`` tells one item from another of the same number; ``tokens`` were written before the question; ``control``
+    has the parts by another item's memory, where that was measured.
     """
 
     item: int
     digest: str
     question: int
-    at: Mapping[str, Any]
+    conditions: Mapping[str, Any]
     text: str
-    parts: Mapping[str, tuple[float, float]]
+    parts: Parts
     bytes: int
+    tokens: int
     write_seconds: float
     answer_seconds: float
+    control: Parts = field(default_factory=dict)
+
+    def moved(self, first: int, weight: float) -> Outcome:
+        """The same as one of the items from ``first`` on, of which it counts with another weight."""
+        scaled = [
+            {name: (total * weight, share * weight) for name, (total, share) in parts.items()}
+            for parts in (self.parts, self.control)
+        ]
+        return replace(self, item=first + self.item, parts=scaled[0], control=scaled[1])
 
 
 class RunFolder:
-    """A run's folder, made or gone on with. Raises UsageError where it holds a run of other settings."""
+    """A run's folder, new or resumed. Raises UsageError where it holds a run of other settings."""
 
     def __init__(self, path: str | Path, **settings: Any) -> None:
         self.path = Path(path)
@@ -54,8 +67,8 @@ class RunFolder:
         stored = json.loads(file.read_text(encoding="utf-8")) if file.exists() else dict(self.settings)
         changed = [name for name, value in self.settings.items() if stored.get(name) != value]
         if changed:
-            told = ", ".join(f"{name} {stored.get(name)} (now {self.settings[name]})" for name in changed)
-            raise UsageError(f"'{self.path}' holds a run of other settings: {told}. Give another --out, or remove it.")
+            pairs = ", ".join(f"{name} {stored.get(name)} (now {self.settings[name]})" for name in changed)
+            raise UsageError(f"'{self.path}' holds a run of other settings: {pairs}. Give another --out, or remove it.")
         self._data: dict[str, str] = stored.get("data", {})
         self._save()
 
@@ -65,32 +78,32 @@ class RunFolder:
         (self.path / "run.json").write_text(text + "\n", encoding="utf-8")
 
     def named(self, name: str, source: str, records: str) -> str:
-        """What data are called here: by their name, or with their folder's before it where other data have that.
+        """What a data set is called here: its name, with that of its folder before it where another one has the name.
 
         Args:
             records: the digest of what they hold.
         """
         folder = Path(source).expanduser().resolve().parent.name
         names = name, f"{folder}-{name}", f"{name}-{records}"
-        called = next(one for one in names if self._data.get(one, records) == records)
-        self._data[called] = records
+        free = next(name for name in names if self._data.get(name, records) == records)
+        self._data[free] = records
         self._save()
-        return called
+        return free
 
     def answers(self, task: str, dataset: str, method: str, *decides: Any) -> Path:
-        """The file of a memory's answers: readable, and another one where anything that decides them is another."""
+        """The file of a method's answers: a readable name, and a digest of all that decides them."""
         digest = digest_of([method, *decides])
         plain = re.sub(r"[^A-Za-z0-9.=-]+", "_", method)[:60]
         return self.path / "answers" / task / dataset / f"{plain}-{digest}.jsonl"
 
     def keep(self, rows: Sequence[Result], run: Mapping[str, Any], **about: Any) -> None:
-        """Put the rows of one run, and how it was measured, in the place of those of its task, data set and memory."""
+        """Put the rows of one run, and how it was measured, in place of those of its task, data set and method."""
         file = self.path / "rows.json"
         stored, kept = load(file) if file.exists() else ({}, [])
-        ours = [run[name] for name in _TOLD_APART]
-        others = [one for one in stored.get("runs", []) if [one[name] for name in _TOLD_APART] != ours]
-        left = [row for row in kept if [row.task, row.dataset, row.method] != ours]
-        # A task's or a memory's options may be of any kind.
+        key = [run[name] for name in _KEY]
+        others = [other for other in stored.get("runs", []) if [other[name] for name in _KEY] != key]
+        left = [row for row in kept if [row.task, row.dataset, row.method] != key]
+        # The options of a task or a method may be of any kind.
         plain = json.loads(json.dumps(run, default=str))
         save(file, [*left, *rows], **about, runs=[*others, plain])
 
@@ -98,24 +111,22 @@ class RunFolder:
 def digest_of(parts: Iterable[Any]) -> str:
     """A short name for values, by their ``repr``.
 
-    A field that has its default does not count, so that a later release may have more fields and go on with old runs.
+    A field at its default does not count, so that a later release may have more fields and still resume old runs.
     """
     digest = hashlib.sha256()
     for part in parts:
-        digest.update(repr(_told(part)).encode("utf-8", "surrogatepass"))
+        digest.update(repr(_without_defaults(part)).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()[:12]
 
 
-def _told(value: Any) -> Any:
+def _without_defaults(value: Any) -> Any:
     if isinstance(value, list | tuple):
-        return [_told(each) for each in value]
+        return [_without_defaults(part) for part in value]
     if not is_dataclass(value):
         return value
-    defaults = {
-        each.name: each.default if each.default_factory is MISSING else each.default_factory() for each in fields(value)
-    }
-    own = [(name, _told(each)) for name, each in vars(value).items() if each != defaults[name]]
-    return [type(value).__name__, *own]
+    defaults = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(value)}
+    pairs = [(name, _without_defaults(part)) for name, part in vars(value).items() if part != defaults[name]]
+    return [type(value).__name__, *pairs]
 
 
 def known(file: Path, items: Sequence[Item], digests: Sequence[str]) -> dict[int, list[Outcome]]:
@@ -127,18 +138,22 @@ def known(file: Path, items: Sequence[Item], digests: Sequence[str]) -> dict[int
     for line in file.read_text(encoding="utf-8").split("\n"):
         try:
             stored = json.loads(line)
-            parts = {name: (total, weight) for name, (total, weight) in stored["parts"].items()}
-            outcome = Outcome(**{**stored, "parts": parts})
+            parts = {name: _pairs(stored[name]) for name in ("parts", "control")}
+            outcome = Outcome(**{**stored, **parts})
         except (ValueError, TypeError, KeyError):
             continue
         n = outcome.item
         if n < len(items) and outcome.digest == digests[n]:
             found.setdefault(n, {})[outcome.question] = outcome
-    return {n: list(each.values()) for n, each in found.items() if len(each) == len(items[n].questions)}
+    return {n: list(own.values()) for n, own in found.items() if len(own) == len(items[n].questions)}
+
+
+def _pairs(parts: Mapping[str, Sequence[float]]) -> Parts:
+    return {name: (total, weight) for name, (total, weight) in parts.items()}
 
 
 def append(file: Path, outcomes: Sequence[Outcome]) -> None:
-    """Put outcomes behind those that are there; what an interrupted run left of a line does not run into the next."""
+    """Add outcomes to a file; what an interrupted run left of a line does not run into the next."""
     file.parent.mkdir(parents=True, exist_ok=True)
     text = "".join(json.dumps(asdict(outcome), ensure_ascii=False) + "\n" for outcome in outcomes)
     torn = file.exists() and not file.read_bytes().endswith(b"\n")

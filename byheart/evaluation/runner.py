@@ -1,62 +1,72 @@
-"""The loop of every measurement: write each item's texts, ask its questions, judge the answers.
+"""The one loop of every measurement: write each item's texts, ask its questions, judge the answers.
 
 Many items go side by side, and what several questions share is done once: a text is written once, its reading made
-once, and all questions asked after it are rows of one batch. Every answer is kept as soon as its batch is done, so a
-run that was interrupted goes on, see ``run_folder``.
+once, and all questions asked after it are rows of one batch. Every answer is kept as soon as its batch is done, so an
+interrupted run can be resumed, see ``run_folder``.
 
-It knows no task and no method.
+It knows no task and no method, and is the only module here that runs the model.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from byheart.errors import BudgetError, InputError
 from byheart.evaluation.method_spec import Candidate
-from byheart.evaluation.run_folder import Outcome, append, digest_of, known
-from byheart.evaluation.task import Answer, Item, Part, Question, Task
+from byheart.evaluation.run_folder import Outcome, Parts, append, digest_of, known
+from byheart.evaluation.task import Answer, Item, Part, Question, Task, Tokens
 from byheart.generation.decoding import Decoding
 from byheart.generation.generate import Request
 from byheart.generation.likelihood import likelihoods
+from byheart.model.backbone import Backbone
+from byheart.model.losses import token_losses
+from byheart.model.reading import Reading
+from byheart.protocol.episode import Batch, Episode, collate
+from byheart.protocol.state import Written
 from byheart.session.batch import answer_many, write_many
 from byheart.session.session import Session
 
-# An item's number, a question's number in it, and the question.
-_Asked: TypeAlias = tuple[int, int, Question]
+
+class Asked(NamedTuple):
+    """A question with the number of its item, and its own number there."""
+
+    item: int
+    number: int
+    question: Question
 
 
 def run(
     task: Task,
     items: Sequence[Item],
-    ones: Sequence[Candidate],
+    candidates: Sequence[Candidate],
     *,
     batch: int = 8,
     files: Sequence[Path] = (),
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[list[Outcome]]:
-    """The outcomes of every question, for each of ``ones``.
+    """The outcomes of every question, for each candidate.
 
     Args:
-        ones: the same memory, see ``alike``, decoded in different ways: each text is written once for all of them.
-        files: where the outcomes of each are kept; those that are there are not asked again.
-        progress: called with how many texts are written and questions answered, those of each of ``ones`` counted.
+        candidates: one method, see ``group_by_state``, decoded in different ways: each text is written once for all.
+        files: where the outcomes of each are kept; questions whose outcomes are there are not asked again.
+        progress: called with how many texts are written and questions answered, counted for each candidate.
     """
-    for one in ones:
-        one.how(task)
+    for candidate in candidates:
+        candidate.decoding_for(task)
     digests = [digest_of([sorted(task.chosen().items()), item]) for item in items]
-    found = [known(file, items, digests) for file in files] or [{} for _ in ones]
-    outcomes = [[outcome for n in sorted(own) for outcome in own[n]] for own in found]
-    # By whom an item is still to be answered.
-    lacking = {n: [k for k, own in enumerate(found) if n not in own] for n in range(len(items))}
-    # Items of like lengths go side by side, so that less is padding; the longest first: what does not fit shows early.
-    left = sorted((n for n, places in lacking.items() if places), key=lambda n: -_length(items[n]))
-    done = sum(len(items[n].texts) + len(items[n].questions) for own in found for n in own)
+    found = [known(file, items, digests) for file in files] or [{} for _ in candidates]
+    outcomes = [[outcome for n in sorted(by_item) for outcome in by_item[n]] for by_item in found]
+    # For which candidates an item is still to be answered.
+    lacking = {n: [k for k, by_item in enumerate(found) if n not in by_item] for n in range(len(items))}
+    done = sum(len(items[n].texts) + len(items[n].questions) for by_item in found for n in by_item)
     progress(done)
 
     def advance(steps: int) -> None:
@@ -64,109 +74,107 @@ def run(
         done += steps
         progress(done)
 
-    for start in range(0, len(left), batch):
-        chosen = {n: items[n] for n in left[start : start + batch]}
-        made: list[list[Outcome]] = [[] for _ in ones]
-        for place, outcome in _outcomes(task, chosen, digests, ones, lacking, batch, advance):
-            made[place].append(outcome)
-        for place, own in enumerate(made):
-            outcomes[place] += own
-            if files and own:
-                append(files[place], own)
+    left = {n: items[n] for n, places in lacking.items() if places}
+    for numbers in task.batches(left, batch) if left else ():
+        sheet = _Batch(task, {n: items[n] for n in numbers}, candidates, lacking, digests, batch)
+        new: list[list[Outcome]] = [[] for _ in candidates]
+        for place, outcome in sheet.outcomes(advance):
+            new[place].append(outcome)
+        for place, added in enumerate(new):
+            outcomes[place] += added
+            if files and added:
+                append(files[place], added)
     return [sorted(own, key=lambda outcome: (outcome.item, outcome.question)) for own in outcomes]
 
 
-def _length(item: Item) -> int:
-    """Characters of its texts and its longest question."""
-    return sum(map(len, item.texts)) + max((len(question.text) for question in item.questions), default=0)
+@dataclass(frozen=True)
+class _Batch:
+    """Items by number that are measured side by side, and for which candidates each of them still is.
 
+    ``size`` is how many questions are asked at once.
+    """
 
-def _outcomes(
-    task: Task,
-    items: Mapping[int, Item],
-    digests: Sequence[str],
-    ones: Sequence[Candidate],
-    lacking: Mapping[int, Sequence[int]],
-    batch: int,
-    advance: Callable[[int], None],
-) -> Iterator[tuple[int, Outcome]]:
-    """Write the items' texts side by side, and ask each of ``ones`` what it lacks after each."""
-    numbers, sessions = list(items), {n: _empty(ones[0].session) for n in items}
-    spent, longest = 0.0, max(len(item.texts) for item in items.values())
-    asked = _by_writes(items)
-    for written in range(longest + 1):
-        if written:
-            due = [n for n in numbers if len(items[n].texts) >= written]
-            start = time.perf_counter()
-            _write(ones[0], {n: (sessions[n], items[n].texts[written - 1], items[n].framed) for n in due})
-            spent += time.perf_counter() - start
-            advance(sum(len(lacking[n]) for n in due))
-        for place, one in enumerate(ones):
-            own = [each for each in asked.get(written, []) if place in lacking[each[0]]]
-            # Each pays for its own readings, so that their times can be compared.
-            views = {n: session.fork() for n, session in sessions.items()} if own else {}
-            for group in _groups(own, batch):
+    task: Task
+    items: Mapping[int, Item]
+    candidates: Sequence[Candidate]
+    lacking: Mapping[int, Sequence[int]]
+    digests: Sequence[str]
+    size: int
+
+    def outcomes(self, advance: Callable[[int], None]) -> Iterator[tuple[int, Outcome]]:
+        """Write the texts side by side, and after each ask every candidate what it lacks."""
+        first = self.candidates[0]
+        sessions = {n: _empty(first.session) for n in self.items}
+        spent, asked = 0.0, self._asked_after()
+        for written in range(max(len(item.texts) for item in self.items.values()) + 1):
+            if written:
+                due = {n: item for n, item in self.items.items() if len(item.texts) >= written}
                 start = time.perf_counter()
-                answers = _asked(task, one, views, group)
-                each = (time.perf_counter() - start) / len(group)
-                for (n, k, question), answer in zip(group, answers, strict=True):
-                    parts = {name: _part(value) for name, value in task.score(question, answer).items()}
-                    costs = (sessions[n].bytes, spent / len(numbers), each)
-                    yield place, Outcome(n, digests[n], k, question.at, answer.text, parts, *costs)
-                advance(len(group))
+                _write(first, {n: (sessions[n], item, item.texts[written - 1]) for n, item in due.items()})
+                if first.session.backbone.device.type == "cuda":
+                    torch.cuda.synchronize(first.session.backbone.device)
+                spent += time.perf_counter() - start
+                advance(sum(len(self.lacking[n]) for n in due))
+            for place, _ in enumerate(self.candidates):
+                group = [question for question in asked.get(written, []) if place in self.lacking[question.item]]
+                for outcomes in self._ask(place, sessions, group, spent / len(self.items)) if group else ():
+                    yield from ((place, outcome) for outcome in outcomes)
+                    advance(len(outcomes))
+
+    def _asked_after(self) -> dict[int, list[Asked]]:
+        """The questions by how many texts are written before them."""
+        found: dict[int, list[Asked]] = {}
+        for n, item in self.items.items():
+            for k, question in enumerate(item.questions):
+                after = len(item.texts) if question.after is None else question.after
+                found.setdefault(after, []).append(Asked(n, k, question))
+        return found
+
+    def _ask(
+        self, place: int, sessions: Mapping[int, Session], asked: Sequence[Asked], write_seconds: float
+    ) -> Iterator[list[Outcome]]:
+        """The outcomes of questions that are asked of one candidate, group by group."""
+        task, candidate = self.task, self.candidates[place]
+        # Each candidate pays for its own readings, so that their times can be compared.
+        views = {n: session.fork() for n, session in sessions.items()}
+        others = dict(zip(views, [*list(views.values())[1:], *list(views.values())[:1]], strict=True))
+        tokens = {n: sum(entry.tokens for entry in session.header.written) for n, session in sessions.items()}
+        costs = {n: (session.bytes, tokens[n], write_seconds) for n, session in sessions.items()}
+        for group in group_questions(asked, self.size):
+            start = time.perf_counter()
+            answers = _answer(task, candidate, views, group)
+            seconds = (time.perf_counter() - start) / len(group)
+            controls = _answer(task, candidate, others, group) if task.control else [None] * len(group)
+            outcomes = []
+            for (n, k, question), answer, control in zip(group, answers, controls, strict=True):
+                parts = [parts_of(task, question, each) if each is not None else {} for each in (answer, control)]
+                about = (n, self.digests[n], k, question.conditions, answer.text)
+                outcomes.append(Outcome(*about, parts[0], *costs[n], seconds, parts[1]))
+            yield outcomes
 
 
-def _by_writes(items: Mapping[int, Item]) -> dict[int, list[_Asked]]:
-    """The questions by how many texts are written before them."""
-    found: dict[int, list[_Asked]] = {}
-    for n, item in items.items():
-        for k, question in enumerate(item.questions):
-            after = len(item.texts) if question.after is None else question.after
-            found.setdefault(after, []).append((n, k, question))
-    return found
+def parts_of(task: Task, question: Question, answer: Answer) -> Parts:
+    """How good an answer is, by metric, as it is kept."""
+    scores = task.score(question, answer).items()
+    parts = {name: score if isinstance(score, Part) else Part(float(score)) for name, score in scores}
+    return {name: (part.total, part.weight) for name, part in parts.items()}
 
 
-def _write(one: Candidate, due: Mapping[int, tuple[Session, str, bool]]) -> None:
-    """Write each item's text. Raises InputError, naming the item, and BudgetError."""
-    sessions, texts, framed = zip(*due.values(), strict=True)
-    try:
-        write_many(sessions, texts, use_chat_template=framed)
-    except InputError as error:
-        # Which of them it was is found by writing each alone.
-        if len(due) == 1:
-            raise InputError(f"'{one.said}' cannot be given a text of item {min(due) + 1}: {error}") from error
-        for n, each in due.items():
-            _write(one, {n: each})
-    most = max(session.bytes for session in sessions)
-    if one.budget and most > one.budget:
-        raise BudgetError(one.said, one.budget, most)
-
-
-def _asked(task: Task, one: Candidate, sessions: Mapping[int, Session], group: Sequence[_Asked]) -> list[Answer]:
-    """The answers to questions that are asked at once. Raises InputError, naming the item."""
-    how = one.how(task, group[0][2].max_tokens)
-    try:
-        return _answers(task, [(sessions[n], question) for n, _, question in group], how)
-    except InputError as error:
-        # Which of them it was is found by asking each alone.
-        if len(group) > 1:
-            return [_asked(task, one, sessions, [each])[0] for each in group]
-        raise InputError(
-            f"'{one.said}' cannot answer question {group[0][1] + 1} of item {group[0][0] + 1}: {error}"
-        ) from error
-
-
-def _groups(asked: Sequence[_Asked], batch: int) -> Iterator[Sequence[_Asked]]:
-    """Questions that are asked at once, whose answers are of one length at most: so many, the last half as many more.
+def group_questions(asked: Sequence[Asked], size: int) -> Iterator[Sequence[Asked]]:
+    """Questions that are asked at once: so many, the last half as many more.
 
     A step costs nearly as much for two rows as for ten, so the few that would be left over go with those before them.
+    Those of one group have answers of one length at most, or targets of one kind.
     """
-    by_tokens: dict[int | None, list[_Asked]] = {}
-    for one in asked:
-        by_tokens.setdefault(one[2].max_tokens, []).append(one)
-    for group in by_tokens.values():
-        cuts = [*range(batch, len(group) - batch // 2, batch), len(group)]
+    by_kind: dict[int | None, list[Asked]] = {}
+    for each in asked:
+        by_kind.setdefault(each.number if each.question.target else each.question.max_tokens, []).append(each)
+    for group in by_kind.values():
+        cuts = [*range(size, len(group) - size // 2, size), len(group)]
         yield from (group[first:last] for first, last in zip([0, *cuts], cuts, strict=False))
+
+
+# ---- writing ----
 
 
 def _empty(session: Session) -> Session:
@@ -175,41 +183,108 @@ def _empty(session: Session) -> Session:
     return twin
 
 
-def _answers(task: Task, asked: Sequence[tuple[Session, Question]], how: Decoding) -> list[Answer]:
-    """The answers to questions of one backbone, all in one batch."""
+def _write(candidate: Candidate, due: Mapping[int, tuple[Session, Item, str | Tokens]]) -> None:
+    """Write a text of each item. Raises InputError, naming the item, and BudgetError."""
+    sessions = [session for session, _, _ in due.values()]
+    try:
+        _write_all(sessions, [item for _, item, _ in due.values()], [text for _, _, text in due.values()])
+    except InputError as error:
+        # Which of them it was is found by writing each alone.
+        if len(due) == 1:
+            raise InputError(f"'{candidate.spec}' cannot be given a text of item {min(due) + 1}: {error}") from error
+        for n, alone in due.items():
+            _write(candidate, {n: alone})
+    most = max(session.bytes for session in sessions)
+    if candidate.budget and most > candidate.budget:
+        raise BudgetError(candidate.spec, candidate.budget, most)
+
+
+def _write_all(sessions: Sequence[Session], items: Sequence[Item], texts: Sequence[str | Tokens]) -> None:
+    """Strings through the encoder, tokens as they are, each text at once; a task gives either."""
+    if strings := [text for text in texts if isinstance(text, str)]:
+        write_many(sessions, strings, use_chat_template=[item.use_chat_template for item in items])
+        return
+    tokens = [
+        torch.tensor([text], device=session.backbone.device) for session, text in zip(sessions, texts, strict=True)
+    ]
+    with torch.no_grad():
+        states = sessions[0].method.write_many([session.state for session in sessions], tokens)
+    for session, state, text in zip(sessions, states, texts, strict=True):
+        session.acknowledge(state, Written.now("tokens", tokens=len(text), characters=0))
+
+
+# ---- asking ----
+
+
+def _answer(task: Task, candidate: Candidate, sessions: Mapping[int, Session], group: Sequence[Asked]) -> list[Answer]:
+    """The answers to questions that are asked at once. Raises InputError, naming the item."""
+    decoding = candidate.decoding_for(task, group[0].question.max_tokens)
+    try:
+        return _answer_all(task, [(sessions[n], question) for n, _, question in group], decoding)
+    except InputError as error:
+        # Which of them it was is found by asking each alone.
+        if len(group) > 1:
+            return [_answer(task, candidate, sessions, [alone])[0] for alone in group]
+        n, k, _ = group[0]
+        raise InputError(f"'{candidate.spec}' cannot answer question {k + 1} of item {n + 1}: {error}") from error
+
+
+def _answer_all(task: Task, asked: Sequence[tuple[Session, Question]], decoding: Decoding) -> list[Answer]:
+    """The answers to questions over one backbone, all in one batch."""
+    if task.asks == "target":
+        return _predict(asked)
+    return _generate(task, asked, decoding) if task.asks == "words" else _choose(asked)
+
+
+def _generate(task: Task, asked: Sequence[tuple[Session, Question]], decoding: Decoding) -> list[Answer]:
     first = asked[0][0]
-    prompts = [_prompt(session, question) for session, question in asked]
-    readings = [session.reading_for(question.text) for session, question in asked]
-    if task.asks == "words":
-        alone = [_prompt(session, question, alone=True) for session, question in asked]
-        requests = [
-            Request(prompt, reading, how, other, first.encoder.stop_tokens)
-            for prompt, reading, other in zip(prompts, readings, alone, strict=True)
-        ]
-        texts = answer_many(first.backbone, first.encoder, requests, task.stop)
-        return [Answer(f"{question.begins}{text}".strip()) for (_, question), text in zip(asked, texts, strict=True)]
-    choices = [
-        [session.encoder.continuation(each, use_chat_template=question.framed) for each in question.choices]
+    requests = [
+        Request(
+            _prompt(session, question),
+            session.reading_for(question.text),
+            decoding,
+            _prompt(session, question, alone=True),
+            first.encoder.stop_tokens,
+        )
         for session, question in asked
     ]
-    return [
-        Answer(
-            losses=tuple(each.loss for each in row),
-            tokens=tuple(each.tokens for each in row),
-            likeliest=tuple(each.likeliest for each in row),
-        )
-        for row in likelihoods(first.backbone, prompts, readings, choices)
-    ]
+    texts = answer_many(first.backbone, first.encoder, requests, task.stop)
+    return [Answer(f"{question.answer_prefix}{text}".strip()) for (_, question), text in zip(asked, texts, strict=True)]
+
+
+def _choose(asked: Sequence[tuple[Session, Question]]) -> list[Answer]:
+    prompts = [_prompt(*pair) for pair in asked]
+    readings = [session.reading_for(question.text) for session, question in asked]
+    choices = [[_continue(session, question, choice) for choice in question.choices] for session, question in asked]
+    found = likelihoods(asked[0][0].backbone, prompts, readings, choices)
+    return [Answer("", *zip(*((each.loss, each.tokens, each.likeliest) for each in row), strict=True)) for row in found]
+
+
+def _continue(session: Session, question: Question, text: str) -> Tensor:
+    return session.encoder.continuation(text, use_chat_template=question.use_chat_template)
 
 
 def _prompt(session: Session, question: Question, *, alone: bool = False) -> Tensor:
-    prompt = session.prompt(question.text, use_chat_template=question.framed, alone=alone)
-    if not question.begins:
+    prompt = session.prompt(question.text, use_chat_template=question.use_chat_template, alone=alone)
+    if not question.answer_prefix:
         return prompt
-    return torch.cat(
-        [prompt, session.encoder.continuation(question.begins, use_chat_template=question.framed).to(prompt.device)]
-    )
+    return torch.cat([prompt, _continue(session, question, question.answer_prefix).to(prompt.device)])
 
 
-def _part(value: float | Part) -> tuple[float, float]:
-    return (value.total, value.weight) if isinstance(value, Part) else (float(value), 1.0)
+def _predict(asked: Sequence[tuple[Session, Question]]) -> list[Answer]:
+    """The losses of the questions' targets, each after its session's memory."""
+    batch = collate([Episode((), torch.tensor(q.target), q.target_start) for _, q in asked])
+    losses = target_losses(asked[0][0].backbone, [session.reading for session, _ in asked], batch)
+    counts = batch.labels.sum(1).tolist()
+    return [Answer(losses=(loss,), tokens=(count,)) for loss, count in zip(losses.tolist(), counts, strict=True)]
+
+
+@torch.no_grad()
+def target_losses(backbone: Backbone, readings: Sequence[Reading], batch: Batch) -> Float[Tensor, " B"]:
+    """The summed loss, in nats, of each episode's supervised tokens after its reading; segments are not looked at."""
+    batch = batch.to(backbone.device)
+    with backbone.reading(readings, room=batch.target.shape[1]) as cache:
+        hidden = backbone.hidden(batch.target, cache=cache)
+    row, column = batch.labels[:, 1:].nonzero(as_tuple=True)
+    losses = token_losses(backbone, hidden[row, column], batch.target[row, column + 1]).cross_entropy
+    return losses.new_zeros(len(readings)).index_add(0, row, losses).cpu()

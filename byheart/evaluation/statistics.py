@@ -9,9 +9,6 @@ from torch import Tensor
 _DRAWS = 1000
 
 
-# ---- intervals ----
-
-
 def draws(count: int) -> Int[Tensor, "D N"]:
     """Which of ``count`` items each bootstrap sample has; always the same ones."""
     return torch.randint(count, (_DRAWS, count), generator=torch.Generator().manual_seed(0))

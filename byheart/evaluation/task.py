@@ -1,7 +1,8 @@
-"""What is measured beside the gap: a task turns records into items, and says how good each answer is.
+"""What a task is: it turns records into items, and says how good each answer is.
 
 An item is texts to write, one after another, and questions; a question may be asked after some of the texts. A task
-does not know memories, models or tokens: what it gives is text, and what it judges is an answer.
+does not know methods or models: what it gives is text, or tokens where an encoder made them, and what it judges is an
+answer.
 """
 
 from __future__ import annotations
@@ -11,10 +12,16 @@ import inspect
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeAlias
+
+from jaxtyping import Float
+from torch import Tensor
 
 from byheart.data.records import Fields, required
 from byheart.evaluation.results import Result
+from byheart.text.encoder import ChatEncoder
+
+Tokens: TypeAlias = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -25,43 +32,54 @@ class Question:
         answers: the right ones.
         choices: continuations whose likelihood is measured, where the task does not ask for words.
         after: how many texts were written when it is asked; all of them without it.
-        at: what its number belongs to, such as a distance or a turn; rows are made for each.
-        framed: put into the chat template; else the model goes on from the bare text.
+        conditions: what its number belongs to, such as a distance or a turn; rows are made for each.
+        use_chat_template: put it into the chat template; else the model continues the bare text.
         about: whatever the task needs to judge the answer.
         max_tokens: of its answer; the task's without it.
-        begins: what the answer is made to begin with.
+        answer_prefix: what the answer is made to begin with.
+        target: tokens that stand after the memory instead of a text, of which those from ``target_start`` on are
+            predicted.
     """
 
-    text: str
+    text: str = ""
     answers: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
     after: int | None = None
-    at: Fields = field(default_factory=dict)
-    framed: bool = True
+    conditions: Fields = field(default_factory=dict)
+    use_chat_template: bool = True
     about: Fields = field(default_factory=dict)
     max_tokens: int | None = None
-    begins: str = ""
+    answer_prefix: str = ""
+    target: Tokens = ()
+    target_start: int = 1
 
 
 @dataclass(frozen=True)
 class Item:
-    """Texts that are written in this order, and what is asked about them.
+    """Texts that are written in this order, each a string or its tokens, and what is asked about them.
 
     Args:
-        framed: write the texts as turns of a conversation, where a memory keeps such; else as running text, from which
-            bare questions go on.
+        use_chat_template: write the texts as turns of a conversation, where a method takes such; else as running text,
+            which bare questions continue. Tokens are written as they are.
     """
 
-    texts: tuple[str, ...]
+    texts: tuple[str | Tokens, ...]
     questions: tuple[Question, ...]
-    framed: bool = True
+    use_chat_template: bool = True
+
+    @property
+    def length(self) -> int:
+        """Characters or tokens of its texts and its longest question."""
+        asked = (max(len(question.text), len(question.target)) for question in self.questions)
+        return sum(map(len, self.texts)) + max(asked, default=0)
 
 
 @dataclass(frozen=True)
 class Answer:
     """What a memory answers: words, or for each choice its summed loss in nats, its tokens, and how many are likeliest.
 
-    ``likeliest`` counts the tokens of a choice that the model would have chosen itself, given those before.
+    ``likeliest`` counts the tokens of a choice that the model would have chosen itself, given those before. A target
+    counts as the only choice, without ``likeliest``.
     """
 
     text: str = ""
@@ -70,7 +88,7 @@ class Answer:
     likeliest: tuple[int, ...] = ()
 
     def best(self, *, each_token: bool = False) -> int:
-        """The choice of the least loss, in all or a token."""
+        """The choice of the least loss, in total or per token; the first of equal ones."""
         counts = self.tokens if each_token else (1,) * len(self.losses)
         return min(range(len(self.losses)), key=lambda n: self.losses[n] / counts[n])
 
@@ -83,19 +101,29 @@ class Part:
     weight: float = 1.0
 
 
+Totals: TypeAlias = Mapping[str, Float[Tensor, "..."]]
+"""By metric, the sum of the parts' totals over all items, or over each bootstrap sample of them."""
+
+
 class Task(abc.ABC):
     """One way to measure a memory. Subclasses are final; their arguments are options, kept under the same names."""
 
     name: ClassVar[str]
-    """How users call it; the key of the table in ``byheart.tasks``."""
-    asks: Literal["words", "choices"] = "words"
-    """Whether answers are generated, or the likelihoods of each question's choices measured; an option may decide."""
+    """How users call it; the key of the table in ``byheart.evaluation.tasks``."""
+    asks: Literal["words", "choices", "target"] = "words"
+    """Whether answers are generated, or the losses of each question's choices or target measured."""
     max_tokens: ClassVar[int] = 32
     """Of an answer in words, at most."""
     stop: ClassVar[tuple[str, ...]] = ()
     """Text that ends an answer."""
     sources: ClassVar[Fields] = {}
     """Data sets of the Hugging Face hub that it was published with: short name -> name on the hub."""
+    references: ClassVar[tuple[str, ...]] = ()
+    """Methods that are measured beside those asked for, so that ``compare`` can relate the others to them."""
+    pooled: ClassVar[bool] = False
+    """Whether several data sets, each ``PATH`` or ``PATH:weight``, also give rows of all of them together."""
+    control: bool = False
+    """Whether each question is also asked of the memory of the next item beside it."""
 
     @abc.abstractmethod
     def items(self, records: Sequence[Fields], seed: int) -> Iterator[Item]:
@@ -109,13 +137,36 @@ class Task(abc.ABC):
         over all classes that occur, in which each counts once.
         """
 
+    def split(self, encoder: ChatEncoder) -> Sequence[Task]:
+        """The tasks of which it consists, each with items of its own; ``encoder`` makes their tokens if they want any.
+
+        An option of a method may have a value for each of them, as in ``recent=4/16``.
+        """
+        return (self,)
+
+    def batches(self, items: Mapping[int, Item], size: int) -> list[list[int]]:
+        """Which items, by number, are measured side by side.
+
+        Items of like lengths are, so that less is padding; the longest come first: what does not fit shows early.
+        """
+        numbers = sorted(items, key=lambda number: -items[number].length)
+        return [numbers[start : start + size] for start in range(0, len(numbers), size)]
+
+    def compare(self, spec: str, totals: Mapping[str, Totals], control: Totals) -> Totals:
+        """More metrics of a method, from its totals and those of ``references``, and from those of its control."""
+        return {}
+
+    def options(self) -> dict[str, Any]:
+        """The arguments it was made with."""
+        return {name: vars(self)[name] for name in inspect.signature(type(self)).parameters}
+
     def chosen(self) -> dict[str, Any]:
-        """The options that are not at their defaults: by them answers are told apart, whatever options come later."""
-        signature = inspect.signature(type(self)).parameters.values()
-        return {p.name: vars(self)[p.name] for p in signature if vars(self)[p.name] != p.default}
+        """The options that are not at their defaults: they distinguish answers, whatever options come later."""
+        signature = inspect.signature(type(self)).parameters
+        return {name: value for name, value in self.options().items() if value != signature[name].default}
 
     def summary(self, rows: Sequence[Result]) -> list[Result]:
-        """More rows, made of those of one memory on one data set: means of metrics, a law, a line to compare with."""
+        """More rows, made of those of one method on one data set: means of metrics, a law, a line to compare with."""
         return []
 
 

@@ -140,7 +140,7 @@ class CompressedKV(Method):
         if kv is None:
             return None
         shift = kv.slots - int(self.first_slot) - tokens
-        return self.backbone.turn(kv, shift[:, None].expand(-1, kv.slots))
+        return self.backbone.rotate(kv, shift[:, None].expand(-1, kv.slots))
 
     def _after_first(self, kept: KV | None, batch: int) -> KV | None:
         """Slots at absolute positions, with the learned first slot before them."""
@@ -243,7 +243,7 @@ class CompressedKV(Method):
         """Slots at their positions in the text, from a pass in which they stood ``steps`` positions earlier."""
         if self.merge == "mean":
             kv = map_slots(Tensor.float, kv)
-        return self.backbone.turn(kv, steps[:, None].expand(-1, kv.slots))
+        return self.backbone.rotate(kv, steps[:, None].expand(-1, kv.slots))
 
     def _merge(self, memory: KV | None, new: KV, segments: Tensor) -> KV:
         if memory is None:

@@ -225,7 +225,7 @@ class LatentPool(Method):
         place = torch.cat([state["place"].new_zeros(batch, state["place"].shape[1], 1), state["place"]], dim=2)
         # (M,) for a batch of one, so that one table of angles serves it; else (B, M).
         steps = [layer[0] if batch == 1 else layer for layer in place.unbind(1)]
-        return Reading(self.backbone.turn(kv, steps), deltas, batch=batch)
+        return Reading(self.backbone.rotate(kv, steps), deltas, batch=batch)
 
     def pool(self, state: State) -> Tensor:
         """The hidden states (B, L, M, D) in order of age; needs ``keep_hidden``."""

@@ -193,7 +193,7 @@ def _rotation(
         rotation = Rotation(frequencies, pairing)
         if 2 * len(frequencies) > start.shape[-1]:
             continue
-        if (rotation.turn(start, _CHECKED_TURN) - later).norm() <= worst * later.norm():
+        if (rotation.rotate(start, _CHECKED_TURN) - later).norm() <= worst * later.norm():
             return rotation
     raise UnsupportedModelError(
         f"layer {index} ({type(layer).__name__}) does not turn its keys by a plain rotation; its keys cannot be kept."

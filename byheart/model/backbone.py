@@ -206,11 +206,11 @@ class Backbone:
     def _nothing(self, batch: int) -> tuple[Tensor, Tensor]:
         raise UsageError(f"There are no hidden states to project for a batch of {batch}.")
 
-    def turn(self, kv: KV, steps: int | Tensor | Sequence[Tensor]) -> KV:
+    def rotate(self, kv: KV, steps: int | Tensor | Sequence[Tensor]) -> KV:
         """The same memory with its keys ``steps`` positions later; one number, a tensor, or one tensor per layer."""
         each = [steps] * len(self.layers) if isinstance(steps, (int, Tensor)) else steps
         rotated = zip(self.anatomy.rotations, kv.keys, each, strict=True)
-        return KV(tuple(rotation.turn(k, step) for rotation, k, step in rotated), kv.values)
+        return KV(tuple(rotation.rotate(k, step) for rotation, k, step in rotated), kv.values)
 
     @cached_property
     def slot_bytes(self) -> int:

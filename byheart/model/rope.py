@@ -34,7 +34,7 @@ class Rotation:
     frequencies: tuple[float, ...]
     pairing: Pairing
 
-    def turn(self, keys: Float[Tensor, "B H M W"], steps: int | Tensor) -> Float[Tensor, "B H M W"]:
+    def rotate(self, keys: Float[Tensor, "B H M W"], steps: int | Tensor) -> Float[Tensor, "B H M W"]:
         """Keys as they would be ``steps`` positions later: one number, or one per slot (M,) or row and slot (B, M)."""
         if self.pairing == "none" or (isinstance(steps, int) and steps == 0):
             return keys

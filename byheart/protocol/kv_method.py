@@ -87,5 +87,5 @@ class KVMethod(Method):
         if self.in_float32:
             new = map_slots(Tensor.float, new)
         start = past.slots if past else 0
-        new = self.backbone.turn(new, -torch.arange(start, start + new.slots, device=new.keys[0].device))
+        new = self.backbone.rotate(new, -torch.arange(start, start + new.slots, device=new.keys[0].device))
         return NewKV(new.keys, new.values, tuple(seen.layers) if seen else ())

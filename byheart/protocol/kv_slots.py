@@ -31,7 +31,7 @@ def map_slots(function: Callable[..., Tensor], *kvs: KV) -> KV:
 
 def rotate_to_slots(backbone: Backbone, kv: KV) -> KV:
     """Un-rotated slots, rotated to positions 0 to M - 1."""
-    return backbone.turn(kv, torch.arange(kv.slots, device=kv.keys[0].device))
+    return backbone.rotate(kv, torch.arange(kv.slots, device=kv.keys[0].device))
 
 
 @torch.no_grad()

@@ -1,12 +1,12 @@
-"""Runs side by side: what each memory is worth at its bytes, how that changes, what it costs, and what it came from.
+"""Runs side by side: what each method is worth at its bytes, how that changes, what it costs, and what it came from.
 
 What it writes:
 
-    OUT/index.html        one page, see ``page``
+    OUT/index.html        one page, see ``html_report``
     OUT/table.md          its tables
     OUT/plots/*.svg|png   its figures, see ``plots``
 
-It measures nothing and knows no memory.
+It measures nothing and knows no method.
 """
 
 from __future__ import annotations
@@ -23,30 +23,28 @@ from byheart.evaluation.results import Result
 from byheart.reports.html_report import Cell, Chapter, Picture, Table, html, markdown
 from byheart.reports.plots import Line, Plot, Point, Times, curves, duration, frontier, size, times
 from byheart.reports.runs import (
-    CONTROLS,
-    LAW,
     Number,
     Place,
     Source,
-    grouped,
+    group,
     is_law,
-    less_is_better,
-    marked,
-    merged,
+    mark_best,
+    merge,
     read,
-    said,
+    show,
 )
 
 _TITLE = "Memories compared"
+_WAYS = {True: "more is better", False: "less is better", None: "a control, which has no better"}
 _READING = (
-    "Against bytes, a line joins the memories that no other beats: none keeps as little and is as good. Their markers "
+    "Against bytes, a line joins the methods that no other beats: none keeps as little and is as good. Their markers "
     "are filled, the others hollow, and those of the same bytes side by side. Bars and bands are 95 % intervals."
 )
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The numbers, the chapters that tell them, the files they came from, and the files that were written."""
+    """The numbers, the chapters that show them, the files they came from, and the files that were written."""
 
     numbers: Sequence[Number]
     chapters: Sequence[Chapter]
@@ -58,7 +56,7 @@ class Comparison:
 
 @dataclass
 class _Drawn:
-    """The figures so far, by file name; every memory keeps its style in all of them."""
+    """The figures so far, by file name; every method keeps its style in all of them."""
 
     styles: Mapping[str, int]
     plots: dict[str, Plot] = field(default_factory=dict)
@@ -79,12 +77,12 @@ def compare(paths: Sequence[str | Path], *, out: str | Path) -> Comparison:
     Raises InputError where there are no rows to be read, UsageError where matplotlib is missing.
     """
     sources = read(paths)
-    numbers = marked(merged(sources))
+    numbers = mark_best(merge(sources))
     drawn = _Drawn({name: n for n, name in enumerate(dict.fromkeys(number.row.method for number in numbers))})
-    groups = grouped(numbers, lambda number: (number.row.task, number.row.dataset))
+    groups = group(numbers, lambda number: (number.row.task, number.row.dataset))
     chapters = [_chapter(f"{task} · {data}", members, drawn) for (task, data), members in groups.items()]
     chapters.append(Chapter("What it was made from", tables=[_origin(sources)]))
-    told = (_TITLE, [_lead(numbers, sources), _READING], chapters)
+    content = (_TITLE, [_lead(numbers, sources), _READING], chapters)
     folder = Path(out)
     (folder / "plots").mkdir(parents=True, exist_ok=True)
     files = []
@@ -93,8 +91,8 @@ def compare(paths: Sequence[str | Path], *, out: str | Path) -> Comparison:
         files[-2].write_text(plot.svg, encoding="utf-8")
         files[-1].write_bytes(plot.png)
     page, table = folder / "index.html", folder / "table.md"
-    page.write_text(html(*told), encoding="utf-8")
-    table.write_text(markdown(*told), encoding="utf-8")
+    page.write_text(html(*content), encoding="utf-8")
+    table.write_text(markdown(*content), encoding="utf-8")
     return Comparison(numbers, chapters, sources, page, table, files)
 
 
@@ -102,15 +100,16 @@ def compare(paths: Sequence[str | Path], *, out: str | Path) -> Comparison:
 
 
 def _chapter(title: str, numbers: Sequence[Number], drawn: _Drawn) -> Chapter:
-    metrics = grouped([one for one in numbers if not is_law(one.row.metric)], lambda one: one.row.metric)
-    laws = [one for one in numbers if is_law(one.row.metric)]
+    metrics = group([number for number in numbers if not is_law(number.row)], lambda number: number.row.metric)
+    laws = [number for number in numbers if is_law(number.row)]
     wholes = {metric: _wholes(members) for metric, members in metrics.items()}
-    shown = [(metric, members) for metric, each in wholes.items() for members in each]
+    shown = [(metric, members) for metric, kinds in wholes.items() for members in kinds]
     fronts = [_frontier(metric, members, title, drawn) for metric, members in shown if _finite(members)]
     lines = [
         picture
         for n, (metric, members) in enumerate(metrics.items())
-        for picture in _curves(metric, members, _laws_of(metric, laws, first=n == 0), title, drawn)
+        # The law of a task is that of its first metric.
+        for picture in _curves(metric, members, [] if n else laws, title, drawn)
     ]
     slow = _times(next(iter(wholes.values()), [numbers]), title, drawn)
     return Chapter(title, [*fronts, *lines, *slow], [_numbers(title, numbers)])
@@ -119,29 +118,29 @@ def _chapter(title: str, numbers: Sequence[Number], drawn: _Drawn) -> Chapter:
 def _frontier(metric: str, numbers: Sequence[Number], title: str, drawn: _Drawn) -> Picture:
     shown = _finite(numbers)
     points = [
-        Point(one.row.method, drawn.styles[one.row.method], one.row.bytes, *_bounds(one.row), one.best) for one in shown
+        Point(number.row.method, drawn.styles[number.row.method], number.row.bytes, *_bounds(number.row), number.best)
+        for number in shown
     ]
-    ways = "less is better" if less_is_better(metric) else "more is better"
-    way = "a control, which has no better" if metric in CONTROLS else ways
+    way = _WAYS[shown[0].row.higher_is_better]
     best = [point.name for point in sorted(points, key=lambda point: point.bytes) if point.best]
     caption = f"{_headed(metric, shown[0].place)} against bytes kept; {way}."
-    told = "; ".join(f"{one.row.method} {one.row.value:.3f} at {size(one.row.bytes)}" for one in shown)
+    words = "; ".join(f"{n.row.method} {n.row.value:.3f} at {size(n.row.bytes)}" for n in shown)
     front = f" On the frontier: {', '.join(best)}." if best else ""
     plot = frontier(points, metric=_words(metric))
-    return drawn.picture(plot, f"{title}. {caption} {told}.{front}", caption + front, title, metric, "bytes")
+    return drawn.picture(plot, f"{title}. {caption} {words}.{front}", caption + front, title, metric, "bytes")
 
 
 def _curves(metric: str, numbers: Sequence[Number], laws: Sequence[Number], title: str, drawn: _Drawn) -> list[Picture]:
     """A figure for each number that a metric was measured at, the others being the same."""
     pictures = []
-    for at in dict.fromkeys(name for one in numbers for name, value in one.place if _is_number(value)):
+    for at in dict.fromkeys(name for number in numbers for name, value in number.place if _is_number(value)):
         found: dict[str, list[Number]] = {}
-        for one in _finite(numbers):
-            if (rest := _rest(one, at)) is not None:
-                found.setdefault(rest, []).append(one)
+        for number in _finite(numbers):
+            if (rest := _rest(number, at)) is not None:
+                found.setdefault(rest, []).append(number)
         for rest, members in found.items():
             lines = _lines(members, at, drawn)
-            dashed = _lines([one for one in _finite(laws) if _rest(one, at) == rest], at, drawn, law=True)
+            dashed = _lines([law for law in _finite(laws) if _rest(law, at) == rest], at, drawn, law=True)
             if any(len(line.points) > 1 for line in lines):
                 others = tuple((name, value) for name, value in members[0].place if name != at)
                 pictures.append(_curve(metric, others, at, lines, dashed, title, drawn))
@@ -153,52 +152,48 @@ def _curve(
 ) -> Picture:
     plot = curves([*lines, *dashed], metric=_words(metric), at=_words(at))
     caption = f"{_headed(metric, others)} against {_words(at)}{'; the law is dashed' if dashed else ''}."
-    told = "; ".join(
+    words = "; ".join(
         f"{line.name} {', '.join(f'{value:.3f} at {place:g}' for place, value, *_ in sorted(line.points))}"
         for line in lines
     )
-    return drawn.picture(plot, f"{title}. {caption} {told}.", caption, title, metric, at)
+    return drawn.picture(plot, f"{title}. {caption} {words}.", caption, title, metric, at)
 
 
 def _lines(numbers: Sequence[Number], at: str, drawn: _Drawn, *, law: bool = False) -> list[Line]:
     return [
-        Line(method, drawn.styles[method], [(dict(one.place)[at], *_bounds(one.row)) for one in members], law)
-        for method, members in grouped(numbers, lambda one: one.row.method).items()
+        Line(method, drawn.styles[method], [(dict(number.place)[at], *_bounds(number.row)) for number in members], law)
+        for method, members in group(numbers, lambda number: number.row.method).items()
     ]
 
 
 def _rest(number: Number, at: str) -> str | None:
-    """What a number is of beside ``at``; None where it has none."""
+    """The conditions of a number besides ``at``; None where it does not have that one."""
     place = dict(number.place)
     return json.dumps(place, sort_keys=True) if _is_number(place.pop(at, None)) else None
 
 
-def _laws_of(metric: str, laws: Sequence[Number], *, first: bool) -> list[Number]:
-    """A metric's own law, or the one law of a task, which is that of its first metric."""
-    return [one for one in laws if one.row.metric == f"{metric}_{LAW}" or (first and one.row.metric == LAW)]
-
-
 def _times(wholes: Sequence[Sequence[Number]], title: str, drawn: _Drawn) -> list[Picture]:
-    each = {one.row.method: Times(one.row.method, one.row.seconds, _answer(one)) for one in wholes[0]}
+    found = {n.row.method: Times(n.row.method, n.row.seconds, n.row.costs.get("answer_seconds")) for n in wholes[0]}
     where = _at(wholes[0][0].place)
     caption = f"Seconds to write and to answer{f', {where}' if where else ''}."
-    told = "; ".join(
-        f"{one.name} {duration(one.write)} to write" + (f", {duration(one.answer)} to answer" if one.answer else "")
-        for one in each.values()
+    words = "; ".join(
+        f"{taken.name} {duration(taken.write)} to write"
+        + (f", {duration(taken.answer)} to answer" if taken.answer else "")
+        for taken in found.values()
     )
-    if not any(one.answer for one in each.values()):
+    if not any(taken.answer for taken in found.values()):
         caption = caption.replace(" and to answer", "")
-    return [drawn.picture(times(list(each.values())), f"{title}. {caption} {told}.", caption, title, "seconds")]
+    return [drawn.picture(times(list(found.values())), f"{title}. {caption} {words}.", caption, title, "seconds")]
 
 
 def _wholes(numbers: Sequence[Number]) -> list[list[Number]]:
     """The numbers of the whole, for each kind of question; where there are none, those of the most of what was varied.
 
-    A place with fewer memories than another is none to compare them at.
+    Methods are not compared at conditions that fewer of them have than others.
     """
     found = []
-    for members in grouped(numbers, lambda one: _kind(one)).values():
-        places = grouped(members, lambda one: tuple(value for _, value in one.place if _is_number(value)))
+    for members in group(numbers, _kind).values():
+        places = group(members, lambda number: tuple(value for _, value in number.place if _is_number(value)))
         found.append(places[() if () in places else max(places, key=lambda place: (len(places[place]), place))])
     return found
 
@@ -211,14 +206,14 @@ def _kind(number: Number) -> str:
 
 
 def _numbers(title: str, numbers: Sequence[Number]) -> Table:
-    """A row for each memory and place, a column for each metric and cost."""
-    metrics = list(dict.fromkeys(one.row.metric for one in numbers))
-    groups = grouped(numbers, lambda one: (one.row.method, one.place))
+    """A row for each method and its conditions, a column for each metric and cost."""
+    metrics = list(dict.fromkeys(number.row.metric for number in numbers))
+    groups = group(numbers, lambda number: (number.row.method, number.place))
     several = any(place for _, place in groups)
     rows, costs = [], [_costs(members) for members in groups.values()]
     kept = [name for name in costs[0] if any(cost[name] != "-" for cost in costs)]
     for ((method, place), members), cost in zip(groups.items(), costs, strict=True):
-        found = {one.row.metric: _valued(one.row) for one in members}
+        found = {number.row.metric: _valued(number.row) for number in members}
         where = [Cell(_at(place) or "all")] if several else []
         values = [found.get(metric, Cell("-")) for metric in metrics]
         rows.append([Cell(method), *where, *values, *(Cell(cost[name]) for name in kept)])
@@ -227,13 +222,14 @@ def _numbers(title: str, numbers: Sequence[Number]) -> Table:
 
 
 def _costs(members: Sequence[Number]) -> dict[str, str]:
-    """What a memory keeps and takes at one place: the same for all metrics."""
-    one, counts = members[0].row, sorted({number.row.n for number in members})
-    tokens, answer, runs = one.at.get("tokens"), _answer(members[0]), max(number.runs for number in members)
+    """What a method keeps and takes under the same conditions: the same for all metrics."""
+    row, counts = members[0].row, sorted({number.row.n for number in members})
+    tokens, answer = row.costs.get("tokens"), row.costs.get("answer_seconds")
+    runs = max(number.runs for number in members)
     return {
-        "keeps": size(one.bytes),
-        "a token": size(one.bytes / tokens) if tokens else "-",
-        "to write": duration(one.seconds),
+        "keeps": size(row.bytes),
+        "per token": size(row.bytes / tokens) if tokens else "-",
+        "to write": duration(row.seconds),
         "to answer": duration(answer) if answer is not None else "-",
         "n": f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,}-{counts[-1]:,}",
         "runs": f"{runs}" if runs > 1 else "-",
@@ -248,11 +244,11 @@ def _valued(row: Result) -> Cell:
 
 def _origin(sources: Sequence[Source]) -> Table:
     """Every file, with all that it says of itself."""
-    told = [dict(_flat(source.told)) for source in sources]
-    names = list(dict.fromkeys(name for each in told for name in each))
+    records = [dict(_flat(source.record)) for source in sources]
+    names = list(dict.fromkeys(name for record in records for name in record))
     rows = [
-        [Cell(str(source.path)), Cell(f"{len(source.rows):,}"), *(Cell(each.get(name, "-")) for name in names)]
-        for source, each in zip(sources, told, strict=True)
+        [Cell(str(source.path)), Cell(f"{len(source.rows):,}"), *(Cell(record.get(name, "-")) for name in names)]
+        for source, record in zip(sources, records, strict=True)
     ]
     return Table("Files and their settings", ["file", "rows", *names], rows, numbers=False)
 
@@ -260,9 +256,9 @@ def _origin(sources: Sequence[Source]) -> Table:
 def _flat(about: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     for name, value in about.items():
         if isinstance(value, Mapping):
-            yield from ((inner, said(each)) for inner, each in value.items())
+            yield from ((inner, show(setting)) for inner, setting in value.items())
         else:
-            yield name, said(value)
+            yield name, show(value)
 
 
 # ---- words ----
@@ -273,10 +269,10 @@ def _lead(numbers: Sequence[Number], sources: Sequence[Source]) -> str:
     methods, sets = len({row.method for row in rows}), len({(row.task, row.dataset) for row in rows})
     most = max(number.runs for number in numbers)
     means = f" Where runs differ in their seed alone, numbers are means, of up to {most} runs, and so are the bounds"
-    counts = [(methods, "method", "methods"), (sets, "data set", "data sets"), (len(sources), "file", "files")]
-    memories_said, sets_said, files_said = (f"{n} {one if n == 1 else many}" for n, one, many in counts)
+    counts = [(methods, "method"), (sets, "data set"), (len(sources), "file")]
+    in_words = [f"{n} {word}{'s' * (n != 1)}" for n, word in counts]
     ends = f"{means} of their intervals." if most > 1 else ""
-    return f"{memories_said} on {sets_said}, from {files_said}: what each is worth, keeps and takes.{ends}"
+    return f"{in_words[0]} on {in_words[1]}, from {in_words[2]}: what each is worth, keeps and takes.{ends}"
 
 
 def _headed(metric: str, place: Place) -> str:
@@ -286,7 +282,7 @@ def _headed(metric: str, place: Place) -> str:
 
 
 def _at(place: Place) -> str:
-    return ", ".join(f"{_words(name)} {said(value)}" for name, value in place)
+    return ", ".join(f"{_words(name)} {show(value)}" for name, value in place)
 
 
 def _words(name: str) -> str:
@@ -300,14 +296,9 @@ def _bounds(row: Result) -> tuple[float, float, float]:
     return row.value, row.low, row.high
 
 
-def _answer(number: Number) -> float | None:
-    seconds = number.row.at.get("answer_seconds")
-    return float(seconds) if _is_number(seconds) else None
-
-
 def _is_number(value: Any) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _finite(numbers: Sequence[Number]) -> list[Number]:
-    return [one for one in numbers if all(map(math.isfinite, _bounds(one.row)))]
+    return [number for number in numbers if all(map(math.isfinite, _bounds(number.row)))]

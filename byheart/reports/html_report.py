@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 
 class Cell(NamedTuple):
-    """What stands in a table: a text, and behind it what is less important, such as an interval."""
+    """A cell of a table: a text, and after it what is less important, such as an interval."""
 
     text: str
     rest: str = ""
@@ -32,7 +32,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure, what it says to who does not see it, and what stands below."""
+    """A figure, its alternative text, and the caption below."""
 
     svg: str
     alt: str
@@ -97,7 +97,7 @@ def html(title: str, lead: Sequence[str], chapters: Sequence[Chapter]) -> str:
     """The whole page."""
     links = "".join(f'<li><a href="#{n}">{escape(chapter.title)}</a></li>' for n, chapter in _numbered(chapters))
     body = "\n".join(_chapter(n, chapter) for n, chapter in _numbered(chapters))
-    told = "\n".join(f"<p>{escape(text)}</p>" for text in lead)
+    paragraphs = "\n".join(f"<p>{escape(text)}</p>" for text in lead)
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -110,7 +110,7 @@ def html(title: str, lead: Sequence[str], chapters: Sequence[Chapter]) -> str:
 <body>
 <header>
 <h1>{escape(title)}</h1>
-{told}
+{paragraphs}
 <nav aria-label="Contents"><ul>{links}</ul></nav>
 </header>
 <main>
@@ -160,7 +160,7 @@ def _table(table: Table) -> str:
 
 
 def _breakable(name: str) -> str:
-    """A name that may go on in the next line behind its punctuation rather than inside a word."""
+    """A name that may continue on the next line after its punctuation rather than inside a word."""
     return "<wbr>".join(escape(part) for part in re.split(r"(?<=[:;=/_.,-])", name))
 
 
@@ -192,13 +192,13 @@ def markdown_table(table: Table) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    """Text that Markdown takes for nothing else."""
+    """Text in which Markdown sees no markup."""
     line = escape(" ".join(text.split()), quote=False)
     return re.sub(r"([\\`*|~#]|(?<!\w)_|_(?!\w))", r"\\\1", line)
 
 
 def _code(text: str) -> str:
-    """A name as it is typed, between as many backticks as it has not itself."""
+    """A name as it is typed, between more backticks than any run of them in it."""
     line = " ".join(text.split()).replace("|", "\\|")
     fence = "`" * (max(map(len, re.findall("`+", line)), default=0) + 1)
     edge = " " if "`" in line else ""

@@ -1,7 +1,7 @@
 """Three figures of a comparison: value against bytes, value against what it was measured at, and seconds.
 
 It knows no rows and no files: it is given names and numbers, and gives each figure back as SVG and PNG. Colours are
-those of Okabe and Ito, a little darker where white would swallow them, and every memory has a marker of its own too.
+those of Okabe and Ito, a little darker where white would swallow them, and every method has a marker of its own too.
 Figures are drawn for the width of a phone, so that their words can be read there.
 """
 
@@ -62,7 +62,7 @@ class Plot(NamedTuple):
 
 @dataclass(frozen=True)
 class Point:
-    """A memory's value at its bytes; ``style`` is the memory's number, ``best`` that it is on the frontier."""
+    """A method's value at its bytes; ``style`` is the method's number, ``best`` that it is on the frontier."""
 
     name: str
     style: int
@@ -75,7 +75,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Line:
-    """A memory's values, ``(at, value, low, high)`` each, by what they were measured at; a law is dashed."""
+    """A method's values, ``(at, value, low, high)`` each, by what they were measured at; a law is dashed."""
 
     name: str
     style: int
@@ -85,7 +85,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Times:
-    """The seconds of a memory; of answering, where it was timed."""
+    """The seconds that a method takes to write, and to answer where that was timed."""
 
     name: str
     write: float
@@ -127,8 +127,8 @@ def curves(lines: Sequence[Line], *, metric: str, at: str) -> Plot:
             place, value, low, high = zip(*sorted(line.points), strict=True)
             if not line.law:
                 axes.fill_between(place, low, high, color=colour, alpha=0.13, linewidth=0)
-            how = {"linestyle": "--"} if line.law else {"marker": marker}
-            axes.plot(place, value, color=colour, linewidth=1.5, markersize=4.5, **how)  # type: ignore[arg-type]
+            style = {"linestyle": "--"} if line.law else {"marker": marker}
+            axes.plot(place, value, color=colour, linewidth=1.5, markersize=4.5, **style)  # type: ignore[arg-type]
         _numbers_axis(axes, sorted({point[0] for line in lines for point in line.points}))
         axes.set_xlabel(at)
         axes.set_ylabel(metric)
@@ -136,21 +136,21 @@ def curves(lines: Sequence[Line], *, metric: str, at: str) -> Plot:
         return _finished(figure)
 
 
-def times(each: Sequence[Times]) -> Plot:
-    """Seconds to write and to answer, a line a memory; those that took no measurable time have no marker."""
+def times(taken: Sequence[Times]) -> Plot:
+    """Seconds to write and to answer, a line per method; those that took no measurable time have no marker."""
     with _drawing():
-        figure, axes = _opened(1, height=0.75 + 0.4 * len(each))
-        found = {(y, "write"): one.write for y, one in enumerate(each)}
-        found |= {(y, "answer"): one.answer for y, one in enumerate(each) if one.answer is not None}
+        figure, axes = _opened(1, height=0.75 + 0.4 * len(taken))
+        found = {(y, "write"): method.write for y, method in enumerate(taken)}
+        found |= {(y, "answer"): method.answer for y, method in enumerate(taken) if method.answer is not None}
         shown = {where: seconds for where, seconds in found.items() if seconds > 0}
         low, high = _span(list(shown.values()) or [1.0])
         axes.set_xscale("log")
-        axes.set(xlim=(low, high), ylim=(len(each) - 0.6, -0.8), yticks=[], xlabel="seconds, mean over items")
+        axes.set(xlim=(low, high), ylim=(len(taken) - 0.6, -0.8), yticks=[], xlabel="seconds, mean over items")
         axes.spines["left"].set_visible(False)
         _ticks(axes, _round_numbers(low, high), duration)
-        for y, one in enumerate(each):
+        for y, method in enumerate(taken):
             axes.axhline(y, color=_PALE, linewidth=0.9)
-            axes.text(0, y - 0.22, _short(one.name), transform=axes.get_yaxis_transform(), va="bottom")
+            axes.text(0, y - 0.22, _short(method.name), transform=axes.get_yaxis_transform(), va="bottom")
         marks = {what: axes.plot([], [], **_timed(what))[0] for what in dict.fromkeys(what for _, what in found)}
         for (y, what), seconds in shown.items():
             axes.plot(seconds, y, **_timed(what))
@@ -159,14 +159,14 @@ def times(each: Sequence[Times]) -> Plot:
 
 
 def _timed(what: str) -> dict[str, Any]:
-    """How seconds of a kind are marked."""
+    """The marker of seconds of one kind."""
     own = {"marker": "o", "color": _COLOURS[0]} if what == "write" else {"marker": "D", "color": _COLOURS[1]}
     face = {} if what == "write" else {"markerfacecolor": "white"}
     return {**own, **face, "linestyle": "", "markersize": 6}
 
 
 def _place(figure: Figure, axes: Axes, point: Point, shift: float) -> None:
-    """One point with its interval, so many points of type beside its place."""
+    """One point with its interval, moved aside by ``shift`` typographic points."""
     from matplotlib.transforms import ScaledTranslation
 
     colour, marker = _style(point.style)
@@ -185,7 +185,7 @@ def _place(figure: Figure, axes: Axes, point: Point, shift: float) -> None:
 
 
 def _shifts(places: Sequence[float]) -> list[float]:
-    """How far to move each of several points of one place aside, so that all of them are seen."""
+    """How far to move points of the same place aside, so that all of them are seen."""
     counts, seen = Counter(places), Counter[float]()
     moved = []
     for place in places:
@@ -222,12 +222,12 @@ def _numbers_axis(axes: Axes, places: Sequence[float]) -> None:
     _ticks(axes, list(shown), lambda place: f"{place:,.4g}")
 
 
-def _ticks(axes: Axes, places: Sequence[float], said: Callable[[float], str]) -> None:
+def _ticks(axes: Axes, places: Sequence[float], show: Callable[[float], str]) -> None:
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     axes.xaxis.set_major_locator(FixedLocator(list(places)))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda place, _: said(place)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda place, _: show(place)))
 
 
 def _span(found: Sequence[float]) -> tuple[float, float]:
@@ -249,13 +249,13 @@ def _round_numbers(low: float, high: float) -> list[float]:
 
 
 def size(count: float) -> str:
-    """Bytes as people say them: 369 kB."""
+    """Bytes in words: 369 kB."""
     power = min(max(int(math.log10(count) / 3 + 1e-9), 0), len(_UNITS) - 1) if count >= 1 else 0
     return f"{count / 1000**power:.3g} {_UNITS[power]}"
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: 32 ms."""
+    """Seconds in words: 32 ms."""
     if seconds >= 1:
         return f"{seconds:,.0f} s" if seconds >= 100 else f"{seconds:.3g} s"
     return f"{seconds * 1e3:.3g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.3g} µs"

@@ -96,12 +96,14 @@ def _read_texts(config: TrainingConfig) -> Callable[[Session], _Examples]:
         [Weighted.read(source) for source in paths] for paths in (config.sources.data, config.sources.held_out)
     )
     recipe, shape = config.optimisation, asdict(config.episodes)
+    drawn = {**shape, "distractor_tokens": shape["gap"]}
+    del drawn["gap"]
 
     def make_examples(session: Session) -> _Examples:
         if recipe.too_long == "refuse":
             _require_room(config.episodes, session.backbone.positions)
-        mixture = Mixture(session.encoder, sources, seed=recipe.seed, **shape)
-        unseen = Mixture(session.encoder, held_out, seed=recipe.seed, **shape) if held_out else None
+        mixture = Mixture(session.encoder, sources, seed=recipe.seed, **drawn)
+        unseen = Mixture(session.encoder, held_out, seed=recipe.seed, **drawn) if held_out else None
         data = [[Path(source.data.source).name, source.data.digest, source.weight] for source in sources]
         made_of = {**_describe(session, data), **shape}
         return _Examples(mixture, [unseen(n) for n in range(_HELD_OUT_BATCHES)] if unseen else [], made_of)

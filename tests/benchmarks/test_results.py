@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import results
-from byheart.evaluation.method_spec import choices
+from byheart.evaluation.method_spec import split_specs
 from byheart.evaluation.results import Result, load, save
 from byheart.evaluation.tasks import build
 from byheart.methods import BUILT_IN
@@ -105,5 +105,5 @@ def test_an_unknown_name_is_refused(command: list[str]) -> None:
 def test_what_is_planned_can_be_asked_for(one: results.Measure) -> None:
     build(one.task, **one.options)
     for said in one.methods:
-        assert choices(said) == [said]
+        assert split_specs(said) == [said]
         assert said.partition(":")[0].partition("@")[0] in BUILT_IN

@@ -19,6 +19,7 @@ from byheart.evaluation.tasks.retention import Retention
 from byheart.session.opening import load
 from byheart.session.session import Session
 from byheart.testing import tiny_backbone
+from byheart.text.encoder import ChatEncoder
 from tests.conftest import tiny_tokenizer
 
 TEXT = " ".join(f"word{n}" for n in range(200))
@@ -167,14 +168,14 @@ def test_text_goes_on_where_its_segments_end(session: Session, tmp_path: Path) -
 
 def test_a_gap_is_other_text_between(session: Session, tmp_path: Path) -> None:
     file = written(tmp_path, {"text": "a" * 300}, {"text": "b" * 300})
-    made = mixture(session, file, gap=8).episode(0, 2)
+    made = mixture(session, file, distractor_tokens=8).episode(0, 2)
     own, other = ("a", "b") if text(session, made.target) == 8 * "a" else ("b", "a")
     assert text(session, made.segments[-1]) == 8 * own + "\n\n" + 6 * other
 
 
 def test_other_text_may_stand_between_a_memory_and_its_target(session: Session, tmp_path: Path) -> None:
     file = written(tmp_path, {"text": "a" * 300}, {"text": "b" * 300})
-    plain, apart = (mixture(session, file, between=between).windows(4, 2) for between in (0, 10))
+    plain, apart = (mixture(session, file, target_distractor_tokens=between).windows(4, 2) for between in (0, 10))
     for one, other in zip(plain, apart, strict=True):
         assert all(map(torch.equal, one.segments, other.segments))
         assert torch.equal(other.target[10:], one.target)
@@ -185,11 +186,11 @@ def test_other_text_may_stand_between_a_memory_and_its_target(session: Session, 
 
 def test_other_text_stands_behind_what_begins_every_text(session: Session, tmp_path: Path) -> None:
     file = written(tmp_path, {**QA, "answers": ["Muck"]}, {**QA, "context": "x" * 90, "answers": ["x"]})
-    made = [mixture(session, file, between=between) for between in (0, 10)]
-    begins = torch.tensor([1])
-    for each in made:
-        # This tokenizer begins no text.
-        vars(each)["_begins"] = begins
+    # The tokenizer of the other tests puts nothing before a text.
+    encoder = ChatEncoder(session.encoder.tokenizer)
+    encoder.start, begins = [1], torch.tensor([1])
+    shape = {"batch": 3, "segments": [2], "segment_tokens": 16, "target_tokens": 8}
+    made = [Mixture(encoder, [Weighted.read(file)], target_distractor_tokens=count, **shape) for count in (0, 10)]
     for one, other in zip(*(each.windows(2, 3) for each in made), strict=True):
         assert one.target[0] == other.target[0] == begins
         assert torch.equal(other.target[11:], one.target[1:])

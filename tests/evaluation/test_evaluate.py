@@ -1,6 +1,5 @@
 import dataclasses
 import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from byheart.evaluation.evaluate import evaluate
 from byheart.evaluation.method_spec import Candidate, group_by_state
 from byheart.evaluation.results import Result, load as load_rows
 from byheart.evaluation.run_folder import Outcome, append, digest_of, known
-from byheart.evaluation.runner import _groups, run as run_task
+from byheart.evaluation.runner import Asked, group_questions, run as run_task
 from byheart.evaluation.task import Answer, Fields, Item, Part, Question, Task
 from byheart.evaluation.tasks import BUILT_IN, build, defaults, find
 from byheart.evaluation.tasks.faithful import Faithful
@@ -25,7 +24,7 @@ from byheart.generation.likelihood import likelihoods
 from byheart.methods.key_norm import KeyNorm
 from byheart.model.reading import Reading
 from byheart.protocol.checkpoint import save_pretrained
-from byheart.session.batch import answer_many, write_many
+from byheart.session.batch import answer_many
 from byheart.session.opening import load
 from byheart.session.session import Session
 from tests.conftest import Run
@@ -41,7 +40,9 @@ class Chosen(Task):
 
     def items(self, records: Sequence[Fields], seed: int) -> Iterator[Item]:
         for record in records:
-            asked = [Question("It is", choices=(" a cat", " a big dog"), after=n, at={"after": n}) for n in (1, 2)]
+            asked = [
+                Question("It is", choices=(" a cat", " a big dog"), after=n, conditions={"after": n}) for n in (1, 2)
+            ]
             yield Item((record["context"], "And so on."), tuple(asked))
 
     def score(self, question: Question, answer: Answer) -> Mapping[str, float | Part]:
@@ -65,14 +66,18 @@ def opened(tiny_folder: Path) -> Session:
     return load(str(tiny_folder), dtype="float32")
 
 
+def count_writes(one: Candidate, writes: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Note how many texts each call writes side by side."""
+    method, write_many = one.session.method, one.session.method.write_many
+    monkeypatch.setattr(method, "write_many", lambda s, t: writes.append(len(s)) or write_many(s, t))
+
+
 def test_a_text_is_written_once_and_all_its_questions_are_asked_together(
     opened: Session, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writes: list[int] = []
-    monkeypatch.setattr(
-        "byheart.evaluation.runner.write_many", lambda s, t, **how: (writes.append(len(s)), write_many(s, t, **how))
-    )
     one = Candidate.of("full:max_tokens=3", opened)
+    count_writes(one, writes, monkeypatch)
     task = Questions()
     items = list(task.items([json.loads(line) for line in data.read_text().splitlines()], 0))
     (outcomes,) = run_task(task, items, [one], batch=2)
@@ -91,14 +96,12 @@ def test_memories_that_differ_in_decoding_alone_share_what_is_written(
 ) -> None:
     """Also where some answers of some of them are there already."""
     writes: list[int] = []
-    monkeypatch.setattr(
-        "byheart.evaluation.runner.write_many", lambda s, t, **how: (writes.append(len(s)), write_many(s, t, **how))
-    )
     task = Questions()
     items = list(task.items([json.loads(line) for line in data.read_text().splitlines()], 0))
     said = ["full:max_tokens=3", "nothing:max_tokens=3", "full:max_tokens=3;context_aware=0.5", "full@8MB"]
     ones = [Candidate.of(each, opened) for each in said]
-    assert [[one.said for one in group] for group in group_by_state(ones)] == [[said[0], said[2]], [said[1]], [said[3]]]
+    count_writes(ones[0], writes, monkeypatch)
+    assert [[one.spec for one in group] for group in group_by_state(ones)] == [[said[0], said[2]], [said[1]], [said[3]]]
     pair, files = [ones[0], ones[2]], [tmp_path / "plain.jsonl", tmp_path / "aware.jsonl"]
     apart = [run_task(task, items, [one])[0] for one in pair]
     assert [outcome.text for outcome in apart[0]] != [outcome.text for outcome in apart[1]]
@@ -131,7 +134,7 @@ def test_differences_are_taken_on_the_same_items(opened: Session, data: Path, tm
     assert {(row.value, row.low, row.high) for row in twin if "difference" in row.metric} == {(0.0, 0.0, 0.0)}
     kept = load_rows(tmp_path / "out" / "rows.json")
     assert [row.metric for row in kept[1] if row.method == said[1]] == [r.metric for r in rows if r.method == said[1]]
-    with pytest.raises(UsageError, match="'window' is none of the memories that are measured: nothing"):
+    with pytest.raises(UsageError, match="'window' is none of the methods that are measured: nothing"):
         evaluate(Questions(), str(data), said, against="window", **given)
 
 
@@ -164,8 +167,8 @@ def test_an_answer_can_be_made_to_begin_with_given_words(opened: Session) -> Non
     ],
 )
 def test_a_few_questions_are_not_left_to_a_batch_of_their_own(count: int, batch: int, sizes: list[int]) -> None:
-    asked = [(0, k, Question(str(k))) for k in range(count)]
-    groups = list(_groups(asked, batch))
+    asked = [Asked(0, k, Question(str(k))) for k in range(count)]
+    groups = list(group_questions(asked, batch))
     assert [len(group) for group in groups] == sizes
     assert [one for group in groups for one in group] == asked
 
@@ -195,7 +198,7 @@ def test_questions_are_asked_after_the_texts_that_they_say(opened: Session) -> N
     task = Chosen()
     items = list(task.items([{"context": text} for text in TEXTS], 0))
     (outcomes,) = run_task(task, items, [Candidate.of("full", opened)], batch=2)
-    assert [(o.item, o.at["after"]) for o in outcomes] == [(n, after) for n in range(3) for after in (1, 2)]
+    assert [(o.item, o.conditions["after"]) for o in outcomes] == [(n, after) for n in range(3) for after in (1, 2)]
     session = opened.fork()
     session.write(TEXTS[1])
     prompt, choice = session.prompt("It is"), session.encoder.continuation(" a big dog")
@@ -239,8 +242,8 @@ def test_a_run_that_was_interrupted_goes_on_and_gives_the_same_rows(
 
 
 def test_a_row_is_kept_flat_and_read_again() -> None:
-    row = Result("gap", "cats", "full", "loss", 1.0, 0.5, 1.5, 3, 10, 0.1, {"tokens": 4}).placed(segments=2)
-    assert list(row.flat())[-3:] == ["seconds", "segments", "tokens"]
+    row = Result("gap", "cats", "full", "loss", 1.0, 0.5, 1.5, 3, 10, 0.1, {"segments": 2}, {"tokens": 4}, False)
+    assert list(row.flat())[-4:] == ["seconds", "higher_is_better", "segments", "tokens"]
     assert Result.of(row.flat()) == row
     with pytest.raises(InputError, match="no row of a result: it lacks bytes, dataset"):
         Result.of({"task": "gap"})
@@ -255,8 +258,8 @@ def test_a_run_of_other_settings_is_refused(tiny_folder: Path, data: Path, tmp_p
 
 def test_what_cannot_be_measured_is_refused(opened: Session, data: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"chosen measures likelihoods: 'full:contrast=0\.5' has no contrast"):
-        Candidate.of("full:contrast=0.5", opened).how(Chosen())
-    assert Candidate.of("window:recent=8;contrast=0.5", opened).how(Questions()) == Decoding(32, contrast=0.5)
+        Candidate.of("full:contrast=0.5", opened).decoding_for(Chosen())
+    assert Candidate.of("window:recent=8;contrast=0.5", opened).decoding_for(Questions()) == Decoding(32, contrast=0.5)
     lacking = tmp_path / "lacking.jsonl"
     lacking.write_text(json.dumps({"context": "A.", "answers": ["b"]}) + "\n")
     with pytest.raises(InputError, match="Record 1 has no 'question'; its fields are answers, context"):
@@ -279,8 +282,7 @@ def test_a_task_is_final_and_says_what_it_measures(name: str) -> None:
     assert (kind.name, kind.__module__.rsplit(".", 1)[-1]) == (name, name.replace("-", "_"))
     assert kind.__doc__
     assert kind.__doc__.splitlines()[0].endswith(".")
-    made = build(name)
-    assert all(vars(made)[option] == value for option, value in defaults(kind).items())
+    assert build(name).options() == defaults(kind)
 
 
 def test_memories_are_made_to_fit_a_number_of_bytes(run: Run, data: Path, tiny_folder: Path) -> None:
@@ -363,27 +365,25 @@ def test_rows_say_how_each_of_them_was_measured(opened: Session, data: Path, tmp
 
 
 def test_memories_are_made_first_and_their_rows_are_kept_one_by_one(
-    opened: Session, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    opened: Session, data: Path, tmp_path: Path
 ) -> None:
     where: dict[str, Any] = {"model": opened.backbone, "limit": 1, "out": tmp_path / "out"}
     with pytest.raises(UnknownNameError, match="windov"):
         evaluate(Questions(), str(data), ["nothing", "full", "windov"], **where)
     assert not (tmp_path / "out").exists()
 
-    def failing(task: Task, items: Sequence[Item], ones: Sequence[Candidate], **given: Any) -> list[list[Outcome]]:
-        if ones[0].said == "full":
+    def interrupt(done: int, total: int) -> None:
+        if done > total // 2:
             raise KeyboardInterrupt
-        return run_task(task, items, ones, **given)
 
-    monkeypatch.setattr(sys.modules["byheart.evaluation.evaluate"], "run", failing)
     with pytest.raises(KeyboardInterrupt):
-        evaluate(Questions(), str(data), ["nothing:max_tokens=1", "full"], **where)
+        evaluate(Questions(), str(data), ["nothing:max_tokens=1", "full"], progress=interrupt, **where)
     assert {row.method for row in load_rows(tmp_path / "out" / "rows.json")[1]} == {"nothing:max_tokens=1"}
 
 
 def test_an_answer_may_hold_any_line_separator(tmp_path: Path) -> None:
     item = Item(("a",), (Question("b"),))
-    outcome = Outcome(0, "d", 0, {}, "a\u2028b\x85c\u2029", {"f1": (1.0, 1.0)}, 1, 0.5, 0.5)
+    outcome = Outcome(0, "d", 0, {}, "a\u2028b\x85c\u2029", {"f1": (1.0, 1.0)}, 1, 2, 0.5, 0.5)
     append(tmp_path / "answers.jsonl", [outcome])
     assert known(tmp_path / "answers.jsonl", [item], ["d"]) == {0: [outcome]}
 
@@ -400,11 +400,11 @@ def test_a_task_tells_the_options_that_are_not_at_their_defaults(name: str) -> N
 def test_a_field_at_its_default_changes_no_digest() -> None:
     later = [("later", int, dataclasses.field(default=0))]
     grown = dataclasses.make_dataclass("Question", later, bases=(Question,), frozen=True)
-    asked, other = Question("b", at={"n": 1}), Question("b", at={"n": 2})
-    assert digest_of([Item(("a",), (asked,))]) == digest_of([Item(("a",), (grown("b", at={"n": 1}),))])
+    asked, other = Question("b", conditions={"n": 1}), Question("b", conditions={"n": 2})
+    assert digest_of([Item(("a",), (asked,))]) == digest_of([Item(("a",), (grown("b", conditions={"n": 1}),))])
     assert digest_of([asked]) != digest_of([other])
-    assert digest_of([asked]) != digest_of([grown("b", at={"n": 1}, later=2)])
-    assert digest_of([asked]) != digest_of([dataclasses.replace(asked, framed=False)])
+    assert digest_of([asked]) != digest_of([grown("b", conditions={"n": 1}, later=2)])
+    assert digest_of([asked]) != digest_of([dataclasses.replace(asked, use_chat_template=False)])
 
 
 # ---- items that cannot be measured ----

@@ -41,11 +41,12 @@ _AGGREGATED = {"word_perplexity": "weighted_perplexity", "bits_per_byte": "bits_
 def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """Nothing is asked of a network, nothing is kept, and no metric is drawn on all cores."""
     import datasets
+    import lm_eval.evaluator
 
     for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "DISABLE_MULTIPROC", "TQDM_DISABLE"):
         monkeypatch.setenv(name, "1")
     # What lm-eval notes about the machine, it asks other programs; that takes longer than the tasks.
-    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda found: None)
+    monkeypatch.setattr(lm_eval.evaluator, "add_env_info", lambda found: None)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     bars = datasets.are_progress_bars_disabled()
@@ -260,7 +261,7 @@ def test_a_saved_memory_is_read_as_it_was_written() -> None:
 def test_a_memory_without_room_for_a_request() -> None:
     model = tiny_model(max_position_embeddings=16)
     own = load(Backbone(model), method="full", encoder=tiny_tokenizer())
-    with pytest.raises(InputError, match=r"15 rows leave no room for a request: the model reads at most 16"):
+    with pytest.raises(InputError, match=r"15 slots leave no room for a request: the model reads at most 16"):
         harness.language_model(own, harness.keep(own, ["fifteen letters"]))
 
 
@@ -293,7 +294,7 @@ def test_unknown_tasks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_without_lm_eval_the_rest_works(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    harness._reader.cache_clear()
+    harness.reader_class.cache_clear()
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     monkeypatch.setitem(sys.modules, "lm_eval.models.huggingface", None)
     with pytest.raises(UsageError, match=r"not installed: pip install lm-eval"):

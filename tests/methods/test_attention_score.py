@@ -35,7 +35,7 @@ def test_what_the_last_tokens_look_at_stays(family: str, slots: int, observed: i
     own, eager = backbone(family), tiny_model(family)
     eager.set_attn_implementation("eager")
     given = eager(TEXT, output_attentions=True).attentions
-    every = own.turn(own.prefill(TEXT), -torch.arange(24))
+    every = own.rotate(own.prefill(TEXT), -torch.arange(24))
     held = state_to_kv(written(AttentionScore(own, slots=slots, observed=observed, pooled=pooled), TEXT))
     assert held is not None
     for layer, probabilities in enumerate(given):

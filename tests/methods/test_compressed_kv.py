@@ -113,7 +113,7 @@ def test_how_much_was_read_before_does_not_matter(kind: dict[str, Any], sink: bo
     def moved(one: State, by: int) -> State:
         held = state_to_kv(one)
         assert held is not None
-        return {**one, **kv_to_state(own.turn(held, by)), "tokens": one["tokens"] + by}
+        return {**one, **kv_to_state(own.rotate(held, by)), "tokens": one["tokens"] + by}
 
     ours = logits(own, made.read(moved(state, later)), PROMPT)
     torch.testing.assert_close(ours, logits(own, made.read(state), PROMPT), rtol=0, atol=1e-4)
@@ -156,10 +156,10 @@ class Scripted:
         keys, values = [], []
         for index, rotation in enumerate(self.rotations):
             row = torch.randn(2, 1, 2, length, 8, generator=self.generator, dtype=torch.float64)
-            rounded = rotation.turn(row[0], where).to(self.own.dtype)
+            rounded = rotation.rotate(row[0], where).to(self.own.dtype)
             cache.update(rounded, row[1].to(self.own.dtype), index)
             # What was really kept, as of position 0.
-            keys.append(rotation.turn(rounded.double(), -where)[:, :, -self.marks :])
+            keys.append(rotation.rotate(rounded.double(), -where)[:, :, -self.marks :])
             values.append(row[1].to(self.own.dtype).double()[:, :, -self.marks :])
         self.made.append(KV(tuple(keys), tuple(values)))
 

@@ -23,7 +23,7 @@ PROMPT = tokens(5, seed=9)
 def test_the_shortest_keys_stay_with_their_values(family: str, slots: int, sinks: int, recent: int) -> None:
     # No token twice: in the first layer their keys would be equally long.
     own, text = backbone(family), torch.arange(3, 23)[None]
-    every = own.turn(own.prefill(text), -torch.arange(20))
+    every = own.rotate(own.prefill(text), -torch.arange(20))
     held = state_to_kv(written(KeyNorm(own, slots=slots, sinks=sinks, recent=recent), text))
     assert held is not None
     for ours, given, keys in zip(held.keys + held.values, every.keys + every.values, every.keys * 2, strict=True):

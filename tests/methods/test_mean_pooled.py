@@ -30,7 +30,7 @@ def test_slots_are_means_of_unrotated_slots(
     options: dict[str, Any], length: int, groups: list[tuple[int, int]]
 ) -> None:
     own, text = backbone(), tokens(length, seed=1)
-    slots = own.turn(own.prefill(text), -torch.arange(length))
+    slots = own.rotate(own.prefill(text), -torch.arange(length))
     held = state_to_kv(written(MeanPooled(own, **options), text))
     assert held is not None
     for ours, every in ((held.keys, slots.keys), (held.values, slots.values)):

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import byheart
-from byheart.evaluation.gap import gap
+from byheart.evaluation.evaluate import evaluate
+from byheart.evaluation.tasks.gap import Gap
 from byheart.methods import pretrained as shipped
 from byheart.model.backbone import Backbone
 from byheart.model.loading import open_tokenizer
@@ -74,7 +75,7 @@ def test_what_is_shipped_is_small_and_whole() -> None:
 def test_what_is_shipped_remembers_an_article(method: str, least: float) -> None:
     """On the article of the demonstration, which nothing was trained on."""
     article = ROOT / "examples" / "warsaw.txt"
-    rows = gap([method], [str(article)], windows=6, batch=6, history=(4,), control=True)
+    rows = evaluate(Gap(windows=6, control=True), str(article), [method], batch=6)
     found = {row.metric: row.value for row in rows if row.method == method}
     assert found["gap_closed"] > least
     assert found["gap_closed"] > found["gap_closed_by_other_text"]

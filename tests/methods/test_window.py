@@ -26,14 +26,14 @@ def joined(own: Backbone, text: Tensor, *, sinks: int, recent: int, chunk: int) 
     for start in range(0, text.shape[1], chunk):
         piece = text[:, start : start + chunk]
         held = kept.slots if kept else 0
-        front = own.turn(kept, torch.arange(held)) if kept else None
-        new = own.turn(own.prefill(piece, front), -torch.arange(held, held + piece.shape[1]))
+        front = own.rotate(kept, torch.arange(held)) if kept else None
+        new = own.rotate(own.prefill(piece, front), -torch.arange(held, held + piece.shape[1]))
         kept = kept.append(new) if kept else new
         if kept.slots > sinks + recent:
             slots = [*range(sinks), *range(kept.slots - recent, kept.slots)]
             kept = KV(tuple(k[:, :, slots] for k in kept.keys), tuple(v[:, :, slots] for v in kept.values))
     assert kept is not None
-    return own.turn(kept, torch.arange(kept.slots))
+    return own.rotate(kept, torch.arange(kept.slots))
 
 
 @torch.no_grad()

@@ -129,7 +129,7 @@ def test_projected_hidden_states_are_the_keys_and_values_that_layers_make(family
         with own.layer_inputs(look):
             own.hidden(text, cache=cache)
         made, projected = cache.rows_from(0), own.project(inputs)
-        turned = own.turn(projected, torch.arange(9))
+        turned = own.rotate(projected, torch.arange(9))
     for index in range(len(own.layers)):
         torch.testing.assert_close(projected.values[index], made.values[index], rtol=0, atol=1e-5)
         torch.testing.assert_close(turned.keys[index], made.keys[index], rtol=0, atol=1e-5)
@@ -145,7 +145,7 @@ def test_a_memory_can_be_moved(family: str) -> None:
         moved = cache.rows_from(0)
         each = [torch.full((14,), -100) for _ in own.layers]
         for steps in (-100, torch.tensor(-100).expand(14), torch.full((1, 14), -100), each):
-            back = own.turn(moved, steps)
+            back = own.rotate(moved, steps)
             for ours, theirs in zip(back.keys, at_zero.keys, strict=True):
                 torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
             for ours, theirs in zip(back.values, at_zero.values, strict=True):

@@ -49,9 +49,9 @@ def test_a_turn_multiplies_complex_pairs(pairing: Pairing, width: int) -> None:
 @given(there=positions, further=positions)
 def test_turns_add_up_and_undo(pairing: Pairing, there: int, further: int) -> None:
     rotation, start = Rotation(FREQUENCIES, pairing), keys()
-    twice = rotation.turn(rotation.turn(start, there), further)
-    torch.testing.assert_close(twice, rotation.turn(start, there + further), rtol=0, atol=1e-9)
-    torch.testing.assert_close(rotation.turn(rotation.turn(start, there), -there), start, rtol=0, atol=1e-9)
+    twice = rotation.rotate(rotation.rotate(start, there), further)
+    torch.testing.assert_close(twice, rotation.rotate(start, there + further), rtol=0, atol=1e-9)
+    torch.testing.assert_close(rotation.rotate(rotation.rotate(start, there), -there), start, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("pairing", PAIRINGS)
@@ -61,7 +61,7 @@ def test_attention_sees_differences_only(pairing: Pairing, query: int, key: int,
     queries, kept = keys(seed=1, rows=1), keys(seed=2, rows=1)
 
     def score(by: int) -> Tensor:
-        return (rotation.turn(queries, query + by) * rotation.turn(kept, key + by)).sum(-1)
+        return (rotation.rotate(queries, query + by) * rotation.rotate(kept, key + by)).sum(-1)
 
     torch.testing.assert_close(score(moved), score(0), rtol=0, atol=1e-8)
 
@@ -70,8 +70,8 @@ def test_attention_sees_differences_only(pairing: Pairing, query: int, key: int,
 def test_a_turn_by_a_million_is_as_exact_as_by_one(pairing: Pairing) -> None:
     rotation, start = Rotation(FREQUENCIES, pairing), keys(dtype=torch.float32)
     exact = Rotation(FREQUENCIES, pairing).turn(start.double(), 1_000_003)
-    torch.testing.assert_close(rotation.turn(start, 1_000_003).double(), exact, rtol=0, atol=1e-6)
-    torch.testing.assert_close(rotation.turn(rotation.turn(start, 1_000_003), -1_000_003), start, rtol=0, atol=2e-6)
+    torch.testing.assert_close(rotation.rotate(start, 1_000_003).double(), exact, rtol=0, atol=1e-6)
+    torch.testing.assert_close(rotation.rotate(rotation.rotate(start, 1_000_003), -1_000_003), start, rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("pairing", PAIRINGS)
@@ -80,37 +80,37 @@ def test_every_way_to_say_the_steps_gives_the_same(pairing: Pairing, rows: int) 
     """Few steps are computed, many come from a table; one number has a cache."""
     rotation, start = Rotation(FREQUENCIES, pairing), keys(rows=rows, dtype=torch.float32)
     steps = torch.arange(rows) * 3 + 5
-    each = torch.cat([rotation.turn(start[:, :, m : m + 1], int(step)) for m, step in enumerate(steps)], dim=2)
-    assert torch.equal(rotation.turn(start, steps), each)
-    assert torch.equal(rotation.turn(start, steps.expand(2, -1)), each)
-    back = rotation.turn(start, -steps)
-    torch.testing.assert_close(rotation.turn(back, steps), start, rtol=0, atol=2e-6)
+    each = torch.cat([rotation.rotate(start[:, :, m : m + 1], int(step)) for m, step in enumerate(steps)], dim=2)
+    assert torch.equal(rotation.rotate(start, steps), each)
+    assert torch.equal(rotation.rotate(start, steps.expand(2, -1)), each)
+    back = rotation.rotate(start, -steps)
+    torch.testing.assert_close(rotation.rotate(back, steps), start, rtol=0, atol=2e-6)
     per_row = torch.stack([steps, steps.flip(0)])
-    both = rotation.turn(start, per_row)
+    both = rotation.rotate(start, per_row)
     assert torch.equal(both[0], each[0])
-    assert torch.equal(both[1], rotation.turn(start[1:], steps.flip(0))[0])
+    assert torch.equal(both[1], rotation.rotate(start[1:], steps.flip(0))[0])
 
 
 def test_steps_past_the_table_are_exact() -> None:
     rotation, start = Rotation(FREQUENCIES, "half"), keys(rows=600, dtype=torch.float32)
     steps = torch.arange(600) * 1000
-    exact = rotation.turn(start.double(), steps)
-    torch.testing.assert_close(rotation.turn(start, steps).double(), exact, rtol=0, atol=1e-6)
+    exact = rotation.rotate(start.double(), steps)
+    torch.testing.assert_close(rotation.rotate(start, steps).double(), exact, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 def test_a_turn_keeps_the_type_and_its_argument(dtype: torch.dtype) -> None:
     rotation, start = Rotation(FREQUENCIES, "half"), keys(dtype=dtype)
     before = start.clone()
-    assert rotation.turn(start, 12).dtype == dtype
-    assert rotation.turn(start, torch.arange(5)).dtype == dtype
+    assert rotation.rotate(start, 12).dtype == dtype
+    assert rotation.rotate(start, torch.arange(5)).dtype == dtype
     assert torch.equal(start, before)
 
 
 def test_bfloat16_is_rounded_once() -> None:
     rotation, start = Rotation(FREQUENCIES, "half"), keys(rows=200, dtype=torch.bfloat16)
-    exact = rotation.turn(start.double(), 777).to(torch.bfloat16)
-    turned = rotation.turn(start, 777)
+    exact = rotation.rotate(start.double(), 777).to(torch.bfloat16)
+    turned = rotation.rotate(start, 777)
     assert (turned == exact).float().mean() > 0.99
     torch.testing.assert_close(turned, exact, rtol=2**-7, atol=1e-6)
 
@@ -130,12 +130,12 @@ def test_what_was_turned_in_inference_mode_can_be_learned_from_later() -> None:
     rotation = Rotation((0.77, 0.123), "half")
     steps = torch.arange(700)
     with torch.inference_mode():
-        rotation.turn(keys(rows=700, width=4), steps)
-        rotation.turn(keys(width=4), 41)
+        rotation.rotate(keys(rows=700, width=4), steps)
+        rotation.rotate(keys(width=4), 41)
     for by in (41, torch.arange(5)):
         start = keys(width=4).requires_grad_()
-        rotation.turn(start, by).pow(2).sum().backward()
+        rotation.rotate(start, by).pow(2).sum().backward()
         torch.testing.assert_close(start.grad, 2 * start.detach())
     start = keys(rows=700, width=4).requires_grad_()
-    rotation.turn(start, steps).pow(2).sum().backward()
+    rotation.rotate(start, steps).pow(2).sum().backward()
     torch.testing.assert_close(start.grad, 2 * start.detach())

@@ -49,7 +49,7 @@ class Exact(Spy):
 
 def unrotated(own: Backbone, text: Tensor) -> KV:
     with torch.no_grad():
-        return own.turn(own.prefill(text), -torch.arange(text.shape[1]))
+        return own.rotate(own.prefill(text), -torch.arange(text.shape[1]))
 
 
 def close(ours: KV, theirs: KV) -> None:
@@ -93,7 +93,7 @@ def test_a_piece_is_read_after_what_was_kept_and_not_after_what_was_dropped() ->
     written(spy, TEXT[:, 8:12], start=state)
     with torch.no_grad():
         expected = spy.backbone.prefill(TEXT[:, 8:12], reading.prefix)
-    close(spy.calls[-1][1], spy.backbone.turn(expected, -torch.arange(5, 9)))
+    close(spy.calls[-1][1], spy.backbone.rotate(expected, -torch.arange(5, 9)))
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "phi3"])
@@ -139,7 +139,7 @@ def test_what_it_gives_is_the_state_and_stands_at_its_places() -> None:
     assert kept.slots == 5
     prefix = spy.read(state).prefix
     assert prefix is not None
-    close(prefix, spy.backbone.turn(kept, torch.arange(5)))
+    close(prefix, spy.backbone.rotate(kept, torch.arange(5)))
 
 
 def test_nothing_written_is_read_as_nothing() -> None:

@@ -81,12 +81,12 @@ def test_slots_take_the_positions_of_their_places(family: str) -> None:
     """Rotated back by their positions and forward again, a text's own slots are as the model made them."""
     own, text = backbone(family), tokens(9)
     kv = own.prefill(text)
-    unrotated = own.turn(kv, -torch.arange(9))
+    unrotated = own.rotate(kv, -torch.arange(9))
     again = rotate_to_slots(own, unrotated)
     for ours, theirs in zip(again.keys, kv.keys, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
     # Without the first three, each stands three positions earlier.
-    shifted, expected = rotate_to_slots(own, unrotated.slice(3)), own.turn(kv.slice(3), -3)
+    shifted, expected = rotate_to_slots(own, unrotated.slice(3)), own.rotate(kv.slice(3), -3)
     for ours, theirs in zip(shifted.keys, expected.keys, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
 

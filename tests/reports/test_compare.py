@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from byheart.errors import InputError, UsageError
-from byheart.evaluation.results import Result, save
+from byheart.evaluation.metrics import declared
+from byheart.evaluation.results import COSTS, Result, save
 from byheart.reports.html_report import Cell, Chapter, Picture, Table, html as page_of, markdown
 from byheart.reports.plots import duration, size
-from byheart.reports.runs import less_is_better, marked, merged, pareto, read
+from byheart.reports.runs import mark_best, merge, pareto, read
 from tests.conftest import Run
 
 SCRIPT = "<script>alert('x')</script>|`_a_$b$"
@@ -28,8 +29,10 @@ WORTH = {
 }
 
 
-def row(method: str = "full", value: float = 0.5, *, metric: str = "accuracy", kept: int = 4096, **at: Any) -> Result:
-    return Result("qa", "squad", method, metric, value, value - 0.1, value + 0.1, 40, kept, 0.25, at)
+def row(method: str = "full", value: float = 0.5, *, metric: str = "accuracy", kept: int = 4096, **rest: Any) -> Result:
+    numbers = (value, value - 0.1, value + 0.1, 40, kept, 0.25)
+    costs = {name: rest.pop(name) for name in COSTS if name in rest}
+    return Result("qa", "squad", method, metric, *numbers, rest, costs, declared(metric).higher_is_better)
 
 
 def rows(shift: float = 0.0) -> list[Result]:
@@ -62,18 +65,12 @@ def test_the_frontier_of_a_case_made_by_hand() -> None:
 def test_what_is_better_goes_by_the_metric(tmp_path: Path, metric: str, best: list[str]) -> None:
     made = [row(name, value, metric=metric, kept=kept) for name, value, kept in (("a", 2, 1), ("b", 3, 2), ("c", 1, 3))]
     made.append(row("d", float("nan"), metric=metric, kept=0))
-    found = marked(merged(read([run_folder(tmp_path, made)])))
+    found = mark_best(merge(read([run_folder(tmp_path, made)])))
     assert [number.row.method for number in found if number.best] == best
 
 
-def test_names_of_losses_are_known() -> None:
-    less = ("rmse", "mse", "mae_mean", "failure_rate", "failures", "absolute_error", "mean_loss")
-    assert [less_is_better(metric) for metric in less] == [True] * len(less)
-    assert not any(less_is_better(metric) for metric in ("accuracy", "f1", "score", "mean"))
-
-
 def test_a_frontier_is_of_one_place(tmp_path: Path) -> None:
-    found = marked(merged(read([run_folder(tmp_path, [row("a", 1, turn=1), row("b", 0.5, turn=2)])])))
+    found = mark_best(merge(read([run_folder(tmp_path, [row("a", 1, turn=1), row("b", 0.5, turn=2)])])))
     assert all(number.best for number in found)
 
 
@@ -83,24 +80,24 @@ def test_a_frontier_is_of_one_place(tmp_path: Path) -> None:
 def test_runs_of_several_seeds_are_one_number(tmp_path: Path) -> None:
     for seed, value in enumerate((0.3, 0.4, 0.8)):
         run_folder(tmp_path / str(seed), [row(value=value, turn=1, answer_seconds=seed)], seed=seed, batch=seed + 1)
-    (number,) = merged(read([tmp_path]))
+    (number,) = merge(read([tmp_path]))
     assert number.runs == 3
     assert (number.row.value, number.row.low, number.row.high) == pytest.approx((0.5, 0.4, 0.6))
-    assert (number.row.n, number.row.bytes, dict(number.row.at)) == (40, 4096, {"turn": 1, "answer_seconds": 1.0})
+    assert (number.row.n, number.row.bytes, dict(number.row.costs)) == (40, 4096, {"answer_seconds": 1.0})
     assert number.place == (("turn", 1),)
 
 
 def test_runs_of_other_settings_are_called_by_them(tmp_path: Path) -> None:
     run_folder(tmp_path / "a", [row(), row("nothing", turn=1)], limit=40)
     run_folder(tmp_path / "b", [row(), row("nothing", turn=2)], limit=80, note="long")
-    names = [number.row.method for number in merged(read([tmp_path / "a", tmp_path / "b"]))]
+    names = [number.row.method for number in merge(read([tmp_path / "a", tmp_path / "b"]))]
     assert names == ["full (limit 40, note not said)", "nothing", "full (limit 80, note long)", "nothing"]
 
 
 def test_runs_of_one_seed_are_called_by_their_folders(tmp_path: Path) -> None:
     for run in ("old", "new"):
         run_folder(tmp_path / run, [row()])
-    assert [number.row.method for number in merged(read([tmp_path]))] == ["full (new)", "full (old)"]
+    assert [number.row.method for number in merge(read([tmp_path]))] == ["full (new)", "full (old)"]
 
 
 def test_runs_of_other_task_options_are_not_one_number(tmp_path: Path) -> None:
@@ -109,15 +106,15 @@ def test_runs_of_other_task_options_are_not_one_number(tmp_path: Path) -> None:
         runs = [{**measured, "method": "full"}, {**measured, "method": "nothing", "limit": 9, "records": "ab12"}]
         save(tmp_path / str(seed) / "rows.json", [row(), row("nothing")], seed=seed, runs=runs)
     sources = read([tmp_path])
-    assert [(number.row.method, number.runs) for number in merged(sources)] == [
+    assert [(number.row.method, number.runs) for number in merge(sources)] == [
         ("full (distractors 5)", 2),
         ("nothing (distractors 5)", 2),
         ("full (distractors 20)", 1),
         ("nothing (distractors 20)", 1),
     ]
-    told = sources[2].told
-    assert (told["limit"], told["distractors"], told["records"]) == ("8; 9", "20", "ab12")
-    assert "runs" not in told
+    record = sources[2].record
+    assert (record["limit"], record["distractors"], record["records"]) == ("8; 9", "20", "ab12")
+    assert "runs" not in record
 
 
 def test_a_file_is_read_once(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from itertools import chain
 from typing import TypeAlias
 
 from byheart.errors import UnknownNameError, UsageError
-from byheart.evaluation.metrics.scores import best, normalise_squad, shared_words
+from byheart.evaluation.metrics.answers import best, normalise_squad, shared_words
 
 Scorer: TypeAlias = Callable[[str, str], float]
 _NUMBER = re.compile(r"\d+")
@@ -28,7 +28,7 @@ def score(dataset: str, prediction: str, answers: Iterable[str], *, classes: Seq
     """A prediction's score by its data set's scorer, against the answer that it fits best.
 
     Of trec, triviaqa and samsum, which are asked with examples, only the first line that is not empty counts: a model
-    goes on with examples of its own. Other predictions are scored whole.
+    continues with examples of its own. Other predictions are scored whole.
 
     Args:
         classes: the record's ``all_classes``, needed for trec.
@@ -47,7 +47,7 @@ def first_line(prediction: str) -> str:
 
 
 def qa_f1(prediction: str, answer: str) -> float:
-    """F1 of words after SQuAD's normalisation; 0 where nothing is left of both, unlike ``metrics.token_f1``."""
+    """F1 of words after SQuAD's normalisation; 0 where nothing is left of both, unlike ``answers.token_f1``."""
     return shared_words(normalise_squad(prediction).split(), normalise_squad(answer).split())
 
 
@@ -82,18 +82,18 @@ def retrieval(prediction: str, answer: str) -> float:
 
 
 def rouge_l(prediction: str, answer: str) -> float:
-    """ROUGE-L as LongBench takes it from the rouge package, which is not that of ``summary_scores.rouge``.
+    """ROUGE-L as LongBench takes it from the rouge package, which is not that of ``summary.rouge``.
 
-    Sentences end at every full stop, words at blanks, so that case and commas count. Of each pair of sentences one
+    Sentences end at every full stop, words at whitespace, so that case and commas count. Of each pair of sentences one
     longest common subsequence is taken; the score is the F1 of how many *different* words they cover together of the
-    different words on either side. A blank rest behind a full stop is a word of its own. 0 where one side has no
+    different words on either side. Whitespace alone after a full stop is a word of its own. 0 where one side has no
     sentence. The package gives up, and LongBench gives 0, where a sentence is longer than Python's recursion limit.
     """
-    said, wanted = _sentences(prediction), _sentences(answer)
-    if not said or not wanted:
+    predicted, wanted = _sentences(prediction), _sentences(answer)
+    if not predicted or not wanted:
         return 0.0
-    shared = {word for one in wanted for other in said for word in _common(one, other)}
-    precision, recall = (len(shared) / len(set(chain(*sentences))) for sentences in (said, wanted))
+    shared = {word for sentence in wanted for other in predicted for word in _common(sentence, other)}
+    precision, recall = (len(shared) / len(set(chain(*sentences))) for sentences in (predicted, wanted))
     return 2 * precision * recall / (precision + recall + _ROUGE_EPSILON)
 
 
@@ -101,17 +101,17 @@ def _sentences(text: str) -> list[list[str]]:
     return [" ".join(sentence.split()).split(" ") for sentence in text.split(".") if sentence]
 
 
-def _common(wanted: Sequence[str], said: Sequence[str]) -> list[str]:
-    """One longest common subsequence, from its end; of equally long ones that which gives up words said first."""
-    lengths = [[0] * (len(said) + 1)]
+def _common(wanted: Sequence[str], predicted: Sequence[str]) -> list[str]:
+    """One longest common subsequence, from its end; of equal ones that which drops predicted words first."""
+    lengths = [[0] * (len(predicted) + 1)]
     for word in wanted:
         above, row = lengths[-1], [0]
-        for place, other in enumerate(said):
+        for place, other in enumerate(predicted):
             row.append(above[place] + 1 if word == other else max(above[place + 1], row[place]))
         lengths.append(row)
-    words, left, right = [], len(wanted), len(said)
+    words, left, right = [], len(wanted), len(predicted)
     while left and right:
-        if wanted[left - 1] == said[right - 1]:
+        if wanted[left - 1] == predicted[right - 1]:
             left, right = left - 1, right - 1
             words.append(wanted[left])
         elif lengths[left - 1][right] > lengths[left][right - 1]:

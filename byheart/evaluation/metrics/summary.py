@@ -29,7 +29,7 @@ class Rouge(NamedTuple):
 
 
 def rouge(predictions: Sequence[str], references: Sequence[str], *, stemmer: bool = False) -> list[Rouge]:
-    """ROUGE of each prediction by the rouge_score package, on small letters and digits (https://aclanthology.org/W04-1013).
+    """ROUGE of each prediction by the rouge_score package, on lowercase letters and digits (https://aclanthology.org/W04-1013).
 
     FastMem takes ROUGE-L without a stemmer, CCM (https://arxiv.org/abs/2312.03414) with one. Only line breaks cut a
     text for ``rouge_l_sum``, not full stops: put each sentence on a line of its own, or it equals ``rouge_l``. Hugging
@@ -37,7 +37,7 @@ def rouge(predictions: Sequence[str], references: Sequence[str], *, stemmer: boo
     in the last digits. Raises UsageError.
     """
     _need_pairs(predictions, references)
-    package = _imported("rouge_score.rouge_scorer", "ROUGE", "rouge-score")
+    package = _import("rouge_score.rouge_scorer", "ROUGE", "rouge-score")
     scorer = package.RougeScorer(_ROUGE, use_stemmer=stemmer)
     pairs = zip(references, predictions, strict=True)
     found = [scorer.score(reference, prediction) for reference, prediction in pairs]
@@ -48,10 +48,10 @@ def bert_precision(predictions: Sequence[str], articles: Sequence[str]) -> list[
     """How well each summary's tokens are matched by its *article*, not by the gold summary: FastMem's BERT-P.
 
     BERTScore's precision (https://arxiv.org/abs/1904.09675) by its model for English, roberta-large, not rescaled. What
-    of an article goes beyond that model's 512 tokens is not read. Raises UsageError.
+    of an article exceeds that model's 512 tokens is not read. Raises UsageError.
     """
     _need_pairs(predictions, articles)
-    scorer = _bert_scorer()
+    scorer = open_bert_scorer()
     if not predictions:
         return []
     precision, _, _ = scorer.score(list(predictions), list(articles))
@@ -59,9 +59,9 @@ def bert_precision(predictions: Sequence[str], articles: Sequence[str]) -> list[
 
 
 @cache
-def _bert_scorer() -> Any:
-    """BERTScore with its model open: its plain function opens the model at each call."""
-    package = _imported("bert_score", "BERTScore", "bert-score")
+def open_bert_scorer() -> Any:
+    """BERTScore with its model open, once a process: its plain function opens the model at each call."""
+    package = _import("bert_score", "BERTScore", "bert-score")
     return package.BERTScorer(lang="en", rescale_with_baseline=False)
 
 
@@ -75,12 +75,13 @@ def factkb(predictions: Sequence[str], articles: Sequence[str], *, model: str = 
         model: a hub id, or the folder of a copy, whose own tokenizer is taken where there is one.
     """
     _need_pairs(predictions, articles)
-    classify = _classifier(model)
+    classify = open_factkb(model)
     return truth([classify(summary, article) for summary, article in zip(predictions, articles, strict=True)])
 
 
 @cache
-def _classifier(model: str) -> Callable[[str, str], list[float]]:
+def open_factkb(model: str) -> Callable[[str, str], list[float]]:
+    """FactKB's logits of a pair of texts, its model opened once a process."""
     # Scores of words alone must not wait for torch.
     from byheart.model.loading import open_classifier
 
@@ -105,7 +106,7 @@ def _need_pairs(predictions: Sequence[str], others: Sequence[str]) -> None:
         )
 
 
-def _imported(module: str, what: str, requirement: str) -> Any:
+def _import(module: str, what: str, requirement: str) -> Any:
     try:
         return import_module(module)
     except ModuleNotFoundError as error:

@@ -10,6 +10,7 @@ from byheart.evaluation.task import Task
 from byheart.evaluation.tasks.dialogue import Dialogue
 from byheart.evaluation.tasks.edit import Edit
 from byheart.evaluation.tasks.faithful import Faithful
+from byheart.evaluation.tasks.gap import Gap
 from byheart.evaluation.tasks.icl import ICL
 from byheart.evaluation.tasks.integrity import Integrity
 from byheart.evaluation.tasks.longbench import LongBench
@@ -23,7 +24,7 @@ from byheart.evaluation.tasks.stream import Stream
 from byheart.evaluation.tasks.summary import Summary
 
 _ALL: tuple[type[Task], ...] = (
-    *(Questions, Retention, Integrity, Needle, Recall, Edit, LongBench),
+    *(Gap, Questions, Retention, Integrity, Needle, Recall, Edit, LongBench),
     *(Dialogue, Faithful, ICL, Multitask, Profile, Stream, Summary),
 )
 BUILT_IN: dict[str, type[Task]] = {task.name: task for task in _ALL}

@@ -1,7 +1,7 @@
 """How well a conversation's next reply is predicted after more and more of its turns (CCM, arXiv 2312.03414).
 
-Turns are written one by one, the persona before them where there is one. The published evaluation of the step that is
-called 12 reads 13 turns; here a turn's number is how many were written.
+Turns are written one by one, the persona before them where there is one. The published evaluation
+calls it step 12 when 13 turns are read; here a turn's number is how many were written.
 """
 
 from __future__ import annotations
@@ -36,20 +36,21 @@ class Dialogue(Task):
         self.turns, self.persona = turns, persona
 
     def items(self, records: Sequence[Fields], seed: int) -> Iterator[Item]:
-        """One a conversation that is long enough for a question."""
+        """One per conversation that is long enough for a question."""
         for number, record in shuffled(records, seed):
             turns = [str(turn).strip() for turn in required(record, "meta.turns", number)]
             turns = [turn for turn in turns if turn]
-            given = record["meta"].get("persona") if self.persona else None
-            before = [text for text in (_persona(given),) if text]
+            persona = record["meta"].get("persona") if self.persona else None
+            before = [text for text in (_persona_text(persona),) if text]
             # A persona alone is of the one who speaks second.
-            alone = bool(before) and not isinstance(given, Mapping)
+            alone = bool(before) and not isinstance(persona, Mapping)
             asked = [k for k in sorted(set(self.turns)) if k + 2 <= len(turns) and not (alone and k % 2)]
             if asked:
                 questions = [
-                    Question(turns[k], choices=(turns[k + 1],), after=len(before) + k, at={"turn": k}) for k in asked
+                    Question(turns[k], choices=(turns[k + 1],), after=len(before) + k, conditions={"turn": k})
+                    for k in asked
                 ]
-                # A line each, as dialogues are trained.
+                # One line per turn, as dialogues are trained.
                 yield Item(tuple(f"{text}\n" for text in (*before, *turns[: asked[-1]])), tuple(questions))
 
     def score(self, question: Question, answer: Answer) -> Mapping[str, float | Part]:
@@ -61,13 +62,13 @@ class Dialogue(Task):
         return [row.mapped("perplexity", math.exp) for row in rows if row.metric == "loss"]
 
 
-def _persona(given: Any) -> str:
-    """A line a sentence; where both speakers have one, each line says whose it is."""
-    if isinstance(given, Mapping):
-        return "\n".join(f"{who}: {line}" for who, lines in given.items() for line in _lines(lines))
-    return "\n".join(_lines(given))
+def _persona_text(persona: Any) -> str:
+    """One line per sentence; where both speakers have a persona, each line says whose it is."""
+    if isinstance(persona, Mapping):
+        return "\n".join(f"{who}: {line}" for who, lines in persona.items() for line in _lines(lines))
+    return "\n".join(_lines(persona))
 
 
-def _lines(given: Any) -> list[str]:
+def _lines(text: Any) -> list[str]:
     """A list as it is; one text is a list of one."""
-    return [given] if isinstance(given, str) else list(map(str, given or ()))
+    return [text] if isinstance(text, str) else list(map(str, text or ()))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from byheart.data.records import Fields, required
 from byheart.errors import InputError
-from byheart.evaluation.metrics import scores as metrics
+from byheart.evaluation.metrics.edits import editing_score, prefers_new
 from byheart.evaluation.results import Result
 from byheart.evaluation.task import Answer, Item, Part, Question, Task, answers_of, shuffled
 
@@ -33,15 +33,15 @@ class _Edit:
 
     @property
     def sentence(self) -> str:
-        """As it is written: a prompt goes on with the new object, a question is followed by its answer."""
+        """As it is written: a prompt continues with the new object, a question is followed by its answer."""
         return f"{self.prompt} {self.new}" if self.new.endswith(".") else f"{self.prompt} {self.new}."
 
 
 class Edit(Task):
     """Efficacy, paraphrase and specificity of knowledge edits that are written as sentences.
 
-    CounterFact: an edit succeeds where the new object has the lower loss a token than the true one; behind a
-    neighbour's prompt, where the true one has. zsRE: the share of the answer's tokens that the model holds for
+    CounterFact: an edit succeeds where the new object has a lower loss per token than the true one; after a
+    neighbour's prompt, where the true one has. zsRE: the share of the answer's tokens that the model finds
     likeliest; specificity is that share of the right answer to an unrelated question, as in MEMIT's code and in
     MemoryLLM's table, where an unedited model has 56 %; it is not the share of predictions that stay the same. Each
     edit counts once, however many prompts it has.
@@ -59,22 +59,23 @@ class Edit(Task):
         self.edits = edits
 
     def items(self, records: Sequence[Fields], seed: int) -> Iterator[Item]:
-        """One for each so many edits."""
+        """One for each group of so many edits."""
         if len(records) < self.edits:
             raise InputError(f"{len(records)} records give no {self.edits} edits in a row; ask for fewer edits.")
         found = [_edit(record, number) for number, record in shuffled(records, seed)]
         for start in range(0, len(found) - self.edits + 1, self.edits):
             group = found[start : start + self.edits]
-            asked = [replace(one, at={"edits": self.edits}) for edit in group for one in _questions(edit)]
-            # Prompts stand in a line of their own.
-            yield Item(tuple(f"{edit.sentence}\n" for edit in group), tuple(asked), framed=False)
+            at = {"edits": self.edits}
+            asked = [replace(question, conditions=at) for edit in group for question in _questions(edit)]
+            # Prompts stand on a line of their own.
+            yield Item(tuple(f"{edit.sentence}\n" for edit in group), tuple(asked), use_chat_template=False)
 
     def score(self, question: Question, answer: Answer) -> Mapping[str, float | Part]:
         """The prompt's share of its edit's success."""
         metric, weight = question.about["metric"], question.about["weight"]
-        means = [[loss / tokens] for loss, tokens in zip(answer.losses, answer.tokens, strict=True)]
+        means = [loss / tokens for loss, tokens in zip(answer.losses, answer.tokens, strict=True)]
         if len(means) > 1:
-            success = float(metrics.counterfact_success(*means, neighbourhood=metric == _SPECIFICITY))
+            success = float(prefers_new(*means, neighbourhood=metric == _SPECIFICITY))
         else:
             success = answer.likeliest[0] / answer.tokens[0]
         return {metric: Part(success * weight, weight)}
@@ -85,15 +86,15 @@ class Edit(Task):
         if any(metric not in found for metric in _METRICS):
             return []
         three = [found[metric] for metric in _METRICS]
-        value = metrics.editing_score(*(row.value for row in three))
-        low = metrics.editing_score(*(row.low for row in three))
-        high = metrics.editing_score(*(row.high for row in three))
+        value = editing_score(*(row.value for row in three))
+        low = editing_score(*(row.low for row in three))
+        high = editing_score(*(row.high for row in three))
         return [replace(three[0], metric="score", value=value, low=low, high=high, n=sum(row.n for row in three))]
 
 
 def _questions(edit: _Edit) -> Iterator[Question]:
-    """One for each prompt, the choices behind a blank as published."""
-    objects = tuple(f" {each}" for each in (edit.new, edit.true) if each is not None)
+    """One for each prompt, the choices after a space as published."""
+    objects = tuple(f" {name}" for name in (edit.new, edit.true) if name is not None)
     compared = objects[:1] if edit.true is not None else ()
     asked: dict[str, list[tuple[str, tuple[str, ...]]]] = {
         _EFFICACY: [(edit.prompt, objects)],
@@ -102,7 +103,9 @@ def _questions(edit: _Edit) -> Iterator[Question]:
     }
     for metric, prompts in asked.items():
         for prompt, choices in prompts:
-            yield Question(prompt, choices=choices, framed=False, about={"metric": metric, "weight": 1 / len(prompts)})
+            yield Question(
+                prompt, choices=choices, use_chat_template=False, about={"metric": metric, "weight": 1 / len(prompts)}
+            )
 
 
 # ---- formats ----

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from byheart.data.records import Fields, required
 from byheart.errors import InputError
-from byheart.evaluation.metrics import scores as metrics
+from byheart.evaluation.metrics.answers import span_hit, stated_answer
 from byheart.evaluation.task import Answer, Item, Part, Question, Task, answers_of, shuffled
 
 _BEGINS = "The answer is:"
@@ -28,7 +28,7 @@ class Faithful(Task):
     Args:
         context: repeat the context in the question, as published: the memory is then there beside the text.
         swapped: of NQ-Swap's own files, ask about the text with the substituted answer, not the original one.
-        published: count hits as the released code does, see ``metrics.span_hit``.
+        published: count hits as the released code does, see ``answers.span_hit``.
         primed: every answer is made to begin with the words that the format asks for, which small models forget.
     """
 
@@ -42,17 +42,17 @@ class Faithful(Task):
         self.context, self.swapped, self.published, self.primed = context, swapped, published, primed
 
     def items(self, records: Sequence[Fields], seed: int) -> Iterator[Item]:
-        """One a record, with its one question."""
+        """One per record, with its one question."""
         for number, record in shuffled(records, seed):
             traps = bool(record.get("classes") or record.get("choices"))
             text, asked, answers = (self._trap if traps else self._span)(record, number)
-            yield Item((text,), (Question(asked, answers, begins=_BEGINS if self.primed else ""),))
+            yield Item((text,), (Question(asked, answers, answer_prefix=_BEGINS if self.primed else ""),))
 
     def score(self, question: Question, answer: Answer) -> Mapping[str, float | Part]:
         """A hit where the stated answer holds a right one; a failure where none is stated."""
-        said = metrics.stated_answer(answer.text)
-        hits = (metrics.span_hit(said, right, published=self.published) for right in question.answers)
-        return {"accuracy": float(any(hits)), "failures": float(said is None)}
+        stated = stated_answer(answer.text)
+        hits = (span_hit(stated, right, published=self.published) for right in question.answers)
+        return {"accuracy": float(any(hits)), "failures": float(stated is None)}
 
     def _span(self, record: Fields, number: int) -> tuple[str, str, tuple[str, ...]]:
         """What is written, what is asked, and the right answers."""
@@ -82,14 +82,14 @@ class Faithful(Task):
         place = required(record, "answer_index" if "answer_index" in record else "label", number)
         if place not in range(len(candidates)):
             raise InputError(f"Record {number} has {len(candidates)} candidates, but its answer is number {place!r}.")
-        offered = " or ".join(f'"{_bare(each)}"' for each in candidates)
+        offered = " or ".join(f'"{_bare(candidate)}"' for candidate in candidates)
         repeated = [f"Instruction: {instruction}"] if self.context else []
         lines = [_CANDIDATE, *repeated, f"Sentence: {sentence.strip()}", f"Candidates: {offered}"]
         return f"{instruction}.", "\n".join(lines), (_bare(candidates[place]),)
 
 
 def _text(context: Any) -> str:
-    """A context as it is written; HotpotQA's own paragraphs have a line each, without their titles."""
+    """A context as it is written; HotpotQA's own paragraphs on a line each, without their titles."""
     if isinstance(context, Mapping):
         return "\n".join(" ".join(sentences) for sentences in context["sentences"])
     if isinstance(context, list):
@@ -98,14 +98,14 @@ def _text(context: Any) -> str:
 
 
 def _candidates(record: Fields, number: int) -> list[str]:
-    """MemoTrap's own file has the list as a text."""
-    given = required(record, "classes" if "classes" in record else "choices", number)
+    """The two ends; MemoTrap's own file has the list as a text."""
+    listed = required(record, "classes" if "classes" in record else "choices", number)
     try:
-        return [str(each) for each in (ast.literal_eval(given) if isinstance(given, str) else given)]
+        return [str(end) for end in (ast.literal_eval(listed) if isinstance(listed, str) else listed)]
     except (ValueError, SyntaxError, TypeError) as error:
-        raise InputError(f"Record {number} has no list in 'classes', but {given!r}.") from error
+        raise InputError(f"Record {number} has no list in 'classes', but {listed!r}.") from error
 
 
 def _bare(text: str) -> str:
-    """Without blanks around it or punctuation at its end."""
+    """Without whitespace around it or punctuation at its end."""
     return text.strip().rstrip(string.punctuation + " ")

@@ -21,8 +21,8 @@ _LEFT_OUT = "glue-mrpc"
 class ICL(Task):
     """Accuracy after so many demonstrations of a classification were written, by data set and in the mean (CCM).
 
-    The label of the least loss a token answers. The published evaluation scores poem_sentiment over its prior and
-    loses each data set's last example; this one does neither. A data set with a single label is left out.
+    The label of the least loss per token answers. The published evaluation scores poem_sentiment over its prior and
+    drops each data set's last example; this one does neither. A data set with a single label is left out.
 
     Args:
         demonstrations: how many were written when queries are asked.
@@ -44,16 +44,16 @@ class ICL(Task):
         found = _grouped(records)
         draw = random.Random(seed)
         kinds = [list(self._drawn(name, found[name], draw)) for name in sorted(found)]
-        for each in zip_longest(*kinds):
-            yield from (item for item in each if item is not None)
+        for draws in zip_longest(*kinds):
+            yield from (item for item in draws if item is not None)
 
     def score(self, question: Question, answer: Answer) -> Mapping[str, float | Part]:
-        """Whether the likeliest label, by its loss a token, is the right one."""
+        """Whether the likeliest label, by its loss per token, is the right one."""
         return {"accuracy": float(question.choices[answer.best(each_token=True)] == question.answers[0])}
 
     def summary(self, rows: Sequence[Result]) -> list[Result]:
         """The mean over data sets, in which each counts once."""
-        kept = [row for row in rows if not str(row.at.get("set")).startswith(_LEFT_OUT)]
+        kept = [row for row in rows if not str(row.conditions.get("set")).startswith(_LEFT_OUT)]
         return means(kept, over="set", metric="accuracy")
 
     def _drawn(self, name: str, pairs: list[tuple[str, str]], draw: random.Random) -> Iterator[Item]:
@@ -66,13 +66,22 @@ class ICL(Task):
             rest = pairs[:first] + pairs[first + self.queries :]
             shown = draw.sample(rest, min(max(self.demonstrations), len(rest)))
             questions = [
-                Question(f"{text}\n", (label,), labels, after=k, at={"demonstrations": k, "set": name}, framed=False)
+                Question(
+                    f"{text}\n",
+                    (label,),
+                    labels,
+                    after=k,
+                    conditions={"demonstrations": k, "set": name},
+                    use_chat_template=False,
+                )
                 for k in sorted(set(self.demonstrations))
                 if k <= len(shown)
                 for text, label in asked
             ]
             if questions:
-                yield Item(tuple(f"{text}\n{label}\n" for text, label in shown), tuple(questions), framed=False)
+                yield Item(
+                    tuple(f"{text}\n{label}\n" for text, label in shown), tuple(questions), use_chat_template=False
+                )
 
 
 def _grouped(records: Sequence[Fields]) -> dict[str, list[tuple[str, str]]]:

@@ -15,11 +15,11 @@ class Integrity(Task):
     """Hits of short answers about the latest text of a long-running memory, by how many were written into it.
 
     An item is one memory, into which ``writes`` texts go; a question about each is asked right after it. A sound memory
-    answers as well in the last block as in the first. Where there are fewer texts, they come again in another order.
+    answers as well in the last block as in the first. Where there are fewer texts, they are repeated in another order.
 
     Args:
         memories: how many there are, each with an order of its own; intervals are over them, so one has none.
-        block: writes whose answers make one row; ``at`` names the last.
+        block: writes whose answers make one row; the condition ``writes`` names the last.
         answer_words: of a question's first answer, at most.
     """
 
@@ -47,7 +47,7 @@ class Integrity(Task):
             yield Item(
                 tuple(f"{text}\n" for text in order),
                 tuple(
-                    replace(question, after=count, at={"writes": self._block(count)})
+                    replace(question, after=count, conditions={"writes": self._block(count)})
                     for count, question in enumerate(asked, start=1)
                 ),
             )

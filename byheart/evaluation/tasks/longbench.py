@@ -18,13 +18,13 @@ from byheart.evaluation.task import Answer, Item, Part, Question, Task, answers_
 class _Prompt(NamedTuple):
     """The official prompt before and after the context, with the tokens of an answer at most.
 
-    A prompt that is not framed goes on from examples; as published, it is not put into the chat template.
+    Where a prompt ends in examples, the model continues them; as published, it is not put into the chat template.
     """
 
     before: str
     after: str
     max_tokens: int
-    framed: bool = True
+    use_chat_template: bool = True
 
 
 class LongBench(Task):
@@ -44,7 +44,7 @@ class LongBench(Task):
         self.words = words
 
     def items(self, records: Sequence[Fields], seed: int) -> Iterator[Item]:
-        """One a record."""
+        """One per record."""
         for number, record in shuffled(records, seed):
             subset, answers = str(required(record, "dataset", number)), answers_of(record, number)
             if subset not in _PROMPTS:
@@ -58,17 +58,17 @@ class LongBench(Task):
             question = Question(
                 asked,
                 answers,
-                at={"subset": subset},
-                framed=prompt.framed,
+                conditions={"subset": subset},
+                use_chat_template=prompt.use_chat_template,
                 about={"classes": classes},
                 max_tokens=prompt.max_tokens,
             )
             text = prompt.before + _last_words(context, self.words)
-            yield Item((text,), (question,), framed=prompt.framed)
+            yield Item((text,), (question,), use_chat_template=prompt.use_chat_template)
 
     def score(self, question: Question, answer: Answer) -> Mapping[str, float | Part]:
         """By the scorer of its data set."""
-        subset, classes = question.at["subset"], question.about["classes"]
+        subset, classes = question.conditions["subset"], question.about["classes"]
         return {"score": longbench_scores.score(subset, answer.text, question.answers, classes=classes)}
 
     def summary(self, rows: Sequence[Result]) -> list[Result]:
@@ -79,12 +79,12 @@ class LongBench(Task):
         n = sum(row.n for row in rows)
         kept = round(sum(row.bytes * row.n for row in rows) / n)
         seconds = sum(row.seconds * row.n for row in rows) / n
-        mean = replace(rows[0], metric="average", value=value, low=low, high=high, at={})
-        return [replace(mean, n=n, bytes=kept, seconds=seconds)]
+        mean = replace(rows[0], metric="average", n=n, bytes=kept, seconds=seconds, conditions={}, costs={})
+        return [replace(mean, value=value, low=low, high=high)]
 
 
 def _last_words(text: str, words: int) -> str:
-    """The end of a text, blanks between its words as they are; all of it for 0."""
+    """The end of a text, whitespace between its words as it is; all of it for 0."""
     begins = [found.start() for found in re.finditer(r"\S+", text)] if words else []
     return text[begins[-words] :] if len(begins) > words else text
 
@@ -146,20 +146,20 @@ _PROMPTS: Mapping[str, _Prompt] = {
         "Please determine the type of the question below. Here are some examples of questions.\n\n",
         "\n{input}",
         64,
-        framed=False,
+        use_chat_template=False,
     ),
     "triviaqa": _Prompt(
         "Answer the question based on the given passage. Only give me the answer and do not output any other words. "
         "The following are some examples.\n\n",
         "\n\n{input}",
         32,
-        framed=False,
+        use_chat_template=False,
     ),
     "samsum": _Prompt(
         "Summarize the dialogue into a few short sentences. The following are some examples.\n\n",
         "\n\n{input}",
         128,
-        framed=False,
+        use_chat_template=False,
     ),
     "passage_count": _Prompt(
         "There are some paragraphs below sourced from Wikipedia. Some of them may be duplicates. Please carefully read "

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from byheart.data.prompts import WORDS, asked
+from byheart.data.prompts import WORDS, fill_prompt
 from byheart.data.records import Fields
 from byheart.evaluation.results import Result, means
 from byheart.evaluation.task import Answer, Item, Part, Question, Task, shuffled
@@ -17,12 +17,12 @@ from byheart.evaluation.task import Answer, Item, Part, Question, Task, shuffled
 class Multitask(Task):
     """Accuracy and macro F1 of classification and multiple choice by the model's own weights (the feed-forward study).
 
-    The likeliest label answers, behind a blank. ``published``: the words that the model goes on with must be the
-    label, letter by letter; only blanks around them are taken away.
+    The likeliest label answers, after a space. ``published``: the words with which the model continues must be the
+    label verbatim; only whitespace around them is removed.
 
     Args:
         words: a passage is cut after so many; 0 is never.
-        each_token: compare labels by their loss a token, not in all.
+        each_token: compare labels by their loss per token, not in total.
     """
 
     name = "multitask"
@@ -33,24 +33,26 @@ class Multitask(Task):
         self.asks = "words" if published else "choices"
 
     def items(self, records: Sequence[Fields], seed: int) -> Iterator[Item]:
-        """One a record; nothing is written."""
+        """One per record; nothing is written."""
         for number, record in shuffled(records, seed):
-            found = asked(record, number, words=self.words)
+            found = fill_prompt(record, number, words=self.words)
             choices = tuple(f" {label}" for label in found.labels)
-            question = Question(found.text, (found.right,), choices, framed=False, at={"set": found.dataset})
+            question = Question(
+                found.text, (found.right,), choices, use_chat_template=False, conditions={"set": found.dataset}
+            )
             yield Item((), (question,))
 
     def score(self, question: Question, answer: Answer) -> Mapping[str, float | Part]:
         """Whether the label is the right one, and its share of each label's F1.
 
-        As published, every string that is right or said is a label, ``published`` words among them; see
-        ``metrics.label_scores``.
+        As published (https://arxiv.org/abs/2402.12233), every string that is right or answered is a label, stray
+        words of ``published`` among them: they lower macro F1 as labels of their own.
         """
-        said = answer.text if self.published else question.choices[answer.best(each_token=self.each_token)].strip()
+        label = answer.text if self.published else question.choices[answer.best(each_token=self.each_token)].strip()
         right = question.answers[0]
-        # F1 is twice the hits over all times that a label is right or said.
-        shares = {right: Part(2.0, 2.0)} if said == right else {right: Part(0.0), said: Part(0.0)}
-        return {"accuracy": float(said == right), **{f"macro_f1/{label}": part for label, part in shares.items()}}
+        # F1 is twice the hits over all times that a label is right or answered.
+        shares = {right: Part(2.0, 2.0)} if label == right else {right: Part(0.0), label: Part(0.0)}
+        return {"accuracy": float(label == right), **{f"macro_f1/{name}": part for name, part in shares.items()}}
 
     def summary(self, rows: Sequence[Result]) -> list[Result]:
         """The means over data sets, where there are several."""

@@ -11,7 +11,7 @@ from itertools import chain
 
 from byheart.data.records import Fields, required
 from byheart.errors import InputError
-from byheart.evaluation.metrics import scores as metrics
+from byheart.evaluation.metrics.answers import exact_hit
 from byheart.evaluation.task import Answer, Item, Part, Question, Task, shuffled
 
 _ENDS = (".", "!", "?", '."', '!"', '?"')
@@ -27,8 +27,8 @@ class Needle(Task):
 
     Args:
         lengths: words of the text, without the needle.
-        depths: how far in the needle stands, from 0, before everything, to 1, after it; it is put behind the sentence
-            that ends last before there, if one ends in the twentieth of the text before.
+        depths: how far in the needle stands, from 0, before everything, to 1, after it; it follows the last sentence
+            that ends before there, if one ends within the twentieth of the text before.
         needles: of each length and depth.
     """
 
@@ -66,13 +66,12 @@ class Needle(Task):
         city, number = draw.choice(_CITIES), str(draw.randrange(10_000, 100_000))
         place = _place(words, depth)
         text = " ".join([*words[:place], f"The secret number of {city} is {number}.", *words[place:]])
-        # A float would be taken for a cost where rows are shown.
         at = {"words": len(words), "depth_percent": round(100 * depth)}
-        return Item((text,), (Question(f"What is the secret number of {city}?", (number,), at=at),))
+        return Item((text,), (Question(f"What is the secret number of {city}?", (number,), conditions=at),))
 
     def score(self, question: Question, answer: Answer) -> Mapping[str, float | Part]:
-        """Whether the number was said."""
-        return {"accuracy": float(metrics.exact_hit(answer.text, question.answers[0]))}
+        """Whether the answer holds the number."""
+        return {"accuracy": float(exact_hit(answer.text, question.answers[0]))}
 
 
 def _place(words: Sequence[str], depth: float) -> int:

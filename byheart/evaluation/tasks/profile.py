@@ -28,7 +28,7 @@ _RATINGS = ("1", "2", "3", "4", "5")
 class Profile(Task):
     """Accuracy of a user's categories, or error of ratings, after so many entries of the profile were written (LaMP).
 
-    The choice of the least loss in all answers. Its labels are those that the input lists in brackets, the five
+    The choice of the least total loss answers. Its labels are those that the input lists in brackets, the five
     ratings, or else all outputs of the data.
 
     Args:
@@ -45,7 +45,7 @@ class Profile(Task):
         self.entries, self.words = entries, words
 
     def items(self, records: Sequence[Fields], seed: int) -> Iterator[Item]:
-        """One a user whose profile is long enough for a question."""
+        """One per user whose profile is long enough for a question."""
         outputs = tuple(sorted({str(record["output"]) for record in records if record.get("output")}))
         for number, record in shuffled(records, seed):
             asked, right = str(required(record, "input", number)), str(required(record, "output", number))
@@ -54,18 +54,18 @@ class Profile(Task):
             choices = _RATINGS if kind == "score" else _listed(asked) or outputs
             if right not in choices:
                 raise InputError(f"Record {number} has the output '{right}', which is none of: {', '.join(choices)}.")
-            given = [k for k in sorted(set(self.entries)) if k <= len(texts)]
-            if given:
+            counts = [k for k in sorted(set(self.entries)) if k <= len(texts)]
+            if counts:
                 about = {"kind": kind}
-                questions = [Question(asked, (right,), choices, k, {"entries": k}, about=about) for k in given]
-                yield Item(tuple(texts[: given[-1]]), tuple(questions))
+                questions = [Question(asked, (right,), choices, k, {"entries": k}, about=about) for k in counts]
+                yield Item(tuple(texts[: counts[-1]]), tuple(questions))
 
     def score(self, question: Question, answer: Answer) -> Mapping[str, float | Part]:
         """Accuracy of categories; of ratings, LaMP's absolute error too, and the squared one."""
-        said, right = question.choices[answer.best()], question.answers[0]
-        scores: dict[str, float | Part] = {"accuracy": float(said == right)}
+        chosen, right = question.choices[answer.best()], question.answers[0]
+        scores: dict[str, float | Part] = {"accuracy": float(chosen == right)}
         if question.about["kind"] == "score":
-            off = abs(int(said) - int(right))
+            off = abs(int(chosen) - int(right))
             scores |= {"absolute_error": float(off), "squared_error": float(off**2)}
         return scores
 
@@ -87,4 +87,4 @@ class Profile(Task):
 
 def _listed(asked: str) -> tuple[str, ...]:
     found = _OFFERED.search(asked)
-    return tuple(each.strip() for each in found[1].split(",") if each.strip()) if found else ()
+    return tuple(name.strip() for name in found[1].split(",") if name.strip()) if found else ()

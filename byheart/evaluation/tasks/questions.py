@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar
 
 from byheart.data.records import Fields, required
-from byheart.evaluation.metrics import scores as metrics
+from byheart.evaluation.metrics.answers import contains, exact_match, token_f1
 from byheart.evaluation.task import Answer, Item, Part, Question, Task, answers_of, is_answered, shuffled
 
 
@@ -18,7 +18,7 @@ class Questions(Task):
     stop = ("\n",)
 
     def items(self, records: Sequence[Fields], seed: int) -> Iterator[Item]:
-        """One a text, with all that is asked about it; what has no answer is left out."""
+        """One per text, with all that is asked about it; what has no answer is left out."""
         texts: dict[str, list[Question]] = {}
         for number, record in shuffled(records, seed):
             if is_answered(record):
@@ -30,7 +30,7 @@ class Questions(Task):
     def score(self, question: Question, answer: Answer) -> Mapping[str, float | Part]:
         """By the best of the right answers."""
         return {
-            "contains": max(metrics.contains(answer.text, right) for right in question.answers),
-            "exact_match": max(metrics.exact_match(answer.text, right) for right in question.answers),
-            "f1": max(metrics.token_f1(answer.text, right) for right in question.answers),
+            "contains": max(contains(answer.text, right) for right in question.answers),
+            "exact_match": max(exact_match(answer.text, right) for right in question.answers),
+            "f1": max(token_f1(answer.text, right) for right in question.answers),
         }

@@ -9,12 +9,12 @@ from typing import Any
 
 from byheart.data.records import Fields, required
 from byheart.errors import InputError
-from byheart.evaluation.metrics import scores as metrics
+from byheart.evaluation.metrics.answers import best, exact_hit
 from byheart.evaluation.task import Answer, Item, Part, Question, Task, answers_of, shuffled
 
 
 class Recall(Task):
-    """Whether the value of a random key is told letter by letter, by how many pairs were written.
+    """Whether the value of a random key is recalled verbatim, by how many pairs were written.
 
     Args:
         pairs: kept of each record's object; the asked one is at a random place among them.
@@ -43,12 +43,12 @@ class Recall(Task):
                     )
                 chosen = draw.sample(list(others.items()), pairs - 1)
                 chosen.insert(draw.randrange(pairs), asked)
-                told = f'What is the value of the key "{key}"?'
-                yield Item((json.dumps(dict(chosen)),), (Question(told, answers, at={"pairs": pairs}),))
+                prompt = f'What is the value of the key "{key}"?'
+                yield Item((json.dumps(dict(chosen)),), (Question(prompt, answers, conditions={"pairs": pairs}),))
 
     def score(self, question: Question, answer: Answer) -> Mapping[str, float | Part]:
-        """Whether the value was said."""
-        return {"accuracy": metrics.best(metrics.exact_hit, answer.text, question.answers)}
+        """Whether the answer holds the value."""
+        return {"accuracy": best(exact_hit, answer.text, question.answers)}
 
 
 def _pairs(record: Fields, key: str, number: int) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from itertools import islice
 
 from byheart.data.records import Fields
 from byheart.errors import InputError
+from byheart.evaluation.metrics import LAW
 from byheart.evaluation.results import Result
 from byheart.evaluation.task import Answer, Item, Part, Question, Task
 from byheart.evaluation.tasks.short_answers import by_context, judge
@@ -17,7 +18,7 @@ class Retention(Task):
     """Hits of short answers after so many unrelated texts, and the law by which MemoryLLM forgets.
 
     A text is written, then ``distractors`` others; its questions are asked before the first, after every ``every`` of
-    them, and after the last. The others are the same for all items, but for the item's own text.
+    them, and after the last. The others are the same for all items, except for the item's own text.
 
     Args:
         words: of a distractor, at most; the published ones have 512 tokens.
@@ -51,7 +52,7 @@ class Retention(Task):
         self.floor = floor
 
     def items(self, records: Sequence[Fields], seed: int) -> Iterator[Item]:
-        """One a text that is asked about, with all of its questions at each point."""
+        """One per text that is asked about, with all of its questions at each point."""
         texts = by_context(records, seed, words=self.answer_words)
         if len(texts) <= self.distractors:
             raise InputError(f"{len(texts)} different texts give no {self.distractors} distractors; ask for fewer.")
@@ -61,13 +62,13 @@ class Retention(Task):
         for text, questions in texts.items():
             others = islice((other for other in spare if other != text), self.distractors)
             asked = [
-                replace(question, after=1 + point, at={"distractors": point})
+                replace(question, after=1 + point, conditions={"distractors": point})
                 for point in points
                 for question in questions
             ]
             if asked:
                 distractors = (" ".join(other.split()[: self.words]) for other in others)
-                yield Item(tuple(f"{each}\n" for each in (text, *distractors)), tuple(asked))
+                yield Item(tuple(f"{written}\n" for written in (text, *distractors)), tuple(asked))
 
     def score(self, question: Question, answer: Answer) -> Mapping[str, float | Part]:
         """The published hit, and F1."""
@@ -78,11 +79,11 @@ class Retention(Task):
 
         The paper counts steps from 1, the first being that without distractors.
         """
-        told = [row for row in rows if row.metric == "accuracy"] if self.share else []
-        first = [row for row in told if row.at["distractors"] == 0]
-        return [self._law(start, row) for start in first for row in told]
+        measured = [row for row in rows if row.metric == "accuracy"] if self.share else []
+        first = [row for row in measured if row.conditions["distractors"] == 0]
+        return [self._law(start, row) for start in first for row in measured]
 
     def _law(self, start: Result, row: Result) -> Result:
-        kept = (1 - self.share) ** row.at["distractors"]
+        kept = (1 - self.share) ** row.conditions["distractors"]
         value, low, high = (self.floor + (bound - self.floor) * kept for bound in (start.value, start.low, start.high))
-        return replace(row, metric="law", value=value, low=low, high=high)
+        return replace(row.as_metric(LAW), value=value, low=low, high=high)

@@ -1,7 +1,7 @@
 """Questions with short answers, as MemoryLLM picks and judges them: two tasks ask them (arXiv 2402.04624).
 
 Published are first answers of at most 3 tokens (SQuAD) or 4 (NaturalQuestions); a task knows no tokens, so words count.
-The published answer has 10 tokens, behind a bare "Answer:". Chat models answer in sentences, so more are left to them.
+The published answer has 10 tokens, after a bare "Answer:". Chat models answer in sentences, so they are given more.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from byheart.data.records import Fields, required
 from byheart.errors import InputError
-from byheart.evaluation.metrics import scores as metrics
+from byheart.evaluation.metrics.answers import best, exact_hit, token_f1
 from byheart.evaluation.task import Answer, Question, answers_of, is_answered, shuffled
 
 
@@ -35,8 +35,8 @@ def by_context(records: Sequence[Fields], seed: int, *, words: int) -> dict[str,
 
 
 def judge(question: Question, answer: Answer) -> Mapping[str, float]:
-    """Accuracy is the published hit: the first answer stands in what was said, case included. F1 is by the best."""
+    """Accuracy is the published hit: the first answer occurs in the text, case included. F1 is by the best."""
     return {
-        "accuracy": float(metrics.exact_hit(answer.text, question.answers[0])),
-        "f1": metrics.best(metrics.token_f1, answer.text, question.answers),
+        "accuracy": float(exact_hit(answer.text, question.answers[0])),
+        "f1": best(token_f1, answer.text, question.answers),
     }

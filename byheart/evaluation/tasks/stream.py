@@ -1,8 +1,8 @@
-"""Endless text under a fixed number of bytes: each piece is predicted, then written (CCM's streaming, 2312.03414).
+"""Endless text under a fixed number of bytes: each segment is predicted, then written (CCM's streaming, 2312.03414).
 
-The published setting keeps 160 rows of PG19's text, and counts every token's loss with all that is kept before it. Here
-the first words of a piece are given as a prompt, and the rest is predicted; the bytes are those of the memory that is
-measured, such as ``window:sinks=1;recent=159``.
+The published setting keeps 160 slots of PG19's text, and counts every token's loss with all that is kept before it.
+Here the first words of a segment are given as a prompt, and the rest is predicted; the bytes are those of the
+method, such as ``window:sinks=1;recent=159``.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from byheart.evaluation.task import Answer, Item, Part, Question, Task, shuffled
 
 
 class Stream(Task):
-    """Perplexity of a long text, piece by piece, each predicted before it is written (CCM).
+    """Perplexity of a long text, segment by segment, each predicted before it is written (CCM).
 
     Args:
-        words: of a piece.
-        given: words at a piece's start that are not predicted.
-        pieces: of a text, at most; 0 is all.
-        block: pieces whose losses are one number.
+        words: of a segment.
+        given: words at the start of a segment that are not predicted.
+        pieces: segments of a text, at most; 0 is all.
+        block: segments whose losses are one number.
     """
 
     name = "stream"
@@ -38,15 +38,15 @@ class Stream(Task):
         self.words, self.given, self.pieces, self.block = words, given, pieces, block
 
     def items(self, records: Sequence[Fields], seed: int) -> Iterator[Item]:
-        """One a text; of its last words, what makes no whole piece is left out."""
+        """One per text; of its last words, what makes no whole segment is left out."""
         for number, record in shuffled(records, seed):
-            # White space belongs to the word behind it: pieces joined are the text.
+            # Whitespace belongs to the word after it: segments joined are the text.
             words = re.findall(r"\s*\S+", str(required(record, "context", number)))
-            pieces = [words[n : n + self.words] for n in range(0, len(words) - self.words + 1, self.words)]
-            pieces = pieces[: self.pieces or None]
-            if pieces:
-                questions = tuple(self._question(n, piece) for n, piece in enumerate(pieces))
-                yield Item(tuple("".join(piece) for piece in pieces[:-1]), questions, framed=False)
+            segments = [words[n : n + self.words] for n in range(0, len(words) - self.words + 1, self.words)]
+            segments = segments[: self.pieces or None]
+            if segments:
+                questions = tuple(self._question(n, segment) for n, segment in enumerate(segments))
+                yield Item(tuple("".join(segment) for segment in segments[:-1]), questions, use_chat_template=False)
 
     def score(self, question: Question, answer: Answer) -> Mapping[str, float | Part]:
         """The loss of the predicted words, so that all tokens count the same."""
@@ -56,12 +56,12 @@ class Stream(Task):
         """Perplexities, which the paper prints."""
         return [row.mapped("perplexity", math.exp) for row in rows if row.metric == "loss"]
 
-    def _question(self, before: int, piece: Sequence[str]) -> Question:
-        """What is asked after so many pieces."""
+    def _question(self, before: int, segment: Sequence[str]) -> Question:
+        """What is asked after so many segments."""
         return Question(
-            "".join(piece[: self.given]),
-            choices=("".join(piece[self.given :]),),
+            "".join(segment[: self.given]),
+            choices=("".join(segment[self.given :]),),
             after=before,
-            at={"pieces": before // self.block * self.block},
-            framed=False,
+            conditions={"pieces": before // self.block * self.block},
+            use_chat_template=False,
         )

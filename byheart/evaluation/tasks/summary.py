@@ -41,7 +41,7 @@ class Summary(Task):
         self.dataset, self.words, self.bertscore, self.factkb = dataset, words, bertscore, factkb
 
     def items(self, records: Sequence[Fields], seed: int) -> Iterator[Item]:
-        """One an article. What a score needs but is not there is said here, before any is generated."""
+        """One per article. A package that a score lacks is named here, before anything is generated."""
         summary_scores.rouge([], [])
         self._by_article([], [])
         for number, record in shuffled(records, seed):
@@ -55,7 +55,7 @@ class Summary(Task):
     def score(self, question: Question, answer: Answer) -> Mapping[str, float | Part]:
         """ROUGE without a stemmer, by the best of the gold summaries."""
         golds = question.answers
-        found = max(summary_scores.rouge([answer.text] * len(golds), golds), key=lambda each: each.rouge_l)
+        found = max(summary_scores.rouge([answer.text] * len(golds), golds), key=lambda scores: scores.rouge_l)
         scores: dict[str, float | Part] = {"rouge1": found.rouge1, "rouge2": found.rouge2, "rouge_l": found.rouge_l}
         by_article = self._by_article([answer.text], [question.about["article"]])
         return {**scores, **{name: value for name, (value,) in by_article.items()}}
@@ -71,11 +71,11 @@ class Summary(Task):
         return found
 
     def _dataset(self, record: Fields) -> str:
-        """What the record says, the hub's name being as good as the short one; else the option."""
-        said = str(record.get("dataset") or "")
+        """The name in the record, that of the hub counting as the short one; else the option."""
+        name = str(record.get("dataset") or "")
         known = {source.partition(":")[0]: name for name, source in self.sources.items()}
-        said = known.get(said, said)
-        return said if said in _ASKED else self.dataset or said
+        name = known.get(name, name)
+        return name if name in _ASKED else self.dataset or name
 
     def _article(self, record: Fields, number: int) -> str:
         text = str(_first(record, number, "context", "article", "document")).strip()

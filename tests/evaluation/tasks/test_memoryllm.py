@@ -50,7 +50,7 @@ def test_retention_asks_before_between_and_after_the_same_distractors() -> None:
     assert len(found) == 5
     for item in found:
         assert len(item.texts) == 4
-        assert [(q.after, q.at["distractors"]) for q in item.questions] == [(1, 0), (3, 2), (4, 3)]
+        assert [(q.after, q.conditions["distractors"]) for q in item.questions] == [(1, 0), (3, 2), (4, 3)]
         assert item.questions[0].answers[0] in item.texts[0]
         assert all(len(text.split()) <= 6 for text in item.texts[1:])
         assert all(text.endswith("\n") for text in item.texts)
@@ -76,7 +76,7 @@ def test_a_hit_is_the_first_answer_case_included() -> None:
 def test_the_law_starts_without_distractors_and_falls_to_the_floor() -> None:
     rows = [row("accuracy", 0.6, distractors=0), row("accuracy", 0.3, distractors=2), row("f1", 0.6, distractors=0)]
     law = Retention(share=0.5, floor=0.2).summary(rows)
-    assert [(r.metric, r.at["distractors"], r.value) for r in law] == [
+    assert [(r.metric, r.conditions["distractors"], r.value) for r in law] == [
         ("law", 0, pytest.approx(0.6)),
         ("law", 2, pytest.approx(0.3)),
     ]
@@ -90,7 +90,7 @@ def test_integrity_asks_about_the_latest_text_by_blocks_of_writes() -> None:
     for item in found:
         texts = item.texts
         assert [q.after for q in item.questions] == list(range(1, 13))
-        assert [q.at["writes"] for q in item.questions] == [5] * 5 + [10] * 5 + [12] * 2
+        assert [q.conditions["writes"] for q in item.questions] == [5] * 5 + [10] * 5 + [12] * 2
         assert all(q.answers[0] in text for q, text in zip(item.questions, texts, strict=True))
         assert all(text.endswith("It is old.\n") for text in texts)
         # All texts come once before one comes again.
@@ -120,12 +120,12 @@ def test_a_needle_stands_at_its_depth() -> None:
     words = " ".join(f"w{n}." if n % 10 == 0 else f"w{n}" for n in range(1000))
     task = Needle(lengths=(100, 400), depths=(0, 0.5, 1), needles=2)
     found = items(task, [{"context": words}])
-    assert [tuple(item.questions[0].at.values()) for item in found] == [
+    assert [tuple(item.questions[0].conditions.values()) for item in found] == [
         (length, depth) for _ in range(2) for length in (100, 400) for depth in (0, 50, 100)
     ]
     for item in found:
         (text,), (question,) = item.texts, item.questions
-        length, depth = question.at.values()
+        length, depth = question.conditions.values()
         city = question.text.removeprefix("What is the secret number of ").removesuffix("?")
         needle = f"The secret number of {city} is {question.answers[0]}."
         before, after = (part.split() for part in text.split(needle))
@@ -151,12 +151,12 @@ def pairs() -> list[Fields]:
 
 def test_recall_keeps_the_asked_pair_among_so_many() -> None:
     found = items(Recall(), pairs())
-    assert [item.questions[0].at["pairs"] for item in found] == [5, 10, 25] * 4
+    assert [item.questions[0].conditions["pairs"] for item in found] == [5, 10, 25] * 4
     places = set()
     for item in found:
         told, question = json.loads(item.texts[0]), item.questions[0]
         key = question.text.split('"')[1]
-        assert len(told) == question.at["pairs"]
+        assert len(told) == question.conditions["pairs"]
         assert (told[key],) == question.answers
         places.add(list(told).index(key))
     assert len(places) > 4
@@ -224,7 +224,7 @@ def test_an_edit_is_the_same_in_all_formats() -> None:
     (one,), (official,) = items(Edit(), [COUNTERFACT]), items(Edit(), [ROME])
     assert one == official
     assert one.texts == ("Sydney Newman, who works for ESPN.\n",)
-    assert not one.framed
+    assert not one.use_chat_template
     both = (" ESPN", " BBC")
     assert asked(one) == [
         ("efficacy", "Sydney Newman, who works for", both),
@@ -240,7 +240,7 @@ def test_an_edit_is_the_same_in_all_formats() -> None:
         # As MEMIT asks it: the mark is its own.
         ("specificity", "what is a saddle valve?", (" valve for liquid",)),
     ]
-    assert not any(question.framed for question in one.questions)
+    assert not any(question.use_chat_template for question in one.questions)
     assert items(Edit(), [{**MEND, "answers": []}])[0].texts == ("Which family is Elekmania of? Another.\n",)
 
 
@@ -266,7 +266,7 @@ def test_zsre_counts_tokens_and_an_edit_of_many_prompts_once() -> None:
 def test_edits_are_written_one_after_another_and_then_asked() -> None:
     found = items(Edit(edits=2), [ROME, ZSRE, MEND, COUNTERFACT, ZSRE])
     assert [(len(item.texts), len(item.questions)) for item in found] == [(2, 6), (2, 6)]
-    assert {(q.after, q.at["edits"]) for item in found for q in item.questions} == {(None, 2)}
+    assert {(q.after, q.conditions["edits"]) for item in found for q in item.questions} == {(None, 2)}
     with pytest.raises(InputError, match="1 records give no 2 edits"):
         items(Edit(edits=2), [ROME])
     with pytest.raises(UsageError, match="edits must be 1 or more"):
@@ -299,7 +299,7 @@ def longbench(dataset: str, **more: Any) -> Fields:
 
 
 @pytest.mark.parametrize(
-    ("dataset", "before", "after", "max_tokens", "framed"),
+    ("dataset", "before", "after", "max_tokens", "use_chat_template"),
     [
         ("qasper", "based on the information in the article, write", "Question: Why {now}?\n\nAnswer:", 128, True),
         ("musique", "The following are given passages.\n", "Question: Why {now}?\nAnswer:", 32, True),
@@ -311,15 +311,19 @@ def longbench(dataset: str, **more: Any) -> Fields:
     ],
 )  # fmt: skip
 def test_the_official_prompt_is_cut_behind_the_context(
-    dataset: str, before: str, after: str, max_tokens: int, framed: bool
+    dataset: str, before: str, after: str, max_tokens: int, use_chat_template: bool
 ) -> None:
     (item,) = items(LongBench(), [longbench(dataset, all_classes=["City"])])
     (text,), (question,) = item.texts, item.questions
     assert before in text
-    assert item.framed == framed
+    assert item.use_chat_template == use_chat_template
     assert text.endswith("One.\n\nTwo  {three} four.")
-    assert question.text.endswith(after) if framed else question.text == after
-    assert (question.max_tokens, question.framed, question.at) == (max_tokens, framed, {"subset": dataset})
+    assert question.text.endswith(after) if use_chat_template else question.text == after
+    assert (question.max_tokens, question.use_chat_template, question.conditions) == (
+        max_tokens,
+        use_chat_template,
+        {"subset": dataset},
+    )
 
 
 def test_longbench_keeps_the_last_words_and_scores_by_data_set() -> None:
@@ -338,29 +342,25 @@ def test_longbench_keeps_the_last_words_and_scores_by_data_set() -> None:
     with pytest.raises(UsageError, match="words must be 0 or more"):
         build("longbench", words=-1)
     average = LongBench().summary([row("score", 0.2, subset="a"), row("score", 0.4, subset="b")])
-    assert [(r.metric, r.value, r.n, r.at) for r in average] == [("average", pytest.approx(0.3), 8, {})]
+    assert [(r.metric, r.value, r.n, r.conditions) for r in average] == [("average", pytest.approx(0.3), 8, {})]
 
 
 # ---- measured ----
 
 
-def test_answers_have_the_tokens_of_their_question(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answers_have_the_tokens_of_their_question(tiny_folder: Path) -> None:
     opened = load(str(tiny_folder), dtype="float32")
-    texts = [Item(("A cat.",), (Question("Who?", ("b",), max_tokens=n),)) for n in (None, 3, 5, 3)]
-    decoded: list[tuple[int, int]] = []
+    limits = (None, 3, 5, 3)
+    texts = [Item(("A cat.",), (Question("Who?", ("b",), max_tokens=limit),)) for limit in limits]
+    memory = opened.fork()
+    memory.write("A cat.")
 
-    def noted(backbone: Any, encoder: Any, requests: Any, stops: Any) -> list[str]:
-        decoded.append((requests[0].decoding.max_tokens, len(requests)))
-        return [""] * len(requests)
+    def answers(spec: str) -> list[str]:
+        return [outcome.text for outcome in run(Retention(), texts, [Candidate.of(spec, opened)])[0]]
 
-    monkeypatch.setattr("byheart.evaluation.runner.answer_many", noted)
-    task = Retention()
-    assert len(run(task, texts, [Candidate.of("nothing", opened)])[0]) == 4
-    assert decoded == [(32, 1), (3, 2), (5, 1)]
-    decoded.clear()
-    # What a memory is asked with goes before all.
-    run(task, texts, [Candidate.of("nothing:max_tokens=2", opened)])
-    assert {tokens for tokens, _ in decoded} == {2}
+    assert answers("full") == [memory.ask("Who?", max_tokens=limit or Retention.max_tokens) for limit in limits]
+    # What a method is asked with goes before all.
+    assert answers("full:max_tokens=2") == [memory.ask("Who?", max_tokens=2)] * 4
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,12 @@
 
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -13,12 +15,13 @@ import pytest
 from byheart.data.prompts import PROMPTS
 from byheart.data.records import rows
 from byheart.errors import InputError, UnknownNameError, UsageError
-from byheart.evaluation.evaluate import _rows, evaluate
+from byheart.evaluation.evaluate import evaluate
 from byheart.evaluation.grid_search import GRID, search, settings
-from byheart.evaluation.metrics import scores as metrics
+from byheart.evaluation.metrics import summary as summary_scores
 from byheart.evaluation.results import Result, means
+from byheart.evaluation.rows import make_rows
 from byheart.evaluation.run_folder import Outcome
-from byheart.evaluation.runner import _part
+from byheart.evaluation.runner import parts_of
 from byheart.evaluation.task import Answer, Item, Part, Question
 from byheart.evaluation.tasks import build
 from byheart.evaluation.tasks.dialogue import Dialogue
@@ -30,6 +33,7 @@ from byheart.evaluation.tasks.questions import Questions
 from byheart.evaluation.tasks.stream import Stream
 from byheart.evaluation.tasks.summary import Summary
 from tests.conftest import Run
+from tests.naive.scores import label_scores
 
 Record = dict[str, Any]
 SWAPPED = {
@@ -81,9 +85,10 @@ def test_records_of_the_hub_say_their_data_set_and_a_script_is_refused(monkeypat
             raise RuntimeError("Dataset scripts are no longer supported")
         return [{"summary": split}, {"dataset": "own"}]
 
-    fake = SimpleNamespace(load_dataset=opened)
-    monkeypatch.setattr("byheart.data.records.importlib.util.find_spec", lambda name: SimpleNamespace(origin="x"))
-    monkeypatch.setattr("byheart.data.records.importlib.import_module", lambda name: fake)
+    package = ModuleType("datasets")
+    package.__spec__ = ModuleSpec("datasets", None, origin="x")
+    package.load_dataset = opened  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "datasets", package)
     assert rows("a/b:test") == [{"dataset": "a/b", "summary": "test"}, {"dataset": "own"}]
     with pytest.raises(InputError, match="'a/script' could not be read from the hub: Dataset scripts"):
         rows("a/script")
@@ -188,7 +193,7 @@ def test_labels_are_numbered_as_each_data_set_does(dataset: str, label: int, rig
     item, asked = only(list(Multitask().items([{**NLI, "dataset": dataset, "label": label}], 0)))
     assert item.texts == ()
     assert asked.answers == (right,)
-    assert not asked.framed
+    assert not asked.use_chat_template
 
 
 def test_a_records_own_choices_decide_what_its_label_means() -> None:
@@ -253,17 +258,17 @@ def test_macro_f1_counts_each_label_once(published: bool) -> None:
         answer = (
             Answer(word) if published else Answer(losses=(0.0, 1.0) if word == "yes" else (1.0, 0.0), tokens=(1, 1))
         )
-        question = Question("?", (gold,), (" yes", " no"), at={"set": "boolq"})
-        parts = {name: _part(part) for name, part in task.score(question, answer).items()}
-        outcomes.append(Outcome(n, "", 0, question.at, "", parts, 0, 0.0, 0.0))
-    accuracy, macro = _rows(task, "data", "nothing", outcomes)
+        question = Question("?", (gold,), (" yes", " no"), conditions={"set": "boolq"})
+        parts = parts_of(task, question, answer)
+        outcomes.append(Outcome(n, "", 0, question.conditions, "", parts, 0, 0, 0.0, 0.0))
+    accuracy, macro = make_rows(task, "data", "nothing", {"nothing": outcomes})
     # yes: precision 1, recall 2/3, F1 4/5. no: 2/3, or 0 where the right one is told as a third label.
     expected = (4 / 5 + 0 + 0) / 3 if published else (4 / 5 + 2 / 3) / 2
-    assert macro.value == pytest.approx(expected) == metrics.label_scores(said, right).macro_f1
-    assert (accuracy.metric, macro.metric, macro.at["set"], macro.n) == ("accuracy", "macro_f1", "boolq", 4)
+    assert macro.value == pytest.approx(expected) == label_scores(said, right).macro_f1
+    assert (accuracy.metric, macro.metric, macro.conditions["set"], macro.n) == ("accuracy", "macro_f1", "boolq", 4)
     # Some draws have fewer labels, but none has none.
     assert 0 <= macro.low <= macro.value <= macro.high <= 1
-    rows = [accuracy, macro, *(replace(row, at={**row.at, "set": "rte"}) for row in (accuracy, macro))]
+    rows = [accuracy, macro, *(replace(row, conditions={**row.conditions, "set": "rte"}) for row in (accuracy, macro))]
     assert [row.metric for row in task.summary(rows)] == ["mean_accuracy", "mean_macro_f1"]
 
 
@@ -289,7 +294,9 @@ def test_multitask_says_which_record_it_cannot_ask(record: Record, message: str)
 def test_a_reply_is_predicted_behind_exactly_so_many_turns() -> None:
     item, _ = only(list(Dialogue(turns=(1, 3, 4), persona=False).items([TALK], 0)))
     assert item.texts == ("a\n", "b\n", "c\n")
-    told = [(question.at["turn"], question.after, question.text, question.choices) for question in item.questions]
+    told = [
+        (question.conditions["turn"], question.after, question.text, question.choices) for question in item.questions
+    ]
     assert told == [(1, 1, "b", ("c",)), (3, 3, "d", ("e",))]
     assert list(Dialogue(turns=(4,)).items([TALK], 0)) == []
 
@@ -297,7 +304,9 @@ def test_a_reply_is_predicted_behind_exactly_so_many_turns() -> None:
 def test_a_persona_is_of_the_one_who_speaks_second_and_may_be_one_text() -> None:
     item, _ = only(list(Dialogue(turns=(0, 1, 2, 3)).items([TALK], 0)))
     assert item.texts == ("I sing.\nI run.\n", "a\n", "b\n")
-    told = [(question.at["turn"], question.after, question.text, question.choices) for question in item.questions]
+    told = [
+        (question.conditions["turn"], question.after, question.text, question.choices) for question in item.questions
+    ]
     assert told == [(0, 1, "a", ("b",)), (2, 3, "c", ("d",))]
     talk = {"meta": {**TALK["meta"], "persona": "I sing."}}
     assert only(list(Dialogue().items([talk], 0)))[0].texts == ("I sing.\n", "a\n", "b\n")
@@ -316,7 +325,7 @@ def test_replies_losses_are_pooled_and_perplexity_is_their_exponential() -> None
     loss = row(2.0, turn=1).mapped("loss", float)
     (made,) = Dialogue().summary([loss])
     assert (made.metric, made.value, made.low, made.high) == ("perplexity", *map(math.exp, (2.0, 1.9, 2.1)))
-    assert made.at == {"turn": 1}
+    assert made.conditions == {"turn": 1}
 
 
 # ---- icl ----
@@ -332,24 +341,24 @@ def test_a_query_is_never_among_its_demonstrations_and_each_record_is_asked_once
     asked: list[str] = []
     for item in items:
         queries = [question for question in item.questions if question.after == 0]
-        others = {"x": 7, "y": 5}[item.questions[0].at["set"]] - len(queries)
+        others = {"x": 7, "y": 5}[item.questions[0].conditions["set"]] - len(queries)
         assert len(item.texts) == len({*item.texts}) == min(4, others)
-        assert not item.framed
+        assert not item.use_chat_template
         assert all(text.endswith(("\nl0\n", "\nl1\n")) for text in item.texts)
         for question in item.questions:
             assert f"{question.text}{question.answers[0]}\n" not in item.texts
-            assert question.after == question.at["demonstrations"]
+            assert question.after == question.conditions["demonstrations"]
             assert question.choices == ("l0", "l1")
         asked += [question.text for question in queries]
     assert len(asked) == len({*asked}) == 12
-    assert [item.questions[0].at["set"] for item in items] == ["x", "y", "x", "y", "x"]
+    assert [item.questions[0].conditions["set"] for item in items] == ["x", "y", "x", "y", "x"]
     assert items == list(task.items([*shown("x", 7), *shown("y", 5)], 3))
     assert items != list(task.items([*shown("x", 7), *shown("y", 5)], 4))
 
 
 def test_a_data_set_of_one_label_is_left_out() -> None:
     items = list(ICL().items([*shown("one", 4, labels=1), *shown("x", 4)], 0))
-    assert {question.at["set"] for item in items for question in item.questions} == {"x"}
+    assert {question.conditions["set"] for item in items for question in item.questions} == {"x"}
 
 
 def test_labels_are_compared_by_their_loss_a_token() -> None:
@@ -363,7 +372,7 @@ def test_each_data_set_counts_once_in_the_mean_and_mrpc_not_at_all() -> None:
         for k, name, value in ((0, "x", 0.2), (0, "y", 0.4), (0, "glue-mrpc", 1.0), (4, "x", 0.6), (4, "y", 1.0))
     ]
     made = ICL().summary(rows)
-    assert [(each.metric, each.at, each.n) for each in made] == [
+    assert [(each.metric, each.conditions, each.n) for each in made] == [
         ("mean_accuracy", {"demonstrations": 0}, 8),
         ("mean_accuracy", {"demonstrations": 4}, 8),
     ]
@@ -423,14 +432,10 @@ def test_a_summary_is_compared_with_the_gold_one_and_its_article(monkeypatch: py
     assert found == {"rouge1": 0.5, "rouge2": 0.0, "rouge_l": 0.5}
     assert Summary().score(asked, Answer("Cat ran."))["rouge1"] == 0.5
     given: list[Any] = []
-    monkeypatch.setattr(
-        "byheart.evaluation.metrics.summary.bert_precision", lambda *texts: given.append(texts) or [0.9]
-    )
+    monkeypatch.setattr(summary_scores, "bert_precision", lambda *texts: given.append(texts) or [0.9])
     assert Summary(bertscore=True).score(asked, Answer("Cats."))["bert_precision"] == 0.9
     assert given == [(["Cats."], ["The cats ran"])]
-    monkeypatch.setattr(
-        "byheart.evaluation.metrics.summary.factkb", lambda *texts, model: given.append((*texts, model)) or [0.1]
-    )
+    monkeypatch.setattr(summary_scores, "factkb", lambda *texts, model: given.append((*texts, model)) or [0.1])
     for option, model in ((True, "bunsenfeng/FactKB"), ("a/folder", "a/folder")):
         assert Summary(factkb=option).score(asked, Answer("Cats."))["factkb"] == 0.1
         assert given.pop() == (["Cats."], ["The cats ran"], model)
@@ -451,9 +456,9 @@ def test_a_summary_is_compared_with_the_gold_one_and_its_article(monkeypatch: py
 def test_a_piece_is_predicted_before_it_is_written() -> None:
     words = [f"w{n}" for n in range(14)]
     item, _ = only(list(Stream(words=4, given=1, block=2).items([{"context": "\n".join(words)}], 0)))
-    assert not item.framed
+    assert not item.use_chat_template
     assert item.texts == ("w0\nw1\nw2\nw3", "\nw4\nw5\nw6\nw7")
-    assert [(q.text, q.choices, q.after, q.at["pieces"]) for q in item.questions] == [
+    assert [(q.text, q.choices, q.after, q.conditions["pieces"]) for q in item.questions] == [
         ("w0", ("\nw1\nw2\nw3",), 0, 0),
         ("\nw4", ("\nw5\nw6\nw7",), 1, 0),
         ("\nw8", ("\nw9\nw10\nw11",), 2, 2),

@@ -1,0 +1,141 @@
+"""Rows made of the outcomes of one method: the number of each metric, and its interval over bootstrap samples of items.
+
+It knows no method and no model, and of a task only how to compare.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from byheart.evaluation.metrics import DIFFERENCE, declared
+from byheart.evaluation.results import Result
+from byheart.evaluation.run_folder import Outcome
+from byheart.evaluation.statistics import draws, interval
+from byheart.evaluation.task import Task, Totals
+
+
+class Key(NamedTuple):
+    """What a row is the number of: a metric, and the conditions as JSON."""
+
+    metric: str
+    conditions: str
+
+
+def make_rows(task: Task, dataset: str, spec: str, outcomes: Mapping[str, Sequence[Outcome]]) -> list[Result]:
+    """The rows of ``spec``: one for each metric and its conditions, in the order in which they came.
+
+    Args:
+        outcomes: of ``spec`` and of the task's references, by their specs.
+    """
+    groups = {name: _group(outcomes[name]) for name in (spec, *task.references)}
+    rows = [
+        _row(task.name, dataset, spec, key, found, *_measure(key.metric, found)) for key, found in groups[spec].items()
+    ]
+    if not task.references:
+        return rows
+    control = _group([replace(outcome, parts=outcome.control) for outcome in outcomes[spec]])
+    for conditions in dict.fromkeys(key.conditions for key in groups[spec]):
+        members = next(found for key, found in groups[spec].items() if key.conditions == conditions)
+        sums = {name: _totals(found, conditions) for name, found in groups.items()}
+        compared, sampled = (
+            task.compare(spec, {name: _pick(own, picks) for name, own in sums.items()}, _pick(theirs, picks))
+            for theirs in [_totals(control, conditions)]
+            for picks in (slice(None), draws(len(next(iter(sums[spec].values())))))
+        )
+        for metric, value in compared.items():
+            rows.append(_row(task.name, dataset, spec, Key(metric, conditions), members, value, sampled[metric]))
+    return rows
+
+
+def _totals(groups: Mapping[Key, Sequence[Outcome]], conditions: str) -> Totals:
+    """By metric, the total of each item."""
+    return {key.metric: _sums(key.metric, found)[0][0] for key, found in groups.items() if key.conditions == conditions}
+
+
+def _pick(totals: Totals, picks: Tensor | slice) -> Totals:
+    """The sums over all items, or over each sample of them."""
+    return {metric: total[picks].sum(-1) for metric, total in totals.items()}
+
+
+def make_differences(
+    task: Task, dataset: str, spec: str, outcomes: Sequence[Outcome], others: Sequence[Outcome]
+) -> list[Result]:
+    """How much more than another method's each number is, on the same items: samples have the same ones for both."""
+    rows, theirs = [], _group(others)
+    for key, members in _group(outcomes).items():
+        (value, sampled), (less, sampled_less) = _measure(key.metric, members), _measure(key.metric, theirs[key])
+        named = Key(f"{key.metric}{DIFFERENCE}", key.conditions)
+        rows.append(_row(task.name, dataset, spec, named, members, value - less, sampled - sampled_less))
+    return rows
+
+
+def _group(outcomes: Sequence[Outcome]) -> dict[Key, list[Outcome]]:
+    """By metric and conditions."""
+    groups: dict[Key, list[Outcome]] = {}
+    for outcome in outcomes:
+        for metric in dict.fromkeys(map(_metric, outcome.parts)):
+            groups.setdefault(Key(metric, json.dumps(outcome.conditions)), []).append(outcome)
+    return groups
+
+
+def _metric(part: str) -> str:
+    """The metric that a part belongs to: what stands before a class."""
+    return part.partition("/")[0]
+
+
+def _row(
+    task: str, dataset: str, spec: str, key: Key, members: Sequence[Outcome], value: Tensor, sampled: Tensor
+) -> Result:
+    def mean(values: Iterable[float]) -> float:
+        return sum(values) / len(members)
+
+    low, high = interval(sampled)
+    costs = {"tokens": mean(o.tokens for o in members), "answer_seconds": mean(o.answer_seconds for o in members)}
+    numbers = (value.item(), low, high, len(members), round(mean(outcome.bytes for outcome in members)))
+    seconds, better = mean(outcome.write_seconds for outcome in members), declared(key.metric).higher_is_better
+    return Result(task, dataset, spec, key.metric, *numbers, seconds, json.loads(key.conditions), costs, better)
+
+
+def _measure(metric: str, members: Sequence[Outcome]) -> tuple[Tensor, Float[Tensor, " D"]]:
+    """The number over all items, and over each sample of them.
+
+    Questions of one item are no independent draws, so whole items are drawn.
+    """
+    sums = _sums(metric, members)
+    picks = draws(sums[0].shape[-1])
+    return _over_classes([found.sum(-1) for found in sums]), _over_classes([found[:, picks].sum(-1) for found in sums])
+
+
+def _sums(metric: str, members: Sequence[Outcome]) -> list[Float[Tensor, "2 N"]]:
+    """For each class of a metric, the totals and weights of each of N items."""
+    places = {item: place for place, item in enumerate(sorted({outcome.item for outcome in members}))}
+    sums: dict[str, Tensor] = {}
+    for outcome in members:
+        for name in (name for name in outcome.parts if _metric(name) == metric):
+            found = sums.setdefault(name, torch.zeros(2, len(places), dtype=torch.double))
+            found[:, places[outcome.item]] += torch.tensor(outcome.parts[name], dtype=torch.double)
+    return list(sums.values())
+
+
+def _over_classes(sums: Sequence[Float[Tensor, "2 ..."]]) -> Float[Tensor, "..."]:
+    """The mean, over the classes that have any weight, of totals over weights."""
+    totals, weights = torch.stack(list(sums), dim=1)
+    there = weights > 0
+    means: Tensor = torch.where(there, totals / weights, 0).sum(0) / there.sum(0)
+    return means
+
+
+def pool(outcomes: Sequence[Sequence[Outcome]], weights: Sequence[float]) -> list[Outcome]:
+    """The outcomes of several data sets as those of one, each part times the weight of its data set."""
+    pooled: list[Outcome] = []
+    for found, weight in zip(outcomes, weights, strict=True):
+        first = 1 + max((outcome.item for outcome in pooled), default=-1)
+        pooled += [outcome.moved(first, weight) for outcome in found]
+    return pooled

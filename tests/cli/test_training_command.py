@@ -1,0 +1,46 @@
+"""The commands that train and then measure."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Run
+
+TEXTS = [" ".join(f"{word}{n}" for n in range(60)) for word in ("ape", "bee", "cat")]
+SMALL = ["--segments", "1,2", "--segment-tokens", 12, "--target-tokens", 8, "--batch", 2]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    path = tmp_path / "data.jsonl"
+    path.write_text("".join(json.dumps({"task": "lm", "context": text}) + "\n" for text in TEXTS), encoding="utf-8")
+    return path
+
+
+def test_a_memory_is_trained_goes_on_and_is_measured(run: Run, data: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(f'method = "compressed-kv"\nsteps = 2\ndata = ["{data}:2"]\noptions = {{rank = 2}}\n')
+    flags = ["--recipe", recipe, "--model", tiny_folder, "--out", out, "-o", "tokens=2", *SMALL]
+    ran = run("train", *flags, "--steps", 3, "--teacher", 0.5, "--held-out", data, "--json")
+    assert ran.code == 0, ran.err
+    assert ran.json["losses"] == 3
+    assert ran.json["held_out"] > 0
+    recipe_kept = json.loads((out / "recipe.json").read_text())
+    assert (recipe_kept["steps"], recipe_kept["teacher"]) == (3, 0.5)
+    assert (recipe_kept["options"]["rank"], recipe_kept["options"]["tokens"]) == (2, 2)
+    assert recipe_kept["data"][0][::2] == ["data.jsonl", 2.0]
+    ran = run("train", *flags, "--steps", 3, "--teacher", 0.5, "--held-out", data)
+    assert "Trained 3 steps" in ran.out
+    refused = run("train", *flags, "--steps", 4, "--teacher", 0.5)
+    assert refused.code == 1
+    assert "steps 3; this run has 4" in refused.err
+    given = ["history=[2]", "segment_tokens=12", "target_tokens=8"]
+    shape = ["--limit", 3, *(part for option in given for part in ("-o", option))]
+    ran = run("evaluate", "gap", "--method", f"{out},window", "--data", data, "--model", tiny_folder, *shape, "--json")
+    assert ran.code == 0, ran.err
+    assert {row["method"] for row in ran.json} == {"nothing", "full", str(out), "window"}
+    assert "gap closed" in run("evaluate", "gap", "--method", out, "--data", data, "-m", tiny_folder, *shape).out
