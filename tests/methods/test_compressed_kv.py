@@ -171,7 +171,7 @@ def exact(script: Scripted, lengths: list[int], merge: str, read: int) -> KV:
     def placed(layer: int, turn: int) -> Tensor:
         # Row j of a turn stands at its segment's end + j; the reader's next token stands at position ``read``.
         steps = torch.arange(script.marks) + ends[turn] + read - ends[-1]
-        return script.rotations[layer].turn(script.made[turn].keys[layer], steps)
+        return script.rotations[layer].rotate(script.made[turn].keys[layer], steps)
 
     keys, values = [], []
     for layer in range(len(script.rotations)):

@@ -37,7 +37,7 @@ def naive_turn(key: Tensor, frequencies: tuple[float, ...], pairing: Pairing, st
 def test_a_turn_multiplies_complex_pairs(pairing: Pairing, width: int) -> None:
     given_keys = keys(width=width)
     steps = torch.tensor([[3, 0, -7, 400, 1], [9, 9, 9, -1, 12]])
-    turned = Rotation(FREQUENCIES, pairing).turn(given_keys, steps)
+    turned = Rotation(FREQUENCIES, pairing).rotate(given_keys, steps)
     for b in range(2):
         for h in range(3):
             for m in range(5):
@@ -69,7 +69,7 @@ def test_attention_sees_differences_only(pairing: Pairing, query: int, key: int,
 @pytest.mark.parametrize("pairing", PAIRINGS)
 def test_a_turn_by_a_million_is_as_exact_as_by_one(pairing: Pairing) -> None:
     rotation, start = Rotation(FREQUENCIES, pairing), keys(dtype=torch.float32)
-    exact = Rotation(FREQUENCIES, pairing).turn(start.double(), 1_000_003)
+    exact = Rotation(FREQUENCIES, pairing).rotate(start.double(), 1_000_003)
     torch.testing.assert_close(rotation.rotate(start, 1_000_003).double(), exact, rtol=0, atol=1e-6)
     torch.testing.assert_close(rotation.rotate(rotation.rotate(start, 1_000_003), -1_000_003), start, rtol=0, atol=2e-6)
 
@@ -118,12 +118,12 @@ def test_bfloat16_is_rounded_once() -> None:
 @pytest.mark.parametrize("steps", [0, 5, torch.arange(5)])
 def test_a_layer_without_positions_keeps_its_keys(steps: int | Tensor) -> None:
     start = keys()
-    assert Rotation((), "none").turn(start, steps) is start
+    assert Rotation((), "none").rotate(start, steps) is start
 
 
 def test_no_step_is_no_turn() -> None:
     start = keys()
-    assert Rotation(FREQUENCIES, "half").turn(start, 0) is start
+    assert Rotation(FREQUENCIES, "half").rotate(start, 0) is start
 
 
 def test_what_was_turned_in_inference_mode_can_be_learned_from_later() -> None:
