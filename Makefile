@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # Threads that wait by spinning slow one another down where there are more of them than cores.
-export OMP_WAIT_POLICY ?= PASSIVE
+export GOMP_SPINCOUNT ?= 1000
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check lint format bench docs size update test-oldest test-newest test-slow

@@ -108,16 +108,38 @@ def tasks_table(results: Path) -> str:
     return "\n".join([*lines, "", made])
 
 
+def contention_table(results: Path) -> str:
+    """How long a write takes beside busy processes: a row for each policy, a column for each number of neighbours."""
+    stored = json.loads(results.read_text())
+    about, rows = stored["about"], stored["rows"]
+    columns = list(dict.fromkeys((row["neighbours"], row["busy"]) for row in rows))
+    titles = ["idle, over no policy" if not busy else f"{busy} x {kind}" for kind, busy in columns]
+    lines = [f"| policy | {' | '.join(titles)} |", "|---|" + "---|" * len(columns)]
+    for policy in dict.fromkeys(row["policy"] for row in rows):
+        shares = {(row["neighbours"], row["busy"]): row["share"] for row in rows if row["policy"] == policy}
+        lines.append(f"| {policy} | {' | '.join(f'{shares[column]:.2f}' for column in columns)} |")
+    made = f"{about['tokens']} tokens, {about['cores']} cores; PyTorch {about['torch']}"
+    command = f"Made by `python benchmarks/contention.py` ({made}) into `{results.relative_to(ROOT)}`."
+    return "\n".join([*lines, "", command])
+
+
 TABLES: dict[str, Callable[[Path], str]] = {
     "cost": cost_table,
     "training": training_table,
     "questions": questions_table,
     "tasks": tasks_table,
+    "contention": contention_table,
 }
 
 
 COSTS = ROOT / "docs" / "explanation" / "costs.md"
-PAGES = {"cost": COSTS, "training": COSTS, "questions": COSTS, "tasks": ROOT / "README.md"}
+PAGES = {
+    "cost": COSTS,
+    "training": COSTS,
+    "questions": COSTS,
+    "tasks": ROOT / "README.md",
+    "contention": ROOT / "docs" / "how-to" / "threads.md",
+}
 
 
 def source(marker: str) -> Path:

@@ -44,7 +44,7 @@ def search(
     device: options.Device = "auto",
     as_json: options.AsJSON = False,
 ) -> None:
-    """Try a grid of a method's settings on some items, and list the best first; then measure it on other items."""
+    """Try a grid of settings on some items and list the best first; then measure it on other items."""
     from byheart.evaluation import grid_search as searching
     from byheart.evaluation.tasks import build
     from byheart.model.loading import silence

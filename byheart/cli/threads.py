@@ -13,6 +13,8 @@ import sys
 from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path, PurePosixPath
 
+_WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+
 
 def prepare(environ: MutableMapping[str, str]) -> None:
     """Set what the user did not; nothing where PyTorch is loaded already, which would read it too late."""
@@ -20,10 +22,16 @@ def prepare(environ: MutableMapping[str, str]) -> None:
         environ.update(choose(environ, count_cpus()))
 
 
-def choose(environ: Mapping[str, str], cpus: int) -> dict[str, str]:
-    """The variables to set for a process that may use ``cpus`` processors: the policy, in one place."""
-    chosen = {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": str(cpus)}
-    return {name: value for name, value in chosen.items() if name not in environ}
+def choose(environ: Mapping[str, str], cpus: int, platform: str = sys.platform) -> dict[str, str]:
+    """The variables to set for a process that may use ``cpus`` processors: the policy, in one place.
+
+    On Linux PyTorch's threads are libgomp's. A thousand rounds of spinning, instead of some hundred thousand, are as
+    fast on an idle machine and keep to a fair share of a busy one (``benchmarks/contention.py``).
+    """
+    threads = {} if "OMP_NUM_THREADS" in environ else {"OMP_NUM_THREADS": str(cpus)}
+    if any(name in environ for name in _WAITING):
+        return threads
+    return {**threads, **({"GOMP_SPINCOUNT": "1000"} if platform == "linux" else {"OMP_WAIT_POLICY": "PASSIVE"})}
 
 
 def count_cpus(root: Path = Path("/")) -> int:

@@ -24,6 +24,7 @@ from byheart.protocol import state_file as states
 from byheart.protocol.state import Header
 
 if TYPE_CHECKING:
+    from byheart.model.backbone import Backbone
     from byheart.session.session import Session
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
@@ -102,7 +103,7 @@ class Store:
         name: str,
         *,
         new: bool = False,
-        model: str | None = None,
+        model: str | Backbone | None = None,
         method: str | None = None,
         dtype: str = "auto",
         device: str = "auto",
@@ -113,6 +114,7 @@ class Store:
         Args:
             new: where there is no such memory, begin an empty one; it exists once it is saved.
             model, method, options: of a new memory, as for ``session.load``; an old one must have been made with them.
+                An opened Backbone serves any number of memories: a model is then opened once in a process.
 
         Raises StoreError, StateError, ModelError or UsageError.
         """

@@ -44,22 +44,24 @@ def many_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
 # ---- the policy ----
 
 
-def test_threads_wait_passively_and_are_as_many_as_may_run() -> None:
-    assert choose({}, 3) == {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "3"}
+def test_threads_soon_sleep_while_they_wait_and_are_as_many_as_may_run() -> None:
+    assert choose({}, 3, "linux") == {"GOMP_SPINCOUNT": "1000", "OMP_NUM_THREADS": "3"}
+    assert choose({}, 3, "darwin") == {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "3"}
 
 
 @pytest.mark.parametrize(
     ("environ", "chosen"),
     [
-        ({"OMP_NUM_THREADS": "1"}, {"OMP_WAIT_POLICY": "PASSIVE"}),
+        ({"OMP_NUM_THREADS": "1"}, {"GOMP_SPINCOUNT": "1000"}),
         ({"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_NUM_THREADS": "8"}),
         ({"OMP_WAIT_POLICY": "", "OMP_NUM_THREADS": ""}, {}),
-        ({"PATH": "/bin"}, {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "8"}),
+        ({"GOMP_SPINCOUNT": "5"}, {"OMP_NUM_THREADS": "8"}),
+        ({"PATH": "/bin"}, {"GOMP_SPINCOUNT": "1000", "OMP_NUM_THREADS": "8"}),
     ],
 )
 def test_what_the_user_set_is_left_alone(environ: dict[str, str], chosen: dict[str, str]) -> None:
     before = dict(environ)
-    assert choose(environ, 8) == chosen
+    assert choose(environ, 8, "linux") == chosen
     assert environ == before
 
 
@@ -177,24 +179,25 @@ class TestVersion1:
 # ---- the command line ----
 
 
-@pytest.mark.parametrize("user", [{}, {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "ACTIVE"}])
+@pytest.mark.parametrize("user", [{}, {"OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": "7"}])
 def test_a_command_sets_them_before_torch_is_imported(user: dict[str, str], tmp_path: Path) -> None:
     code = (
         "import os, sys, byheart.cli\n"
         "try: byheart.cli.main(['list'])\n"
         "except SystemExit: pass\n"
-        "print(os.environ['OMP_WAIT_POLICY'], os.environ['OMP_NUM_THREADS'])\n"
+        "print(os.environ.get('GOMP_SPINCOUNT'), os.environ['OMP_NUM_THREADS'])\n"
     )
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")}
+    clean = {name: value for name, value in os.environ.items() if "OMP_" not in name}
     environ = {**clean, **user, "BYHEART_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
     ran = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
-    expected = f"{user.get('OMP_WAIT_POLICY', 'PASSIVE')} {user.get('OMP_NUM_THREADS', count_cpus())}"
+    policy = choose({}, 1).get("GOMP_SPINCOUNT")
+    expected = f"{user.get('GOMP_SPINCOUNT', policy)} {user.get('OMP_NUM_THREADS', count_cpus())}"
     assert ran.stdout.splitlines()[-1] == expected
 
 
 def test_importing_the_library_sets_nothing() -> None:
-    code = "import os, byheart; byheart.Store; print(sorted(name for name in os.environ if name.startswith('OMP_')))"
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")}
+    code = "import os, byheart; byheart.Store; print(sorted(name for name in os.environ if 'OMP_' in name))"
+    environ = {name: value for name, value in os.environ.items() if "OMP_" not in name}
     environ["PYTHONPATH"] = str(ROOT)
     ran = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"

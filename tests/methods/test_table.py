@@ -75,7 +75,7 @@ def test_the_table_is_by_name_and_free_of_duplicates() -> None:
 def test_a_method_is_final_and_says_what_it_does(name: str) -> None:
     kind = BUILT_IN[name]
     assert kind.__bases__ in ((Method,), (KVMethod,))
-    assert not kind.__subclasses__()
+    assert not [child for child in kind.__subclasses__() if child.__module__.startswith("byheart.")]
     assert kind.__doc__
     assert find(name) is kind
     assert isinstance(build(name, backbone()), kind)

@@ -115,6 +115,12 @@ def test_a_memory_continues_where_it_was_saved(store: Store, cat: Session, tiny_
     assert store.open("cat", model=str(tiny_folder), method="full", chunk_tokens=1024).header == cat.header
 
 
+def test_an_opened_model_serves_every_memory(store: Store, cat: Session, backbone: Backbone) -> None:
+    again, other = store.open("cat", model=backbone), store.open("dog", new=True, model=backbone, method="window")
+    assert again.backbone is other.backbone is backbone
+    assert again.header == cat.header
+
+
 def test_a_new_memory_is_there_once_it_is_saved(store: Store, tiny_folder: Path) -> None:
     session = store.open("dog", new=True, model=str(tiny_folder), method="window", recent=9)
     assert session.header.options["recent"] == 9
