@@ -386,7 +386,7 @@ LATENT = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_h
         (
             "qwen3_next",
             {**DEPTH, **EXPERTS, "head_dim": 8, "layer_types": ["full_attention", "linear_attention"]},
-            r"Qwen3NextDecoderLayer.* layer 1 .*linear attention",
+            r"Qwen3NextDecoderLayer.* layer (index )?1\b.*linear attention",
         ),
         (
             "deepseek_v3",
