@@ -8,7 +8,7 @@ Dimensions: T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Iterable, Sequence
+from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -17,12 +17,12 @@ from torch import Tensor
 
 from byheart.errors import UsageError
 from byheart.generation.decoding import Decoding
-from byheart.generation.lanes import Lane, LaneBatch, make_lane, rows_of
+from byheart.generation.lanes import Lane, LaneBatch, cast_deltas, make_lane, rows_of
 from byheart.generation.prompts import require_room
 from byheart.generation.sampling import make_generator, sample
 from byheart.model.backbone import Backbone
 from byheart.model.kv_cache import PrefixCache
-from byheart.model.reading import Reading
+from byheart.model.reading import Delta, Reading
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,8 @@ class Generation:
             require_room(self.backbone, request.prompt, request.reading)
             if request.decoding.context_aware is not None and request.unconditional_prompt is not None:
                 require_room(self.backbone, request.unconditional_prompt, Reading())
-        lanes = [self._lane(request) for request in requests]
+        deltas = cast_deltas([request.reading for request in requests], self.backbone.dtype)
+        lanes = [self._lane(request, own) for request, own in zip(requests, deltas, strict=True)]
         room = max(len(lane.prompt) for lane in rows_of(lanes)) + max(r.decoding.max_tokens for r in requests)
         batch = LaneBatch(self.backbone, lanes, self._cache(lanes, room))
         sequences = [RunningSequence(request) for request in requests]
@@ -110,9 +111,9 @@ class Generation:
         if self._lent is not None:
             self._lent.give_back()
 
-    def _lane(self, request: Request) -> Lane:
+    def _lane(self, request: Request, deltas: Mapping[str, Delta]) -> Lane:
         other = request.prompt if request.unconditional_prompt is None else request.unconditional_prompt
-        return make_lane(self.backbone, request.prompt, request.reading, request.decoding, other)
+        return make_lane(self.backbone, request.prompt, request.reading, request.decoding, other, deltas)
 
     def _cache(self, lanes: Sequence[Lane], room: int) -> PrefixCache:
         rows = rows_of(lanes)

@@ -44,13 +44,30 @@ class Lane:
     unconditional: Lane | None = None
 
 
-def make_lane(backbone: Backbone, prompt: Tensor, reading: Reading, decoding: Decoding, other: Tensor) -> Lane:
+def cast_deltas(readings: Sequence[Reading], dtype: torch.dtype) -> list[dict[str, Delta]]:
+    """Each reading's deltas in ``dtype``; those that several share are converted once and stay shared.
+
+    Rows that share a change go through one product with it.
+    """
+    originals = {id(delta): delta for reading in readings for delta in reading.deltas.values()}
+    converted = {key: delta.to(dtype) for key, delta in originals.items()}
+    return [{path: converted[id(delta)] for path, delta in reading.deltas.items()} for reading in readings]
+
+
+def make_lane(
+    backbone: Backbone,
+    prompt: Tensor,
+    reading: Reading,
+    decoding: Decoding,
+    other: Tensor,
+    deltas: Mapping[str, Delta],
+) -> Lane:
     """The lane of a sequence, with the second lane that its decoding needs. Raises UsageError.
 
     Args:
         other: the prompt of a lane that reads nothing.
+        deltas: those of ``reading``, in the model's type.
     """
-    deltas = {path: delta.to(backbone.dtype) for path, delta in reading.deltas.items()}
     lane = Lane(prompt, replace(reading, deltas={}), deltas)
     if decoding.dola is not None:
         return replace(lane, layers=candidate_layers(decoding.dola, len(backbone.layers)))

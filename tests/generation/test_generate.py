@@ -15,6 +15,7 @@ from byheart.errors import InputError, UsageError
 from byheart.generation.decoding import Decoding
 from byheart.generation.dola import dola_scores
 from byheart.generation.generate import Generation, Request, generate
+from byheart.generation.lanes import cast_deltas
 from byheart.generation.sampling import make_generator, sample
 from byheart.model.backbone import Backbone
 from byheart.model.reading import DenseDelta, LowRankDelta, Reading
@@ -508,3 +509,15 @@ def test_a_prompt_for_a_model_without_memory_needs_room_too() -> None:
         Generation(backbone()).add([request])
     plain = Request(PROMPTS[0], Reading(), Decoding(max_tokens=1), tokens(600)[0])
     assert len(alone(plain)) == 1
+
+
+@pytest.mark.parametrize("case", ["last-ffn", "ffn-lora"])
+def test_rows_that_share_a_change_share_one_product(case: str) -> None:
+    """Ten questions about one text read its change of the weights once."""
+    first, other = read(case), Reading(deltas=dict(read(case).deltas))
+    converted = cast_deltas([first, other, first], torch.bfloat16)
+    assert first.deltas.keys() == converted[0].keys() != set()
+    for path, delta in converted[0].items():
+        assert delta is converted[2][path]
+        assert (delta is converted[1][path]) == (first.deltas[path] is other.deltas[path])
+    assert cast_deltas([Reading()], torch.float32) == [{}]
