@@ -79,9 +79,9 @@ def folded_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | N
 def roomy_attention(
     query: Tensor, buffers: tuple[Tensor, Tensor], slots: int, mask: Tensor | None, *, scaling: float
 ) -> Tensor:
-    """The same over the buffers (B, H, N, W) in which ``slots`` keys and values lie first; gives (B, T, H * G, W).
+    """The same over whole buffers (B, H, N, W), of which the first ``slots`` are used; gives (B, T, H * G, W).
 
-    A batched product copies a part of a buffer before it reads it, which costs more than reading what lies behind.
+    A batched product copies a part of a buffer before it reads it, which costs more than reading the unused slots too.
     """
     keys, values = buffers
     batch, heads, rows, width = query.shape
@@ -123,7 +123,7 @@ def _hide(scores: Tensor, mask: Tensor) -> None:
 
 
 def choose_kernel(query: Tensor, key: Tensor, mask: Tensor | None, *, roomy: bool = False) -> Kernel:
-    """Which attention is the quickest; ``roomy``: the keys lie first in a buffer that is at hand.
+    """Which attention is the fastest; ``roomy`` says that the whole buffer in which the keys are stored is known.
 
     Stock on a GPU, and for a causal mask alone, which it does at half the work. On a CPU, in float32, folded for few
     query rows. In bfloat16, whose matrix products are twice as fast there: roomy for one or two queries over many keys,
