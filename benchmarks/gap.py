@@ -29,7 +29,7 @@ GROUPS = {
     "answers": ("squad", "fairytaleqa", "nq"),
 }
 ROWS = 4
-_BOTH_ENDS = {"nothing": "no text (nats a token)", "full": "full text (nats a token)"}
+_BOTH_ENDS = {"nothing": "no text (nats per token)", "full": "full text (nats per token)"}
 _KEY = ("dataset", "method", "metric", "segments", "between")
 
 
@@ -148,7 +148,7 @@ def by_set(rows: Mapping[tuple[Any, ...], Mapping[str, Any]], methods: Sequence[
 
     ends = [line(label, method, "loss") for method, label in _BOTH_ENDS.items()]
     shares = [line(f"`{method}`", method, "gap_closed") for method in methods]
-    return "\n".join([*_head(["method", "bytes a token", *sets]), *shares, *ends])
+    return "\n".join([*_head(["method", "bytes per token", *sets]), *shares, *ends])
 
 
 def by_history(

@@ -14,7 +14,9 @@ from byheart.errors import BudgetError, UsageError, require_positive
 from byheart.methods import find
 from byheart.model.backbone import Backbone
 
-_UNITS = {"": 1, "B": 1, "KB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30}
+_UNITS = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
+# Specs of published results say KB; everywhere in byheart it means 1,024 bytes.
+_UNITS |= {"KB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30}
 
 
 def options_for(name: str, backbone: Backbone, budget_bytes: int, tokens: int) -> dict[str, Any]:
@@ -39,9 +41,9 @@ def options_for(name: str, backbone: Backbone, budget_bytes: int, tokens: int) -
 
 
 def parse_bytes(text: str) -> int:
-    """Bytes from words such as ``300``, ``64KB`` or ``1.5MB``; a KB is 1024 bytes. Raises UsageError."""
+    """Bytes from words such as ``300``, ``64KiB`` or ``1.5MiB``; ``KB`` is read as ``KiB``. Raises UsageError."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text, re.IGNORECASE | re.ASCII)
     number = float(found[1]) * _UNITS.get(found[2].upper(), 0) if found else 0.0
     if number < 1:
-        raise UsageError(f"'{text}' is no number of bytes; write one such as 300, 64KB, 1.5MB or 2GB (1KB = 1024).")
+        raise UsageError(f"'{text}' is no number of bytes; write one such as 300, 64KiB, 1.5MiB or 2GiB.")
     return int(number)

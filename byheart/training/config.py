@@ -61,7 +61,7 @@ class Episodes:
 
 @dataclass(frozen=True)
 class Saving:
-    """What is kept of a run while it goes, and who is told."""
+    """What is kept of a run while it lasts, and where its numbers are sent."""
 
     save_every: Annotated[int, "Steps between checkpoints."] = 100
     evaluate_every: Annotated[int, "Steps between measurements on held-out data; 0 measures at the end alone."] = 0

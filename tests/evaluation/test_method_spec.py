@@ -101,7 +101,7 @@ def test_an_existing_folder_may_have_an_at_sign(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("spec", ["window@much", "window@", "window@0", "window@-3"])
 def test_what_is_no_number_of_bytes_is_refused(spec: str) -> None:
-    with pytest.raises(UsageError, match="is no number of bytes; write one such as 300, 64KB"):
+    with pytest.raises(UsageError, match="is no number of bytes; write one such as 300, 64KiB"):
         split_budget(spec)
 
 

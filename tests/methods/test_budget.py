@@ -172,7 +172,17 @@ def test_what_cannot_be_asked_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("300", 300), ("300 B", 300), ("64KB", 65536), ("64 kb", 65536), ("1.5MB", 3 << 19), (" 2GB ", 2 << 30)],
+    [
+        ("300", 300),
+        ("300 B", 300),
+        ("64KB", 65536),
+        ("64 kb", 65536),
+        ("64KiB", 65536),
+        ("1.5 MiB", 3 << 19),
+        ("2gib", 2 << 30),
+        ("1.5MB", 3 << 19),
+        (" 2GB ", 2 << 30),
+    ],
 )
 def test_sizes_are_read(text: str, expected: int) -> None:
     assert parse_bytes(text) == expected
@@ -180,5 +190,5 @@ def test_sizes_are_read(text: str, expected: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "KB", "64 apples", "-1KB", "0", "1,5MB", "1e3", "64KBs", "0.5", "64٣"])
 def test_what_is_no_size_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match=f"'{text}' is no number of bytes; write one such as 300, 64KB"):
+    with pytest.raises(UsageError, match=f"'{text}' is no number of bytes; write one such as 300, 64KiB"):
         parse_bytes(text)

@@ -406,7 +406,7 @@ def test_the_table_of_the_benchmark_is_made_of_the_result_file(
     capsys.readouterr()
     benchmark.main(["--table", *where])
     said = capsys.readouterr().out
-    assert "| method | bytes a token | novels |" in said
+    assert "| method | bytes per token | novels |" in said
     assert "| `every-kth` | " in said
     assert "With 1 · 2 segments, 8 unrelated tokens before the target:" in said
     assert said.count("\n| `window` | ") == 5
