@@ -1,0 +1,121 @@
+"""Files that somebody else may have written, and files that must not be lost.
+
+What is read is a regular file, inside the folder that was named, and JSON within bounds. What is written replaces the
+earlier file as a whole or not at all. Nothing here knows what the files hold.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import platformdirs
+
+LONGEST_JSON = 64 << 20
+"""Bytes of a JSON file; the tokenizer files of the largest vocabularies have a third of it."""
+DEEPEST_JSON = 64
+"""Levels of lists and objects within one another."""
+_SCRATCH = r"[a-z0-9_]{8}\.tmp"
+
+
+def cache_folder() -> Path:
+    """Where byheart keeps what it can make again: $BYHEART_CACHE, else the user's cache folder."""
+    return Path(os.environ.get("BYHEART_CACHE") or platformdirs.user_cache_path("byheart"))
+
+
+def require_regular(path: Path, *, inside: Path | None = None) -> Path:
+    """The same path, of a regular file. Raises OSError for a pipe, a device or a folder, before it is opened.
+
+    Args:
+        inside: the folder in which the file must lie after links are followed.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(f"'{path}' is no regular file")
+    if inside is not None and not path.resolve().is_relative_to(inside.resolve()):
+        raise OSError(f"'{path}' lies outside the folder '{inside}'")
+    return path
+
+
+def read_json(path: Path, *, inside: Path | None = None, longest: int = LONGEST_JSON) -> Any:
+    """What a JSON file holds. Raises OSError as ``require_regular`` does, and ValueError as ``parse_json`` does."""
+    size = require_regular(path, inside=inside).stat().st_size
+    if size > longest:
+        raise ValueError(f"it has {size} bytes, more than {longest}")
+    return parse_json(path.read_text(encoding="utf-8"))
+
+
+def parse_json(text: str) -> Any:
+    """What JSON text says. Raises ValueError where it is broken, nested too deep, or holds what is no number."""
+    try:
+        value = json.loads(text, parse_constant=_no_number)
+    except RecursionError as error:
+        raise ValueError("lists and objects are nested too deep") from error
+    _require_shallow(value)
+    return value
+
+
+def _require_shallow(value: Any) -> None:
+    level, depth = [value], 0
+    while level:
+        depth += 1
+        if depth > DEEPEST_JSON:
+            raise ValueError(f"lists and objects are nested deeper than {DEEPEST_JSON} levels")
+        inner = [item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list)]
+        level = [item for items in inner for item in items]
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number")
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Replace a file as a whole. Before: it is as it was. Inside: an empty file to be written. After: it is in place.
+
+    On an error, the earlier file remains and the new one is gone. Where ``path`` is a link, the file that it points to
+    is replaced; the earlier file's permissions stay. A killed process leaves its file for ``sweep``. Raises OSError.
+    """
+    target = path.resolve()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}.", suffix=".tmp")
+    scratch = Path(name)
+    try:
+        os.close(handle)
+        yield scratch
+        with contextlib.suppress(FileNotFoundError):
+            scratch.chmod(stat.S_IMODE(target.stat().st_mode))
+        _sync(scratch)
+        scratch.replace(target)
+        with contextlib.suppress(OSError):
+            _sync(target.parent)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def sweep(path: Path) -> int:
+    """Remove what killed writers of ``path`` left beside it; gives the bytes. Nobody may be writing it meanwhile."""
+    target = path.resolve()
+    left = re.compile(rf"\.{re.escape(target.stem)}[.-]{_SCRATCH}")
+    removed = 0
+    for found in target.parent.glob(".*.tmp"):
+        if left.fullmatch(found.name):
+            with contextlib.suppress(FileNotFoundError):
+                removed += found.stat().st_size
+                found.unlink()
+    return removed
+
+
+def _sync(path: Path) -> None:
+    """Make what was written to a file, or renamed in a folder, durable."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
