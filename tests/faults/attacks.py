@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.faults import crash, states
+from tests.faults import crash, malicious, states
 from tests.faults.attack import Attack
 
-ATTACKS: tuple[Attack, ...] = (*crash.ATTACKS, *states.ATTACKS)
+ATTACKS: tuple[Attack, ...] = (*malicious.ATTACKS, *crash.ATTACKS, *states.ATTACKS)

@@ -206,12 +206,11 @@ _WRONG_STRING = ("null", "true", "5", "-1", "1.5", "[]", "{}", '["full"]', _HUGE
 _WRONG_COUNT = ("-1", '"5"', "1.5", "[]", "{}", _HUGE, f"-{_HUGE}", _DEEP, "true", "NaN", "Infinity", "1e400", '"x"')
 _OTHER = ('""', '"x"', '"../../etc/passwd"', '"full\\u0000"', '"\\u001b]0;x\\u0007"', '"\\ud800"', '"__init__"')
 _FINGERPRINT = ('"0"', f'"{"0" * 32}"', '"x"', '"../x"', f'"{"f" * 5000}"')
-_OPTIONS = tuple(
-    json.dumps({name: value})
-    for name in ("model", "memory", "method", "dtype", "device", "encoder", "tokenizer", "trained", "self", "backbone")
-    + ("new", "name", "home", "options", "__class__", "", "chunk_tokens", "slots", "x" * 10_000)
-    for value in (None, "evil", {"a": 1}, [1], 1e308)
+_NAMES = (
+    *("model", "memory", "method", "dtype", "device", "encoder", "tokenizer", "trained", "self", "backbone", "new"),
+    *("name", "home", "options", "__class__", "", "chunk_tokens", "slots", "x" * 10_000),
 )
+_OPTIONS = tuple(json.dumps({name: value}) for name in _NAMES for value in (None, "evil", {"a": 1}, [1], 1e308))
 _WRONG: Mapping[str, tuple[str, ...]] = {
     "method": (*_WRONG_STRING, *_OTHER, '"adapter"', '"window "'),
     "options": ("null", "true", "5", '"x"', "[]", '[["a", 1]]', _DEEP, '{"a": ' + _DEEP + "}", *_OPTIONS),
