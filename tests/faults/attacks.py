@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from tests.faults import crash, malicious, states
+from tests.faults import command_line, crash, malicious, pairs, states
 from tests.faults.attack import Attack
 
-ATTACKS: tuple[Attack, ...] = (*malicious.ATTACKS, *crash.ATTACKS, *states.ATTACKS)
+ATTACKS: tuple[Attack, ...] = (
+    *malicious.ATTACKS,
+    *crash.ATTACKS,
+    *states.ATTACKS,
+    *pairs.ATTACKS,
+    *command_line.ATTACKS,
+)

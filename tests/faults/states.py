@@ -76,6 +76,13 @@ def _header_byte(raw: bytearray, random: Random) -> None:
 _BYTES = (_flip, _cut, _cut_out, _append, _overwrite, _repeat, _header_length, _header_byte)
 
 
+def spoil_bytes(raw: bytearray, random: Random) -> None:
+    """Change a file's bytes in one way, or in several."""
+    for _ in range(random.choice([1, 1, 1, 3])):
+        if len(raw) > 8:
+            random.choice(_BYTES)(raw, random)
+
+
 def change_bytes(folder: Path) -> Try:
     """A changed file is refused, unless it says the same in other spelling."""
     originals, path = _prepared(folder)
@@ -84,9 +91,7 @@ def change_bytes(folder: Path) -> Try:
     def attempt(number: int, random: Random) -> list[str]:
         original = originals.files[random.choice(names)]
         raw = bytearray(original.write(path).read_bytes())
-        for _ in range(random.choice([1, 1, 1, 3])):
-            if len(raw) > 8:
-                random.choice(_BYTES)(raw, random)
+        spoil_bytes(raw, random)
         path.write_bytes(raw)
         problems = refused(_opener(originals, path), StateError)
         return [] if problems == ["it was accepted"] and _says_the_same(path, original) else problems

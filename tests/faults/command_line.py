@@ -1,0 +1,551 @@
+"""Commands with arguments that nobody should give, and processes whose surroundings fail."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from random import Random
+
+from tests.conftest import CAT
+from tests.faults.attack import Attack, Try
+from tests.faults.command import Ended, run
+from tests.faults.forgery import Originals, StateFile
+from tests.faults.states import forge_header, spoil_bytes
+from tests.samples import METHODS, ROOT
+
+# ---- bad arguments ----
+
+_NUMBERS = (
+    *(
+        "-1",
+        "0",
+        "1",
+        "2",
+        "-0",
+        "1.5",
+        "1e9",
+        "1e-320",
+        "1e400",
+        "nan",
+        "inf",
+        "-inf",
+        "",
+        " ",
+        "x",
+        "0x10",
+        "1_000",
+        "٣",
+    ),
+    *(
+        str(2**31),
+        str(2**63),
+        str(2**64),
+        str(-(2**70)),
+        "9" * 400,
+        "1e-300",
+        "999999999999",
+        "1,2,,3",
+        "5,4",
+        "high,low",
+    ),
+)
+_TEXTS = (
+    *(
+        "",
+        " ",
+        "\n",
+        "x" * 5000,
+        "ß" * 300,
+        "\x1b[31mred",
+        "\x1b]52;c;ZWNobw==\x07",
+        "a\u202eb",
+        "\udcff",
+        "\udc80.txt",
+        "\t",
+    ),
+    *(
+        "\r\nx",
+        "\x7f",
+        "\x9b31m",
+        "-",
+        "--",
+        "-x",
+        "--help",
+        "=",
+        "a=b=c",
+        "%s%n",
+        "{}",
+        "$HOME",
+        "~",
+        "~nobody",
+        "../../x",
+    ),
+    *(
+        "/dev/null",
+        "/dev/full",
+        "/etc/passwd",
+        "/",
+        ".",
+        "..",
+        "con",
+        "a/b",
+        "\\\\x",
+        "'",
+        '"',
+        "NaN",
+        "null",
+        "[1,",
+        "\ufeffx",
+    ),
+)
+_PATHS = (
+    "/dev/null/x",
+    "/proc/self/mem",
+    "/proc/1/x",
+    "/root/\udcff",
+    "/tmp/" + "x" * 300,
+    "file:///x",
+    "no/such/place",
+)
+_JSON = (
+    *(
+        "null",
+        "true",
+        "-1",
+        "0",
+        "1.5",
+        "1e400",
+        "[]",
+        "{}",
+        "[[1]]",
+        '{"a":1}',
+        '"x"',
+        "[" * 50_000,
+        "[" * 100 + "]" * 100,
+    ),
+    *(
+        "9" * 400,
+        "9" * 5000,
+        "NaN",
+        "Infinity",
+        "[1,2",
+        "x",
+        "",
+        "1e3",
+        "[-1]",
+        "[0,0]",
+        "999999999",
+        "[99]",
+        "\udcff",
+        "\x1b[2J",
+    ),
+)
+_KEYS = (
+    *(
+        "model",
+        "memory",
+        "method",
+        "new",
+        "name",
+        "dtype",
+        "device",
+        "self",
+        "backbone",
+        "tokenizer",
+        "encoder",
+        "trained",
+    ),
+    *(
+        "options",
+        "home",
+        "kwargs",
+        "cls",
+        "args",
+        "__class__",
+        "__init__",
+        "",
+        "=",
+        "a b",
+        "slots",
+        "recent",
+        "sinks",
+        "tokens",
+    ),
+    *(
+        "chunk_tokens",
+        "steps",
+        "learning_rate",
+        "rank",
+        "linears",
+        "layers",
+        "segment_tokens",
+        "every",
+        "merge",
+        "observed",
+    ),
+    *(
+        "blocks",
+        "longest",
+        "shortest",
+        "header",
+        "footer",
+        "role",
+        "bound",
+        "forget",
+        "feed",
+        "adapt",
+        "kl",
+        "seed",
+        "alpha",
+    ),
+)
+_DEVICES = ("mps", "xpu", "vulkan", "cuda", "cuda:99", "cpu:5", "meta", "cpu,cuda", "hip", "tpu", "cuda:x", *_TEXTS[:8])
+_DTYPES = ("float8_e4m3fn", "int8", "bool", "complex64", "load", "float64", "4bit", "Tensor", "float32x", *_TEXTS[:8])
+_VALUES: Mapping[str, Sequence[str]] = {
+    **dict.fromkeys(("--max-tokens", "--temperature", "--top-p", "--top-k", "--seed", "--contrast", "--cad"), _NUMBERS),
+    "--dola": (*_NUMBERS, *_TEXTS[:8]),
+    "--stop": _TEXTS,
+    "--dtype": _DTYPES,
+    "--device": _DEVICES,
+    "--method": (*METHODS, *_TEXTS, *_PATHS),
+    "--model": (*_TEXTS, *_PATHS),
+    "--home": (*_TEXTS, *_PATHS),
+}
+_ANSWERING = (
+    "--max-tokens",
+    "--temperature",
+    "--top-p",
+    "--top-k",
+    "--seed",
+    "--contrast",
+    "--cad",
+    "--dola",
+    "--stop",
+)
+_OPENING = ("--dtype", "--device", "--model", "--home")
+
+
+class _Grammar:
+    """Commands that are right but for some of their values."""
+
+    def __init__(self, originals: Originals, home: Path, texts: Path, random: Random) -> None:
+        self.originals, self.home, self.texts, self.random = originals, home, texts, random
+
+    def command(self) -> list[str]:
+        kinds = (self.ask, self.ask, self.write, self.write, self.write, self.chat, self.keep, self.rest)
+        arguments = self.random.choice(kinds)()
+        return [argument.replace("\0", "") for argument in arguments]
+
+    def options(self, names: Sequence[str], **right: str) -> list[str]:
+        """Right values for some options, one or two wrong ones, each option once."""
+        values = {f"--{name.replace('_', '-')}": value for name, value in right.items()}
+        for name in self.random.sample(names, self.random.choice([0, 1, 1, 2])):
+            values[name] = self.random.choice(_VALUES[name])
+        return [part for pair in values.items() for part in pair]
+
+    def method_options(self) -> list[str]:
+        keys = self.random.sample(_KEYS, self.random.choice([1, 1, 2]))
+        return [part for key in keys for part in ("-o", f"{key}={self.random.choice(_JSON)}")]
+
+    def name(self) -> str:
+        return self.random.choice(["cat", "cat", "cat", "new", *self.random.sample(_TEXTS, 2)])
+
+    def ask(self) -> list[str]:
+        question = self.random.choice(["Who?", "Who?", *_TEXTS, "Who? " * 300])
+        options = self.options((*_ANSWERING, *_OPENING), home=str(self.home), max_tokens="3")
+        return ["ask", self.name(), question, *options, *self.random.choice([[], ["--json"]])]
+
+    def write(self) -> list[str]:
+        files = self.random.choice(
+            [[], [], ["-"], [self.random.choice(_TEXTS)], [self.file()], [self.file(), self.file()]]
+        )
+        options = self.options(("--method", *_OPENING), home=str(self.home), model=str(self.originals.model))
+        more = self.method_options() if self.random.random() < 0.6 else []
+        return ["write", self.name(), *files, *options, *more, *self.random.choice([[], ["--json"]])]
+
+    def file(self) -> str:
+        return str(self.random.choice([path for path in self.texts.iterdir() if path.name != "pipe"]))
+
+    def chat(self) -> list[str]:
+        right = {"home": str(self.home), "model": str(self.originals.model), "max_tokens": "3"}
+        return ["chat", self.name(), *self.options((*_ANSWERING, "--method", *_OPENING), **right)]
+
+    def keep(self) -> list[str]:
+        command = self.random.choice(["list", "show", "fork", "forget"])
+        names = {"list": 0, "show": 1, "fork": 2, "forget": 1}[command] + self.random.choice([0, 0, 0, 1])
+        more = ["--yes"] if command == "forget" else self.random.choice([[], ["--json"], ["--verbose"]])
+        return [command, *(self.name() for _ in range(names)), *more, *self.options(("--home",), home=str(self.home))]
+
+    def rest(self) -> list[str]:
+        text = self.random.choice((*_TEXTS, *_PATHS, *_NUMBERS))
+        other = self.random.choice((*_TEXTS, *_PATHS, *_NUMBERS))
+        return self.random.choice(
+            [
+                [text],
+                [text, other],
+                ["methods", text],
+                ["tasks", text],
+                ["compare", text, "--out", str(self.home / "report")],
+                ["import", self.random.choice(["memoryllm", "ccm", text]), other, str(self.home / "out")],
+                ["import", "ccm", text, str(self.home / "out"), "--base", other],
+                ["evaluate", text, "--method", "full", "--data", other, "--out", str(self.home / "runs")],
+                ["evaluate", "questions", "--method", text, "--data", other, "--out", str(self.home / "runs")],
+                ["search", text, "--data", other],
+                ["train", "compressed-kv", "--data", text, "--steps", other, "--out", str(self.home / "trained")],
+                ["train", text, "--data", "no/such/file", "--out", other],
+                ["lm-eval", "cat", "--tasks", text, "--home", str(self.home)],
+            ]
+        )
+
+
+def _texts(folder: Path) -> Path:
+    """Files to write: good ones, and some that are none."""
+    folder.mkdir()
+    files = {
+        *(("good.txt", CAT.encode()), ("empty.txt", b""), ("blank.txt", b" \n"), ("binary", bytes(range(256)))),
+        *(
+            ("utf16.txt", CAT.encode("utf-16")),
+            ("nul.txt", b"a\0b"),
+            ("half.txt", "é".encode()[:1]),
+            ("long.txt", b"x" * 9000),
+        ),
+        *(
+            ("\x1b]0;title\x07.txt", b"text"),
+            ("\udcff.txt", b"text"),
+            ("a\u202eb.txt", b"text"),
+            ("-x", b"text"),
+            ("\n.txt", b"a"),
+        ),
+    }
+    for name, raw in files:
+        (folder / name).write_bytes(raw)
+    (folder / "folder").mkdir()
+    return folder
+
+
+def bad_arguments(folder: Path) -> Try:
+    """A command with bad values ends in one line and the right exit code."""
+    originals, texts = Originals.make(folder, "full"), _texts(folder / "texts")
+
+    def attempt(number: int, random: Random) -> list[str]:
+        home = folder / f"home{number}"
+        home.mkdir()
+        originals.files["full"].write(home / "cat.safetensors")
+        arguments = _Grammar(originals, home, texts, random).command()
+        stdin = random.choice([b"", CAT.encode(), b"Hi\n/exit\n", b"\xff\xfe", b"\x1b[2J\n", b"y\n" * 9])
+        ended = run(arguments, stdin)
+        shutil.rmtree(home, ignore_errors=True)
+        shown = " ".join(ascii(argument)[1:-1][:60] for argument in arguments).replace(str(folder), "")
+        return [f"byheart {shown} -> {problem}" for problem in [*ended.problems(), *_lines(ended)]]
+
+    return attempt
+
+
+def _lines(ended: Ended) -> list[str]:
+    """An error of byheart is one line; what typer says of arguments has its frame."""
+    errors = [line for line in ended.err.splitlines() if line.startswith("byheart: ")]
+    if ended.code == 1 and not ended.crash and len(errors) != 1:
+        return [f"{len(errors)} lines begin with 'byheart: ': {ended.err[-200:]!a}"]
+    return []
+
+
+# ---- damaged memories ----
+
+
+def list_damaged(folder: Path) -> Try:
+    """`list` shows every memory and `show` ends in a line, whatever lies in the folder."""
+    originals = Originals.make(folder, "full", "window")
+    good = originals.files["full"]
+
+    def attempt(number: int, random: Random) -> list[str]:
+        home = folder / f"home{number}"
+        home.mkdir()
+        good.write(home / "good.safetensors")
+        names, told = ["good"], []
+        for index in range(4):
+            names.append(f"m{index}")
+            told.append(_damage(home / f"m{index}.safetensors", good, random))
+        listed, shown = run(["list", "--json", "--home", str(home)]), run(["list", "--home", str(home)])
+        problems = listed.problems() + shown.problems()
+        found = {} if listed.code else {entry["name"]: entry for entry in json.loads(listed.out)}
+        problems += [f"'{name}' is not listed" for name in names if name not in found]
+        problems += ["the good one is called damaged"] if "problem" in found.get("good", {}) else []
+        for name in names:
+            for more in ([], ["--json"]):
+                problems += [
+                    f"show {name}: {problem}" for problem in run(["show", name, "--home", str(home), *more]).problems()
+                ]
+        return [f"{' | '.join(told)} -> {problem}" for problem in dict.fromkeys(problems)]
+
+    return attempt
+
+
+def _damage(path: Path, good: StateFile, random: Random) -> str:
+    kind = random.choice(
+        ["header"] * 5 + ["bytes", "escapes", "escapes", "folder", "dangling", "pipe", "socket", "device", "empty"]
+    )
+    if kind == "header":
+        kind, header = forge_header(good.header, random)
+        good.with_header(header).write(path)
+    elif kind == "bytes":
+        raw = bytearray(good.write(path).read_bytes())
+        spoil_bytes(raw, random)
+        path.write_bytes(raw)
+    elif kind == "escapes":
+        kind, header = _escapes(good.header, random)
+        good.with_header(header).write(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "dangling":
+        path.symlink_to("no-such-file")
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as made:
+            here = os.getcwd()
+            os.chdir(path.parent)
+            made.bind(path.name)
+            os.chdir(here)
+    elif kind == "device":
+        path.symlink_to(random.choice(["/dev/zero", "/dev/tty", "/dev/stdin"]))
+    else:
+        path.touch()
+    return kind
+
+
+_ESCAPES = (
+    "\x1b]52;c;ZWNobw==\x07",
+    "\x1b[2J\x1b[31m",
+    "\x9b31m",
+    "a\rb",
+    "a\nb",
+    "\u202etxt",
+    "\x07",
+    "\x7f",
+    "\x00",
+    "\ud800",
+    "[red]x",
+)
+
+
+def _escapes(header: str, random: Random) -> tuple[str, str]:
+    fields, text = json.loads(header), random.choice(_ESCAPES)
+    place = random.choice(["source", "source", "model", "method", "learned", "dtype", "options", "text_format", "at"])
+    if place in ("source", "at"):
+        fields["written"][0][place] = text
+    else:
+        fields[place] = {text: text} if place == "options" else text
+    return f"{place} {text!a}", json.dumps(fields)
+
+
+def list_many(folder: Path) -> Try:
+    """A thousand memories, a hundred of them damaged, are listed within a second."""
+    originals, home = Originals.make(folder, "window"), folder / "home"
+    home.mkdir()
+    whole = originals.files["window"].write(folder / "m.safetensors").read_bytes()
+
+    def attempt(number: int, random: Random) -> list[str]:
+        for index in range(1_000):
+            raw = bytearray(whole)
+            if index % 10 == 0:
+                spoil_bytes(raw, random)
+            (home / f"m{index}.safetensors").write_bytes(raw)
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        ended = subprocess.run(_byheart("list", "--json", "--home", str(home)), capture_output=True, cwd=ROOT)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        # Of the processor: other work on the machine does not count.
+        seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        problems = [] if seconds <= 1 else [f"it took {seconds:.2f} s"]
+        listed = len(json.loads(ended.stdout)) if ended.returncode == 0 else 0
+        return problems + ([] if listed == 1_000 else [f"{listed} of 1,000 were listed: {ended.stderr[-200:]!r}"])
+
+    return attempt
+
+
+# ---- processes ----
+
+
+def _byheart(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "byheart", *arguments]
+
+
+def hostile_surroundings(folder: Path) -> Try:
+    """Interrupted at any moment, without stdout, or in another locale: no traceback, and what was saved is told."""
+    originals, texts = Originals.make(folder, "full"), _texts(folder / "texts")
+    model = ("--model", str(originals.model))
+
+    def attempt(number: int, random: Random) -> list[str]:
+        home = folder / f"home{number}"
+        home.mkdir()
+        originals.files["full"].write(home / "cat.safetensors")
+        file = str(texts / random.choice(["good.txt", "\udcff.txt", "\x1b]0;title\x07.txt", "a\u202eb.txt"]))
+        commands = [
+            ("write", "cat", file, *model),
+            ("ask", "cat", "Who?", "--max-tokens", "3", *model),
+            ("list",),
+            ("show", "cat"),
+        ]
+        command = _byheart(*random.choice(commands), "--home", str(home))
+        kind = random.choice(["interrupt", "interrupt", "closed", "full", "reader gone", "ascii", "locale"])
+        environment = {**os.environ, **_ENVIRONMENTS.get(kind, {})}
+        if kind == "closed":
+            command = ["sh", "-c", '"$@" >&-', "sh", *command]
+        out = {"full": open("/dev/full", "wb")}.get(kind, subprocess.PIPE)  # noqa: SIM115
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.PIPE, cwd=ROOT, env=environment
+        )
+        if kind == "reader gone" and process.stdout is not None:
+            process.stdout.close()
+            process.stdout = None
+        if kind == "interrupt":
+            time.sleep(random.choice([random.uniform(0.05, 0.4), random.uniform(0.4, 6)]))
+            process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=60)
+        ended = Ended(process.returncode, (stdout or b"").decode(errors="replace"), stderr.decode(errors="replace"))
+        # Python itself ends by the signal before it runs anything.
+        problems = [] if kind == "interrupt" and (ended.code, ended.err) == (-signal.SIGINT, "") else ended.problems()
+        shown = " ".join(command[-6:]).replace(str(folder), "")
+        return [f"{kind}: {shown!a} -> {problem}" for problem in problems]
+
+    return attempt
+
+
+_ENVIRONMENTS = {
+    "ascii": {"PYTHONIOENCODING": "ascii"},
+    "locale": {"LANG": "C", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+}
+
+ATTACKS = (
+    Attack(
+        "commands.arguments",
+        "commands with bad values: traceback, hang, raw control characters",
+        bad_arguments,
+        767,
+        seconds=40,
+    ),
+    Attack(
+        "commands.damaged",
+        "`list` and `show` of damaged memories: hidden, traceback, raw control characters",
+        list_damaged,
+        350,
+    ),
+    Attack(
+        "commands.thousand", "`list` of 1,000 memories, 100 damaged: over 1 s, not all shown", list_many, 1, seconds=60
+    ),
+    Attack(
+        "commands.processes",
+        "commands interrupted, without stdout, in other locales: traceback",
+        hostile_surroundings,
+        60,
+        seconds=90,
+    ),
+)
