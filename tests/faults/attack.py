@@ -64,7 +64,7 @@ def run(attack: Attack, *, seed: int, share: float = 1.0, only: int | None = Non
     with tempfile.TemporaryDirectory() as folder:
         for number, problems in _run(attack.prepare(Path(folder)), calls, seed, attack.seconds):
             found.tries += attack.batch
-            found.failures += len(problems)
+            found.failures += min(len(problems), attack.batch)
             found.examples += [f"{number}: {problem}" for problem in problems]
     # Those that differ say more than the first ones.
     distinct = {example.partition(": ")[2][:60]: example for example in reversed(found.examples)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.faults import command_line, crash, malicious, pairs, states
+from tests.faults import checkpoints, command_line, crash, malicious, pairs, states
 from tests.faults.attack import Attack
 
 ATTACKS: tuple[Attack, ...] = (
@@ -11,4 +11,5 @@ ATTACKS: tuple[Attack, ...] = (
     *states.ATTACKS,
     *pairs.ATTACKS,
     *command_line.ATTACKS,
+    *checkpoints.ATTACKS,
 )
