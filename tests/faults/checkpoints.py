@@ -266,8 +266,12 @@ def _memoryllm(folder: Path) -> object:
     return memoryllm(folder, dtype="float32")
 
 
-def _ccm(folder: Path) -> object:
-    return ccm(folder, base=folder.parent / f"base-of-{folder.name.partition('.')[0]}", dtype="float32")
+def _ccm(kind: str) -> Callable[[Path], object]:
+    return lambda folder: ccm(folder, base=_base(folder), merge=kind, dtype="float32")
+
+
+def _base(folder: Path) -> Path:
+    return folder.parent / f"base-of-{folder.name}"
 
 
 def _sources(folder: Path) -> dict[Path, Callable[[Path], object]]:
@@ -279,18 +283,17 @@ def _sources(folder: Path) -> dict[Path, Callable[[Path], object]]:
         if adapter.exists():
             save_file(torch.load(source / "pytorch_model.bin"), source / "model.safetensors", {"format": "pt"})
             (source / "pytorch_model.bin").unlink()
-        openers[source] = _ccm if adapter.exists() else _memoryllm
+        kind = golden.name.removeprefix("ccm_").removesuffix("_tiny")
+        openers[source] = _ccm(kind) if adapter.exists() else _memoryllm
     return openers
 
 
 def _copy(source: Path, target: Path) -> Path:
-    """A folder to be changed; an adapter has its base beside it, and says in its name how segments are joined."""
-    kind = source.name.removeprefix("ccm_").removesuffix("_tiny")
-    if kind != source.name.removesuffix("_tiny"):
-        shutil.copytree(_GOLDEN / source.name / "base", target.parent / f"base-of-{target.name}")
-        target = target.with_name(f"{target.name}.-{kind}-ntok2")
-    shutil.copytree(source, target)
-    return target
+    """A folder to be changed; an adapter has its base beside it."""
+    base = _GOLDEN / source.name / "base"
+    if base.exists():
+        shutil.copytree(base, _base(target))
+    return Path(shutil.copytree(source, target))
 
 
 def malformed(folder: Path) -> Try:
