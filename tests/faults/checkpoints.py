@@ -55,7 +55,7 @@ _NO_SETTING: dict[str, tuple[Any, ...]] = {
     ),
     "hidden_act": ("evil", 5, [], {}, "__import__"),
     "lora_alpha": (None, "x", [], {}, float("nan"), float("inf"), True),
-    "target_modules": (None, 5, "x", [], {}, [5], ["evil_proj"], ["q_proj"], [["q_proj"]]),
+    "target_modules": (None, 5, "x", [], {}, [5], [["q_proj"]]),
     "lora_config": (5, "x", [1], {"r": 4}, {"r": "x", "lora_alpha": 1, "target_modules": []}, True),
 }
 

@@ -509,7 +509,7 @@ def hostile_surroundings(folder: Path) -> Try:
         if kind == "interrupt":
             time.sleep(random.choice([random.uniform(0.05, 0.4), random.uniform(0.4, 6)]))
             process.send_signal(signal.SIGINT)
-        stdout, stderr = process.communicate(timeout=60)
+        stdout, stderr = process.communicate(timeout=180)
         ended = Ended(process.returncode, (stdout or b"").decode(errors="replace"), stderr.decode(errors="replace"))
         problems = [] if (kind, ended.code) in _SILENT and not ended.err else ended.problems()
         shown = " ".join(command[-6:]).replace(str(folder), "")
@@ -540,7 +540,7 @@ ATTACKS = (
         350,
     ),
     Attack(
-        "commands.thousand", "`list` of 1,000 memories, 100 damaged: over 1 s, not all shown", list_many, 1, seconds=60
+        "commands.thousand", "`list` of 1,000 memories, 100 damaged: over 1 s, not all shown", list_many, 1, seconds=200
     ),
     Attack(
         "commands.processes",

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
+import signal
 import sys
 import tempfile
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 
@@ -30,6 +33,8 @@ def main() -> int:
     parser.add_argument("--before", action="store_true", help="keep the numbers as those of an earlier version")
     parser.add_argument("--out", type=Path, help=f"a JSON file; all of it goes into {OUT.relative_to(ROOT)}")
     given = parser.parse_args()
+    # A termination ends the tries too, as Ctrl-C does.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with tempfile.TemporaryDirectory() as folder, hub.listening(Path(folder) / "requests") as address:
         # Read when transformers is imported, so before anything else is.
         os.environ |= {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_HOME": folder, "HF_TOKEN": "hf_secret"}
@@ -53,6 +58,10 @@ def _report(given: argparse.Namespace) -> int:
     # Forked processes cannot use a pool of threads that their parent has started.
     torch.set_num_threads(1)
     silence()
+    # What is told of a try is enough.
+    warnings.simplefilter("ignore")
+    logging.getLogger("byheart").propagate = False
+    logging.getLogger("byheart").addHandler(logging.NullHandler())
     rows = []
     for attack in (attack for attack in ATTACKS if attack.name.startswith(tuple(given.only))):
         found = run(attack, seed=given.seed, share=given.share, only=given.call)
