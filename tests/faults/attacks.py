@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from tests.faults import checkpoints, command_line, crash, lengths, malicious, pairs, states
+from tests.faults import (
+    arguments,
+    checkpoints,
+    crash,
+    lengths,
+    listing,
+    malicious,
+    pairs,
+    processes,
+    states,
+)
 from tests.faults.attack import Attack
 
 ATTACKS: tuple[Attack, ...] = (
@@ -11,6 +21,8 @@ ATTACKS: tuple[Attack, ...] = (
     *lengths.ATTACKS,
     *states.ATTACKS,
     *pairs.ATTACKS,
-    *command_line.ATTACKS,
+    *arguments.ATTACKS,
+    *listing.ATTACKS,
+    *processes.ATTACKS,
     *checkpoints.ATTACKS,
 )

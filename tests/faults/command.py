@@ -58,3 +58,8 @@ def run(arguments: Sequence[str], stdin: bytes = b"") -> Ended:
         sys.stdin = earlier
     said = [stream.buffer.getvalue().decode("utf-8", "surrogatepass") for stream in (out, err)]  # type: ignore[attr-defined]
     return Ended(code, *said, crash)
+
+
+def command(*arguments: str) -> list[str]:
+    """The same for a process of its own, to be run in the repository's folder."""
+    return [sys.executable, "-m", "byheart", *arguments]

@@ -17,6 +17,7 @@ import tempfile
 import warnings
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from tests.faults import hub
 
@@ -72,15 +73,18 @@ def _report(given: argparse.Namespace) -> int:
         for example in found.examples:
             print(f"       --seed {given.seed} --only {found.name} --call {example}", flush=True)
     if given.out:
-        _keep(given, {"about": {**versions(), "seed": given.seed, "share": given.share}, "rows": rows})
+        about = {**versions(), "seed": given.seed}
+        _keep(given.out, "before" if given.before else "now", about, rows, [attack.name for attack in ATTACKS])
     return sum(row["failures"] for row in rows)
 
 
-def _keep(given: argparse.Namespace, result: dict[str, object]) -> None:
-    """Write a run beside the other one of the file: that of this version, and that of an earlier one."""
-    stored = json.loads(given.out.read_text()) if given.out.exists() else {}
-    stored["before" if given.before else "now"] = result
-    given.out.write_text(json.dumps(stored, indent=1) + "\n")
+def _keep(out: Path, when: str, about: dict[str, Any], rows: list[dict[str, Any]], names: list[str]) -> None:
+    """Write rows into the file, in the place of those of the same attacks and the same version."""
+    stored = json.loads(out.read_text()) if out.exists() else {}
+    earlier = stored.get(when, {}).get("rows", [])
+    kept = {row["name"]: row for row in [*earlier, *rows]}
+    stored[when] = {"about": about, "rows": [kept[name] for name in names if name in kept]}
+    out.write_text(json.dumps(stored, indent=1) + "\n")
 
 
 if __name__ == "__main__":

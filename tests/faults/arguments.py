@@ -1,16 +1,8 @@
-"""Commands with arguments that nobody should give, and processes whose surroundings fail."""
+"""Commands with arguments that nobody should give."""
 
 from __future__ import annotations
 
-import json
-import os
-import resource
 import shutil
-import signal
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from random import Random
@@ -18,11 +10,8 @@ from random import Random
 from tests.conftest import CAT
 from tests.faults.attack import Attack, Try
 from tests.faults.command import Ended, run
-from tests.faults.forgery import Originals, StateFile
-from tests.faults.states import forge_header, spoil_bytes
-from tests.samples import METHODS, ROOT
-
-# ---- bad arguments ----
+from tests.faults.forgery import Originals
+from tests.samples import METHODS
 
 _NUMBERS = (
     *(
@@ -307,7 +296,7 @@ class _Grammar:
         )
 
 
-def _texts(folder: Path) -> Path:
+def make_texts(folder: Path) -> Path:
     """Files to write: good ones, and some that are none."""
     folder.mkdir()
     files = {
@@ -334,7 +323,7 @@ def _texts(folder: Path) -> Path:
 
 def bad_arguments(folder: Path) -> Try:
     """A command with bad values ends in one line and the right exit code."""
-    originals, texts = Originals.make(folder, "full"), _texts(folder / "texts")
+    originals, texts = Originals.make(folder, "full"), make_texts(folder / "texts")
 
     def attempt(number: int, random: Random) -> list[str]:
         home = folder / f"home{number}"
@@ -358,195 +347,8 @@ def _lines(ended: Ended) -> list[str]:
     return []
 
 
-# ---- damaged memories ----
-
-
-def list_damaged(folder: Path) -> Try:
-    """`list` shows every memory and `show` ends in a line, whatever lies in the folder."""
-    originals = Originals.make(folder, "full", "window")
-    good = originals.files["full"]
-
-    def attempt(number: int, random: Random) -> list[str]:
-        home = folder / f"home{number}"
-        home.mkdir()
-        good.write(home / "good.safetensors")
-        names, told = ["good"], []
-        for index in range(4):
-            names.append(f"m{index}")
-            told.append(_damage(home / f"m{index}.safetensors", good, random))
-        listed, shown = run(["list", "--json", "--home", str(home)]), run(["list", "--home", str(home)])
-        problems = listed.problems() + shown.problems()
-        found = {} if listed.code else {entry["name"]: entry for entry in json.loads(listed.out)}
-        problems += [f"'{name}' is not listed" for name in names if name not in found]
-        problems += ["the good one is called damaged"] if "problem" in found.get("good", {}) else []
-        for name in names:
-            for more in ([], ["--json"]):
-                problems += [
-                    f"show {name}: {problem}" for problem in run(["show", name, "--home", str(home), *more]).problems()
-                ]
-        return [f"{' | '.join(told)} -> {problem}" for problem in dict.fromkeys(problems)]
-
-    return attempt
-
-
-def _damage(path: Path, good: StateFile, random: Random) -> str:
-    kind = random.choice(
-        ["header"] * 5 + ["bytes", "escapes", "escapes", "folder", "dangling", "pipe", "socket", "device", "empty"]
-    )
-    if kind == "header":
-        kind, header = forge_header(good.header, random)
-        good.with_header(header).write(path)
-    elif kind == "bytes":
-        raw = bytearray(good.write(path).read_bytes())
-        spoil_bytes(raw, random)
-        path.write_bytes(raw)
-    elif kind == "escapes":
-        kind, header = _escapes(good.header, random)
-        good.with_header(header).write(path)
-    elif kind == "folder":
-        path.mkdir()
-    elif kind == "dangling":
-        path.symlink_to("no-such-file")
-    elif kind == "pipe":
-        os.mkfifo(path)
-    elif kind == "socket":
-        with socket.socket(socket.AF_UNIX) as made:
-            here = os.getcwd()
-            os.chdir(path.parent)
-            made.bind(path.name)
-            os.chdir(here)
-    elif kind == "device":
-        path.symlink_to(random.choice(["/dev/zero", "/dev/tty", "/dev/stdin"]))
-    else:
-        path.touch()
-    return kind
-
-
-_ESCAPES = (
-    "\x1b]52;c;ZWNobw==\x07",
-    "\x1b[2J\x1b[31m",
-    "\x9b31m",
-    "a\rb",
-    "a\nb",
-    "\u202etxt",
-    "\x07",
-    "\x7f",
-    "\x00",
-    "\ud800",
-    "[red]x",
-)
-
-
-def _escapes(header: str, random: Random) -> tuple[str, str]:
-    fields, text = json.loads(header), random.choice(_ESCAPES)
-    place = random.choice(["source", "source", "model", "method", "learned", "dtype", "options", "text_format", "at"])
-    if place in ("source", "at"):
-        fields["written"][0][place] = text
-    else:
-        fields[place] = {text: text} if place == "options" else text
-    return f"{place} {text!a}", json.dumps(fields)
-
-
-def list_many(folder: Path) -> Try:
-    """A thousand memories, a hundred of them damaged, are listed within a second."""
-    originals, home = Originals.make(folder, "window"), folder / "home"
-    home.mkdir()
-    whole = originals.files["window"].write(folder / "m.safetensors").read_bytes()
-
-    def attempt(number: int, random: Random) -> list[str]:
-        for index in range(1_000):
-            raw = bytearray(whole)
-            if index % 10 == 0:
-                spoil_bytes(raw, random)
-            (home / f"m{index}.safetensors").write_bytes(raw)
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        ended = subprocess.run(_byheart("list", "--json", "--home", str(home)), capture_output=True, cwd=ROOT)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        # Of the processor: other work on the machine does not count.
-        seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-        problems = [] if seconds <= 1 else [f"it took {seconds:.2f} s"]
-        listed = len(json.loads(ended.stdout)) if ended.returncode == 0 else 0
-        return problems + ([] if listed == 1_000 else [f"{listed} of 1,000 were listed: {ended.stderr[-200:]!r}"])
-
-    return attempt
-
-
-# ---- processes ----
-
-
-def _byheart(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "byheart", *arguments]
-
-
-def hostile_surroundings(folder: Path) -> Try:
-    """Interrupted at any moment, without stdout, or in another locale: no traceback, and what was saved is told."""
-    originals, texts = Originals.make(folder, "full"), _texts(folder / "texts")
-    model = ("--model", str(originals.model))
-
-    def attempt(number: int, random: Random) -> list[str]:
-        home = folder / f"home{number}"
-        home.mkdir()
-        originals.files["full"].write(home / "cat.safetensors")
-        file = str(texts / random.choice(["good.txt", "\udcff.txt", "\x1b]0;title\x07.txt", "a\u202eb.txt"]))
-        commands = [
-            ("write", "cat", file, *model),
-            ("ask", "cat", "Who?", "--max-tokens", "3", *model),
-            ("list",),
-            ("show", "cat"),
-        ]
-        command = _byheart(*random.choice(commands), "--home", str(home))
-        kind = random.choice(["interrupt", "interrupt", "closed", "full", "reader gone", "ascii", "locale"])
-        environment = {**os.environ, **_ENVIRONMENTS.get(kind, {})}
-        if kind == "closed":
-            command = ["sh", "-c", '"$@" >&-', "sh", *command]
-        out = {"full": open("/dev/full", "wb")}.get(kind, subprocess.PIPE)  # noqa: SIM115
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.PIPE, cwd=ROOT, env=environment
-        )
-        if kind == "reader gone" and process.stdout is not None:
-            process.stdout.close()
-            process.stdout = None
-        if kind == "interrupt":
-            time.sleep(random.choice([random.uniform(0.05, 0.4), random.uniform(0.4, 6)]))
-            process.send_signal(signal.SIGINT)
-        stdout, stderr = process.communicate(timeout=180)
-        ended = Ended(process.returncode, (stdout or b"").decode(errors="replace"), stderr.decode(errors="replace"))
-        problems = [] if (kind, ended.code) in _SILENT and not ended.err else ended.problems()
-        shown = " ".join(command[-6:]).replace(str(folder), "")
-        return [f"{kind}: {shown!a} -> {problem}" for problem in problems]
-
-    return attempt
-
-
-# Python itself ends by the signal before it runs anything; and who no longer reads is told nothing.
-_SILENT = (("interrupt", -signal.SIGINT), ("reader gone", 1))
-_ENVIRONMENTS = {
-    "ascii": {"PYTHONIOENCODING": "ascii"},
-    "locale": {"LANG": "C", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
-}
-
 ATTACKS = (
     Attack(
-        "commands.arguments",
-        "commands with bad values: traceback, hang, raw control characters",
-        bad_arguments,
-        767,
-        seconds=40,
-    ),
-    Attack(
-        "commands.damaged",
-        "`list` and `show` of damaged memories: hidden, traceback, raw control characters",
-        list_damaged,
-        350,
-    ),
-    Attack(
-        "commands.thousand", "`list` of 1,000 memories, 100 damaged: over 1 s, not all shown", list_many, 1, seconds=200
-    ),
-    Attack(
-        "commands.processes",
-        "commands interrupted, without stdout, in other locales: traceback",
-        hostile_surroundings,
-        60,
-        seconds=90,
+        "commands.arguments", "commands with bad values: traceback, hang, raw control characters", bad_arguments, 767
     ),
 )
