@@ -207,7 +207,7 @@ def wrong_tensors(folder: Path) -> Try:
 
 
 def _could_be(original: Tensors, tensors: Tensors) -> bool:
-    """Whether a write could have made these tensors: they are as they were, or the tokens of a shorter or longer text."""
+    """Whether a write could have made these tensors: they are as they were, or the tokens of another length of text."""
     if original.keys() != tensors.keys():
         return False
     both = [(original[name], tensors[name]) for name in original]
