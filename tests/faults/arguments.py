@@ -275,22 +275,19 @@ class _Grammar:
         return [command, *(self.name() for _ in range(names)), *more, *self.options(("--home",), home=str(self.home))]
 
     def rest(self) -> list[str]:
-        text = self.random.choice((*_TEXTS, *_PATHS, *_NUMBERS))
-        other = self.random.choice((*_TEXTS, *_PATHS, *_NUMBERS))
+        """Commands that find out early that something is wrong: their first values are."""
+        text, other = (self.random.choice((*_TEXTS, *_PATHS, *_NUMBERS)) for _ in range(2))
+        out, model = ["--out", str(self.home / "out")], ["--model", str(self.originals.model)]
         return self.random.choice(
             [
-                [text],
-                [text, other],
-                ["methods", text],
-                ["tasks", text],
-                ["compare", text, "--out", str(self.home / "report")],
+                *([text], [text, other], ["methods", text], ["tasks", text], ["compare", text, *out]),
                 ["import", self.random.choice(["memoryllm", "ccm", text]), other, str(self.home / "out")],
                 ["import", "ccm", text, str(self.home / "out"), "--base", other],
-                ["evaluate", text, "--method", "full", "--data", other, "--out", str(self.home / "runs")],
-                ["evaluate", "questions", "--method", text, "--data", other, "--out", str(self.home / "runs")],
-                ["search", text, "--data", other],
-                ["train", "compressed-kv", "--data", text, "--steps", other, "--out", str(self.home / "trained")],
-                ["train", text, "--data", "no/such/file", "--out", other],
+                ["evaluate", text, "--method", "full", "--data", other, *out, *model],
+                ["evaluate", "questions", "--method", text, "--data", other, *out, *model],
+                ["search", text, "--data", other, *out, *model],
+                ["train", "compressed-kv", "--data", text, "--steps", other, *out, *model],
+                ["train", text, "--data", "no/such/file", *out, *model],
                 ["lm-eval", "cat", "--tasks", text, "--home", str(self.home)],
             ]
         )
@@ -349,6 +346,10 @@ def _lines(ended: Ended) -> list[str]:
 
 ATTACKS = (
     Attack(
-        "commands.arguments", "commands with bad values: traceback, hang, raw control characters", bad_arguments, 767
+        "commands.arguments",
+        "commands with bad values: traceback, hang, raw control characters",
+        bad_arguments,
+        767,
+        seconds=60,
     ),
 )

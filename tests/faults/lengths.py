@@ -88,7 +88,7 @@ ATTACKS = (
         "lengths.outgrow",
         "texts and answers beyond the model's positions: not noticed, no word",
         outgrow,
-        300,
+        150,
         seconds=60,
     ),
 )
