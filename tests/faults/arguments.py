@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -75,14 +76,14 @@ _TEXTS = (
         "{}",
         "$HOME",
         "~",
-        "~nobody",
+        "~no-such-user",
         "../../x",
     ),
     *(
         "/dev/null",
         "/dev/full",
         "/etc/passwd",
-        "/",
+        "/proc",
         ".",
         "..",
         "con",
@@ -100,8 +101,8 @@ _PATHS = (
     "/dev/null/x",
     "/proc/self/mem",
     "/proc/1/x",
-    "/root/\udcff",
-    "/tmp/" + "x" * 300,
+    "/proc/\udcff",
+    "/proc/" + "x" * 300,
     "file:///x",
     "no/such/place",
 )
@@ -326,10 +327,16 @@ def bad_arguments(folder: Path) -> Try:
         home = folder / f"home{number}"
         home.mkdir()
         originals.files["full"].write(home / "cat.safetensors")
+        # Where names without a folder lead to, and "..", and "~".
+        here = folder / f"here{number}" / "a" / "b" / "c"
+        here.mkdir(parents=True)
+        os.chdir(here)
+        os.environ["HOME"] = str(here)
         arguments = _Grammar(originals, home, texts, random).command()
         stdin = random.choice([b"", CAT.encode(), b"Hi\n/exit\n", b"\xff\xfe", b"\x1b[2J\n", b"y\n" * 9])
         ended = run(arguments, stdin)
-        shutil.rmtree(home, ignore_errors=True)
+        for left in (home, folder / f"here{number}"):
+            shutil.rmtree(left, ignore_errors=True)
         shown = " ".join(ascii(argument)[1:-1][:60] for argument in arguments).replace(str(folder), "")
         return [f"byheart {shown} -> {problem}" for problem in [*ended.problems(), *_lines(ended)]]
 
