@@ -249,6 +249,8 @@ _WRONG: Mapping[str, tuple[str, ...]] = {
     "format": (*_WRONG_COUNT, "null", "0", "99", "2.5", '"2"'),
     "written": ("null", "5", '"x"', "{}", "[null]", "[5]", '["x"]', "[[]]", "[{}]", _DEEP, "[" + _DEEP + "]"),
 }
+# Files of earlier versions may lack the others.
+_NEEDED = ("method", "options", "backbone", "tokenizer", "adapter", "model", "slots", "format", "written")
 _WRONG_ENTRY: Mapping[str, tuple[str, ...]] = {
     "source": ("null", "5", "[]", "{}", _DEEP, _HUGE, json.dumps("x" * 10**6)),
     "at": (*_WRONG_STRING, '"yesterday"', '""', '"2026-13-45T99:99:99+00:00"', '"9999999-01-01"'),
@@ -294,6 +296,8 @@ def forge_header(header: str, random: Random) -> tuple[str, str]:
     if kind == "twice":
         value = random.choice(_WRONG[name])
         return f"{name} twice", _spelled(fields)[:-1] + f", {json.dumps(name)}: {value}}}"
+    if kind == "absent":
+        name = random.choice(_NEEDED)
     value = random.choice(_WRONG[name])
     fields = _changed(fields, name, value, "wrong" if kind == "field" else kind)
     return f"{kind} {name} {value[:40] if kind == 'field' else ''}", _spelled(fields)
