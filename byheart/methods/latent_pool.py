@@ -329,7 +329,7 @@ def _newest(kv: KV, place: Tensor, newest: int, before: int) -> KV:
     order = torch.cat([order.new_zeros(*order.shape[:2], 1), order], dim=2)
 
     def take(tensor: Tensor, index: int) -> Tensor:
-        rows = [row.index_select(1, order[b, index]) for b, row in enumerate(tensor)]
+        rows = [row[:, order[b, index]] for b, row in enumerate(tensor)]
         return rows[0][None] if len(rows) == 1 else torch.stack(rows)
 
     return KV(tuple(take(k, i) for i, k in enumerate(kv.keys)), tuple(take(v, i) for i, v in enumerate(kv.values)))
