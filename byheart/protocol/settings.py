@@ -25,22 +25,29 @@ class Settings(BaseModel):
 S = TypeVar("S", bound=Settings)
 
 
-def read_settings(path: Path, schema: type[S], *, inside: Path | None = None) -> S:
-    """What a JSON file says, by its schema. Raises CheckpointError naming the file and the setting.
-
-    Args:
-        inside: the folder in which the file must lie after links are followed.
-    """
+def read_settings(path: Path, schema: type[S]) -> S:
+    """What a JSON file beside a checkpoint says, by its schema. Raises CheckpointError naming file and setting."""
     try:
-        found = read_json(path, inside=inside)
+        return parse(schema, read_json(path, inside=root(path.parent)))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"'{path}' cannot be read: {error}. Give the folder as it was released.") from error
+
+
+def parse(schema: type[S], found: object) -> S:
+    """What JSON says, by its schema. Raises ValueError naming the setting, in one line."""
     if not isinstance(found, dict):
-        raise CheckpointError(f"'{path}' holds no JSON object. Give the folder as it was released.")
+        raise ValueError("it holds no JSON object")
     try:
         return schema.model_validate(found)
     except ValidationError as error:
-        raise CheckpointError(f"'{path}' {_problem(error)}. Give the folder as it was released.") from error
+        raise ValueError(_problem(error)) from error
+
+
+def root(folder: Path) -> Path:
+    """The folder that a checkpoint's files must lie in: its own, or the hub's cache of it, whose files are links."""
+    found = folder.resolve()
+    cache = found.parent.parent
+    return cache if found.parent.name == "snapshots" and (cache / "blobs").is_dir() else folder
 
 
 def _problem(error: ValidationError) -> str:
@@ -48,6 +55,6 @@ def _problem(error: ValidationError) -> str:
     found = error.errors(include_url=False)
     absent = [".".join(map(str, one["loc"])) for one in found if one["type"] == "missing"]
     if absent:
-        return f"lacks {', '.join(absent)}: it is not of this format"
-    place = "".join(f"{shorten(part).strip(chr(39))}: " for part in found[0]["loc"])
-    return f"cannot be used: {place}{found[0]['msg']}; it is {shorten(found[0]['input'])}"
+        return f"it lacks {', '.join(absent)}"
+    place = "".join(f"{shorten(part)[1:-1] if isinstance(part, str) else part}: " for part in found[0]["loc"])
+    return f"{place}{found[0]['msg']}; it is {shorten(found[0]['input'])}"

@@ -27,9 +27,10 @@ from byheart.errors import CheckpointError
 from byheart.methods.latent_pool import LatentPool
 from byheart.model.backbone import Backbone
 from byheart.model.lora import LoRA
+from byheart.protocol.checkpoint import DTYPES
 from byheart.protocol.settings import read_settings
 from byheart.published.settings import Llama, MemoryLLMConfig
-from byheart.published.shards import DTYPES, Shapes, copy, low_rank_shapes, require, root, shapes, shards, size
+from byheart.published.shards import Shapes, copy, low_rank_shapes, require, shapes, shards, size
 
 # Frequencies are computed from the settings.
 _IGNORED = ("rotary_emb.inv_freq",)
@@ -86,7 +87,7 @@ def memoryllm(
     that are absent or of another type; before any weight is allocated, where the files are too small for the settings.
     """
     where = Path(folder).expanduser()
-    config = read_settings(where / "config.json", MemoryLLMConfig, inside=root(where))
+    config = read_settings(where / "config.json", MemoryLLMConfig)
     found = shapes(where)
     _require_bytes(where, config)
     adapters = _adapters(config)

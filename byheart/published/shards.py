@@ -20,11 +20,10 @@ from torch import Tensor, nn
 
 from byheart.errors import CheckpointError
 from byheart.files import require_regular
-from byheart.protocol.settings import Settings, read_settings
+from byheart.protocol.checkpoint import DTYPE_NAMES, DTYPES, is_finite
+from byheart.protocol.settings import Settings, read_settings, root
 
 Shapes: TypeAlias = dict[str, tuple[int, ...]]
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-"""Of numbers that are learned; what is quantised says nothing here of its scales."""
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
 _LISTED = 10
 
@@ -33,12 +32,6 @@ class _Index(Settings):
     """Which file holds which tensor; files stand beside the index."""
 
     weight_map: dict[str, Annotated[str, Field(pattern=r"^[^/\\\x00]+\.(safetensors|bin)$")]] = Field(min_length=1)
-
-
-def root(folder: Path) -> Path:
-    """The folder that a checkpoint's files must lie in: its own, or the hub's cache of it, whose files are links."""
-    cache = folder.resolve().parent.parent
-    return cache if folder.resolve().parent.name == "snapshots" and (cache / "blobs").is_dir() else folder
 
 
 def shards(folder: Path) -> Iterator[dict[str, Tensor]]:
@@ -74,7 +67,7 @@ def _files(folder: Path) -> dict[Path, list[str]]:
         index = folder / f"{whole}.index.json"
         if index.exists():
             files: dict[Path, list[str]] = {}
-            for name, file in read_settings(index, _Index, inside=root(folder)).weight_map.items():
+            for name, file in read_settings(index, _Index).weight_map.items():
                 files.setdefault(folder / file, []).append(name)
             return files
         if (folder / whole).exists():
@@ -130,11 +123,9 @@ def copy(where: Path, name: str, tensor: Tensor, target: Tensor) -> None:
     Numbers of another kind than ``DTYPES``, and those that are not finite in ``target``, are refused.
     """
     if tensor.dtype not in DTYPES:
-        known = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
-        raise CheckpointError(f"'{where}': {_some([name])} is {tensor.dtype}; byheart reads {known}.")
+        raise CheckpointError(f"'{where}': {_some([name])} is {tensor.dtype}; byheart reads {DTYPE_NAMES}.")
     target.copy_(tensor)
-    # Without a mask of the tensor's size: the least and the greatest are NaN where any number is.
-    if not all(end.isfinite() for end in target.aminmax()):
+    if not is_finite(target):
         raise CheckpointError(f"'{where}': {_some([name])} holds NaN or infinite numbers in {target.dtype}.")
 
 
