@@ -24,7 +24,7 @@ from byheart.errors import CheckpointError, UnknownNameError, UsageError
 from byheart.methods.compressed_kv import CompressedKV
 from byheart.model.backbone import Backbone
 from byheart.protocol.settings import read_settings
-from byheart.published.settings import LoRACard, TargetedLoRACard
+from byheart.published.settings import LoRACard
 from byheart.published.shards import Shapes, copy, low_rank_shapes, require, shapes, shards
 
 # The published name -> how slots join the memory, and whether a segment sees the memory while it is compressed.
@@ -158,7 +158,7 @@ def _base(base: str | Path | Backbone, base_lora: str | Path | None, *, dtype: s
 @torch.no_grad()
 def _merge(backbone: Backbone, where: Path) -> None:
     """Add the first training step's LoRA to the weights; nobody else has seen this backbone yet."""
-    card = read_settings(where / "adapter_config.json", TargetedLoRACard)
+    card = read_settings(where / "adapter_config.json", LoRACard)
     linears = [path for index in range(len(backbone.layers)) for path in backbone.linears(index)]
     paths = [path for path in linears if path.rpartition(".")[2] in card.target_modules]
     expected = _low_rank_shapes(backbone, paths, card.r)

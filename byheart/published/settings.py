@@ -26,6 +26,7 @@ class LoRACard(Settings):
 
     r: Count
     lora_alpha: Positive
+    target_modules: list[Linear] = Field(min_length=1)
     peft_type: Literal["LORA", None] = None
     bias: Literal["none", None] = None
     fan_in_fan_out: Off = None
@@ -33,12 +34,6 @@ class LoRACard(Settings):
     use_dora: Off = None
     rank_pattern: Annotated[dict[str, int], Field(max_length=0)] | None = None
     alpha_pattern: Annotated[dict[str, float], Field(max_length=0)] | None = None
-
-
-class TargetedLoRACard(LoRACard):
-    """The same, where nothing but ``target_modules`` says what is updated."""
-
-    target_modules: list[Linear] = Field(min_length=1)
 
 
 class RopeScaling(Settings):
@@ -82,7 +77,7 @@ class Llama(Settings):
     head_dim: Count | None = None
     hidden_act: Annotated[str, Field(pattern=r"^\w{1,64}$")] = "silu"
     rms_norm_eps: Positive = 1e-6
-    initializer_range: Positive = 0.02
+    initializer_range: Annotated[float, Field(ge=0, le=1)] = 0.02
     attention_bias: bool = False
     mlp_bias: bool = False
     tie_word_embeddings: bool = False
@@ -103,18 +98,20 @@ class MemoryLLMConfig(Llama):
     interpolate_position_ids: bool = False
     drop_memory_per_layer: bool = False
     add_decoder_lora: bool = False
-    lora_config: TargetedLoRACard | None = None
+    lora_config: LoRACard | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> MemoryLLMConfig:
-        if self.head_dim is None and self.hidden_size % self.num_attention_heads:
+        if self.hidden_size % self.num_attention_heads:
             raise ValueError(f"hidden_size {self.hidden_size} is no multiple of {self.num_attention_heads} heads")
         if self.num_attention_heads % self._key_heads:
             raise ValueError(f"{self.num_attention_heads} heads are no multiple of {self._key_heads} key-value heads")
         if self._width % 2:
             raise ValueError(f"a head of width {self._width} has no rotary positions; it must be even")
-        if self.pad_token_id is not None and self.pad_token_id >= self.vocab_size:
-            raise ValueError(f"pad_token_id {self.pad_token_id} is outside the {self.vocab_size} tokens of vocab_size")
+        ends = self.eos_token_id if isinstance(self.eos_token_id, list) else [self.eos_token_id]
+        outside = [token for token in (self.bos_token_id, self.pad_token_id, *ends) if (token or 0) >= self.vocab_size]
+        if outside:
+            raise ValueError(f"token {outside[0]} is none of the {self.vocab_size} of vocab_size")
         return self
 
     @property

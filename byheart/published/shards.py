@@ -8,6 +8,7 @@ checkpoint it reads.
 
 from __future__ import annotations
 
+import pickle
 import zipfile
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -31,7 +32,7 @@ _LISTED = 10
 class _Index(Settings):
     """Which file holds which tensor; files stand beside the index."""
 
-    weight_map: dict[str, Annotated[str, Field(pattern=r"^[^/\\\x00]+\.(safetensors|bin)$")]] = Field(min_length=1)
+    weight_map: dict[str, Annotated[str, Field(pattern=r"^[\w.-]+\.(safetensors|bin)$")]] = Field(min_length=1)
 
 
 def shards(folder: Path) -> Iterator[dict[str, Tensor]]:
@@ -80,18 +81,28 @@ def _mapped(path: Path, folder: Path) -> dict[str, Tensor]:
         found = _load(require_regular(path, inside=root(folder)))
     # The readers raise whatever a broken file makes them stumble over: KeyError and IndexError for plain text.
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"'{path}' cannot be read: {reason}. Download it again.") from error
+        raise CheckpointError(f"'{path}' cannot be read: {_reason(error)}. Download it again.") from error
     if not isinstance(found, dict) or not found or not all(_is_named(name, tensor) for name, tensor in found.items()):
         raise CheckpointError(f"'{path}' holds something other than named tensors.")
     odd = [name for name, tensor in found.items() if not _is_plain(tensor)]
     if odd:
-        raise CheckpointError(f"'{path}' holds tensors that are sparse, quantised or without data: {_some(odd)}.")
+        raise CheckpointError(
+            f"'{path}' holds tensors that are sparse, quantised, repeated or without data: {_some(odd)}."
+        )
     # Tied weights are the same tensor twice; others that share bytes are more than the file has.
     apart = {(tensor.data_ptr(), tensor.shape, tensor.stride()): tensor.nbytes for tensor in found.values()}
     if sum(apart.values()) > path.stat().st_size:
         raise CheckpointError(f"'{path}' holds tensors of more bytes than the file has; their views overlap.")
     return found
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what a reader says, without what a terminal would act on."""
+    if isinstance(error, pickle.UnpicklingError):
+        # PyTorch's own words tell how to run the file's code.
+        return "it is damaged, or holds something other than tensors"
+    line = (str(error).splitlines() or [""])[0] or type(error).__name__
+    return "".join(letter for letter in line if letter.isprintable())[:300].rstrip(".")
 
 
 def _load(path: Path) -> Any:
@@ -106,9 +117,11 @@ def _is_named(name: object, tensor: object) -> bool:
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor's numbers stand in memory, each in its place."""
+    """Whether a tensor's numbers stand in memory, each in a place of its own."""
     dense = tensor.layout == torch.strided and not tensor.is_nested and not tensor.is_quantized
-    return dense and tensor.device.type == "cpu" and type(tensor) in (Tensor, nn.Parameter)
+    if not dense or tensor.device.type != "cpu" or type(tensor) not in (Tensor, nn.Parameter):
+        return False
+    return all(step or count <= 1 for step, count in zip(tensor.stride(), tensor.shape, strict=True))
 
 
 def shapes(folder: Path) -> Shapes:
