@@ -52,8 +52,8 @@ class LoRA(nn.Module):
         for path in self.paths:
             linear = backbone.linear(path)
             widest = max(linear.in_features, linear.out_features)
-            if rank > widest:
-                raise UsageError(f"rank must be at most {widest}, the width of '{path}'; it is {rank}.")
+            if not 0 < rank <= widest:
+                raise UsageError(f"rank must be 1 to {widest}, the width of '{path}'; it is {rank}.")
             bound = 1 / math.sqrt(linear.in_features)
             start = (torch.rand(rank, linear.in_features, generator=generator) * 2 - 1) * bound
             self.down.append(nn.Parameter(start.to(backbone.device)))

@@ -13,14 +13,13 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from reprlib import repr as shorten
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any
 
 import torch
-from pydantic import Field, FiniteFloat
+from pydantic import AliasChoices, Field, field_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from typing_extensions import TypeAliasType
 
 from byheart.errors import CheckpointError, StateMismatchError
 from byheart.files import read_json, replacing, require_regular, sweep
@@ -32,19 +31,30 @@ CARD, WEIGHTS = "method.json", "method.safetensors"
 _OLD_CARD, _OLD_WEIGHTS = "memory.json", "memory.safetensors"
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """Of numbers that are learned; one that is quantised says nothing of its scales."""
+_BOUND = 1 << 63
 DTYPE_NAMES = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
-
-# What JSON has, but no number that PyTorch does not.
-_Integer: TypeAlias = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]
-_Value = TypeAliasType("_Value", "str | bool | _Integer | FiniteFloat | list[_Value] | dict[str, _Value] | None")
 
 
 class _Card(Settings):
     """What a folder of learned parts says of itself."""
 
-    method: str = Field(pattern=r"^[\w.-]{1,100}$")
-    options: dict[Annotated[str, Field(pattern=r"^\w{1,100}$")], _Value]
+    # byheart 0.1 says mechanism.
+    method: str = Field(pattern=r"^[\w.-]{1,100}$", validation_alias=AliasChoices("method", "mechanism"))
+    options: dict[Annotated[str, Field(pattern=r"^\w{1,100}$")], Any]
     backbone: str = Field(pattern=r"^[\w.:+/-]{1,200}$")
+
+    @field_validator("options")
+    @classmethod
+    def _has_usable_numbers(cls, options: dict[str, Any]) -> dict[str, Any]:
+        """Refuse numbers that PyTorch does not have, at any depth; NaN is within no bounds."""
+        left: list[Any] = [options]
+        while left:
+            value = left.pop()
+            if isinstance(value, dict | list):
+                left += value.values() if isinstance(value, dict) else value
+            elif isinstance(value, int | float) and not -_BOUND <= value < _BOUND:
+                raise ValueError(f"{shorten(value)} is too large")
+        return options
 
 
 def is_learned(name: str) -> bool:
@@ -57,10 +67,10 @@ def read_card(folder: str | Path) -> dict[str, Any]:
     is_old = _is_old(Path(folder))
     path = Path(folder) / (_OLD_CARD if is_old else CARD)
     try:
-        stored = read_json(path, inside=root(path.parent))
-        return parse(_Card, format_1.card(stored) if is_old else stored).model_dump()
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        card = parse(_Card, read_json(path, inside=root(path.parent))).model_dump()
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"'{folder}' holds no trained method: {path.name} cannot be read ({error}).") from error
+    return format_1.card(card) if is_old else card
 
 
 def _is_old(folder: Path) -> bool:
