@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from byheart.protocol.settings import Settings
 
@@ -75,7 +75,7 @@ class Llama(Settings):
     num_attention_heads: Count
     num_key_value_heads: Count | None = None
     head_dim: Count | None = None
-    hidden_act: Annotated[str, Field(pattern=r"^\w{1,64}$")] = "silu"
+    hidden_act: Literal["silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu"] = "silu"
     rms_norm_eps: Positive = 1e-6
     initializer_range: Annotated[float, Field(ge=0, le=1)] = 0.02
     attention_bias: bool = False
@@ -83,8 +83,13 @@ class Llama(Settings):
     tie_word_embeddings: bool = False
     bos_token_id: Token | None = None
     eos_token_id: Token | list[Token] | None = None
-    # Older Llamas say -1 where there is no padding.
     pad_token_id: Annotated[int, Field(ge=-1, lt=1 << 31)] | None = None
+
+    @field_validator("pad_token_id")
+    @classmethod
+    def _without_padding(cls, token: int | None) -> int | None:
+        """Older Llamas say -1 where there is no padding."""
+        return None if token == -1 else token
 
 
 class MemoryLLMConfig(Llama):

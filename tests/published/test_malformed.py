@@ -378,6 +378,11 @@ def test_the_copy_is_one_that_opens(pool: Path) -> None:
     assert read_pool(pool).initial is not None
 
 
+def test_a_token_that_says_that_there_is_no_padding_is_none(pool: Path) -> None:
+    setting("config.json", "pad_token_id", -1)[1](pool)
+    assert read_pool(pool).backbone.config.pad_token_id is None
+
+
 @cases(CONFIGS)
 def test_settings_of_a_pool_that_cannot_be_are_refused(pool: Path, spoil: Spoil) -> None:
     spoil(pool)
