@@ -117,6 +117,11 @@ class LatentPool(Method):
         self.initial: Tensor | None
         self.register_buffer("initial", None)
 
+    @property
+    def optional(self) -> dict[str, tuple[int, ...]]:
+        """The pool that every session starts from."""
+        return {"initial": (len(self.backbone.layers), self.slots * self.blocks, self.backbone.dim)}
+
     def fill(self, pool: Tensor) -> None:
         """Let every session start from ``pool`` (L, M, D), hidden states in order of age, as a trained pool does."""
         self.initial = pool.to(self.backbone.device, self.backbone.dtype)
