@@ -117,6 +117,11 @@ class LatentPool(Method):
         self.initial: Tensor | None
         self.register_buffer("initial", None)
 
+    @property
+    def optional(self) -> dict[str, tuple[int, ...]]:
+        """The pool that every session starts from."""
+        return {"initial": (len(self.backbone.layers), self.slots * self.blocks, self.backbone.dim)}
+
     def fill(self, pool: Tensor) -> None:
         """Let every session start from ``pool`` (L, M, D), hidden states in order of age, as a trained pool does."""
         self.initial = pool.to(self.backbone.device, self.backbone.dtype)
@@ -329,7 +334,7 @@ def _newest(kv: KV, place: Tensor, newest: int, before: int) -> KV:
     order = torch.cat([order.new_zeros(*order.shape[:2], 1), order], dim=2)
 
     def take(tensor: Tensor, index: int) -> Tensor:
-        rows = [row.index_select(1, order[b, index]) for b, row in enumerate(tensor)]
+        rows = [row[:, order[b, index]] for b, row in enumerate(tensor)]
         return rows[0][None] if len(rows) == 1 else torch.stack(rows)
 
     return KV(tuple(take(k, i) for i, k in enumerate(kv.keys)), tuple(take(v, i) for i, v in enumerate(kv.values)))

@@ -1,9 +1,8 @@
 """Attention of a few query rows over the many slots of a memory, at the cost of reading the memory once.
 
-Stock attention on a CPU is about ten times off here: it expands grouped heads, or runs one query row at a time. Folding
-the queries of a group into rows of one product reads each key and value once. Which product is the quickest depends on
-how many queries and keys there are, and where the keys lie (``choose_kernel``); where the batch of queries is large, or
-there is a GPU, the stock kernel is the best one and gets the call.
+Stock attention on a CPU is about ten times off here: it expands grouped heads, or runs one query row at a time. With
+the queries of a group as rows of one head, each key and value is read once. Where there are many queries, or there is a
+GPU, the stock kernel is the best one and gets the call (``choose_kernel``).
 
 Dimensions: B batch, H key-value heads, G query heads for each, T queries, M keys, W head width.
 """
@@ -21,16 +20,12 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
 from byheart.errors import UnsupportedModelError
-from byheart.model.kv_cache import buffers_of
 from byheart.model.observed_attention import show
 from byheart.model.segment_attention import attended
 
-Kernel = Literal["stock", "grouped", "folded", "roomy"]
+Kernel = Literal["stock", "grouped", "folded"]
 NAME = "byheart"
-FEW_ROWS = 64
-MANY_KEYS = 1 << 10
-MOST_FOLDED_KEYS, MOST_FOLDED_SCORES = 1 << 11, 1 << 14
-MOST_SCORES = 1 << 20
+FEW_ROWS = 128
 MOST_TRAINED_SCORES = 1 << 17
 
 
@@ -76,25 +71,6 @@ def folded_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | N
     return out.view(batch, heads, rows, -1).transpose(1, 2).contiguous()
 
 
-def roomy_attention(
-    query: Tensor, buffers: tuple[Tensor, Tensor], slots: int, mask: Tensor | None, *, scaling: float
-) -> Tensor:
-    """The same over whole buffers (B, H, N, W), of which the first ``slots`` are used; gives (B, T, H * G, W).
-
-    A batched product copies a part of a buffer before it reads it, which costs more than reading the unused slots too.
-    """
-    keys, values = buffers
-    batch, heads, rows, width = query.shape
-    kv_heads = keys.shape[1]
-    folded = (query * scaling).reshape(batch, kv_heads, -1, width)
-    scores = torch.matmul(folded, keys.transpose(-1, -2))
-    scores[..., slots:] = -torch.inf
-    if mask is not None:
-        _hide(scores.view(batch, kv_heads, heads // kv_heads, rows, -1)[..., :slots], mask)
-    weights = torch.softmax(scores, dim=-1).to(values.dtype)
-    return torch.matmul(weights, values).view(batch, heads, rows, -1).transpose(1, 2).contiguous()
-
-
 def _scores(folded: Tensor, key: Tensor) -> Tensor:
     """Queries (B, H, G * T, W) times keys; one product per head where the keys lie in a longer buffer.
 
@@ -122,28 +98,19 @@ def _hide(scores: Tensor, mask: Tensor) -> None:
         scores[..., start:] += table[:, :, None]
 
 
-def choose_kernel(query: Tensor, key: Tensor, mask: Tensor | None, *, roomy: bool = False) -> Kernel:
-    """Which attention is the fastest; ``roomy`` says that the whole buffer in which the keys are stored is known.
+def choose_kernel(query: Tensor, key: Tensor, mask: Tensor | None) -> Kernel:
+    """Which attention is the fastest.
 
-    Stock on a GPU, and for a causal mask alone, which it does at half the work. On a CPU, in float32, folded for few
-    query rows. In bfloat16, whose matrix products are twice as fast there: roomy for one or two queries over many keys,
-    folded where scores are few, grouped for as many as keep the scores small. With gradients, which keep the scores,
-    grouped for short rows in bfloat16: the stock kernel's backward is the slowest part of a step.
+    Stock on a GPU, for many query rows, and for a causal mask alone, which it does at half the work; folded for few
+    rows on a CPU. With gradients, which keep the scores, grouped for short rows in bfloat16: the stock kernel's
+    backward is the slowest part of a step.
     """
     rows, keys = query.shape[2], key.shape[2]
     if query.device.type != "cpu":
         return "stock"
     if query.requires_grad:
         return "grouped" if query.dtype == torch.bfloat16 and rows * keys <= MOST_TRAINED_SCORES else "stock"
-    if mask is None and rows > 1:
-        return "stock"
-    if query.dtype != torch.bfloat16:
-        return "folded" if rows <= FEW_ROWS else "stock"
-    if roomy and rows <= 2 and len(query) * keys >= MANY_KEYS:
-        return "roomy"
-    if keys <= MOST_FOLDED_KEYS and rows * keys <= MOST_FOLDED_SCORES:
-        return "folded"
-    return "grouped" if rows <= FEW_ROWS or rows * keys <= MOST_SCORES else "stock"
+    return "folded" if rows <= FEW_ROWS and (rows == 1 or mask is not None) else "stock"
 
 
 def register() -> str:
@@ -201,11 +168,8 @@ def _attend(
     softcap: float | None,
     **kwargs: Any,
 ) -> Tensor:
-    buffers = buffers_of(module, key)
-    kernel = choose_kernel(query, key, mask, roomy=buffers is not None) if softcap is None else "grouped"
+    kernel = choose_kernel(query, key, mask) if softcap is None else "grouped"
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    if kernel == "roomy" and buffers is not None:
-        return roomy_attention(query, buffers, key.shape[2], mask, scaling=scale)
     if kernel == "folded":
         return folded_attention(query, key, value, mask, scaling=scale)
     if kernel == "stock":

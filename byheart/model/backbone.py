@@ -25,7 +25,7 @@ from byheart.model import attention
 from byheart.model.anatomy import Anatomy, hooked, keyless_linears, measure, noise, skipped, tap, without_cache
 from byheart.model.feed_forward import FeedForward, FeedForwardInput, feed_forward, find_values
 from byheart.model.fingerprint import fingerprint
-from byheart.model.kv_cache import PrefixCache, serving
+from byheart.model.kv_cache import PrefixCache
 from byheart.model.loading import empty_model, open_model
 from byheart.model.reading import KV, Delta, Reading, cast, delta_hook
 
@@ -136,14 +136,13 @@ class Backbone:
             raise UsageError("Give either tokens or embeds.")
         held = cache if cache is not None else PrefixCache(0)
         seen, following = held.step(x, mask)
-        with serving(cache):
-            out = self.decoder(
-                inputs_embeds=x,
-                attention_mask=seen,
-                position_ids=positions if positions is not None else following,
-                use_cache=cache is not None,
-                **{self.anatomy.cache_argument: cache},
-            )
+        out = self.decoder(
+            inputs_embeds=x,
+            attention_mask=seen,
+            position_ids=positions if positions is not None else following,
+            use_cache=cache is not None,
+            **{self.anatomy.cache_argument: cache},
+        )
         last: Tensor = out.last_hidden_state
         return last
 

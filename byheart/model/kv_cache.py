@@ -9,12 +9,10 @@ Dimensions: B batch, H heads, M slots held, T new tokens, W head width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
 from byheart.model.reading import KV, Reading
@@ -39,8 +37,6 @@ class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         ]
         for buffer, part in zip(buffers, (keys, values), strict=True):
             buffer[:, :, :held] = part
-            # Attention may read the room too, with weight 0: what lies there must be numbers.
-            buffer[:, :, held:] = 0
         self._buffers = (buffers[0], buffers[1])
         self._show(held)
 
@@ -58,11 +54,6 @@ class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         if self.keys is None or self.values is None:
             return like[0][:, :, :0], like[1][:, :, :0]
         return self.keys, self.values
-
-    @property
-    def buffers(self) -> tuple[Tensor, Tensor] | None:
-        """The whole buffers (B, H, N, W) in which what is held lies first; None where it lies elsewhere."""
-        return self._buffers if self._buffers is not None and self._has_room(self.get_seq_length()) else None
 
     def past(self) -> tuple[Tensor, Tensor]:
         """Keys and values held. Raises RuntimeError before the first."""
@@ -228,29 +219,6 @@ class PrefixCache(Cache):
             tuple(keys[:, :, start:stop].clone() for keys, _ in past),
             tuple(values[:, :, start:stop].clone() for _, values in past),
         )
-
-
-_serving: ContextVar[PrefixCache | None] = ContextVar("serving", default=None)
-
-
-@contextmanager
-def serving(cache: PrefixCache | None) -> Iterator[None]:
-    """Inside: attention finds the buffers in which the keys and values it is given lie. After: as before."""
-    token = _serving.set(cache)
-    try:
-        yield
-    finally:
-        _serving.reset(token)
-
-
-def buffers_of(module: nn.Module, key: Tensor) -> tuple[Tensor, Tensor] | None:
-    """The buffers whose first slots are ``key`` and its values, in the cache that is serving; None without one."""
-    cache, index = _serving.get(), module.__dict__.get("layer_idx")
-    if cache is None or index is None or index >= len(cache.layers):
-        return None
-    layer = cache.layers[index]
-    buffers = layer.buffers if isinstance(layer, GrowingLayer) else None
-    return buffers if buffers is not None and buffers[0].data_ptr() == key.data_ptr() else None
 
 
 def _stacked(rows: Sequence[Tensor | None], like: Tensor, length: int) -> Tensor:

@@ -114,6 +114,11 @@ class Method(nn.Module, abc.ABC):
         return {p.name: vars(self)[p.name] for p in signature if p.kind is p.KEYWORD_ONLY}
 
     @property
+    def optional(self) -> dict[str, tuple[int, ...]]:
+        """Buffers that are None until they are learned: name -> shape."""
+        return {}
+
+    @property
     def fingerprint(self) -> str:
         """A name for the learned parts; the same for two methods that read states alike."""
         return fingerprint(self.state_dict(), torch.float32, samples=4096)
