@@ -250,7 +250,7 @@ _WRONG: Mapping[str, tuple[str, ...]] = {
     "written": ("null", "5", '"x"', "{}", "[null]", "[5]", '["x"]', "[[]]", "[{}]", _DEEP, "[" + _DEEP + "]"),
 }
 # Files of earlier versions may lack the others.
-_NEEDED = ("method", "options", "backbone", "tokenizer", "adapter", "model", "slots", "format", "written")
+_NEEDED = ("method", "options", "backbone", "tokenizer", "adapter", "model", "format", "written")
 _WRONG_ENTRY: Mapping[str, tuple[str, ...]] = {
     "source": ("null", "5", "[]", "{}", _DEEP, _HUGE, json.dumps("x" * 10**6)),
     "at": (*_WRONG_STRING, '"yesterday"', '""', '"2026-13-45T99:99:99+00:00"', '"9999999-01-01"'),
