@@ -50,14 +50,14 @@ def run(
     *,
     batch: int = 8,
     files: Sequence[Path] = (),
-    progress: Callable[[int], None] = lambda done: None,
+    advance: Callable[[int], None] = lambda steps: None,
 ) -> list[list[Outcome]]:
     """The outcomes of every question, for each candidate.
 
     Args:
         candidates: one method, see ``group_by_state``, decoded in different ways: each text is written once for all.
         files: where the outcomes of each are kept; questions whose outcomes are there are not asked again.
-        progress: called with how many texts are written and questions answered, counted for each candidate.
+        advance: called with how many more texts are written and questions answered, counted for each candidate.
     """
     for candidate in candidates:
         candidate.decoding_for(task)
@@ -66,14 +66,7 @@ def run(
     outcomes = [[outcome for n in sorted(by_item) for outcome in by_item[n]] for by_item in found]
     # For which candidates an item is still to be answered.
     lacking = {n: [k for k, by_item in enumerate(found) if n not in by_item] for n in range(len(items))}
-    done = sum(len(items[n].texts) + len(items[n].questions) for by_item in found for n in by_item)
-    progress(done)
-
-    def advance(steps: int) -> None:
-        nonlocal done
-        done += steps
-        progress(done)
-
+    advance(sum(items[n].steps for by_item in found for n in by_item))
     left = {n: items[n] for n, places in lacking.items() if places}
     for numbers in task.batches(left, batch) if left else ():
         sheet = _Batch(task, {n: items[n] for n in numbers}, candidates, lacking, digests, batch)
