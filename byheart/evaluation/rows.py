@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from byheart.evaluation.metrics import DIFFERENCE, declared
+from byheart.evaluation.metrics import DIFFERENCE, higher_is_better
 from byheart.evaluation.results import Result
 from byheart.evaluation.run_folder import Outcome
 from byheart.evaluation.statistics import draws, interval
@@ -99,7 +99,7 @@ def _row(
     low, high = interval(sampled)
     costs = {"tokens": mean(o.tokens for o in members), "answer_seconds": mean(o.answer_seconds for o in members)}
     numbers = (value.item(), low, high, len(members), round(mean(outcome.bytes for outcome in members)))
-    seconds, better = mean(outcome.write_seconds for outcome in members), declared(key.metric).higher_is_better
+    seconds, better = mean(outcome.write_seconds for outcome in members), higher_is_better(key.metric)
     return Result(task, dataset, spec, key.metric, *numbers, seconds, json.loads(key.conditions), costs, better)
 
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from statistics import fmean
 from typing import NamedTuple
 
 from byheart.data.records import Fields, required
 from byheart.errors import UnknownNameError
 from byheart.evaluation.metrics import longbench as longbench_scores
-from byheart.evaluation.results import Result
+from byheart.evaluation.results import Result, average
 from byheart.evaluation.task import Answer, Item, Part, Question, Task, answers_of, shuffled
 
 
@@ -75,12 +73,10 @@ class LongBench(Task):
         """The mean over data sets, where there are several; its bounds are the means of theirs, mostly too wide."""
         if len(rows) < 2:
             return []
-        value, low, high = (fmean(bounds) for bounds in zip(*((r.value, r.low, r.high) for r in rows), strict=True))
         n = sum(row.n for row in rows)
         kept = round(sum(row.bytes * row.n for row in rows) / n)
         seconds = sum(row.seconds * row.n for row in rows) / n
-        mean = replace(rows[0], metric="average", n=n, bytes=kept, seconds=seconds, conditions={}, costs={})
-        return [replace(mean, value=value, low=low, high=high)]
+        return [average(rows, metric="average", n=n, bytes=kept, seconds=seconds, conditions={}, costs={})]
 
 
 def _last_words(text: str, words: int) -> str:
