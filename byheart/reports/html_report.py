@@ -1,6 +1,7 @@
 """A comparison as one HTML page that needs no network, no script and no other file, and its tables as Markdown.
 
-It knows headings, pictures and tables, not what they are about. All text is escaped here and nowhere else.
+It knows headings, pictures and tables, not what they are about; what stands around them, and how it looks, is in
+``page.html``. All text is escaped here and nowhere else.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
+from string import Template
 from typing import NamedTuple
 
 
@@ -48,48 +51,6 @@ class Chapter:
     tables: Sequence[Table] = ()
 
 
-_STYLE = """
-:root { --ink: #1c1c1c; --soft: #5a5a5a; --line: #dcdcdc; --pale: #f6f6f4; --link: #00507d; }
-* { box-sizing: border-box; }
-html { -webkit-text-size-adjust: 100%; scroll-behavior: smooth; }
-body { margin: 0; background: #fff; color: var(--ink); font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto,
-  "Helvetica Neue", Arial, "Liberation Sans", sans-serif; overflow-wrap: anywhere; }
-main, header, footer { max-width: 80rem; margin: 0 auto; padding: 0 clamp(1rem, 4vw, 3rem); }
-header { padding-top: clamp(1.5rem, 5vw, 3.5rem); }
-h1 { font-size: clamp(1.6rem, 5vw, 2.3rem); line-height: 1.15; letter-spacing: -0.015em; margin: 0 0 0.5rem; }
-h2 { font-size: 1.4rem; line-height: 1.25; letter-spacing: -0.01em; margin: 3.25rem 0 0; padding-top: 1.1rem;
-  border-top: 2px solid var(--ink); scroll-margin-top: 0.5rem; }
-p { margin: 0.4rem 0; max-width: 46rem; }
-header p:first-of-type { font-size: 1.08rem; }
-header p + p, figcaption, caption, footer { color: var(--soft); font-size: 0.9rem; line-height: 1.5; }
-a { color: var(--link); text-underline-offset: 0.15em; }
-a:focus-visible, .scroll:focus-visible { outline: 2px solid var(--link); outline-offset: 2px; }
-nav ul { list-style: none; display: flex; flex-wrap: wrap; gap: 0.15rem 1.25rem; margin: 1.1rem 0 0; padding: 0; }
-nav a { display: inline-block; padding: 0.3rem 0; }
-.pictures { display: grid; gap: 2rem 2.5rem; margin: 1.5rem 0 2rem;
-  grid-template-columns: repeat(auto-fill, minmax(min(100%, 23rem), 1fr)); }
-figure { margin: 0; max-width: 35rem; min-width: 0; }
-figure img { display: block; width: 100%; height: auto; }
-figcaption { margin-top: 0.5rem; }
-.scroll { overflow-x: auto; margin-top: 1.25rem; max-width: 100%; border-bottom: 1px solid var(--line); }
-table { border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums; min-width: 100%; }
-caption { text-align: left; padding-bottom: 0.4rem; position: sticky; left: 0; }
-th, td { text-align: left; vertical-align: top; padding: 0.42rem 0.9rem 0.42rem 0; border-top: 1px solid var(--line); }
-thead th { border-top: 0; border-bottom: 1.5px solid var(--ink); font-weight: 600; vertical-align: bottom;
-  white-space: nowrap; }
-tbody tr:first-child > * { border-top: 0; }
-tbody th { font-weight: 600; min-width: 8rem; max-width: 22rem; }
-tr > :first-child { position: sticky; left: 0; background: #fff; padding-right: 1.1rem; }
-td { min-width: 4.5rem; max-width: 26rem; }
-.numbers td { white-space: nowrap; }
-tbody tr:hover > * { background: var(--pale); }
-small { color: var(--soft); font-size: 0.86em; }
-footer { margin-top: 3.5rem; padding-top: 1rem; padding-bottom: 3rem; }
-@media (max-width: 40rem) { table { font-size: 0.84rem; } tbody th { max-width: 9rem; } }
-@media print { .scroll { overflow: visible; } figure, tr { break-inside: avoid; } nav { display: none; } }
-"""
-
-
 # ---- HTML ----
 
 
@@ -98,28 +59,8 @@ def html(title: str, lead: Sequence[str], chapters: Sequence[Chapter]) -> str:
     links = "".join(f'<li><a href="#{n}">{escape(chapter.title)}</a></li>' for n, chapter in _numbered(chapters))
     body = "\n".join(_chapter(n, chapter) for n, chapter in _numbered(chapters))
     paragraphs = "\n".join(f"<p>{escape(text)}</p>" for text in lead)
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(title)}</title>
-<link rel="icon" href="data:,">
-<style>{_STYLE}</style>
-</head>
-<body>
-<header>
-<h1>{escape(title)}</h1>
-{paragraphs}
-<nav aria-label="Contents"><ul>{links}</ul></nav>
-</header>
-<main>
-{body}
-</main>
-<footer>Made by <code>byheart compare</code>.</footer>
-</body>
-</html>
-"""
+    page = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
+    return page.substitute(title=escape(title), lead=paragraphs, links=links, body=body)
 
 
 def _numbered(chapters: Sequence[Chapter]) -> list[tuple[str, Chapter]]:

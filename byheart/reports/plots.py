@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from byheart.errors import UsageError
@@ -24,33 +25,12 @@ if TYPE_CHECKING:
 _INSTALL = "matplotlib is not installed: pip install matplotlib"
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#B0508C", "#000000", "#B87F00", "#3C96CC", "#7A5230")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
-_INK, _GREY, _PALE = "#222222", "#8A8A8A", "#E4E4E4"
+_GREY, _PALE = "#8A8A8A", "#E4E4E4"
 _WIDTH, _HEIGHT, _LINE = 4.5, 3.0, 0.21
 _LONGEST = 46
 # Fewer bytes than this are no state to speak of: on the axis of bytes all of them stand at its left end.
 _SOME_BYTES = 1024
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
-_SETTINGS = {
-    "font.family": ["DejaVu Sans"],
-    "font.size": 9.5,
-    "text.parse_math": False,
-    "text.color": _INK,
-    "axes.edgecolor": _GREY,
-    "axes.labelcolor": _INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "grid.color": _PALE,
-    "grid.linewidth": 0.7,
-    "xtick.color": _GREY,
-    "xtick.labelcolor": _INK,
-    "ytick.color": _GREY,
-    "ytick.labelcolor": _INK,
-    "legend.frameon": False,
-    "svg.fonttype": "path",
-    "svg.hashsalt": "byheart",
-}
 
 
 class Plot(NamedTuple):
@@ -268,11 +248,12 @@ def duration(seconds: float) -> str:
 def _drawing() -> Iterator[None]:
     """Before and after: matplotlib's settings are the user's. Inside: ours. Raises UsageError where it is missing."""
     try:
-        from matplotlib import rc_context, rcParamsDefault
+        from matplotlib import rc_context, rc_params_from_file, rcParamsDefault
     except ImportError as error:
         raise UsageError(_INSTALL) from error
+    ours = rc_params_from_file(Path(__file__).with_name("figures.mplstyle"), use_default_template=False)
     settings: dict[Any, Any] = {name: value for name, value in rcParamsDefault.items() if "backend" not in name}
-    with rc_context(settings | _SETTINGS):
+    with rc_context(settings | ours):
         yield
 
 
