@@ -1,7 +1,7 @@
 """A comparison as one HTML page that needs no network, no script and no other file, and its tables as Markdown.
 
 It knows headings, pictures and tables, not what they are about; what stands around them, and how it looks, is in
-``page.html``. All text is escaped here and nowhere else.
+``page.html``, which escapes all text.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from string import Template
 from typing import NamedTuple
+
+from jinja2 import Environment, StrictUndefined
 
 
 class Cell(NamedTuple):
@@ -21,6 +22,11 @@ class Cell(NamedTuple):
 
     text: str
     rest: str = ""
+
+    @property
+    def parts(self) -> list[str]:
+        """The text, cut where it may continue on the next line: after its punctuation rather than inside a word."""
+        return re.split(r"(?<=[:;=/_.,-])", self.text)
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,17 @@ class Picture:
     alt: str
     caption: str
 
+    @property
+    def data(self) -> str:
+        """The figure as it stands in a page."""
+        return base64.b64encode(self.svg.encode()).decode()
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Width and height, so that nothing jumps when the picture comes."""
+        found = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', self.svg)
+        return (round(float(found[1])), round(float(found[2]))) if found else (0, 0)
+
 
 @dataclass(frozen=True)
 class Chapter:
@@ -51,62 +68,11 @@ class Chapter:
     tables: Sequence[Table] = ()
 
 
-# ---- HTML ----
-
-
 def html(title: str, lead: Sequence[str], chapters: Sequence[Chapter]) -> str:
     """The whole page."""
-    links = "".join(f'<li><a href="#{n}">{escape(chapter.title)}</a></li>' for n, chapter in _numbered(chapters))
-    body = "\n".join(_chapter(n, chapter) for n, chapter in _numbered(chapters))
-    paragraphs = "\n".join(f"<p>{escape(text)}</p>" for text in lead)
-    page = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
-    return page.substitute(title=escape(title), lead=paragraphs, links=links, body=body)
-
-
-def _numbered(chapters: Sequence[Chapter]) -> list[tuple[str, Chapter]]:
-    return [(f"chapter-{n}", chapter) for n, chapter in enumerate(chapters, start=1)]
-
-
-def _chapter(anchor: str, chapter: Chapter) -> str:
-    pictures = f'<div class="pictures">{"".join(map(_picture, chapter.pictures))}</div>' if chapter.pictures else ""
-    head = f'<section aria-labelledby="{anchor}">\n<h2 id="{anchor}">{escape(chapter.title)}</h2>'
-    return "\n".join([head, pictures, *map(_table, chapter.tables), "</section>"])
-
-
-def _picture(picture: Picture) -> str:
-    data = base64.b64encode(picture.svg.encode()).decode()
-    width, height = _shape(picture.svg)
-    image = (
-        f'<img src="data:image/svg+xml;base64,{data}" alt="{escape(picture.alt)}" width="{width}" height="{height}">'
-    )
-    return f"<figure>{image}<figcaption>{escape(picture.caption)}</figcaption></figure>\n"
-
-
-def _shape(svg: str) -> tuple[int, int]:
-    """Width and height, so that nothing jumps when the picture comes."""
-    found = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)
-    return (round(float(found[1])), round(float(found[2]))) if found else (0, 0)
-
-
-def _table(table: Table) -> str:
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in table.header)
-    body = "\n".join(
-        f'<tr><th scope="row">{_breakable(name.text)}</th>{"".join(f"<td>{_cell(cell)}</td>" for cell in cells)}</tr>'
-        for name, *cells in table.rows
-    )
-    kind = ' class="numbers"' if table.numbers else ""
-    box = f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(table.caption)}">'
-    caption = f"<caption>{escape(table.caption)}</caption>"
-    return f"{box}<table{kind}>{caption}\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>"
-
-
-def _breakable(name: str) -> str:
-    """A name that may continue on the next line after its punctuation rather than inside a word."""
-    return "<wbr>".join(escape(part) for part in re.split(r"(?<=[:;=/_.,-])", name))
-
-
-def _cell(cell: Cell) -> str:
-    return f"{escape(cell.text)} <small>{escape(cell.rest)}</small>" if cell.rest else escape(cell.text)
+    page = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+    template = Environment(autoescape=True, trim_blocks=True, undefined=StrictUndefined).from_string(page)
+    return template.render(title=title, lead=lead, chapters=chapters)
 
 
 # ---- Markdown ----

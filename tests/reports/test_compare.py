@@ -243,7 +243,7 @@ def test_a_page_of_ones_own_is_escaped() -> None:
         "a < b", [Picture("<svg/>", 'an "alt"', "c & d")], [Table("t", ["<n>", "v"], [[Cell("x"), Cell("1", "[0]")]])]
     )
     page, table = page_of("T", ["lead"], [chapter]), markdown("T", ["lead"], [chapter])
-    assert all(text in page for text in ("a &lt; b", 'alt="an &quot;alt&quot;"', "c &amp; d", "&lt;n&gt;"))
+    assert all(text in page for text in ("a &lt; b", 'alt="an &#34;alt&#34;"', "c &amp; d", "&lt;n&gt;"))
     assert "| `x` | 1 [0] |" in table
 
 
