@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -35,9 +36,8 @@ def make_rows(task: Task, dataset: str, spec: str, outcomes: Mapping[str, Sequen
         outcomes: of ``spec`` and of the task's references, by their specs.
     """
     groups = {name: _group(outcomes[name]) for name in (spec, *task.references)}
-    rows = [
-        _row(task.name, dataset, spec, key, found, *_measure(key.metric, found)) for key, found in groups[spec].items()
-    ]
+    row = partial(_row, task.name, dataset, spec)
+    rows = [row(key, found, *_measure(key.metric, found)) for key, found in groups[spec].items()]
     if not task.references:
         return rows
     control = _group([replace(outcome, parts=outcome.control) for outcome in outcomes[spec]])
@@ -49,8 +49,7 @@ def make_rows(task: Task, dataset: str, spec: str, outcomes: Mapping[str, Sequen
             for theirs in [_totals(control, conditions)]
             for picks in (slice(None), draws(len(next(iter(sums[spec].values())))))
         )
-        for metric, value in compared.items():
-            rows.append(_row(task.name, dataset, spec, Key(metric, conditions), members, value, sampled[metric]))
+        rows += [row(Key(metric, conditions), members, value, sampled[metric]) for metric, value in compared.items()]
     return rows
 
 
