@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from byheart.data.prompts import PROMPTS
+from byheart.data.prompts import prompts
 from byheart.data.records import rows
 from byheart.errors import InputError, UnknownNameError, UsageError
 from byheart.evaluation.evaluate import evaluate
@@ -228,7 +228,7 @@ def test_prompts_are_the_published_ones() -> None:
     assert asked(dataset="swag", context="He", choices=list("abcd"), label=0).text.endswith(
         "A.a. B.b. C.c. D.d### Choice:"
     )
-    assert {"newsgroups20", "boolq", "copa", "cb", "rte", "qnli", "race", "mnli", "wnli", "swag"} <= PROMPTS.keys()
+    assert {"newsgroups20", "boolq", "copa", "cb", "rte", "qnli", "race", "mnli", "wnli", "swag"} <= prompts().keys()
 
 
 def test_a_long_passage_is_cut_and_a_short_one_left_as_it_is() -> None:
