@@ -35,7 +35,6 @@ from byheart.model.reading import Reading
 from byheart.session.batch import write_many
 from byheart.session.session import Session
 
-_INSTALL = "lm-evaluation-harness is not installed: pip install lm-eval"
 _TASK = "lm-eval"
 _NO_FILTER = "none"
 # lm-eval's own number, 100,000, is for its tables; the metrics that need draws run on all cores at each.
@@ -79,7 +78,7 @@ def reader_class() -> type[Any]:
     try:
         from lm_eval.models.huggingface import HFLM
     except ImportError as error:
-        raise UsageError(_INSTALL) from error
+        raise UsageError("lm-evaluation-harness is not installed: pip install lm-eval") from error
 
     class Reader(HFLM):  # type: ignore[misc]
         """lm-eval's Hugging Face model after a reading; nothing of it is changed but what a forward pass sees."""
@@ -161,10 +160,10 @@ def measure(
 
     Raises UsageError for a task that is not known, InputError where lm-eval refuses to run one.
     """
-    try:
-        from lm_eval import simple_evaluate
-    except ImportError as error:
-        raise UsageError(_INSTALL) from error
+    # Says what to install before anything is written.
+    reader_class()
+    from lm_eval import simple_evaluate
+
     known, names = _find_tasks(tasks, include)
     start, kept = time.monotonic(), keep(session, texts)
     seconds = time.monotonic() - start if texts else 0.0
