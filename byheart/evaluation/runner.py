@@ -207,22 +207,17 @@ def _write_all(sessions: Sequence[Session], items: Sequence[Item], texts: Sequen
 
 def _answer(task: Task, candidate: Candidate, sessions: Mapping[int, Session], asked: Sequence[Asked]) -> list[Answer]:
     """The answers to questions that are asked at once. Raises InputError, naming the item."""
-    decoding = candidate.decoding_for(task, asked[0].question.max_tokens)
+    pairs = [(sessions[n], question) for n, _, question in asked]
     try:
-        return _answer_all(task, [(sessions[n], question) for n, _, question in asked], decoding)
+        if task.asks == "words":
+            return _generate(task, pairs, candidate.decoding_for(task, asked[0].question.max_tokens))
+        return _predict(pairs) if task.asks == "target" else _choose(pairs)
     except InputError as error:
         # Which of them it was is found by asking each alone.
         if len(asked) > 1:
             return [_answer(task, candidate, sessions, [alone])[0] for alone in asked]
         n, k, _ = asked[0]
         raise InputError(f"'{candidate.spec}' cannot answer question {k + 1} of item {n + 1}: {error}") from error
-
-
-def _answer_all(task: Task, asked: Sequence[tuple[Session, Question]], decoding: Decoding) -> list[Answer]:
-    """The answers to questions over one backbone, all in one batch."""
-    if task.asks == "target":
-        return _predict(asked)
-    return _generate(task, asked, decoding) if task.asks == "words" else _choose(asked)
 
 
 def _generate(task: Task, asked: Sequence[tuple[Session, Question]], decoding: Decoding) -> list[Answer]:
