@@ -86,6 +86,11 @@ def load_header(path: Path) -> Header:
     return _open(path)[0]
 
 
+def load_hash(path: Path) -> str:
+    """The hash that a file records, without reading the tensors. Raises as ``load`` does."""
+    return _open(path)[1]["hash"]
+
+
 def _open(path: Path) -> tuple[Header, dict[str, str]]:
     try:
         with safe_open(path, "pt") as file:

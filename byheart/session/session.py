@@ -68,6 +68,8 @@ class Session:
             text_format=method.text_format,
             written=list(written),
         )
+        self.file_hash = ""
+        """The hash of the file that this memory was last saved to or loaded from; empty where there is none."""
         self._reading: Reading | None = None
         self._cache: PrefixCache | None = None
 
@@ -225,7 +227,9 @@ class Session:
     def save(self, path: str | Path) -> int:
         """Write the memory to a file, atomically; gives its bytes. Raises StateError, the earlier file intact."""
         self.header = replace(self.header, slots=self.reading.slots)
-        return state_file.save(Path(path), self.state, self.header)
+        size = state_file.save(Path(path), self.state, self.header)
+        self.file_hash = state_file.load_hash(Path(path))
+        return size
 
     def load(self, path: str | Path) -> None:
         """Continue from a saved memory. Raises StateError; the present memory then stays."""
@@ -233,6 +237,7 @@ class Session:
         header.require(self.header, f"'{path}'")
         self.state = {name: tensor.to(self.backbone.device) for name, tensor in state.items()}
         self.header = replace(self.header, written=header.written, slots=header.slots)
+        self.file_hash = state_file.load_hash(Path(path))
         self._reading = self._cache = None
 
     def fork(self) -> Session:
@@ -241,6 +246,11 @@ class Session:
         twin.header = replace(self.header, written=list(self.header.written))
         twin._cache = None
         return twin
+
+    def return_to(self, earlier: Session) -> None:
+        """Back to what a fork of this session knows."""
+        self.state, self.header = earlier.state, earlier.header
+        self._reading = self._cache = None
 
     def forget(self) -> None:
         """Back to nothing written."""
