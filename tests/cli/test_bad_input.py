@@ -191,11 +191,17 @@ def test_answers_that_cannot_be_chosen_so(fails: Fails, cat: Path, choice: list[
     assert line in fails("ask", "cat", "Who?", *choice, code=2)
 
 
-def test_an_unknown_command_or_option(run: Run) -> None:
-    for arguments in (["wirte", "cat"], ["ask", "cat"], ["list", "--colour"]):
-        ran = run(*arguments)
-        assert (ran.code, ran.out) == (2, "")
-        assert "Usage: byheart" in ran.err
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["wirte", "cat"], "No such command 'wirte'. Did you mean 'write'? `byheart --help` says more."),
+        (["ask", "cat"], "Missing argument 'question'. `byheart ask --help` says more."),
+        (["list", "--colour"], "No such option: --colour. `byheart list --help` says more."),
+        (["list", "--\x1b]0;x\x07"], "`byheart list --help` says more."),
+    ],
+)
+def test_an_unknown_command_or_option(fails: Fails, home: Path, arguments: list[str], line: str) -> None:
+    assert fails(*arguments, code=2).endswith(line)
 
 
 # ---- files ----
