@@ -178,7 +178,7 @@ def test_choices_that_no_memory_can_be_made_with(
     ("choice", "line"),
     [
         (["--max-tokens", "0"], "max_tokens must be 1 or more"),
-        (["--temperature", "-1"], "temperature must be 0 or more"),
+        (["--temperature", "-1"], "temperature must be 0, or between 1e-06 and 1,000,000; it is -1.0."),
         (["--temperature", "nan"], "temperature must be a finite number; it is nan."),
         (["--top-p", "2"], "top_p must be above 0 and at most 1"),
         (["--top-k", "-1"], "top_k must be 0 or more"),
