@@ -71,7 +71,7 @@ def read(source: str) -> DataSet:
 
 def rows(source: str) -> list[Mapping[str, Any]]:
     """The same, as JSON objects of any fields. Raises InputError or UsageError."""
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if file.suffix in _KINDS)
     elif path.is_file():

@@ -9,7 +9,6 @@ from typing import Any, TypedDict
 
 from byheart.errors import UnknownNameError, UsageError
 
-
 _COOLEST, _HOTTEST = 1e-6, 1e6
 """Temperatures between which scores, divided by them, remain numbers of single precision."""
 
