@@ -68,6 +68,8 @@ class Session:
             text_format=method.text_format,
             written=list(written),
         )
+        self.file_hash = ""
+        """The hash of the file that this memory was last saved to or loaded from; empty where there is none."""
         self._reading: Reading | None = None
         self._cache: PrefixCache | None = None
 
@@ -224,29 +226,32 @@ class Session:
 
     def save(self, path: str | Path) -> int:
         """Write the memory to a file, atomically; gives its bytes. Raises StateError, the earlier file intact."""
-        self.header = replace(self.header, slots=self.reading.slots)
-        return state_file.save(Path(path), self.state, self.header)
+        header = replace(self.header, slots=self.reading.slots)
+        size, self.file_hash = state_file.save(Path(path), self.state, header)
+        self.header = header
+        return size
 
     def load(self, path: str | Path) -> None:
         """Continue from a saved memory. Raises StateError; the present memory then stays."""
-        state, header = state_file.load(Path(path))
-        header.require(self.header, f"'{path}'")
+        with state_file.opened(Path(path)) as file:
+            file.header.require(self.header, f"'{path}'")
+            state = file.read()
         self.state = {name: tensor.to(self.backbone.device) for name, tensor in state.items()}
-        self.header = replace(self.header, written=header.written, slots=header.slots)
-        self._reading = self._cache = None
+        self.header = replace(self.header, written=file.header.written, slots=file.header.slots)
+        self.file_hash, self._reading, self._cache = file.hash, None, None
 
     def fork(self) -> Session:
         """A second session that starts from what this one knows; neither sees what the other writes later."""
         twin = copy.copy(self)
         twin.header = replace(self.header, written=list(self.header.written))
-        twin._cache = None
+        twin.file_hash, twin._cache = "", None
         return twin
 
     def forget(self) -> None:
         """Back to nothing written."""
         self.state = self.method.init()
         self.header = replace(self.header, written=[])
-        self._reading = self._cache = None
+        self.file_hash, self._reading, self._cache = "", None, None
 
     @property
     def bytes(self) -> int:

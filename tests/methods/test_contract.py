@@ -277,7 +277,7 @@ def test_stock_generate_over_a_reading_says_the_same(own: Backbone, reading: Rea
 def test_a_saved_state_says_the_same(made: Method, own: Backbone, state: State, tmp_path: Path) -> None:
     header = Header(made.name, made.options(), own.fingerprint, "tokenizer", made.fingerprint, own.source)
     for kept in (state, made.init()):
-        size = states.save(tmp_path / "one.state", kept, header)
+        size, _ = states.save(tmp_path / "one.state", kept, header)
         loaded, read = states.load(tmp_path / "one.state")
         assert size == (tmp_path / "one.state").stat().st_size
         read.require(replace(header, options=made.options()), "the file")

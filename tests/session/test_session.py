@@ -14,6 +14,7 @@ from byheart.errors import InputError, StateError, StateMismatchError, UsageErro
 from byheart.generation.generate import Generation, Request, RunningSequence
 from byheart.model.backbone import Backbone
 from byheart.protocol.state import nbytes
+from byheart.protocol.state_file import load_hash
 from byheart.session import session as sessions
 from byheart.session.batch import ask_many, write_many
 from byheart.session.opening import load, open_state
@@ -532,6 +533,25 @@ def test_a_failed_save_or_load_leaves_the_session(tmp_path: Path) -> None:
     with pytest.raises(StateError, match="could not be written"):
         made.save(tmp_path / "file" / "one.state")
     assert made.ask(QUESTION, **TALK) == before
+
+
+def test_a_session_knows_which_file_it_has(tmp_path: Path) -> None:
+    made, other = read(), session()
+    assert made.file_hash == ""
+    (tmp_path / "file").touch()
+    with pytest.raises(StateError, match="could not be written"):
+        made.save(tmp_path / "file" / "one.state")
+    assert (made.file_hash, made.header.slots) == ("", 0)
+    made.save(tmp_path / "one.state")
+    other.load(tmp_path / "one.state")
+    assert made.file_hash == other.file_hash == load_hash(tmp_path / "one.state")
+    assert made.fork().file_hash == ""
+    made.write(TEXT)
+    assert made.file_hash == other.file_hash
+    made.save(tmp_path / "one.state")
+    assert made.file_hash == load_hash(tmp_path / "one.state") != other.file_hash
+    made.forget()
+    assert made.file_hash == ""
 
 
 def test_a_file_opens_its_own_model(tmp_path: Path) -> None:
