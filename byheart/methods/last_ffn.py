@@ -26,7 +26,7 @@ from byheart.model.feed_forward import FeedForwardInput
 from byheart.model.losses import LogitsBuffer, Reference, make_reference, token_losses
 from byheart.model.optimize import descend
 from byheart.model.reading import DenseDelta, Reading
-from byheart.protocol.kv_slots import kv_to_state, prefill_pieces, state_to_kv
+from byheart.protocol.kv_slots import kv_template, kv_to_state, prefill_pieces, state_to_kv
 from byheart.protocol.method import Method
 from byheart.protocol.segments import common_prefix_length, split_segments
 from byheart.protocol.state import State
@@ -124,6 +124,11 @@ class LastFFN(Method):
             changes = {f"delta.{path}": tuned.deltas[path][None] for path in self._paths}
             after.append({**self._with_text(state, segment, changes), **changes})
         return after
+
+    def template(self, state: State, *, written: bool) -> State:
+        """The changes, and the text's slots once it was written."""
+        kv = kv_template(self.backbone, state, most=None) if self.keep_text and written else {}
+        return {**self.init(), **kv}
 
     def read(self, state: State) -> Reading:
         """The text's prefix, where kept, and the change of the last blocks."""

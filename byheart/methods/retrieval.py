@@ -13,6 +13,7 @@ Dimensions: B batch, T tokens, Q tokens of a question, S segments.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 import torch
@@ -27,6 +28,7 @@ from byheart.protocol.method import Method
 from byheart.protocol.segments import common_prefix_length, split_segments
 from byheart.protocol.size import fixed_size
 from byheart.protocol.state import State
+from byheart.protocol.template import length, zeros
 
 
 class Retrieval(Method):
@@ -100,6 +102,20 @@ class Retrieval(Method):
             return state
         text, question = state["tokens"], prompt.to(state["tokens"])
         return {"tokens": torch.stack([row[self._indices(row, question)] for row in text])}
+
+    def template(self, state: State, *, written: bool) -> State:
+        """Any number of tokens."""
+        return {"tokens": zeros(1, length(state, "tokens", 1, most=sys.maxsize), dtype=torch.int32)} if written else {}
+
+    def require_values(self, state: State) -> None:
+        """Tokens are of the model's vocabulary."""
+        known = len(self.backbone.embedding_table)
+        if state and (largest := int(state["tokens"].max())) >= known:
+            raise ValueError(f"tensor 'tokens' holds {largest}, and the model knows tokens below {known}")
+
+    def prefix_slots(self, state: State) -> int:
+        """What a reading would have, without making one."""
+        return min(self.tokens, state["tokens"].shape[1]) if state else 0
 
     def read(self, state: State) -> Reading:
         """The exact keys and values of the first and the newest tokens, read as if they were the text."""

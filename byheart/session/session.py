@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from byheart.errors import InputError, UsageError
+from byheart.errors import CorruptStateError, InputError, UsageError
 from byheart.generation.contrast import require_contrast
 from byheart.generation.decoding import Decoding, DecodingOptions, with_options
 from byheart.generation.generate import Generation, Request
@@ -25,6 +25,7 @@ from byheart.model.reading import Reading
 from byheart.protocol import state_file
 from byheart.protocol.method import Method
 from byheart.protocol.state import Header, State, Written, nbytes
+from byheart.protocol.state_file import OpenedState
 from byheart.text.detokenize import decode_stream
 from byheart.text.encoder import ChatEncoder
 
@@ -226,7 +227,7 @@ class Session:
 
     def save(self, path: str | Path) -> int:
         """Write the memory to a file, atomically; gives its bytes. Raises StateError, the earlier file intact."""
-        header = replace(self.header, slots=self.reading.slots)
+        header = replace(self.header, slots=self.method.prefix_slots(self.state))
         size, self.file_hash = state_file.save(Path(path), self.state, header)
         self.header = header
         return size
@@ -236,9 +237,21 @@ class Session:
         with state_file.opened(Path(path)) as file:
             file.header.require(self.header, f"'{path}'")
             state = file.read()
+        self._require_own(state, file)
         self.state = {name: tensor.to(self.backbone.device) for name, tensor in state.items()}
         self.header = replace(self.header, written=file.header.written, slots=file.header.slots)
         self.file_hash, self._reading, self._cache = file.hash, None, None
+
+    def _require_own(self, state: State, file: OpenedState) -> None:
+        """Raise CorruptStateError unless ``state`` is one that this session's method could have made."""
+        try:
+            self.method.require_own(state, written=bool(file.header.written))
+            if (slots := self.method.prefix_slots(state)) != file.header.slots:
+                raise ValueError(f"it has {slots} slots, and its header says {file.header.slots}")
+        except ValueError as error:
+            raise CorruptStateError(
+                f"'{file.path}' holds no state of {self.method.name}: {error}; restore it from a copy."
+            ) from error
 
     def fork(self) -> Session:
         """A second session that starts from what this one knows; neither sees what the other writes later."""

@@ -274,6 +274,13 @@ def test_stock_generate_over_a_reading_says_the_same(own: Backbone, reading: Rea
 
 
 @on_every_family
+def test_a_state_is_what_its_method_says(made: Method, state: State, reading: Reading) -> None:
+    for one, is_written in ((made.init(), False), (state, True), (state, False)):
+        made.require_own(one, written=is_written)
+    assert made.prefix_slots(state) == reading.slots
+
+
+@on_every_family
 def test_a_saved_state_says_the_same(made: Method, own: Backbone, state: State, tmp_path: Path) -> None:
     header = Header(made.name, made.options(), own.fingerprint, "tokenizer", made.fingerprint, own.source)
     for kept in (state, made.init()):
