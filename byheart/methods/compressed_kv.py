@@ -92,6 +92,8 @@ class CompressedKV(Method):
     ) -> None:
         Method.__init__(self, backbone)
         require_positive(tokens=tokens, rank=rank)
+        if tokens > (known := len(backbone.embedding_table)):
+            raise UsageError(f"tokens must be at most {known}, the model's vocabulary; it is {tokens}.")
         if segment_tokens < 0:
             raise UsageError(f"segment_tokens must be 0 or more; it is {segment_tokens}.")
         if merge not in _MERGES:

@@ -28,7 +28,7 @@ from byheart.model.optimize import descend
 from byheart.model.reading import DenseDelta, Reading
 from byheart.protocol.kv_slots import kv_template, kv_to_state, prefill_pieces, state_to_kv
 from byheart.protocol.method import Method
-from byheart.protocol.segments import common_prefix_length, split_segments
+from byheart.protocol.segments import common_prefix_length, require_known, split_segments
 from byheart.protocol.state import State
 
 
@@ -85,6 +85,7 @@ class LastFFN(Method):
     ) -> None:
         Method.__init__(self, backbone)
         require_positive(steps=steps, learning_rate=learning_rate, layers=layers, clip=clip)
+        require_known(backbone, header=header, footer=footer, opening=opening, receipt=receipt)
         if kl < 0:
             raise UsageError(f"kl must be 0 or more; it is {kl}.")
         if layers > len(backbone.layers):

@@ -25,7 +25,7 @@ from byheart.model.backbone import Backbone
 from byheart.model.reading import Reading
 from byheart.protocol.kv_slots import prefill_pieces
 from byheart.protocol.method import Method
-from byheart.protocol.segments import common_prefix_length, split_segments
+from byheart.protocol.segments import common_prefix_length, require_known, split_segments
 from byheart.protocol.size import fixed_size
 from byheart.protocol.state import State
 from byheart.protocol.template import length, zeros
@@ -63,6 +63,7 @@ class Retrieval(Method):
     ) -> None:
         Method.__init__(self, backbone)
         require_positive(tokens=tokens, segment_tokens=segment_tokens, saturation=saturation, chunk_tokens=chunk_tokens)
+        require_known(backbone, opening=opening, receipt=receipt)
         if tokens > backbone.positions:
             raise UsageError(f"tokens must be at most {backbone.positions}, the model's positions; it is {tokens}.")
         if tokens <= (around := len(opening) + len(receipt)):
