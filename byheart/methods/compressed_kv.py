@@ -48,7 +48,7 @@ from byheart.protocol.method import Method
 from byheart.protocol.objective import TARGETS_ONLY, Objective
 from byheart.protocol.segments import split_segments
 from byheart.protocol.size import fixed_size
-from byheart.protocol.state import State
+from byheart.protocol.state import State, kv_slots
 
 _MERGES = ("concat", "mean")
 _LINEARS = ("attention", "all")
@@ -132,6 +132,13 @@ class CompressedKV(Method):
     def pieces(self, segment: Tensor) -> Iterator[Tensor]:
         """Segments of at most ``segment_tokens``."""
         return split_segments(segment, longest=self.segment_tokens or max(1, segment.shape[1]))
+
+    def slots_after(self, state: State, segment: Tensor) -> int:
+        """More by those of each segment; a mean has always as many."""
+        if self.capacity is not None:
+            return self.capacity
+        held = kv_slots(state) or int(self.sink)
+        return held + self.first_slot + self.tokens * sum(1 for _ in self.pieces(segment))
 
     def write(self, state: State, segment: Tensor) -> State:
         """Compress ``segment``, piece by piece."""

@@ -16,7 +16,7 @@ from byheart.protocol.kv_slots import kv_template, kv_to_state, prefill_pieces, 
 from byheart.protocol.method import Method
 from byheart.protocol.segments import split_segments
 from byheart.protocol.size import fixed_size
-from byheart.protocol.state import State
+from byheart.protocol.state import State, kv_slots
 
 
 class Full(Method):
@@ -42,6 +42,10 @@ class Full(Method):
     def pieces(self, segment: Tensor) -> Iterator[Tensor]:
         """Parts of at most ``chunk_tokens`` tokens."""
         return split_segments(segment, longest=self.chunk_tokens)
+
+    def slots_after(self, state: State, segment: Tensor) -> int:
+        """One more per token."""
+        return kv_slots(state) + segment.shape[1]
 
     def write(self, state: State, segment: Tensor) -> State:
         """Read ``segment`` after the text so far. Raises InputError past the model's positions."""

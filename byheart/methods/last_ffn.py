@@ -29,7 +29,7 @@ from byheart.model.reading import DenseDelta, Reading
 from byheart.protocol.kv_slots import kv_template, kv_to_state, prefill_pieces, state_to_kv
 from byheart.protocol.method import Method
 from byheart.protocol.segments import common_prefix_length, require_known, split_segments
-from byheart.protocol.state import State
+from byheart.protocol.state import State, kv_slots
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,10 @@ class LastFFN(Method):
             f"delta.{path}": torch.zeros((1, *self.backbone.linear(path).weight.shape), device=self.backbone.device)
             for path in self._paths
         }
+
+    def slots_after(self, state: State, segment: Tensor) -> int:
+        """One more per token, where the text is kept."""
+        return kv_slots(state) + self.keep_text * segment.shape[1]
 
     def write(self, state: State, segment: Tensor) -> State:
         """Learn ``segment``, from what was learned before."""

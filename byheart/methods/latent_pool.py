@@ -37,7 +37,7 @@ from byheart.protocol.kv_slots import kv_to_state, map_slots, rotate_to_slots, s
 from byheart.protocol.method import Method
 from byheart.protocol.segments import split_segments
 from byheart.protocol.size import Size
-from byheart.protocol.state import State
+from byheart.protocol.state import State, kv_slots
 from byheart.protocol.template import length, zeros
 
 _SLOTS, _BLOCKS = 64, 8
@@ -166,6 +166,11 @@ class LatentPool(Method):
     def pieces(self, segment: Tensor) -> Iterator[Tensor]:
         """Segments of ``shortest`` to ``longest`` tokens."""
         return split_segments(segment, longest=self.longest, shortest=self.shortest)
+
+    def slots_after(self, state: State, segment: Tensor) -> int:
+        """More by what each piece adds, until the pool is full."""
+        added = sum(min(self.slots, piece.shape[1]) for piece in self.pieces(segment))
+        return min(1 + self.slots * self.blocks, kv_slots(state) + added)
 
     def write(self, state: State, segment: Tensor) -> State:
         """Read ``segment`` piece by piece; each renews slots of the pool."""

@@ -114,6 +114,10 @@ class Retrieval(Method):
         if state and (largest := int(state["tokens"].max())) >= known:
             raise ValueError(f"tensor 'tokens' holds {largest}, and the model knows tokens below {known}")
 
+    def slots_after(self, state: State, segment: Tensor) -> int:
+        """One more per token, up to those that are read."""
+        return min(self.tokens, self.prefix_slots(state) + segment.shape[1])
+
     def prefix_slots(self, state: State) -> int:
         """What a reading would have, without making one."""
         return min(self.tokens, state["tokens"].shape[1]) if state else 0

@@ -27,7 +27,7 @@ from byheart.protocol.episode import Batch
 from byheart.protocol.episode_loss import episode_loss
 from byheart.protocol.objective import TARGETS_ONLY, Objective
 from byheart.protocol.size import Size
-from byheart.protocol.state import State, stack, unstack
+from byheart.protocol.state import State, kv_slots, stack, unstack
 from byheart.protocol.template import require_template
 
 
@@ -89,6 +89,14 @@ class Method(nn.Module, abc.ABC):
         if {tensor.shape[:1] for tensor in state.values()} - {(1,)}:
             raise ValueError("its tensors are of more than one session")
         self.require_values(state)
+
+    def slots_after(self, state: State, segment: Int[Tensor, "B T"]) -> int:
+        """How many slots the prefix has, at most, once ``segment`` is written too; nothing is computed.
+
+        Here slots are added one per token up to ``capacity``; without one they are as they were.
+        """
+        held = kv_slots(state)
+        return held if self.capacity is None else min(self.capacity, held + segment.shape[1])
 
     @torch.no_grad()
     def prefix_slots(self, state: State) -> int:

@@ -118,6 +118,11 @@ def nbytes(state: State) -> int:
     return sum(tensor.nbytes for tensor in state.values())
 
 
+def kv_slots(state: State) -> int:
+    """How many slots of keys and values a state has; 0 without."""
+    return state["keys.0"].shape[2] if "keys.0" in state else 0
+
+
 def stack(states: Sequence[State]) -> State:
     """Many sessions of equal shapes as one batch."""
     return {name: torch.cat([state[name] for state in states]) for name in states[0]}

@@ -84,6 +84,7 @@ class Session:
             progress: called with the tokens done and the tokens in all.
         """
         tokens = self.document(text)
+        self.require_room(tokens)
         entry = Written.now(source, tokens=tokens.shape[1], characters=len(text))
         self._absorb(tokens, progress)
         return self.acknowledge(self.state, entry)
@@ -96,12 +97,25 @@ class Session:
         tokens = self.encoder.document(text, first=not self.header.written, as_turn=as_turn)
         return tokens[None].to(self.backbone.device)
 
+    def require_room(self, tokens: Tensor, *, use_chat_template: bool = True) -> None:
+        """Raise InputError where a text (1, T) would leave no position for a question; nothing is computed."""
+        continues = self.method.text_format == "turn"
+        question = self.encoder.question("?", continues=continues, use_chat_template=use_chat_template)
+        after, positions = self.method.slots_after(self.state, tokens), self.backbone.positions
+        if after + len(question) + 1 > positions:
+            raise InputError(
+                f"The text has {tokens.shape[1]:,} tokens, with which the memory would have {after:,} slots, but the "
+                f"model reads at most {positions}, {len(question) + 1} of them for a question. Write less of it, or "
+                "take a smaller memory, or a method of fixed size (window, latent-pool, compressed-kv)."
+            )
+
     def write_turn(self, question: str, answer: str) -> Written:
         """Put a turn of a conversation into the memory: what was asked and what was answered."""
         as_turn = self.method.text_format == "turn"
-        tokens = self.encoder.turn(question, answer, first=not self.header.written, as_turn=as_turn)
-        entry = Written.now("chat", tokens=len(tokens), characters=len(question) + len(answer))
-        self._absorb(tokens[None].to(self.backbone.device), None)
+        tokens = self.encoder.turn(question, answer, first=not self.header.written, as_turn=as_turn)[None]
+        self.require_room(tokens)
+        entry = Written.now("chat", tokens=tokens.shape[1], characters=len(question) + len(answer))
+        self._absorb(tokens.to(self.backbone.device), None)
         return self.acknowledge(self.state, entry)
 
     def acknowledge(self, state: State, entry: Written) -> Written:

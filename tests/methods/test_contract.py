@@ -159,6 +159,15 @@ def test_a_batch_equals_its_rows(made: Method, own: Backbone) -> None:
 
 
 @on_one_family
+def test_what_a_text_will_take_is_known_before(made: Method) -> None:
+    state, exact = made.init(), made.capacity is None
+    for text in TEXTS:
+        after = made.slots_after(state, text)
+        state = written(made, text, start=state)
+        assert made.prefix_slots(state) == after if exact else made.prefix_slots(state) <= after <= (made.capacity or 0)
+
+
+@on_one_family
 def test_sessions_written_together_equal_each_alone(made: Method, own: Backbone) -> None:
     histories = [[TEXTS[0]], [TEXTS[0], TEXTS[2]], [], [TEXTS[1]], [TEXTS[0], TEXTS[1], TEXTS[2]]]
     segments = [tokens(9, seed=7), tokens(9, seed=8), tokens(30, seed=9), tokens(9, seed=10), tokens(9, seed=11)]
