@@ -10,38 +10,63 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from byheart.errors import CorruptStateError, StateError, StateMismatchError
+from byheart.files import parse_json, replacing
 from byheart.model.fingerprint import as_bytes
 from byheart.protocol import format_1
-from byheart.protocol.state import FORMAT, Header, State, Written
+from byheart.protocol.schema import validate
+from byheart.protocol.state import FORMAT, Header, State
+from byheart.protocol.tensor_file import TensorFile, open_tensors
+
+_LONGEST = 32 << 20
+"""Bytes of a header. As a string within JSON it may take twice as many, which safetensors still reads."""
 
 
-def save(path: Path, state: State, header: Header) -> int:
-    """Write a state file atomically and give its size in bytes. Raises StateError; the earlier file then remains."""
+@dataclass(frozen=True)
+class OpenedState:
+    """A state file that is open: its header was checked, its tensors were not read. ``hash`` is the recorded one."""
+
+    path: Path
+    header: Header
+    hash: str
+    _text: str
+    _tensors: TensorFile
+
+    def read(self) -> State:
+        """The tensors, on the CPU, in memory of their own. Raises CorruptStateError where they are not as saved."""
+        try:
+            tensors = self._tensors.read()
+        except OSError as error:
+            raise CorruptStateError(f"'{self.path}' cannot be read ({error}); restore it from a copy.") from error
+        if _hash(tensors, self._text) != self.hash:
+            raise CorruptStateError(
+                f"'{self.path}' was changed after it was written (its hash differs); restore it from a copy."
+            )
+        return tensors
+
+
+def save(path: Path, state: State, header: Header) -> tuple[int, str]:
+    """Write a state file atomically; gives its bytes and its hash. Raises StateError; the earlier file then remains."""
     tensors = _separate(state)
-    text = json.dumps(asdict(header), sort_keys=True)
-    metadata = {"byheart": text, "hash": _hash(tensors, text)}
     try:
-        with _scratch(path) as scratch:
+        text = json.dumps(asdict(header), sort_keys=True, allow_nan=False)
+        _parse_header(path, text)
+        metadata = {"byheart": text, "hash": _hash(tensors, text)}
+        with replacing(path) as scratch:
             save_file(tensors, scratch, metadata=metadata)
-            with open(scratch, "rb") as file:
-                os.fsync(file.fileno())
-            size = os.path.getsize(scratch)
-            os.replace(scratch, path)
-            _sync_folder(path.parent)
-    except (OSError, SafetensorError) as error:
+            size = scratch.stat().st_size
+    except (OSError, SafetensorError, ValueError) as error:
         raise StateError(f"'{path}' could not be written: {error}. The earlier memory is as it was.") from error
-    return size
+    return size, metadata["hash"]
 
 
 def _separate(state: State) -> dict[str, Tensor]:
@@ -56,68 +81,68 @@ def _separate(state: State) -> dict[str, Tensor]:
     return separate
 
 
-@contextlib.contextmanager
-def _scratch(path: Path) -> Iterator[str]:
-    """A file beside ``path``. Inside: empty, to be written and moved. After: gone, whatever happened."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".tmp")
-    try:
-        os.close(handle)
-        yield scratch
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(scratch)
-
-
 def load(path: Path) -> tuple[State, Header]:
     """Read and check a state file. Raises StateError, or CorruptStateError where it is not what was written."""
-    header, stored = _open(path)
-    with safe_open(path, "pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # a safe_open handle is no mapping
-    if _hash(tensors, stored["byheart"]) != stored["hash"]:
-        raise CorruptStateError(
-            f"'{path}' was changed after it was written (its hash differs); restore it from a copy."
-        )
-    return tensors, header
+    with opened(path) as file:
+        return file.read(), file.header
 
 
 def load_header(path: Path) -> Header:
     """The header alone, without reading the tensors. Raises as ``load`` does."""
-    return _open(path)[0]
+    with opened(path) as file:
+        return file.header
 
 
 def load_hash(path: Path) -> str:
-    """The hash that a file records, without reading the tensors. Raises as ``load`` does."""
-    return _open(path)[1]["hash"]
+    """The hash that a file records of its header and tensors, unchecked. Raises as ``load`` does."""
+    with opened(path) as file:
+        return file.hash
 
 
-def _open(path: Path) -> tuple[Header, dict[str, str]]:
-    try:
-        with safe_open(path, "pt") as file:
-            stored: dict[str, str] = file.metadata() or {}
-    except FileNotFoundError as error:
-        raise StateError(f"There is no state file '{path}'.") from error
-    except (SafetensorError, OSError) as error:
-        raise CorruptStateError(
-            f"'{path}' is not a whole safetensors file ({error}); restore it from a copy."
-        ) from error
-    if "byheart" not in stored or "hash" not in stored:
-        raise CorruptStateError(f"'{path}' is a safetensors file, but not a byheart state.")
-    try:
-        fields = json.loads(stored["byheart"])
-        version = fields.get("format")
-        if version == 1:
-            fields = format_1.header(fields)
-        elif version != FORMAT:
-            raise StateMismatchError(
-                f"'{path}' has state format {version}; this version of byheart reads formats 1 and {FORMAT}."
-            )
-        fields["written"] = [Written(**entry) for entry in fields["written"]]
-        return Header(**fields), stored
-    except (json.JSONDecodeError, TypeError, KeyError, AttributeError) as error:
-        raise CorruptStateError(
-            f"'{path}' has a header that cannot be read ({error}); restore it from a copy."
-        ) from error
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[OpenedState]:
+    """Before: the file is closed. Inside: open, and its header checked. After: closed. Raises as ``load`` does."""
+    with contextlib.ExitStack() as stack:
+        try:
+            tensors = stack.enter_context(open_tensors(path))
+        except FileNotFoundError as error:
+            raise StateError(f"There is no state file '{path}'.") from error
+        except OSError as error:
+            raise StateError(f"'{path}' cannot be read: {error}.") from error
+        except ValueError as error:
+            raise CorruptStateError(
+                f"'{path}' is not a whole safetensors file ({error}); restore it from a copy."
+            ) from error
+        stored = tensors.metadata
+        if "byheart" not in stored or "hash" not in stored:
+            raise CorruptStateError(f"'{path}' is a safetensors file, but not a byheart state.")
+        try:
+            header = _parse_header(path, stored["byheart"])
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise CorruptStateError(
+                f"'{path}' has a header that cannot be read ({error}); restore it from a copy."
+            ) from error
+        yield OpenedState(path, header, stored["hash"], stored["byheart"], tensors)
+
+
+def _parse_header(path: Path, text: str) -> Header:
+    """What a header says. Raises StateMismatchError for another format, ValueError for what is no header.
+
+    Of format 1 it may raise what ``format_1.header`` does.
+    """
+    if len(text) > _LONGEST:
+        raise ValueError(f"it has {len(text)} characters, more than {_LONGEST}")
+    fields = validate(dict[str, Any], parse_json(text, unique=True))
+    version = fields.get("format")
+    if version not in range(1, FORMAT + 1):
+        raise StateMismatchError(
+            f"'{path}' has state format {str(version)[:20]}; this version of byheart reads formats 1 to {FORMAT}."
+        )
+    fields = format_1.header(fields) if version == 1 else fields
+    if "written" not in fields:
+        raise ValueError("'written': it is missing")
+    header: Header = validate(Header, fields)
+    return header
 
 
 def _hash(tensors: Mapping[str, Tensor], text: str) -> str:
@@ -127,13 +152,3 @@ def _hash(tensors: Mapping[str, Tensor], text: str) -> str:
         digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
         digest.update(memoryview(as_bytes(tensor)))
     return digest.hexdigest()
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the rename itself durable, where the system lets a folder be opened."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
