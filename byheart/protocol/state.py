@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
-from typing import Annotated, Any, ClassVar, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
 
-import torch
 from pydantic import AfterValidator, ConfigDict, Field, InstanceOf
-from torch import Tensor
 
 from byheart.errors import StateMismatchError, UsageError
 
-State: TypeAlias = Mapping[str, Tensor]
+if TYPE_CHECKING:
+    import torch
+
+State: TypeAlias = Mapping[str, "torch.Tensor"]
 FORMAT = 2
 _LONGEST = 4096
 _LARGEST = 1 << 53
@@ -125,6 +126,9 @@ def kv_slots(state: State) -> int:
 
 def stack(states: Sequence[State]) -> State:
     """Many sessions of equal shapes as one batch."""
+    # A header is read without PyTorch, which takes seconds to import.
+    import torch
+
     return {name: torch.cat([state[name] for state in states]) for name in states[0]}
 
 

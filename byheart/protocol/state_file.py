@@ -13,22 +13,22 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from byheart.errors import CorruptStateError, StateError, StateMismatchError
-from byheart.files import parse_json, replacing
+from byheart.errors import CorruptStateError, StateError
+from byheart.files import replacing
 from byheart.model.fingerprint import as_bytes
-from byheart.protocol import format_1
-from byheart.protocol.schema import validate
-from byheart.protocol.state import FORMAT, Header, State
-from byheart.protocol.tensor_file import TensorFile, open_tensors
-
-_LONGEST = 32 << 20
-"""Bytes of a header. As a string within JSON it may take twice as many, which safetensors still reads."""
+from byheart.protocol.header_file import (
+    load_hash as load_hash,
+    load_header as load_header,
+    open_header,
+    parse_header,
+)
+from byheart.protocol.state import Header, State
+from byheart.protocol.tensor_file import TensorFile
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def save(path: Path, state: State, header: Header) -> tuple[int, str]:
     tensors = _separate(state)
     try:
         text = json.dumps(asdict(header), sort_keys=True, allow_nan=False)
-        _parse_header(path, text)
+        parse_header(path, text)
         metadata = {"byheart": text, "hash": _hash(tensors, text)}
         with replacing(path) as scratch:
             save_file(tensors, scratch, metadata=metadata)
@@ -87,62 +87,11 @@ def load(path: Path) -> tuple[State, Header]:
         return file.read(), file.header
 
 
-def load_header(path: Path) -> Header:
-    """The header alone, without reading the tensors. Raises as ``load`` does."""
-    with opened(path) as file:
-        return file.header
-
-
-def load_hash(path: Path) -> str:
-    """The hash that a file records of its header and tensors, unchecked. Raises as ``load`` does."""
-    with opened(path) as file:
-        return file.hash
-
-
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[OpenedState]:
     """Before: the file is closed. Inside: open, and its header checked. After: closed. Raises as ``load`` does."""
-    with contextlib.ExitStack() as stack:
-        try:
-            tensors = stack.enter_context(open_tensors(path))
-        except FileNotFoundError as error:
-            raise StateError(f"There is no state file '{path}'.") from error
-        except OSError as error:
-            raise StateError(f"'{path}' cannot be read: {error}.") from error
-        except ValueError as error:
-            raise CorruptStateError(
-                f"'{path}' is not a whole safetensors file ({error}); restore it from a copy."
-            ) from error
-        stored = tensors.metadata
-        if "byheart" not in stored or "hash" not in stored:
-            raise CorruptStateError(f"'{path}' is a safetensors file, but not a byheart state.")
-        try:
-            header = _parse_header(path, stored["byheart"])
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise CorruptStateError(
-                f"'{path}' has a header that cannot be read ({error}); restore it from a copy."
-            ) from error
-        yield OpenedState(path, header, stored["hash"], stored["byheart"], tensors)
-
-
-def _parse_header(path: Path, text: str) -> Header:
-    """What a header says. Raises StateMismatchError for another format, ValueError for what is no header.
-
-    Of format 1 it may raise what ``format_1.header`` does.
-    """
-    if len(text) > _LONGEST:
-        raise ValueError(f"it has {len(text)} characters, more than {_LONGEST}")
-    fields = validate(dict[str, Any], parse_json(text, unique=True))
-    version = fields.get("format")
-    if version not in range(1, FORMAT + 1):
-        raise StateMismatchError(
-            f"'{path}' has state format {str(version)[:20]}; this version of byheart reads formats 1 to {FORMAT}."
-        )
-    fields = format_1.header(fields) if version == 1 else fields
-    if "written" not in fields:
-        raise ValueError("'written': it is missing")
-    header: Header = validate(Header, fields)
-    return header
+    with open_header(path) as file:
+        yield OpenedState(file.path, file.header, file.hash, file.text, file.tensors)
 
 
 def _hash(tensors: Mapping[str, Tensor], text: str) -> str:

@@ -14,21 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from byheart.files import open_regular, parse_json
-from byheart.model.fingerprint import as_bytes
 from byheart.protocol.schema import validate
+from byheart.protocol.state import State
 
 LONGEST_HEADER = 100_000_000
 """Bytes of a header; safetensors has the same bound."""
 _LARGEST = 1 << 60
-_DTYPES = {
-    **{"BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32},
-    **{"I64": torch.int64, "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64},
-}
+_BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "I16": 2, "I32": 4, "I64": 8, "F16": 2, "BF16": 2, "F32": 4, "F64": 8}
 _Number = Annotated[int, Field(ge=0, le=_LARGEST, strict=True)]
 
 
@@ -36,13 +31,13 @@ _Number = Annotated[int, Field(ge=0, le=_LARGEST, strict=True)]
 class _Place:
     """What a tensor is, and where it stands in the file's data."""
 
-    dtype: Annotated[str, Field(pattern=f"^({'|'.join(_DTYPES)})$")]
+    dtype: Annotated[str, Field(pattern=f"^({'|'.join(_BYTES)})$")]
     shape: Annotated[list[_Number], Field(max_length=8)]
     data_offsets: tuple[_Number, _Number]
 
     @property
     def nbytes(self) -> int:
-        return math.prod(self.shape) * _DTYPES[self.dtype].itemsize
+        return math.prod(self.shape) * _BYTES[self.dtype]
 
 
 @dataclass(frozen=True)
@@ -53,19 +48,26 @@ class TensorFile:
     places: Mapping[str, _Place]
     file: BinaryIO
 
-    def read(self) -> dict[str, Tensor]:
+    def read(self) -> State:
         """All tensors, on the CPU. Raises OSError where the file is shorter than it was."""
+        # A header is read without PyTorch, which takes seconds to import.
+        import torch
+
+        from byheart.model.fingerprint import as_bytes
+
+        dtypes = {
+            **{"BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32},
+            **{"I64": torch.int64, "F16": torch.float16, "BF16": torch.bfloat16},
+            **{"F32": torch.float32, "F64": torch.float64},
+        }
         start = self.file.tell()
-        tensors = {name: self._read(place, start) for name, place in self.places.items()}
+        tensors = {name: torch.empty(place.shape, dtype=dtypes[place.dtype]) for name, place in self.places.items()}
+        for name, tensor in tensors.items():
+            self.file.seek(start + self.places[name].data_offsets[0])
+            if self.file.readinto(memoryview(as_bytes(tensor))) != tensor.nbytes:  # type: ignore[attr-defined]
+                raise OSError("it became shorter while it was read")
         self.file.seek(start)
         return tensors
-
-    def _read(self, place: _Place, start: int) -> Tensor:
-        tensor = torch.empty(place.shape, dtype=_DTYPES[place.dtype])
-        self.file.seek(start + place.data_offsets[0])
-        if self.file.readinto(memoryview(as_bytes(tensor))) != place.nbytes:  # type: ignore[attr-defined]
-            raise OSError("it became shorter while it was read")
-        return tensor
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 
 from byheart.errors import StateError, StoreError, UnknownNameError, UsageError
 from byheart.files import sweep
-from byheart.protocol import state_file as states
+from byheart.protocol import header_file
 from byheart.protocol.state import Header
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class Store:
     def entry(self, name: str) -> Entry:
         """A memory's header and bytes. Raises StoreError where there is none, StateError where it is damaged."""
         path = self.existing(name)
-        return Entry(name, path, path.stat().st_size, states.load_header(path))
+        return Entry(name, path, path.stat().st_size, header_file.load_header(path))
 
     def entries(self) -> list[Entry]:
         """All memories; a damaged one says so and hides no other. Raises StoreError where the folder cannot be read."""
@@ -136,14 +136,14 @@ class Store:
 
         Raises StoreError, StateError, ModelError or UsageError.
         """
-        # Names are kept and listed without transformers, which takes seconds to import.
+        # Names are kept and listed without PyTorch, which takes seconds to import.
         from byheart.session import opening
 
         if new and not self.exists(name):
             choices: dict[str, Any] = {"model": model, "method": method, "dtype": dtype, "device": device, **options}
             return opening.load(**{name: value for name, value in choices.items() if value is not None})
         path = self.existing(name)
-        _require_agreement(name, states.load_header(path), method, options)
+        _require_agreement(name, header_file.load_header(path), method, options)
         return opening.open_state(path, model=model or "", dtype=dtype, device=device)
 
     @contextmanager
@@ -165,7 +165,7 @@ class Store:
 
     def _catch_up(self, name: str, session: Session) -> None:
         if os.path.lexists(self.path(name)):
-            if states.load_hash(self.existing(name)) != session.file_hash:
+            if header_file.load_hash(self.existing(name)) != session.file_hash:
                 session.load(self.path(name))
         elif session.file_hash:
             raise StoreError(f"Memory '{name}' was forgotten while it was in use; write the text into a new one.")
@@ -174,11 +174,14 @@ class Store:
 
     def fork(self, name: str, new: str) -> Entry:
         """Copy a memory under a new name, which must be free. Raises StoreError, StateError."""
+        # Names are kept and listed without PyTorch, which takes seconds to import.
+        from byheart.protocol import state_file
+
         source, target = self.existing(name), self.path(new)
         with self._locked(new):
             if os.path.lexists(target):
                 raise StoreError(f"There is a memory '{new}' already; choose another name, or forget it first.")
-            states.save(target, *states.load(source))
+            state_file.save(target, *state_file.load(source))
         return self.entry(new)
 
     def forget(self, name: str) -> None:

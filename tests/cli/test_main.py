@@ -93,10 +93,10 @@ def _start(*arguments: str, **streams: Any) -> subprocess.Popen[bytes]:
 # Whatever is imported, the moment comes while it is.
 _INTERRUPTED_WHILE_IMPORTING = """
 import builtins, os, signal, sys
-imported = builtins.__import__
+imported, module = builtins.__import__, sys.argv[1]
 
 def interrupting(name, *rest, **named):
-    if name == sys.argv[1]:
+    if name == module:
         os.kill(os.getpid(), signal.SIGINT)
     return imported(name, *rest, **named)
 
