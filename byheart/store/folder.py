@@ -140,8 +140,9 @@ class Store:
         from byheart.session import opening
 
         if new and not self.exists(name):
-            choices: dict[str, Any] = {"model": model, "method": method, "dtype": dtype, "device": device, **options}
-            return opening.load(**{name: value for name, value in choices.items() if value is not None})
+            named: dict[str, Any] = {"model": model, "method": method}
+            chosen = {choice: value for choice, value in named.items() if value is not None}
+            return opening.load(**chosen, dtype=dtype, device=device, **options)
         path = self.existing(name)
         _require_agreement(name, header_file.load_header(path), method, options)
         return opening.open_state(path, model=model or "", dtype=dtype, device=device)
