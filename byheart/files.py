@@ -37,6 +37,8 @@ def require_regular(path: Path, *, inside: Path | None = None) -> Path:
     Args:
         inside: the folder in which the file must lie after links are followed.
     """
+    if "\0" in str(path):
+        raise FileNotFoundError(f"{str(path)!r} cannot be the name of a file")
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(f"'{path}' is no regular file")
     if inside is not None and not path.resolve().is_relative_to(inside.resolve()):

@@ -168,8 +168,8 @@ class LatentPool(Method):
         return split_segments(segment, longest=self.longest, shortest=self.shortest)
 
     def slots_after(self, state: State, segment: Tensor) -> int:
-        """More by what each piece adds, until the pool is full."""
-        added = sum(min(self.slots, piece.shape[1]) for piece in self.pieces(segment))
+        """More by a block for each piece, until the pool is full."""
+        added = self.slots * sum(1 for _ in self.pieces(segment))
         return min(1 + self.slots * self.blocks, kv_slots(state) + added)
 
     def write(self, state: State, segment: Tensor) -> State:

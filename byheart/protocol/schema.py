@@ -15,11 +15,11 @@ def validate(kind: Any, value: object, *, strict: bool = False) -> Any:
         strict: turn nothing into what it is not, ``"1"`` or true into 1.
     """
     try:
-        return _adapter(kind).validate_python(value, strict=strict)
+        return _adapter(kind).validate_python(value, strict=strict or None)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         # The names in it may be of somebody else too.
-        field = repr(".".join(map(str, first["loc"])))[:100]
+        field = repr(".".join(map(str, first["loc"]))[:100])
         raise ValueError(f"{field}: {first['msg'][:200]}") from error
 
 

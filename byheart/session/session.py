@@ -250,22 +250,22 @@ class Session:
         """Continue from a saved memory. Raises StateError; the present memory then stays."""
         with state_file.opened(Path(path)) as file:
             file.header.require(self.header, f"'{path}'")
-            state = file.read()
-        self._require_own(state, file)
-        self.state = {name: tensor.to(self.backbone.device) for name, tensor in state.items()}
+            self.state = self._require_own(file.read(), file)
         self.header = replace(self.header, written=file.header.written, slots=file.header.slots)
         self.file_hash, self._reading, self._cache = file.hash, None, None
 
-    def _require_own(self, state: State, file: OpenedState) -> None:
-        """Raise CorruptStateError unless ``state`` is one that this session's method could have made."""
+    def _require_own(self, state: State, file: OpenedState) -> State:
+        """The same state on the model's device. Raises CorruptStateError where the method could not have made it."""
         try:
             self.method.require_own(state, written=bool(file.header.written))
+            state = {name: tensor.to(self.backbone.device) for name, tensor in state.items()}
             if (slots := self.method.prefix_slots(state)) != file.header.slots:
                 raise ValueError(f"it has {slots} slots, and its header says {file.header.slots}")
         except ValueError as error:
             raise CorruptStateError(
                 f"'{file.path}' holds no state of {self.method.name}: {error}; restore it from a copy."
             ) from error
+        return state
 
     def fork(self) -> Session:
         """A second session that starts from what this one knows; neither sees what the other writes later."""
