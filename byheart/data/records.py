@@ -11,6 +11,7 @@ import hashlib
 import importlib
 import importlib.util
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +72,7 @@ def read(source: str) -> DataSet:
 
 def rows(source: str) -> list[Mapping[str, Any]]:
     """The same, as JSON objects of any fields. Raises InputError or UsageError."""
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if file.suffix in _KINDS)
     elif path.is_file():
