@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 import platformdirs
 
@@ -36,11 +37,25 @@ def require_regular(path: Path, *, inside: Path | None = None) -> Path:
     Args:
         inside: the folder in which the file must lie after links are followed.
     """
+    if "\0" in str(path):
+        raise FileNotFoundError(f"{str(path)!r} cannot be the name of a file")
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(f"'{path}' is no regular file")
     if inside is not None and not path.resolve().is_relative_to(inside.resolve()):
         raise OSError(f"'{path}' lies outside the folder '{inside}'")
     return path
+
+
+def open_regular(path: Path, *, inside: Path | None = None) -> BinaryIO:
+    """A regular file, opened for reading. Raises OSError as ``require_regular`` does."""
+    require_regular(path, inside=inside)
+    # A pipe may have taken its place since; opening one would wait for a writer.
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    file = os.fdopen(handle, "rb")
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        file.close()
+        raise OSError(f"'{path}' is no regular file")
+    return file
 
 
 def read_json(path: Path, *, inside: Path | None = None, longest: int = LONGEST_JSON) -> Any:
@@ -51,10 +66,16 @@ def read_json(path: Path, *, inside: Path | None = None, longest: int = LONGEST_
     return parse_json(path.read_text(encoding="utf-8"))
 
 
-def parse_json(text: str) -> Any:
-    """What JSON text says. Raises ValueError where it is broken, nested too deep, or holds what is no number."""
+def parse_json(text: str, *, unique: bool = False) -> Any:
+    """What JSON text says. Raises ValueError where it is broken, nested too deep, or holds what is no number.
+
+    Args:
+        unique: refuse an object that has two values of one name.
+    """
     try:
-        value = json.loads(text, parse_constant=_no_number)
+        value = json.loads(
+            text, parse_constant=_no_number, parse_float=_finite, object_pairs_hook=_distinct if unique else None
+        )
     except RecursionError as error:
         raise ValueError("lists and objects are nested too deep") from error
     _require_shallow(value)
@@ -69,6 +90,17 @@ def _require_shallow(value: Any) -> None:
             raise ValueError(f"lists and objects are nested deeper than {DEEPEST_JSON} levels")
         inner = [item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list)]
         level = [item for items in inner for item in items]
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("an object has two values of one name")
+    return found
+
+
+def _finite(number: str) -> float:
+    return float(number) if math.isfinite(float(number)) else _no_number(number[:20])
 
 
 def _no_number(name: str) -> NoReturn:

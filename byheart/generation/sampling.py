@@ -23,6 +23,8 @@ def sample(scores: Float[Tensor, " V"], decoding: Decoding, generator: torch.Gen
     probabilities = torch.softmax(ordered, dim=-1)
     before = probabilities.cumsum(-1) - probabilities
     allowed = before < decoding.top_p
+    # The likeliest always is: a probability that single precision does not hold leaves no other.
+    allowed[0] = True
     if decoding.top_k:
         allowed[decoding.top_k :] = False
     drawn = torch.multinomial((probabilities * allowed).cpu(), 1, generator=generator)

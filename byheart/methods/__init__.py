@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, get_type_hints
 
 from byheart.errors import UnknownNameError, UsageError
 from byheart.methods.adapter import Adapter
@@ -27,6 +27,7 @@ from byheart.methods.retrieval import Retrieval
 from byheart.methods.window import Window
 from byheart.model.backbone import Backbone
 from byheart.protocol.method import Method
+from byheart.protocol.schema import validate
 
 BUILT_IN: dict[str, type[Method]] = {
     method.name: method
@@ -49,6 +50,7 @@ BUILT_IN: dict[str, type[Method]] = {
     )
 }
 _GROUP, _OLD_GROUP = "byheart.methods", "byheart.memories"
+_LARGEST = 1 << 53
 _NOUNS = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
 
 
@@ -78,22 +80,28 @@ def defaults(kind: type[Method]) -> dict[str, Any]:
 def build(name: str, backbone: Backbone, /, **options: Any) -> Method:
     """A method by name with its options. Raises UnknownNameError or UsageError."""
     kind = find(name)
-    known = defaults(kind)
+    known, annotations = defaults(kind), get_type_hints(kind.__init__)
     for option, value in options.items():
         if option not in known:
             raise UnknownNameError(f"option of {name}", option, known)
-        if not _fits_type(value, known[option]):
-            raise UsageError(
-                f"{option} of {name} must be {_NOUNS[type(known[option])]}, such as {known[option]!r}; it is {value!r}."
-            )
+        if not _fits(value, annotations.get(option, Any)):
+            default = known[option]
+            noun = _NOUNS.get(type(default), "a list of such values as its default has")
+            raise UsageError(f"{option} of {name} must be {noun}, such as {default!r}; it is {repr(value)[:100]}.")
     try:
         return kind(backbone, **options)
-    except TypeError as error:
-        raise UsageError(f"method '{name}' does not take these options: {error}.") from error
+    except (TypeError, ValueError, RuntimeError, MemoryError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UsageError(f"method '{name}' does not take these options: {reason}.") from error
 
 
-def _fits_type(value: Any, default: Any) -> bool:
-    """Whether a value is of its default's type; a whole number is a number, and what has no simple type may be any."""
-    if type(default) not in _NOUNS:
-        return True
-    return type(value) is type(default) or (type(default) is float and type(value) is int)
+def _fits(value: Any, annotation: Any) -> bool:
+    """Whether a value is of an option's type, and each number in it one that a method can use."""
+    try:
+        validate(annotation, value, strict=True)
+    except ValueError:
+        return False
+    numbers = [
+        item for item in (value if isinstance(value, list | tuple) else [value]) if isinstance(item, int | float)
+    ]
+    return all(abs(number) <= _LARGEST for number in numbers)

@@ -60,6 +60,8 @@ class FFNLoRA(Method):
         depth = len(backbone.layers)
         if chunk_tokens < 2:
             raise UsageError(f"chunk_tokens must be 2 or more, or no token has a next one; it is {chunk_tokens}.")
+        if rank > backbone.dim:
+            raise UsageError(f"rank must be at most {backbone.dim}, the model's width; it is {rank}.")
         if role not in _ROLES:
             raise UsageError(f"role must be one of {', '.join(_ROLES)}; it is '{role}'.")
         if any(not 0 <= layer < depth for layer in layers):

@@ -26,10 +26,10 @@ from byheart.model.feed_forward import FeedForwardInput
 from byheart.model.losses import LogitsBuffer, Reference, make_reference, token_losses
 from byheart.model.optimize import descend
 from byheart.model.reading import DenseDelta, Reading
-from byheart.protocol.kv_slots import kv_to_state, prefill_pieces, state_to_kv
+from byheart.protocol.kv_slots import kv_template, kv_to_state, prefill_pieces, state_to_kv
 from byheart.protocol.method import Method
-from byheart.protocol.segments import common_prefix_length, split_segments
-from byheart.protocol.state import State
+from byheart.protocol.segments import common_prefix_length, require_known, split_segments
+from byheart.protocol.state import State, kv_slots
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,7 @@ class LastFFN(Method):
     ) -> None:
         Method.__init__(self, backbone)
         require_positive(steps=steps, learning_rate=learning_rate, layers=layers, clip=clip)
+        require_known(backbone, header=header, footer=footer, opening=opening, receipt=receipt)
         if kl < 0:
             raise UsageError(f"kl must be 0 or more; it is {kl}.")
         if layers > len(backbone.layers):
@@ -108,6 +109,10 @@ class LastFFN(Method):
             for path in self._paths
         }
 
+    def slots_after(self, state: State, segment: Tensor) -> int:
+        """One more per token, where the text is kept."""
+        return kv_slots(state) + self.keep_text * segment.shape[1]
+
     def write(self, state: State, segment: Tensor) -> State:
         """Learn ``segment``, from what was learned before."""
         batch = segment.shape[0]
@@ -124,6 +129,11 @@ class LastFFN(Method):
             changes = {f"delta.{path}": tuned.deltas[path][None] for path in self._paths}
             after.append({**self._with_text(state, segment, changes), **changes})
         return after
+
+    def template(self, state: State, *, written: bool) -> State:
+        """The changes, and the text's slots once it was written."""
+        kv = kv_template(self.backbone, state, most=None) if self.keep_text and written else {}
+        return {**self.init(), **kv}
 
     def read(self, state: State) -> Reading:
         """The text's prefix, where kept, and the change of the last blocks."""

@@ -212,11 +212,17 @@ class Backbone:
         return KV(tuple(rotation.rotate(k, step) for rotation, k, step in rotated), kv.values)
 
     @cached_property
+    def slot(self) -> KV:
+        """Some slot (1, H, 1, W), for its shapes and its type."""
+        x = torch.zeros(1, 1, self.dim, dtype=self.dtype, device=self.device)
+        with torch.no_grad():
+            taken = [tap(layer, self.anatomy.arguments[i], x, i) for i, layer in enumerate(self.layers)]
+        return KV(tuple(k for k, _ in taken), tuple(v for _, v in taken))
+
+    @cached_property
     def slot_bytes(self) -> int:
         """Bytes of one slot: keys and values in all layers."""
-        with torch.no_grad():
-            row = self.prefill(torch.tensor([[self.first_token]], device=self.device))
-        return sum(part.nbytes for part in (*row.keys, *row.values))
+        return sum(part.nbytes for part in (*self.slot.keys, *self.slot.values))
 
     def prefill(self, tokens: Int[Tensor, "B T"], prefix: KV | None = None) -> KV:
         """The keys and values of ``tokens`` read after ``prefix``, which is not repeated."""

@@ -244,6 +244,10 @@ def _device(device: str) -> torch.device:
         raise UsageError(
             f"device '{device}' was asked for, but this machine has no GPU that PyTorch can use; give cpu."
         )
+    there = torch.accelerator.current_accelerator(check_available=True)
+    count = 1 if found.type == "cpu" else torch.accelerator.device_count() if there and there.type == found.type else 0
+    if (found.index or 0) >= count:
+        raise UsageError(f"device '{device}' is not on this machine; give auto or cpu.")
     return found
 
 

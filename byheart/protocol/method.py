@@ -27,7 +27,8 @@ from byheart.protocol.episode import Batch
 from byheart.protocol.episode_loss import episode_loss
 from byheart.protocol.objective import TARGETS_ONLY, Objective
 from byheart.protocol.size import Size
-from byheart.protocol.state import State, stack, unstack
+from byheart.protocol.state import State, kv_slots, stack, unstack
+from byheart.protocol.template import require_template
 
 
 class Method(nn.Module, abc.ABC):
@@ -63,6 +64,44 @@ class Method(nn.Module, abc.ABC):
     @abc.abstractmethod
     def read(self, state: State) -> Reading:
         """What the model sees of ``state``."""
+
+    def template(self, state: State, *, written: bool) -> State:
+        """A state as ``state`` should be: its names, shapes and types, and the least value of each integer.
+
+        Files of somebody else's are compared with it. Here it is what ``init`` gives, or ``state`` itself where that is
+        nothing: a method whose tensors grow, or are not all there before the first write, says more.
+
+        Args:
+            written: whether something was written into it.
+        """
+        return self.init() or state
+
+    def require_values(self, state: State) -> None:
+        """Raise ValueError where numbers cannot be a state's, though names, shapes and types are."""
+        return None
+
+    def require_own(self, state: State, *, written: bool) -> None:
+        """Raise ValueError, in one line, unless ``state`` is one session's state of this method."""
+        written = written or state.keys() != self.init().keys()
+        if written and not state:
+            raise ValueError("it has no tensors, though something was written")
+        require_template(state, self.template(state, written=written))
+        if {tensor.shape[:1] for tensor in state.values()} - {(1,)}:
+            raise ValueError("its tensors are of more than one session")
+        self.require_values(state)
+
+    def slots_after(self, state: State, segment: Int[Tensor, "B T"]) -> int:
+        """How many slots the prefix has, at most, once ``segment`` is written too; nothing is computed.
+
+        Here slots are added one per token up to ``capacity``; without one they are as they were.
+        """
+        held = kv_slots(state)
+        return held if self.capacity is None else min(self.capacity, held + segment.shape[1])
+
+    @torch.no_grad()
+    def prefix_slots(self, state: State) -> int:
+        """How many slots the prefix of ``state`` has."""
+        return self.read(state).slots
 
     def pieces(self, segment: Int[Tensor, "B T"]) -> Iterator[Int[Tensor, "B t"]]:
         """The parts that ``write`` reads one after another; writing them one by one gives the same state."""
