@@ -18,7 +18,7 @@ from tests.samples import ROOT
 
 FAMILIES = sorted({attack.name.partition(".")[0] for attack in ATTACKS})
 # Those that start no process and wait for nothing.
-QUICK = ("states", "crash.forgotten", "crash.changed", "pairs.differ", "commands.arguments", "models.by_file")
+QUICK = ("states.tensors", "states.headers", "crash.forgotten", "models.by_file")
 
 
 def _failures(folder: Path, *arguments: str) -> list[str]:
