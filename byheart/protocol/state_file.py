@@ -13,8 +13,9 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -29,6 +30,7 @@ from byheart.protocol.tensor_file import TensorFile, open_tensors
 
 _LONGEST = 32 << 20
 """Bytes of a header. As a string within JSON it may take twice as many, which safetensors still reads."""
+_Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 @dataclass(frozen=True)
@@ -118,11 +120,12 @@ def opened(path: Path) -> Iterator[OpenedState]:
             raise CorruptStateError(f"'{path}' is a safetensors file, but not a byheart state.")
         try:
             header = _parse_header(path, stored["byheart"])
+            digest: str = validate(_Digest, stored["hash"])
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise CorruptStateError(
                 f"'{path}' has a header that cannot be read ({error}); restore it from a copy."
             ) from error
-        yield OpenedState(path, header, stored["hash"], stored["byheart"], tensors)
+        yield OpenedState(path, header, digest, stored["byheart"], tensors)
 
 
 def _parse_header(path: Path, text: str) -> Header:
