@@ -69,7 +69,7 @@ def test_what_was_acknowledged_stays_when_a_later_file_does_not_fit(run: Run, ca
     (tmp_path / "long.txt").write_bytes(TEXT * 30)
     ran = run("write", "cat", tmp_path / "good.txt", tmp_path / "long.txt", "--json")
     assert ran.code == 1
-    assert ran.err.startswith("byheart: The text would be ")
+    assert ran.err.startswith("byheart: The text has ")
     assert json.loads(ran.out)["source"] == "good.txt"
     assert run("show", "cat", "--json").json["texts"] == 2
 
@@ -77,7 +77,7 @@ def test_what_was_acknowledged_stays_when_a_later_file_does_not_fit(run: Run, ca
 @pytest.mark.parametrize("method", ["full", "last-ffn"])
 def test_text_longer_than_the_model_reads(fails: Fails, cat: Path, tiny_folder: Path, method: str) -> None:
     line = fails("write", "long", "--method", method, "--model", tiny_folder, stdin=TEXT * 30)
-    assert "but the model reads at most 512; write " in line
+    assert "but the model reads at most 512, " in line
 
 
 @pytest.mark.parametrize("question", ["", "  \n"])
@@ -234,7 +234,7 @@ def _edit(path: Path, **changes: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"format": 99}, "has state format 99; this version of byheart reads formats 1 and 2."),
+        ({"format": 99}, "has state format 99; this version of byheart reads formats 1 to 2."),
         ({"method": "diary"}, "'diary'. There are: adapter, attention-score, "),
         ({"options": {"chunk_tokens": 1024, "pages": 3}}, "There is no option of full 'pages'."),
         ({"tokenizer": "0" * 32}, "was made with another tokenizer"),
