@@ -6,7 +6,9 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from byheart.errors import CorruptStateError, StateError, StateMismatchError
 from byheart.files import parse_json
@@ -17,6 +19,7 @@ from byheart.protocol.tensor_file import TensorFile, open_tensors
 
 _LONGEST = 32 << 20
 """Bytes of a header. As a string within JSON it may take twice as many, which safetensors still reads."""
+_Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 @dataclass(frozen=True)
@@ -61,11 +64,12 @@ def open_header(path: Path) -> Iterator[OpenedHeader]:
             raise CorruptStateError(f"'{path}' is a safetensors file, but not a byheart state.")
         try:
             header = parse_header(path, stored["byheart"])
+            digest: str = validate(_Digest, stored["hash"])
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise CorruptStateError(
                 f"'{path}' has a header that cannot be read ({error}); restore it from a copy."
             ) from error
-        yield OpenedHeader(path, header, stored["hash"], stored["byheart"], tensors)
+        yield OpenedHeader(path, header, digest, stored["byheart"], tensors)
 
 
 def parse_header(path: Path, text: str) -> Header:

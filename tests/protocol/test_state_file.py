@@ -307,6 +307,16 @@ def test_json_that_is_no_header_is_refused(path: Path, text: str) -> None:
             read(path)
 
 
+@pytest.mark.parametrize("digest", ["", "0" * 63, "G" * 64, "0" * 64 + "\n"])
+def test_a_hash_that_is_none_is_refused(path: Path, kept: bytes, digest: str) -> None:
+    """An empty one would be taken for that of a session without a file."""
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    save_file({"a": torch.ones(1)}, path, metadata={**metadata, "hash": digest})
+    with pytest.raises(CorruptStateError, match="has a header that cannot be read"):
+        load_hash(path)
+
+
 def test_a_file_name_that_is_not_utf8_is_kept(path: Path) -> None:
     written = [replace(WRITTEN[0], source="caf\udce9.txt")]
     save(path, {}, replace(HEADER, written=written, model="mod\udce9l"))
