@@ -20,13 +20,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from byheart.cache import cached
 from byheart.errors import UnsupportedModelError, UsageError
 from byheart.model import attention
 from byheart.model.anatomy import Anatomy, hooked, keyless_linears, measure, noise, skipped, tap, without_cache
 from byheart.model.feed_forward import FeedForward, FeedForwardInput, feed_forward, find_values
-from byheart.model.fingerprint import fingerprint
+from byheart.model.fingerprint import describe_files, fingerprint_model, sample_fingerprint, without_remainder
 from byheart.model.kv_cache import PrefixCache, serving
-from byheart.model.loading import empty_model, open_model
+from byheart.model.loading import empty_model, open_model, opening
 from byheart.model.reading import KV, Delta, Reading, cast, delta_hook
 
 Change: TypeAlias = tuple[nn.Linear, Callable[..., Tensor]]
@@ -79,7 +80,15 @@ class Backbone:
     @classmethod
     def open(cls, model: str, *, dtype: str = "auto", device: str = "auto") -> Backbone:
         """Open a model by alias, hub id, folder or GGUF file; see ``loading.open_model``."""
-        return cls(open_model(model, dtype=dtype, device=device, attention=attention.register()), source=model)
+        loaded = open_model(model, dtype=dtype, device=device, attention=attention.register())
+        with opening(f"Model '{model}' could not be run"):
+            opened = cls(loaded, source=model)
+        # Hashed once for files that stay as they are; now, so that no later change of the weights is taken for theirs.
+        names = cached(
+            "fingerprints", describe_files(opened.model), lambda: [opened.fingerprint, opened.sampled_fingerprint]
+        )
+        opened.fingerprint, opened.sampled_fingerprint = names
+        return opened
 
     @classmethod
     def assembled(
@@ -388,5 +397,14 @@ class Backbone:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A name for these weights: shapes and sampled values of every tensor, the same in any precision."""
-        return fingerprint(dict(self.model.named_parameters()), torch.bfloat16, samples=256)
+        """A name for all that decides what this model computes; see ``model.fingerprint``."""
+        return fingerprint_model(self.model)
+
+    @cached_property
+    def sampled_fingerprint(self) -> str:
+        """The name that byheart 0.2 gave these weights, by samples of them."""
+        return sample_fingerprint(dict(self.model.named_parameters()), torch.bfloat16, samples=256)
+
+    def is_called(self, name: str) -> bool:
+        """Whether a fingerprint is this model's in some precision, or the one that byheart 0.2 gave it."""
+        return without_remainder(name) in (without_remainder(self.fingerprint), self.sampled_fingerprint)
