@@ -75,7 +75,7 @@ def defaults(kind: type[Method]) -> dict[str, Any]:
     return {p.name: p.default for p in inspect.signature(kind).parameters.values() if p.kind is p.KEYWORD_ONLY}
 
 
-def build(name: str, backbone: Backbone, **options: Any) -> Method:
+def build(name: str, backbone: Backbone, /, **options: Any) -> Method:
     """A method by name with its options. Raises UnknownNameError or UsageError."""
     kind = find(name)
     known = defaults(kind)

@@ -26,6 +26,7 @@ from byheart.model import attention
 from byheart.model.anatomy import Anatomy, hooked, keyless_linears, measure, noise, skipped, tap, without_cache
 from byheart.model.feed_forward import FeedForward, FeedForwardInput, feed_forward, find_values
 from byheart.model.fingerprint import describe_files, fingerprint_model, sample_fingerprint, without_remainder
+from byheart.model.known import remember_model
 from byheart.model.kv_cache import PrefixCache, serving
 from byheart.model.loading import empty_model, open_model, opening
 from byheart.model.reading import KV, Delta, Reading, cast, delta_hook
@@ -88,6 +89,7 @@ class Backbone:
             "fingerprints", describe_files(opened.model), lambda: [opened.fingerprint, opened.sampled_fingerprint]
         )
         opened.fingerprint, opened.sampled_fingerprint = names
+        remember_model(names, model)
         return opened
 
     @classmethod

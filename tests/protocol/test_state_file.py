@@ -17,7 +17,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from byheart.errors import CorruptStateError, StateError, StateMismatchError
-from byheart.model.fingerprint import fingerprint
 from byheart.protocol import state_file as states
 from byheart.protocol.state import FORMAT, Header, Written, nbytes
 from byheart.protocol.state_file import load, load_header, save
@@ -184,7 +183,7 @@ def test_bytes_after_the_end_are_refused(path: Path, kept: bytes) -> None:
 @pytest.mark.parametrize("format", [0, FORMAT + 1, "1", None])
 def test_another_format_is_refused_with_both_versions(path: Path, kept: bytes, format: object) -> None:
     rewrite(path, lambda fields: {**fields, "format": format})
-    message = f"has state format {format}; this version of byheart reads formats 1 and {FORMAT}"
+    message = f"has state format {format}; this version of byheart reads formats 1 to {FORMAT}"
     for read in (load, load_header):
         with pytest.raises(StateMismatchError, match=message):
             read(path)
@@ -327,13 +326,3 @@ def test_a_header_counts_what_was_written() -> None:
 
 def test_a_state_knows_its_bytes() -> None:
     assert nbytes({"a": torch.zeros(3, 4), "b": torch.zeros(5, dtype=torch.bfloat16)}) == 58
-
-
-def test_a_fingerprint_knows_values_names_and_shapes_and_not_precision() -> None:
-    def name_of(**tensors: Tensor) -> str:
-        return fingerprint(tensors, torch.bfloat16, samples=8)
-
-    base = torch.linspace(-1, 1, 1000).bfloat16().float()
-    assert name_of(a=base) == name_of(a=base.double()) == name_of(a=base.bfloat16()) == name_of(a=base.clone())
-    others = [name_of(b=base), name_of(a=base.view(10, 100)), name_of(a=base * 1.5), name_of(a=base, b=base)]
-    assert len({name_of(a=base), *others}) == 5
