@@ -13,18 +13,24 @@ from byheart.cache import keep, recall
 from byheart.model.fingerprint import without_remainder
 from byheart.model.loading import is_alias, locate
 
+_OPENED, _MOST = "models-opened", 8
+
 
 def remember_model(fingerprints: Iterable[str], name: str) -> None:
     """Keep ``name``, by which the user has opened the model of these fingerprints."""
-    for fingerprint in fingerprints:
-        for key in {fingerprint, without_remainder(fingerprint)}:
-            keep("models-opened", key, locate(name))
+    own = locate(name)
+    for key in {part for whole in fingerprints for part in (whole, without_remainder(whole))}:
+        keep(_OPENED, key, [own, *(other for other in _names(key) if other != own)][:_MOST])
 
 
 def find_model(fingerprint: str, name: str) -> str | None:
-    """What opens the model of this fingerprint: what the user called it, or ``name`` where that is an alias."""
-    for key in (fingerprint, without_remainder(fingerprint)):
-        found = recall("models-opened", key)
-        if isinstance(found, str) and (not os.path.isabs(found) or os.path.exists(found)):
+    """What opens the model of this fingerprint: what the user last called it, or ``name`` where that is an alias."""
+    for found in (*_names(fingerprint), *_names(without_remainder(fingerprint))):
+        if not os.path.isabs(found) or os.path.exists(found):
             return found
     return name if is_alias(name) else None
+
+
+def _names(key: str) -> list[str]:
+    found = recall(_OPENED, key)
+    return [name for name in found if isinstance(name, str)] if isinstance(found, list) else []

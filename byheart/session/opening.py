@@ -134,7 +134,7 @@ def _model_of(header: Header, path: str | Path) -> str:
 def _learned_of(header: Header, path: str | Path) -> str:
     """The folder of learned parts that a state was made with; empty where byheart has them. Raises StateError."""
     folder = recall(_LEARNED, header.adapter) if header.learned else ""
-    if isinstance(folder, str) and (not folder or is_learned(folder)):
+    if isinstance(folder, str) and (not folder or Path(folder).is_dir()):
         return folder
     if pretrained.find(header.method, header.backbone, header.options) is None:
         raise StateError(

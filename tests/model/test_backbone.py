@@ -463,7 +463,8 @@ def test_weights_changed_after_a_model_was_opened_are_not_taken_for_its_files(tm
     assert Backbone(opened.model).fingerprint != again.fingerprint
 
 
-def test_a_file_that_is_replaced_is_hashed_anew(tmp_path: Path) -> None:
+def test_a_file_that_is_replaced_is_hashed_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BYHEART_CACHE", str(tmp_path / "cache"))
     tiny_model().save_pretrained(tmp_path)
     first = Backbone.open(str(tmp_path)).fingerprint
     tiny_model(seed=1).save_pretrained(tmp_path)
