@@ -7,19 +7,30 @@ kept here are the names that the user gave.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from byheart.cache import keep, recall
-from byheart.model.fingerprint import without_remainder
+from byheart.cache import cached, keep, recall
+from byheart.model.fingerprint import describe_files, without_remainder
 from byheart.model.loading import is_alias, locate
+
+if TYPE_CHECKING:
+    from byheart.model.backbone import Backbone
 
 _OPENED, _MOST = "models-opened", 8
 
 
-def remember_model(fingerprints: Iterable[str], name: str) -> None:
-    """Keep ``name``, by which the user has opened the model of these fingerprints."""
-    own = locate(name)
-    for key in {part for whole in fingerprints for part in (whole, without_remainder(whole))}:
+def name_opened(backbone: Backbone) -> None:
+    """Give a model that was just opened its fingerprints, and keep by what name the user has opened it.
+
+    Its weights are hashed once for files that stay as they are; at once, so that no later change of the weights is
+    taken for what the files hold.
+    """
+    names = cached(
+        "fingerprints", describe_files(backbone.model), lambda: [backbone.fingerprint, backbone.sampled_fingerprint]
+    )
+    backbone.fingerprint, backbone.sampled_fingerprint = names
+    own = locate(backbone.source)
+    for key in {part for name in names for part in (name, without_remainder(name))}:
         keep(_OPENED, key, [own, *(other for other in _names(key) if other != own)][:_MOST])
 
 
