@@ -1,24 +1,30 @@
 """Files that somebody else may have written, and files that must not be lost.
 
 What is read is a regular file, inside the folder that was named, and JSON within bounds. What is written replaces the
-earlier file as a whole or not at all. Nothing here knows what the files hold.
+earlier file as a whole or not at all. Small things that need not be found again are kept in the user's cache folder:
+
+    CACHE/KIND/<hash of the key>.json
+
+A cache that cannot be read or written is no error: what it held is found again. Nothing here knows what files hold.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import os
 import re
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO, NoReturn, TypeVar
 
 import platformdirs
 
+Value = TypeVar("Value")
 LONGEST_JSON = 64 << 20
 """Bytes of a JSON file; the tokenizer files of the largest vocabularies have a third of it."""
 DEEPEST_JSON = 64
@@ -144,6 +150,30 @@ def sweep(path: Path) -> int:
     return removed
 
 
+def recall(kind: str, key: str) -> Any:
+    """What was kept under ``key``, or None."""
+    with contextlib.suppress(OSError, ValueError):
+        return read_json(_cache_file(kind, key))
+    return None
+
+
+def keep(kind: str, key: str, value: Any) -> None:
+    """Keep ``value``, which JSON can hold, unless it is there already."""
+    if recall(kind, key) != value:
+        with contextlib.suppress(OSError), replacing(_cache_file(kind, key)) as file:
+            file.write_text(json.dumps(value), encoding="utf-8")
+
+
+def cached(kind: str, key: str, find: Callable[[], Value]) -> Value:
+    """What was kept under ``key``; ``find`` gives it the first time, and each time where the key is empty."""
+    found: Value | None = recall(kind, key) if key else None
+    if found is None:
+        found = find()
+        if key:
+            keep(kind, key, found)
+    return found
+
+
 def _sync(path: Path) -> None:
     """Make what was written to a file, or renamed in a folder, durable."""
     handle = os.open(path, os.O_RDONLY)
@@ -151,3 +181,8 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _cache_file(kind: str, key: str) -> Path:
+    # Hashed: a key may come from somebody else's file, and must not name a path.
+    return cache_folder() / kind / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"

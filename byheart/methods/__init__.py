@@ -89,10 +89,12 @@ def build(name: str, backbone: Backbone, /, **options: Any) -> Method:
             noun = _NOUNS.get(type(default), "a list of such values as its default has")
             raise UsageError(f"{option} of {name} must be {noun}, such as {default!r}; it is {repr(value)[:100]}.")
     try:
-        return kind(backbone, **options)
+        method = kind(backbone, **options)
     except (TypeError, ValueError, RuntimeError, MemoryError) as error:
         reason = str(error).partition("\n")[0]
         raise UsageError(f"method '{name}' does not take these options: {reason}.") from error
+    method.mark_untrained()
+    return method
 
 
 def _fits(value: Any, annotation: Any) -> bool:

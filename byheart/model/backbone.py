@@ -24,9 +24,10 @@ from byheart.errors import UnsupportedModelError, UsageError
 from byheart.model import attention
 from byheart.model.anatomy import Anatomy, hooked, keyless_linears, measure, noise, skipped, tap, without_cache
 from byheart.model.feed_forward import FeedForward, FeedForwardInput, feed_forward, find_values
-from byheart.model.fingerprint import fingerprint
+from byheart.model.fingerprint import fingerprint_model, sample_fingerprint, without_remainder
+from byheart.model.known import name_opened
 from byheart.model.kv_cache import PrefixCache
-from byheart.model.loading import empty_model, open_model
+from byheart.model.loading import empty_model, open_model, opening
 from byheart.model.reading import KV, Delta, Reading, cast, delta_hook
 
 Change: TypeAlias = tuple[nn.Linear, Callable[..., Tensor]]
@@ -54,8 +55,7 @@ class Backbone:
     """
 
     def __init__(self, model: PreTrainedModel, *, source: str = "") -> None:
-        self.model: PreTrainedModel = model.requires_grad_(False)
-        self.model.train(False)
+        self.model: PreTrainedModel = model.requires_grad_(False).train(False)
         self.source = source
         self.config = model.config.get_text_config()
         decoder: Any = model.get_decoder()  # type: ignore[no-untyped-call]
@@ -69,6 +69,14 @@ class Backbone:
         self.dim: int = self.config.hidden_size
         # Phi-3 and others may hold no such key; then only the machine's memory bounds the text.
         self.positions: int = getattr(self.config, "max_position_embeddings", None) or 1 << 20
+        # The head's output is multiplied by it: Granite divides its logits by one number; Cohere multiplies by another.
+        self.logit_scale: float = (getattr(self.config, "logit_scale", None) or 1.0) / (
+            getattr(self.config, "logits_scaling", None) or 1.0
+        )
+        # The bound that Gemma 2 puts on its logits by a tanh; None elsewhere.
+        self.softcap: float | None = getattr(self.config, "final_logit_softcapping", None)
+        # The token that texts begin with; 0 where the model names none.
+        self.first_token: int = getattr(self.config, "bos_token_id", None) or 0
         self.anatomy: Anatomy = measure(
             decoder, dim=self.dim, dtype=self.dtype, device=self.device, positions=self.positions
         )
@@ -79,7 +87,11 @@ class Backbone:
     @classmethod
     def open(cls, model: str, *, dtype: str = "auto", device: str = "auto") -> Backbone:
         """Open a model by alias, hub id, folder or GGUF file; see ``loading.open_model``."""
-        return cls(open_model(model, dtype=dtype, device=device, attention=attention.register()), source=model)
+        loaded = open_model(model, dtype=dtype, device=device, attention=attention.register())
+        with opening(f"Model '{model}' could not be run"):
+            opened = cls(loaded, source=model)
+        name_opened(opened)
+        return opened
 
     @classmethod
     def assembled(
@@ -150,20 +162,6 @@ class Backbone:
         """Next-token logits in float32, by the model's own head."""
         out = self.head(hidden).float() * self.logit_scale
         return torch.tanh(out / self.softcap) * self.softcap if self.softcap else out
-
-    @cached_property
-    def logit_scale(self) -> float:
-        """What the head's output is multiplied by."""
-        # Granite divides its logits by one number; Cohere multiplies them by another.
-        divisor: float = getattr(self.config, "logits_scaling", None) or 1.0
-        factor: float = getattr(self.config, "logit_scale", None) or 1.0
-        return factor / divisor
-
-    @cached_property
-    def softcap(self) -> float | None:
-        """The bound that Gemma 2 puts on its logits by a tanh; None elsewhere."""
-        cap: float | None = getattr(self.config, "final_logit_softcapping", None)
-        return cap
 
     @cached_property
     def head(self) -> nn.Linear:
@@ -289,12 +287,6 @@ class Backbone:
         inside = self.feed_forward_roles(index)
         return [path for path in self.linears(index) if path not in inside]
 
-    @cached_property
-    def first_token(self) -> int:
-        """The token that texts begin with; 0 where the model names none."""
-        token: int | None = getattr(self.config, "bos_token_id", None)
-        return token or 0
-
     @property
     def stop_tokens(self) -> list[int]:
         """Tokens that end an answer, by the model's own generation settings."""
@@ -393,5 +385,14 @@ class Backbone:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A name for these weights: shapes and sampled values of every tensor, the same in any precision."""
-        return fingerprint(dict(self.model.named_parameters()), torch.bfloat16, samples=256)
+        """A name for all that decides what this model computes; see ``model.fingerprint``."""
+        return fingerprint_model(self.model)
+
+    @cached_property
+    def sampled_fingerprint(self) -> str:
+        """The name that byheart 0.2 gave these weights, by samples of them."""
+        return sample_fingerprint(dict(self.model.named_parameters()), torch.bfloat16, samples=256)
+
+    def is_called(self, name: str) -> bool:
+        """Whether a fingerprint is this model's in some precision, or the one that byheart 0.2 gave it."""
+        return without_remainder(name) in (without_remainder(self.fingerprint), self.sampled_fingerprint)

@@ -93,7 +93,7 @@ def save_pretrained(method: Method, folder: str | Path) -> None:
 def load_pretrained(method: Method, folder: str | Path) -> None:
     """Read into ``method`` what ``save_pretrained`` wrote. Raises StateMismatchError or CheckpointError."""
     card = read_card(folder)
-    if (card["method"], card["backbone"]) != (method.name, method.backbone.fingerprint):
+    if card["method"] != method.name or not method.backbone.is_called(card["backbone"]):
         raise StateMismatchError(
             f"'{folder}' holds learned parts of {card['method']} for backbone {card['backbone']}; "
             f"this is {method.name} on backbone {method.backbone.fingerprint}."

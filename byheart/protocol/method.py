@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from byheart.model.backbone import Backbone
-from byheart.model.fingerprint import fingerprint
+from byheart.model.fingerprint import fingerprint, sample_fingerprint
 from byheart.model.reading import Reading
 from byheart.protocol.episode import Batch
 from byheart.protocol.episode_loss import episode_loss
@@ -52,6 +52,8 @@ class Method(nn.Module, abc.ABC):
         self.backbone = backbone
         # Writing builds no graph unless a training loop says ``train()``.
         self.training = False
+        self._named: tuple[list[tuple[str, int, int]], dict[str, Tensor], str] | None = None
+        self._made: list[tuple[int, int]] | None = None
 
     @abc.abstractmethod
     def init(self) -> State:
@@ -157,10 +159,39 @@ class Method(nn.Module, abc.ABC):
         """Buffers that are None until they are learned: name -> shape."""
         return {}
 
+    def mark_untrained(self) -> None:
+        """Take the parameters for what model, options and machine make of them: nothing was learned yet."""
+        self._made = self._versions()
+
+    @property
+    def is_untrained(self) -> bool:
+        """Whether no parameter was trained, loaded or replaced since ``mark_untrained``."""
+        return self._made is not None and self._made == self._versions()
+
+    def _versions(self) -> list[tuple[int, int]]:
+        # torch counts the changes of each tensor in place.
+        return [(id(tensor), tensor._version) for tensor in (*self.parameters(), *self.buffers())]
+
     @property
     def fingerprint(self) -> str:
-        """A name for the learned parts; the same for two methods that read states alike."""
-        return fingerprint(self.state_dict(), torch.float32, samples=4096)
+        """A name for the learned parts, hashed once until one is changed; see ``model.fingerprint``.
+
+        Parts that are not trained have one name on every machine, though their last digits differ from one processor to
+        another.
+        """
+        if self.is_untrained:
+            return "untrained"
+        # Held, so that no other tensor can come to lie where one of them lay.
+        tensors = self.state_dict()
+        stamp = [(name, tensor.data_ptr(), tensor._version) for name, tensor in tensors.items()]
+        if self._named is None or self._named[0] != stamp:
+            self._named = stamp, tensors, fingerprint(tensors)
+        return self._named[2]
+
+    @property
+    def sampled_fingerprint(self) -> str:
+        """The name that byheart 0.2 gave the learned parts, by samples of them."""
+        return sample_fingerprint(self.state_dict(), torch.float32, samples=4096)
 
     def export(self, folder: str | Path) -> None:
         """Write the learned parts as other libraries read them; nothing, where there is no such format."""

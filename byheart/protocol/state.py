@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     import torch
 
 State: TypeAlias = Mapping[str, "torch.Tensor"]
-FORMAT = 2
+FORMAT = 3
+SAMPLED_FORMATS = (1, 2)
+"""Formats whose fingerprints cover samples of the weights, and of a tokenizer the vocabulary alone."""
 _LONGEST = 4096
 _LARGEST = 1 << 53
 
@@ -58,8 +60,9 @@ class Written:
 class Header:
     """What a state belongs to and what was written into it.
 
-    ``backbone``, ``tokenizer`` and ``adapter`` are fingerprints; ``model`` is the name that opens the backbone,
-    ``dtype`` the precision it runs in, ``learned`` the folder of the method's learned parts, where it has one.
+    ``backbone``, ``tokenizer`` and ``adapter`` are fingerprints; ``model`` is the name that opened the backbone,
+    ``dtype`` the precision it ran in, ``learned`` the folder of the method's learned parts, where it had one. Neither
+    name is opened because a file says it.
     ``slots`` of ``capacity`` are held in the prefix; a capacity of None grows. ``text_format`` is ``turn`` where text
     was written as turns of a conversation, ``text`` where it was written bare, and empty in files that do not say.
     The types are those that a file must keep to.
@@ -105,8 +108,11 @@ class Header:
             "other options": (self.options, mine.options),
             "other trained parts": (self.adapter, mine.adapter),
         }
+        # In another precision the same model has another end of its name: then the precision is what differs.
+        short = self.dtype != mine.dtype
+        names = [header.backbone.partition(".")[0] if short else header.backbone for header in (self, mine)]
         for what, (theirs, ours) in sides.items():
-            same = self.backbone == mine.backbone if what == "another model" else theirs == ours
+            same = names[0] == names[1] if what == "another model" else theirs == ours
             if not same:
                 raise StateMismatchError(
                     f"{where} was made with {what}: it has {theirs}, this session has {ours}. "

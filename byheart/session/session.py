@@ -7,6 +7,7 @@ next write. It does not know which method it has, nor how text becomes tokens.
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,10 +25,12 @@ from byheart.model.kv_cache import PrefixCache
 from byheart.model.reading import Reading
 from byheart.protocol import state_file
 from byheart.protocol.method import Method
-from byheart.protocol.state import Header, State, Written, nbytes
+from byheart.protocol.state import SAMPLED_FORMATS, Header, State, Written, nbytes
 from byheart.protocol.state_file import OpenedState
 from byheart.text.detokenize import decode_stream
 from byheart.text.encoder import ChatEncoder
+
+log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 _DEFAULTS = Decoding()
@@ -249,7 +252,7 @@ class Session:
     def load(self, path: str | Path) -> None:
         """Continue from a saved memory. Raises StateError; the present memory then stays."""
         with state_file.opened(Path(path)) as file:
-            file.header.require(self.header, f"'{path}'")
+            self.require(file.header, f"'{path}'")
             self.state = self._require_own(file.read(), file)
         self.header = replace(self.header, written=file.header.written, slots=file.header.slots)
         self.file_hash, self._reading, self._cache = file.hash, None, None
@@ -266,6 +269,26 @@ class Session:
                 f"'{file.path}' holds no state of {self.method.name}: {error}; restore it from a copy."
             ) from error
         return state
+
+    def require(self, header: Header, where: str) -> None:
+        """Raise StateMismatchError unless a state with this header, from ``where``, can be read here."""
+        if header.format not in SAMPLED_FORMATS:
+            return header.require(self.header, where)
+        is_untrained = self.method.is_untrained and not header.learned
+        log.warning(
+            "%s was made by an older byheart: its model was compared by samples. Save it again to have all compared.",
+            where,
+        )
+        header.require(
+            replace(
+                self.header,
+                backbone=self.backbone.sampled_fingerprint,
+                tokenizer=self.encoder.vocabulary_fingerprint,
+                # What was not trained differs in its last digits from one processor to another.
+                adapter=header.adapter if is_untrained else self.method.sampled_fingerprint,
+            ),
+            where,
+        )
 
     def fork(self) -> Session:
         """A second session that starts from what this one knows; neither sees what the other writes later."""

@@ -144,8 +144,11 @@ class Store:
             chosen = {choice: value for choice, value in named.items() if value is not None}
             return opening.load(**chosen, dtype=dtype, device=device, **options)
         path = self.existing(name)
-        _require_agreement(name, header_file.load_header(path), method, options)
-        return opening.open_state(path, model=model or "", dtype=dtype, device=device)
+        header = header_file.load_header(path)
+        # Learned parts may have moved: where they are now is not how the memory was made.
+        learned = opening.folder_of(method) if header.learned and method else ""
+        _require_agreement(name, header, None if learned else method, options)
+        return opening.open_state(path, model=model or "", method=learned, dtype=dtype, device=device)
 
     @contextmanager
     def updating(self, name: str, session: Session) -> Iterator[None]:
@@ -249,8 +252,7 @@ def _require_agreement(name: str, header: Header, method: str | None, options: d
     for choice, value in {"method": method, **options}.items():
         if choice not in recorded:
             raise UnknownNameError(f"option of {header.method}", choice, header.options)
-        same_folder = choice == "method" and value is not None and Path(value).resolve() == Path(recorded[choice])
-        if value not in (None, recorded[choice]) and not same_folder:
+        if value not in (None, recorded[choice]):
             raise UsageError(
                 f"Memory '{name}' was made with {choice} {recorded[choice]!r}, not {value!r}; "
                 "leave that out, or write under another name."

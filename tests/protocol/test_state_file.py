@@ -18,7 +18,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from byheart.errors import CorruptStateError, StateError, StateMismatchError, UsageError
-from byheart.model.fingerprint import fingerprint
 from byheart.protocol import state_file as states
 from byheart.protocol.state import FORMAT, Header, Written, nbytes
 from byheart.protocol.state_file import load, load_hash, load_header, opened, save
@@ -498,13 +497,3 @@ def test_a_header_counts_what_was_written() -> None:
 
 def test_a_state_knows_its_bytes() -> None:
     assert nbytes({"a": torch.zeros(3, 4), "b": torch.zeros(5, dtype=torch.bfloat16)}) == 58
-
-
-def test_a_fingerprint_knows_values_names_and_shapes_and_not_precision() -> None:
-    def name_of(**tensors: Tensor) -> str:
-        return fingerprint(tensors, torch.bfloat16, samples=8)
-
-    base = torch.linspace(-1, 1, 1000).bfloat16().float()
-    assert name_of(a=base) == name_of(a=base.double()) == name_of(a=base.bfloat16()) == name_of(a=base.clone())
-    others = [name_of(b=base), name_of(a=base.view(10, 100)), name_of(a=base * 1.5), name_of(a=base, b=base)]
-    assert len({name_of(a=base), *others}) == 5

@@ -542,7 +542,7 @@ def test_loading_replaces_what_was_held(tmp_path: Path) -> None:
         (lambda: session(chunk_tokens=7), r"other options: it has \{'chunk_tokens': 16\}, .*\{'chunk_tokens': 7\}"),
         (
             lambda: session(own=tiny_backbone(seed=1)),
-            r"another model: it has tiny-llama \(\w+\), .* tiny-llama \(\w+\)",
+            r"another model: it has tiny-llama \([\w.]+\), .* tiny-llama \([\w.]+\)",
         ),
         (lambda: session(own=backbone("llama", torch.bfloat16)), "another precision: it has float32, .* bfloat16"),
         (
