@@ -39,6 +39,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder, hub.listening(Path(folder) / "requests") as address:
         # Read when transformers is imported, so before anything else is.
         os.environ |= {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_HOME": folder, "HF_TOKEN": "hf_secret"}
+        # A forked process cannot use a pool of threads that its parent has started.
+        os.environ["OMP_NUM_THREADS"] = "1"
         os.environ |= {
             "BYHEART_CACHE": f"{folder}/cache",
             "BYHEART_HOME": f"{folder}/home",
@@ -56,7 +58,6 @@ def _report(given: argparse.Namespace) -> int:
     from tests.faults.attack import run
     from tests.faults.attacks import ATTACKS
 
-    # Forked processes cannot use a pool of threads that their parent has started.
     torch.set_num_threads(1)
     silence()
     # What is told of a try is enough.
