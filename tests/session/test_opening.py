@@ -124,12 +124,15 @@ def test_what_a_header_asks_for_in_vain_is_the_files_fault(saved: Path, fields: 
         open_state(rewrite(saved, **fields))
 
 
-def test_a_method_is_never_a_folder_because_a_file_says_so(saved: Path, folder: Path, tmp_path: Path) -> None:
+def test_a_method_is_never_a_folder_because_a_file_says_so(
+    saved: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trained = load(str(folder), method="compressed-kv", tokens=2).method
     save_pretrained(trained, tmp_path / "trained")
     state, header = state_file.load(saved)
-    state_file.save(saved, state, replace(header, method=str(tmp_path / "trained")))
-    with pytest.raises(StateError):
+    state_file.save(saved, state, replace(header, method="trained"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StateError, match="There is no method 'trained'"):
         open_state(saved)
 
 
