@@ -96,8 +96,6 @@ class CompressedKV(Method):
             raise UsageError(f"tokens must be at most {known}, the model's vocabulary; it is {tokens}.")
         if segment_tokens < 0:
             raise UsageError(f"segment_tokens must be 0 or more; it is {segment_tokens}.")
-        if tokens > len(backbone.embedding_table):
-            raise UsageError(f"tokens must be at most {len(backbone.embedding_table)}, the vocabulary; it is {tokens}.")
         if merge not in _MERGES:
             raise UsageError(f"merge must be one of {', '.join(_MERGES)}; it is '{merge}'.")
         if linears not in _LINEARS:

@@ -185,7 +185,7 @@ def test_options_that_a_method_does_not_have_are_refused(folder: Path, option: s
 
 
 def test_more_compression_tokens_than_the_model_has_tokens_are_refused_before_they_are_made() -> None:
-    with pytest.raises(UsageError, match=r"tokens must be at most \d+, the vocabulary; it is 1000000000000"):
+    with pytest.raises(UsageError, match=r"tokens must be at most \d+, the model's vocabulary; it is 1000000000000"):
         build("compressed-kv", backbone(), tokens=10**12)
 
 
