@@ -48,6 +48,8 @@ def fingerprint(tensors: Mapping[str, Tensor], function: str = "") -> str:
     # The largest first, so that no thread is left alone with it at the end.
     distinct = {_place(tensor): tensor for tensor in sorted(tensors.values(), key=Tensor.numel, reverse=True)}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
+        # In a forked process PyTorch makes its own threads anew, which two threads must not begin together.
+        pool.submit(torch.get_num_threads).result()
         hashes = dict(zip(distinct, pool.map(_hash_values, distinct.values()), strict=True))
     rounded, remainder = hashlib.sha256(function.encode()), hashlib.sha256()
     fits = True

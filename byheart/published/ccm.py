@@ -93,7 +93,11 @@ def ccm(
         rank=card.r,
         alpha=card.lora_alpha,
     )
-    copy(where, _ROWS, found[_ROWS][:tokens], method.embeddings)
+    # The second half of a merging adapter's rows is not used, but must be sound all the same.
+    rows = method.embeddings.new_empty(found[_ROWS].shape)
+    copy(where, _ROWS, found[_ROWS], rows)
+    with torch.no_grad():
+        method.embeddings.copy_(rows[:tokens])
     for path, down, up in zip(method.lora.paths, method.lora.down, method.lora.up, strict=True):
         for name, target in ((f"{_PREFIX}{path}.lora_A.weight", down), (f"{_PREFIX}{path}.lora_B.weight", up)):
             copy(where, name, found[name], target)
