@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -43,8 +43,8 @@ class Anatomy:
 
 
 @contextmanager
-def hooked(handles: Sequence[Any]) -> Iterator[None]:
-    """Before: hooks just registered. After: all of them removed, whatever happened inside."""
+def hooked(handles: Iterable[Any]) -> Iterator[None]:
+    """Before: hooks about to be registered, or just so. After: all of them removed, whatever happened inside."""
     with ExitStack() as stack:
         for handle in handles:
             stack.callback(handle.remove)
@@ -204,7 +204,7 @@ def tap(layer: nn.Module, given: dict[str, Any], x: Tensor, index: int) -> tuple
     """The keys and values that ``layer`` makes of hidden states ``x`` (B, T, D), and nothing after them."""
     taker = KeyValueTap(0)
     with suppress(Tapped):
-        layer(x, **_with_cache(given, taker))
+        layer(x, **with_cache(given, taker))
     if taker.taken is None:
         raise UnsupportedModelError(
             f"layer {index} ({type(layer).__name__}) keeps no keys and values; such layers cannot hold a memory."
@@ -250,11 +250,6 @@ def skipped(linears: Sequence[nn.Linear]) -> Iterator[None]:
         yield
 
 
-def _with_cache(given: dict[str, Any], cache: PrefixCache | None) -> dict[str, Any]:
-    """A layer's arguments with another cache, whatever the family calls it."""
+def with_cache(given: dict[str, Any], cache: PrefixCache | None) -> dict[str, Any]:
+    """A layer's arguments with another cache, whatever the family calls it; None keeps nothing."""
     return {name: cache if isinstance(value, PrefixCache) else value for name, value in given.items()}
-
-
-def without_cache(given: dict[str, Any]) -> dict[str, Any]:
-    """A layer's arguments for a pass that keeps nothing."""
-    return _with_cache(given, None)

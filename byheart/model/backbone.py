@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from byheart.errors import UnsupportedModelError, UsageError
 from byheart.model import attention
-from byheart.model.anatomy import Anatomy, hooked, keyless_linears, measure, noise, skipped, tap, without_cache
+from byheart.model.anatomy import Anatomy, hooked, keyless_linears, measure, noise, skipped, tap, with_cache
 from byheart.model.feed_forward import FeedForward, FeedForwardInput, feed_forward, find_values
 from byheart.model.fingerprint import fingerprint
 from byheart.model.kv_cache import PrefixCache, serving
@@ -129,13 +129,12 @@ class Backbone:
             mask: False where a row is padded; padding stands on the left of the tokens.
             positions: instead of those that follow the cache.
         """
-        if (tokens is None) == (embeds is None):
+        given = [self.embed(tokens)] if tokens is not None else []
+        given += [embeds] if embeds is not None else []
+        if len(given) != 1:
             raise UsageError("Give either tokens or embeds.")
-        x = embeds if embeds is not None else self.embed(tokens) if tokens is not None else None
-        if x is None:
-            raise UsageError("Give either tokens or embeds.")
-        held = cache if cache is not None else PrefixCache(0)
-        seen, following = held.step(x, mask)
+        x = given[0]
+        seen, following = (PrefixCache(0) if cache is None else cache).step(x, mask)
         with serving(cache):
             out = self.decoder(
                 inputs_embeds=x,
@@ -252,11 +251,9 @@ class Backbone:
             for path in sorted({path for row in rows for path in row})
         ]
 
-    @contextmanager
-    def changing(self, changes: Sequence[Change]) -> Iterator[None]:
+    def changing(self, changes: Sequence[Change]) -> AbstractContextManager[None]:
         """Before: the model as it is. Inside: linear layers add ``changes``. After: no hook remains."""
-        with hooked([linear.register_forward_hook(hook) for linear, hook in changes]):
-            yield
+        return hooked(linear.register_forward_hook(hook) for linear, hook in changes)
 
     @property
     def decoder_path(self) -> str:
@@ -299,25 +296,21 @@ class Backbone:
 
     # ---- hidden states between layers ----
 
-    @contextmanager
-    def layer_inputs(self, change: Callable[[int, Tensor], Tensor]) -> Iterator[None]:
+    def layer_inputs(self, change: Callable[[int, Tensor], Tensor]) -> AbstractContextManager[None]:
         """Let ``change(index, hidden)`` give each layer its input. Inside: a pre-hook per layer. After: none."""
 
         def hook(index: int) -> Callable[..., Any]:
             return lambda module, args: (change(index, args[0]), *args[1:])
 
-        with hooked([layer.register_forward_pre_hook(hook(i)) for i, layer in enumerate(self.layers)]):
-            yield
+        return hooked(layer.register_forward_pre_hook(hook(i)) for i, layer in enumerate(self.layers))
 
-    @contextmanager
-    def layer_outputs(self, take: Callable[[int, Tensor], None]) -> Iterator[None]:
+    def layer_outputs(self, take: Callable[[int, Tensor], None]) -> AbstractContextManager[None]:
         """Show each layer's output to ``take(index, hidden)``. Inside: a hook per layer. After: none."""
 
         def hook(index: int) -> Callable[..., Any]:
             return lambda module, args, out: take(index, out)
 
-        with hooked([layer.register_forward_hook(hook(i)) for i, layer in enumerate(self.layers)]):
-            yield
+        return hooked(layer.register_forward_hook(hook(i)) for i, layer in enumerate(self.layers))
 
     # ---- running a part again ----
 
@@ -368,13 +361,12 @@ class Backbone:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if not arguments:
                 inputs.append(args[0])
-            arguments.append(without_cache(kwargs))
+            arguments.append(with_cache(kwargs, None))
             if len(arguments) == len(self.layers) - start:
                 taken.append(LayerCheckpoint(start, inputs.pop(), tuple(arguments)))
                 arguments.clear()
 
-        handles = [layer.register_forward_pre_hook(hook, with_kwargs=True) for layer in self.layers[start:]]
-        with hooked(handles):
+        with hooked(layer.register_forward_pre_hook(hook, with_kwargs=True) for layer in self.layers[start:]):
             yield taken
 
     def resume(self, upper: LayerCheckpoint) -> Float[Tensor, "B T D"]:

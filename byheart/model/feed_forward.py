@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from byheart.errors import UnsupportedModelError
-from byheart.model.anatomy import hooked, noise, without_cache
+from byheart.model.anatomy import hooked, noise, with_cache
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def feed_forward(layer: nn.Module, given: dict[str, Any], *, index: int, dim: in
     ]
     x = noise(2, dim, dtype, next(layer.parameters()).device)
     with hooked(handles), torch.no_grad():
-        out = layer(x, **without_cache(given))
+        out = layer(x, **with_cache(given, None))
     blocks = [n for n, call in enumerate(calls) if any(isinstance(m, nn.Linear) for m in call[0].modules())]
     refusal = UnsupportedModelError(
         f"layer {index} ({type(layer).__name__}) has no feed-forward block that is added to the stream after attention."

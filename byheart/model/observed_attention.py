@@ -42,13 +42,13 @@ def observing(rows: int) -> Iterator[Observed]:
         _active.reset(token)
 
 
-def show(query: Tensor, key: Tensor, mask: Tensor | None, *, scaling: float | None, softcap: float | None) -> None:
+def show(query: Tensor, key: Tensor, mask: Tensor | None, *, scaling: float, softcap: float | None) -> None:
     """Let an observer, if there is one, see a layer; arguments as in ``attention.grouped_attention``."""
     seen = _active.get()
     if seen is not None:
         rows = query[:, :, -seen.rows :]
-        scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-        seen.layers.append(received(rows, key, _last(mask, rows, key), scaling=scale, softcap=softcap))
+        shown = causal_mask(rows, key) if mask is None else mask[:, :, -rows.shape[2] :, : key.shape[2]]
+        seen.layers.append(received(rows, key, shown, scaling=scaling, softcap=softcap))
 
 
 def received(
@@ -70,9 +70,7 @@ def received(
     return scores.softmax(-1).mean((2, 3))
 
 
-def _last(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor:
-    """The mask's rows of the observed queries; causal without one."""
+def causal_mask(query: Tensor, key: Tensor) -> Tensor:
+    """Which keys each query sees, (1, 1, T, M), where the queries are the last of the keys' tokens."""
     rows, columns = query.shape[2], key.shape[2]
-    if mask is not None:
-        return mask[:, :, -rows:, :columns]
     return torch.ones(rows, columns, dtype=torch.bool, device=query.device).tril(columns - rows)[None, None]

@@ -8,18 +8,18 @@ from torch import Tensor
 
 from byheart.errors import UnsupportedModelError
 from byheart.model import attention
-from byheart.model.attention import choose_kernel, folded_attention, grouped_attention, roomy_attention
+from byheart.model.attention import choose_kernel, folded_attention, grouped_attention
 from byheart.model.reading import Reading
 from byheart.testing import tiny_backbone, tiny_model
 from tests.samples import ALL_FAMILIES, tokens
 
 
 def in_a_buffer(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, scaling: float) -> Tensor:
-    """``roomy_attention`` over keys and values that lie first in buffers of three slots more."""
+    """``grouped_attention`` over keys and values that lie first in buffers of three slots more."""
     buffers = tuple(
         torch.cat([part, torch.full_like(part[:, :, :1], 9.0).repeat(1, 1, 3, 1)], 2) for part in (key, value)
     )
-    return roomy_attention(query, (buffers[0], buffers[1]), key.shape[2], mask, scaling=scaling)
+    return grouped_attention(query, *buffers, mask, scaling=scaling, slots=key.shape[2])
 
 
 KERNELS = {"grouped": grouped_attention, "folded": folded_attention, "roomy": in_a_buffer}
