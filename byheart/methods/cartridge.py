@@ -117,7 +117,7 @@ class Cartridge(Method):
 
         groups = [[*row.keys, *row.values] for row in leaves]
         descend(groups, loss, steps=self.steps, learning_rate=self.learning_rate, clip=self.clip)
-        return sink.append(self._stack(leaves)).detach()
+        return map_slots(Tensor.detach, sink.append(self._stack(leaves)))
 
     def _stack(self, rows: list[KV]) -> KV:
         """Rows of a batch that are tuned apart, as one batch in the model's type."""

@@ -310,17 +310,15 @@ def _replace(kv: KV, new: KV, slots: Tensor) -> KV:
     """``kv`` with new slots (B, H, K, W) stored at ``slots`` (B, L, K); those past the end lengthen it."""
     length = max(kv.slots, int(slots.max()) + 1)
 
-    def put(old: Tensor, fresh: Tensor, index: int) -> Tensor:
+    def put(old: Tensor, fresh: Tensor, where: Tensor) -> Tensor:
         out = old.new_empty(*old.shape[:2], length, old.shape[3])
         out[:, :, : old.shape[2]] = old
         for b in range(old.shape[0]):
-            out[b, :, slots[b, index]] = fresh[b]
+            out[b, :, where[b]] = fresh[b]
         return out
 
-    return KV(
-        tuple(put(old, fresh, i) for i, (old, fresh) in enumerate(zip(kv.keys, new.keys, strict=True))),
-        tuple(put(old, fresh, i) for i, (old, fresh) in enumerate(zip(kv.values, new.values, strict=True))),
-    )
+    layers = slots.unbind(1)
+    return KV(tuple(map(put, kv.keys, new.keys, layers)), tuple(map(put, kv.values, new.values, layers)))
 
 
 def _newest(kv: KV, place: Tensor, newest: int, before: int) -> KV:
@@ -328,11 +326,12 @@ def _newest(kv: KV, place: Tensor, newest: int, before: int) -> KV:
     order = place.argsort(dim=2)[:, :, place.shape[2] - newest :][:, :, :before] + 1
     order = torch.cat([order.new_zeros(*order.shape[:2], 1), order], dim=2)
 
-    def take(tensor: Tensor, index: int) -> Tensor:
-        rows = [row.index_select(1, order[b, index]) for b, row in enumerate(tensor)]
+    def take(part: Tensor, where: Tensor) -> Tensor:
+        rows = [row.index_select(1, places) for row, places in zip(part, where, strict=True)]
         return rows[0][None] if len(rows) == 1 else torch.stack(rows)
 
-    return KV(tuple(take(k, i) for i, k in enumerate(kv.keys)), tuple(take(v, i) for i, v in enumerate(kv.values)))
+    layers = order.unbind(1)
+    return KV(tuple(map(take, kv.keys, layers)), tuple(map(take, kv.values, layers)))
 
 
 def _first_hidden(backbone: Backbone) -> Tensor:

@@ -186,12 +186,13 @@ class Backbone:
 
         The model's own norm, projections and key norm make them; no attention and no feed-forward block runs.
         """
-        shape = rows[0].shape[:2]
+        if not rows[0].shape[1]:
+            raise UsageError(f"There are no hidden states to project for a batch of {len(rows[0])}.")
         taken = []
         for index, (layer, given, x) in enumerate(zip(self.layers, self.anatomy.arguments, rows, strict=True)):
             with skipped(self._keyless(index)):
-                taken.append(tap(layer, given, x, index) if x.shape[1] else self._nothing(shape[0]))
-        return KV(tuple(k for k, _ in taken), tuple(v for _, v in taken))
+                taken.append(tap(layer, given, x, index))
+        return KV(*zip(*taken, strict=True))
 
     def _keyless(self, index: int) -> tuple[nn.Linear, ...]:
         """The linear layers of layer ``index`` that keys and values do not need; found once."""
@@ -201,9 +202,6 @@ class Backbone:
                 x = noise(2, self.dim, self.dtype, self.device)
                 self._without_keys[index] = keyless_linears(self.layers[index], given, x, index)
         return self._without_keys[index]
-
-    def _nothing(self, batch: int) -> tuple[Tensor, Tensor]:
-        raise UsageError(f"There are no hidden states to project for a batch of {batch}.")
 
     def rotate(self, kv: KV, steps: int | Tensor | Sequence[Tensor]) -> KV:
         """The same memory with its keys ``steps`` positions later; one number, a tensor, or one tensor per layer."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer
 
-from byheart.model.reading import KV, Reading
+from byheart.model.reading import KV, Reading, map_slots
 
 _ROOM = 256
 # Columns that no row uses are left out where there are so many, and at least one in so many of all.
@@ -207,11 +207,8 @@ class PrefixCache(Cache):
 
     def rows_from(self, start: int, stop: int | None = None) -> KV:
         """Copies of the slots ``start`` to ``stop``, keys as rotated."""
-        past = [layer.past() for layer in self._grown()]
-        return KV(
-            tuple(keys[:, :, start:stop].clone() for keys, _ in past),
-            tuple(values[:, :, start:stop].clone() for _, values in past),
-        )
+        past = KV(*zip(*(layer.past() for layer in self._grown()), strict=True))
+        return map_slots(lambda part: part[:, :, start:stop].clone(), past)
 
 
 _serving: ContextVar[PrefixCache | None] = ContextVar("serving", default=None)
