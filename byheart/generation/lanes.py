@@ -11,15 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from byheart.generation.contrast import contrast, is_in_last_block
-from byheart.generation.decoding import Decoding
-from byheart.generation.dola import candidate_layers, dola_scores
+from byheart.generation.contrast import contrast
+from byheart.generation.dola import dola_scores
 from byheart.generation.prompts import pad_left
 from byheart.model.backbone import Backbone
 from byheart.model.kv_cache import PrefixCache
@@ -42,42 +41,6 @@ class Lane:
     layers: tuple[int, ...] = ()
     strength: float = 0.0
     unconditional: Lane | None = None
-
-
-def cast_deltas(readings: Sequence[Reading], dtype: torch.dtype) -> list[dict[str, Delta]]:
-    """Each reading's deltas in ``dtype``; those that several share are converted once and stay shared.
-
-    Rows that share a change go through one product with it.
-    """
-    originals = {id(delta): delta for reading in readings for delta in reading.deltas.values()}
-    converted = {key: delta.to(dtype) for key, delta in originals.items()}
-    return [{path: converted[id(delta)] for path, delta in reading.deltas.items()} for reading in readings]
-
-
-def make_lane(
-    backbone: Backbone,
-    prompt: Tensor,
-    reading: Reading,
-    decoding: Decoding,
-    other: Tensor,
-    deltas: Mapping[str, Delta],
-) -> Lane:
-    """The lane of a sequence, with the second lane that its decoding needs. Raises UsageError.
-
-    Args:
-        other: the prompt of a lane that reads nothing.
-        deltas: those of ``reading``, in the model's type.
-    """
-    lane = Lane(prompt, replace(reading, deltas={}), deltas)
-    if decoding.dola is not None:
-        return replace(lane, layers=candidate_layers(decoding.dola, len(backbone.layers)))
-    if decoding.context_aware is not None:
-        return replace(lane, strength=decoding.context_aware, unconditional=Lane(other, Reading()))
-    if decoding.contrast is None or not deltas:
-        return lane
-    if is_in_last_block(backbone, reading):
-        return replace(lane, deltas={}, block_deltas=deltas, strength=decoding.contrast)
-    return replace(lane, strength=decoding.contrast, unconditional=Lane(prompt, lane.reading))
 
 
 class LaneBatch:
@@ -104,15 +67,14 @@ class LaneBatch:
         self._changes = self.backbone.changes([lane.deltas for lane in self.rows])
         self._block_changes = self.backbone.changes([self.lanes[n].block_deltas for n in self._blocks])
 
-    def remove(self, numbers: Sequence[int]) -> None:
-        """Drop sequences by their numbers: their rows cost nothing from here on."""
-        leaving = [self.lanes[n] for n in numbers]
-        gone = {id(lane) for lane in rows_of(leaving)}
-        self.lanes = [lane for lane in self.lanes if id(lane) not in gone]
+    def keep(self, numbers: Sequence[int]) -> None:
+        """Drop all sequences but those of these numbers: the rows of the others cost nothing from here on."""
+        self.lanes = [self.lanes[n] for n in numbers]
         if not self.lanes:
             self.rows = []
             return
-        for row in reversed([row for row, lane in enumerate(self.rows) if id(lane) in gone]):
+        kept = {id(lane) for lane in rows_of(self.lanes)}
+        for row in reversed([row for row, lane in enumerate(self.rows) if id(lane) not in kept]):
             self.cache.drop(row)
             self.rows[row] = self.rows[-1]
             self.rows.pop()

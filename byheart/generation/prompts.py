@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from byheart.errors import InputError
 from byheart.model.backbone import Backbone
@@ -29,10 +30,7 @@ def require_room(backbone: Backbone, prompt: Tensor, reading: Reading, *, answer
 
 def pad_left(prompts: Sequence[Tensor], device: torch.device) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T"]]:
     """Prompts (T,) of any lengths as one batch, and the mask that is False at padding."""
-    longest = max(len(prompt) for prompt in prompts)
-    tokens = torch.zeros(len(prompts), longest, dtype=torch.long, device=device)
-    mask = torch.zeros(len(prompts), longest, dtype=torch.bool, device=device)
-    for row, prompt in enumerate(prompts):
-        tokens[row, longest - len(prompt) :] = prompt
-        mask[row, longest - len(prompt) :] = True
+    rows = [prompt.to(device, torch.long) for prompt in prompts]
+    real = [torch.ones_like(row, dtype=torch.bool) for row in rows]
+    tokens, mask = (pad_sequence(part, batch_first=True, padding_side="left") for part in (rows, real))
     return tokens, mask

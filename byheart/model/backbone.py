@@ -244,10 +244,8 @@ class Backbone:
 
     def changes(self, rows: Sequence[Mapping[str, Delta]]) -> list[Change]:
         """The linear layers that these rows change, each with its forward hook; made once for many passes."""
-        return [
-            (self.linear(path), delta_hook(cast([row.get(path) for row in rows], self.dtype)))
-            for path in sorted({path for row in rows for path in row})
-        ]
+        paths, converted = sorted({path for row in rows for path in row}), cast(rows, self.dtype)
+        return [(self.linear(path), delta_hook([row.get(path) for row in converted])) for path in paths]
 
     def changing(self, changes: Sequence[Change]) -> AbstractContextManager[None]:
         """Before: the model as it is. Inside: linear layers add ``changes``. After: no hook remains."""

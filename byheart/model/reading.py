@@ -131,11 +131,14 @@ class Reading:
         return sum(tensor.nbytes for tensor in tensors)
 
 
-def cast(rows: Sequence[Delta | None], dtype: torch.dtype) -> list[Delta | None]:
-    """Each batch row's change in ``dtype``, None where it has none; shared changes are converted once."""
-    own = {id(row): row for row in rows if row is not None}
-    made = {key: row.to(dtype) for key, row in own.items()}
-    return [made.get(id(row)) for row in rows]
+def cast(rows: Sequence[Mapping[str, Delta]], dtype: torch.dtype) -> list[dict[str, Delta]]:
+    """Each batch row's changes in ``dtype``; those that several share are converted once and stay shared.
+
+    Rows that share a change go through one product with it.
+    """
+    originals = {id(delta): delta for row in rows for delta in row.values()}
+    converted = {key: delta.to(dtype) for key, delta in originals.items()}
+    return [{path: converted[id(delta)] for path, delta in row.items()} for row in rows]
 
 
 def delta_hook(rows: Sequence[Delta | None]) -> Callable[..., Tensor]:
