@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypedDict
 
-from byheart.errors import UnknownNameError, UsageError
+from byheart.errors import UnknownNameError, UsageError, require_not_negative
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,9 @@ class Decoding:
         for name in ("temperature", "contrast", "context_aware"):
             if not math.isfinite(vars(self)[name] or 0):
                 raise UsageError(f"{name} must be a finite number; it is {vars(self)[name]}.")
-        if self.temperature < 0:
-            raise UsageError(f"temperature must be 0 or more; it is {self.temperature}.")
+        require_not_negative(temperature=self.temperature, top_k=self.top_k)
         if not 0 < self.top_p <= 1:
             raise UsageError(f"top_p must be above 0 and at most 1; it is {self.top_p}.")
-        if self.top_k < 0:
-            raise UsageError(f"top_k must be 0 or more; it is {self.top_k}.")
         chosen = [name for name in ("contrast", "context_aware", "dola") if vars(self)[name] is not None]
         if len(chosen) > 1:
             raise UsageError(f"Choose one of {', '.join(chosen)}.")

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from byheart.errors import InputError, UsageError, require_positive
+from byheart.errors import InputError, UsageError, require_not_negative, require_positive
 from byheart.model.backbone import Backbone
 from byheart.model.losses import make_reference, token_losses
 from byheart.model.optimize import descend
@@ -61,8 +61,7 @@ class Cartridge(Method):
         require_positive(steps=steps, learning_rate=learning_rate, clip=clip)
         if min(slots, chunk_tokens) < 2:
             raise UsageError(f"slots and chunk_tokens must be 2 or more; they are {slots} and {chunk_tokens}.")
-        if kl < 0:
-            raise UsageError(f"kl must be 0 or more; it is {kl}.")
+        require_not_negative(kl=kl)
         self.slots, self.steps, self.learning_rate, self.chunk_tokens = slots, steps, learning_rate, chunk_tokens
         self.kl, self.clip, self.seed = kl, clip, seed
         self.capacity = slots

@@ -35,7 +35,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from byheart.errors import UsageError, require_positive
+from byheart.errors import UsageError, require_not_negative, require_one_of, require_positive
 from byheart.model.backbone import Backbone
 from byheart.model.kv_cache import PrefixCache
 from byheart.model.lora import LoRA
@@ -49,9 +49,6 @@ from byheart.protocol.objective import TARGETS_ONLY, Objective
 from byheart.protocol.segments import split_segments
 from byheart.protocol.size import fixed_size
 from byheart.protocol.state import State
-
-_MERGES = ("concat", "mean")
-_LINEARS = ("attention", "all")
 
 
 class CompressedKV(Method):
@@ -92,12 +89,9 @@ class CompressedKV(Method):
     ) -> None:
         Method.__init__(self, backbone)
         require_positive(tokens=tokens, rank=rank)
-        if segment_tokens < 0:
-            raise UsageError(f"segment_tokens must be 0 or more; it is {segment_tokens}.")
-        if merge not in _MERGES:
-            raise UsageError(f"merge must be one of {', '.join(_MERGES)}; it is '{merge}'.")
-        if linears not in _LINEARS:
-            raise UsageError(f"linears must be one of {', '.join(_LINEARS)}; it is '{linears}'.")
+        require_not_negative(segment_tokens=segment_tokens)
+        require_one_of("merge", merge, ("concat", "mean"))
+        require_one_of("linears", linears, ("attention", "all"))
         self.tokens, self.merge, self.recurrent, self.sink = tokens, merge, recurrent, sink
         self.segment_tokens, self.rank, self.alpha, self.linears = segment_tokens, rank, alpha, linears
         self.first_slot, self.conditional = first_slot, conditional

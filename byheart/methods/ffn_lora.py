@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from byheart.errors import InputError, UsageError, require_positive
+from byheart.errors import InputError, UsageError, require_one_of, require_positive
 from byheart.model.backbone import Backbone
 from byheart.model.losses import next_token_loss
 from byheart.model.optimize import descend
@@ -23,8 +23,6 @@ from byheart.model.reading import LowRankDelta, Reading
 from byheart.protocol.method import Method
 from byheart.protocol.segments import split_segments
 from byheart.protocol.state import State, stack
-
-_ROLES = ("keys", "values")
 
 
 class FFNLoRA(Method):
@@ -60,8 +58,7 @@ class FFNLoRA(Method):
         depth = len(backbone.layers)
         if chunk_tokens < 2:
             raise UsageError(f"chunk_tokens must be 2 or more, or no token has a next one; it is {chunk_tokens}.")
-        if role not in _ROLES:
-            raise UsageError(f"role must be one of {', '.join(_ROLES)}; it is '{role}'.")
+        require_one_of("role", role, ("keys", "values"))
         if any(not 0 <= layer < depth for layer in layers):
             raise UsageError(f"layers must lie between 0 and {depth - 1}; they are {list(layers)}.")
         self.role, self.rank, self.alpha = role, rank, alpha

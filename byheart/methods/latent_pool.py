@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from byheart.errors import UsageError, require_positive
+from byheart.errors import UsageError, require_one_of, require_positive
 from byheart.model.backbone import Backbone
 from byheart.model.lora import LoRA
 from byheart.model.reading import KV, Reading
@@ -99,9 +99,9 @@ class LatentPool(Method):
             raise UsageError(f"blocks must be 2 or more, or every write would replace the whole pool; it is {blocks}.")
         if longest < shortest:
             raise UsageError(f"longest must be at least shortest; they are {longest} and {shortest}.")
-        _one_of("forget", forget, ("layer", "shared"))
-        _one_of("feed", feed, ("output", "input"))
-        _one_of("adapt", adapt, ("all", "kept"))
+        require_one_of("forget", forget, ("layer", "shared"))
+        require_one_of("feed", feed, ("output", "input"))
+        require_one_of("adapt", adapt, ("all", "kept"))
         self.slots, self.blocks, self.forget, self.seed = slots, blocks, forget, seed
         self.longest, self.shortest, self.keep_hidden = longest, shortest, keep_hidden
         self.feed, self.adapt = feed, adapt
@@ -268,11 +268,6 @@ class LatentPool(Method):
 
 def _maybe(lora: LoRA | None, backbone: Backbone, gate: slice | None = None) -> Any:
     return lora.active(backbone, gate=gate) if lora is not None else nullcontext()
-
-
-def _one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise UsageError(f"{option} must be {' or '.join(allowed)}; it is '{value}'.")
 
 
 def _pool_kv(state: State) -> KV:
