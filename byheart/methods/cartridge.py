@@ -107,7 +107,10 @@ class Cartridge(Method):
         sink, tokens = start.slice(0, 1), tokens.clone()
         chunks = draw_chunks(tokens.shape[1], chunk_tokens=self.chunk_tokens, seed=self.seed)
         # Each row of the batch has leaves of its own: gradients are clipped per text.
-        leaves = [map_slots(_leaf, row) for row in start.slice(1).rows()]
+        # In float32: small steps would vanish in bfloat16.
+        leaves = [
+            map_slots(lambda part: part.detach().float().clone().requires_grad_(), row) for row in start.slice(1).rows()
+        ]
 
         def loss() -> Tensor:
             chunk = next(chunks)
@@ -139,8 +142,3 @@ def draw_chunks(length: int, *, chunk_tokens: int, seed: int) -> Iterator[slice]
     while True:
         start = int(torch.randint(max(1, length - chunk_tokens + 1), (1,), generator=generator))
         yield slice(start, min(start + chunk_tokens, length))
-
-
-def _leaf(part: Tensor) -> Tensor:
-    """A copy to be tuned, in float32: small steps would vanish in bfloat16."""
-    return part.detach().float().clone().requires_grad_()

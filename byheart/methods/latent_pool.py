@@ -49,10 +49,6 @@ def _full_bytes(backbone: Backbone, tokens: int, blocks: int) -> int:
     return backbone.slot_bytes + newest + 16 + blocks * _SLOTS * (backbone.slot_bytes + 8 * layers)
 
 
-def _sized_options(blocks: int) -> dict[str, Any]:
-    return {"slots": _SLOTS, "blocks": blocks} if blocks < _BLOCKS else {}
-
-
 class LatentPool(Method):
     """Keeps ``blocks`` x ``slots`` slots per layer; a write renews ``slots`` of them.
 
@@ -74,7 +70,11 @@ class LatentPool(Method):
 
     name = "latent-pool"
     # The default size where it fits, since a trained pool may be there for it.
-    size = Size(_full_bytes, lambda tokens: range(2, _BLOCKS + 1), _sized_options)
+    size = Size(
+        _full_bytes,
+        lambda tokens: range(2, _BLOCKS + 1),
+        lambda blocks: {"slots": _SLOTS, "blocks": blocks} if blocks < _BLOCKS else {},
+    )
 
     def __init__(
         self,

@@ -69,6 +69,14 @@ class Backbone:
         self.dim: int = self.config.hidden_size
         # Phi-3 and others may hold no such key; then only the machine's memory bounds the text.
         self.positions: int = getattr(self.config, "max_position_embeddings", None) or 1 << 20
+        # The head's output is multiplied by it: Granite divides its logits by one number; Cohere multiplies by another.
+        self.logit_scale: float = (getattr(self.config, "logit_scale", None) or 1.0) / (
+            getattr(self.config, "logits_scaling", None) or 1.0
+        )
+        # The bound that Gemma 2 puts on its logits by a tanh; None elsewhere.
+        self.softcap: float | None = getattr(self.config, "final_logit_softcapping", None)
+        # The token that texts begin with; 0 where the model names none.
+        self.first_token: int = getattr(self.config, "bos_token_id", None) or 0
         self.anatomy: Anatomy = measure(
             decoder, dim=self.dim, dtype=self.dtype, device=self.device, positions=self.positions
         )
@@ -150,20 +158,6 @@ class Backbone:
         """Next-token logits in float32, by the model's own head."""
         out = self.head(hidden).float() * self.logit_scale
         return torch.tanh(out / self.softcap) * self.softcap if self.softcap else out
-
-    @cached_property
-    def logit_scale(self) -> float:
-        """What the head's output is multiplied by."""
-        # Granite divides its logits by one number; Cohere multiplies them by another.
-        divisor: float = getattr(self.config, "logits_scaling", None) or 1.0
-        factor: float = getattr(self.config, "logit_scale", None) or 1.0
-        return factor / divisor
-
-    @cached_property
-    def softcap(self) -> float | None:
-        """The bound that Gemma 2 puts on its logits by a tanh; None elsewhere."""
-        cap: float | None = getattr(self.config, "final_logit_softcapping", None)
-        return cap
 
     @cached_property
     def head(self) -> nn.Linear:
@@ -276,12 +270,6 @@ class Backbone:
         """Paths of the linear layers of layer ``index`` outside its feed-forward block."""
         inside = self.feed_forward_roles(index)
         return [path for path in self.linears(index) if path not in inside]
-
-    @cached_property
-    def first_token(self) -> int:
-        """The token that texts begin with; 0 where the model names none."""
-        token: int | None = getattr(self.config, "bos_token_id", None)
-        return token or 0
 
     @property
     def stop_tokens(self) -> list[int]:

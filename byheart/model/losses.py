@@ -98,10 +98,9 @@ def token_losses(
     if backbone.softcap is not None:
         return _general_losses(backbone, hidden, targets, reference, kl)
     weight, bias, scale = backbone.head.weight, backbone.head.bias, backbone.logit_scale
-    pull = weight[targets].float()
+    pull, strength = weight[targets].float(), 1.0
     if reference is not None:
-        pull = pull + kl * reference.mean
-    strength = 1.0 + (kl if reference is not None else 0.0)
+        pull, strength = pull + kl * reference.mean, 1.0 + kl
     lse: Tensor = _LogSumExp.apply(hidden, pull, strength, backbone, scratch or LogitsBuffer())  # type: ignore[no-untyped-call]
     x = hidden.detach().float()
     target = (weight[targets].float() * x).sum(-1)
