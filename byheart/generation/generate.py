@@ -18,8 +18,7 @@ from torch import Tensor
 from byheart.errors import UsageError
 from byheart.generation.decoding import Decoding
 from byheart.generation.dola import candidate_layers
-from byheart.generation.lanes import Lane, LaneBatch, rows_of
-from byheart.generation.prompts import require_room
+from byheart.generation.lanes import Lane, LaneBatch, require_room, rows_of
 from byheart.model.backbone import Backbone
 from byheart.model.kv_cache import PrefixCache
 from byheart.model.reading import Delta, Reading, cast

@@ -14,12 +14,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
+from byheart.errors import InputError
 from byheart.generation.contrast import contrast
 from byheart.generation.dola import dola_scores
-from byheart.generation.prompts import pad_left
 from byheart.model.backbone import Backbone
 from byheart.model.kv_cache import PrefixCache
 from byheart.model.reading import Delta, Reading
@@ -150,3 +151,22 @@ class LaneBatch:
 def rows_of(lanes: Sequence[Lane]) -> list[Lane]:
     """Lanes and their unconditional ones, in the order of a batch's rows."""
     return [*lanes, *(lane.unconditional for lane in lanes if lane.unconditional)]
+
+
+def require_room(backbone: Backbone, prompt: Tensor, reading: Reading, *, answer_tokens: int = 1) -> None:
+    """Raise InputError where a prompt is empty, or leaves no position for so many tokens of an answer."""
+    if len(prompt) == 0:
+        raise InputError("There is nothing to ask: the prompt is empty.")
+    if reading.slots + len(prompt) + answer_tokens > backbone.positions:
+        raise InputError(
+            f"The memory's {reading.slots} slots and the prompt's {len(prompt)} tokens leave no room for an answer: "
+            f"the model reads at most {backbone.positions}. Ask something shorter, or keep a smaller memory."
+        )
+
+
+def pad_left(prompts: Sequence[Tensor], device: torch.device) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T"]]:
+    """Prompts (T,) of any lengths as one batch, and the mask that is False at padding."""
+    rows = [prompt.to(device, torch.long) for prompt in prompts]
+    real = [torch.ones_like(row, dtype=torch.bool) for row in rows]
+    tokens, mask = (pad_sequence(part, batch_first=True, padding_side="left") for part in (rows, real))
+    return tokens, mask

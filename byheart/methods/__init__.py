@@ -6,47 +6,34 @@ Other packages add theirs by an entry point in the group ``byheart.methods``.
 from __future__ import annotations
 
 import inspect
+from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
 
 from byheart.errors import UnknownNameError, UsageError
-from byheart.methods.adapter import Adapter
-from byheart.methods.attention_score import AttentionScore
-from byheart.methods.cartridge import Cartridge
-from byheart.methods.compressed_kv import CompressedKV
-from byheart.methods.every_kth import EveryKth
-from byheart.methods.ffn_edit import FFNEdit
-from byheart.methods.ffn_lora import FFNLoRA
-from byheart.methods.full import Full
-from byheart.methods.key_norm import KeyNorm
-from byheart.methods.last_ffn import LastFFN
-from byheart.methods.latent_pool import LatentPool
-from byheart.methods.mean_pooled import MeanPooled
-from byheart.methods.nothing import Nothing
-from byheart.methods.retrieval import Retrieval
-from byheart.methods.window import Window
 from byheart.model.backbone import Backbone
 from byheart.protocol.method import Method
 
+_CLASSES = {
+    "latent-pool": "LatentPool",
+    "compressed-kv": "CompressedKV",
+    "last-ffn": "LastFFN",
+    "ffn-lora": "FFNLoRA",
+    "ffn-edit": "FFNEdit",
+    "adapter": "Adapter",
+    "cartridge": "Cartridge",
+    "nothing": "Nothing",
+    "full": "Full",
+    "window": "Window",
+    "every-kth": "EveryKth",
+    "mean-pooled": "MeanPooled",
+    "key-norm": "KeyNorm",
+    "attention-score": "AttentionScore",
+    "retrieval": "Retrieval",
+}
+# The file of a method is named as the method is.
 BUILT_IN: dict[str, type[Method]] = {
-    method.name: method
-    for method in (
-        LatentPool,
-        CompressedKV,
-        LastFFN,
-        FFNLoRA,
-        FFNEdit,
-        Adapter,
-        Cartridge,
-        Nothing,
-        Full,
-        Window,
-        EveryKth,
-        MeanPooled,
-        KeyNorm,
-        AttentionScore,
-        Retrieval,
-    )
+    name: getattr(import_module(f"{__name__}.{name.replace('-', '_')}"), kind) for name, kind in _CLASSES.items()
 }
 _GROUP, _OLD_GROUP = "byheart.methods", "byheart.memories"
 _NOUNS = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}

@@ -96,7 +96,9 @@ class CompressedKV(Method):
         self.segment_tokens, self.rank, self.alpha, self.linears = segment_tokens, rank, alpha, linears
         self.first_slot, self.conditional = first_slot, conditional
         self.capacity = tokens + sink + first_slot if merge == "mean" else None
-        self.embeddings = nn.Parameter(_strided_means(backbone.embedding_table, tokens))
+        # One start for each compression token: the mean of every ``tokens``-th embedding, near the mean of them all.
+        means = [backbone.embedding.weight[k::tokens].float().mean(0) for k in reversed(range(tokens))]
+        self.embeddings = nn.Parameter(torch.stack(means))
         updated = backbone.attention_linears if linears == "attention" else backbone.linears
         paths = [p for index in range(len(backbone.layers)) for p in updated(index)]
         self.lora = LoRA(backbone, paths, rank=rank, alpha=alpha)
@@ -253,8 +255,3 @@ def _first_slot(backbone: Backbone) -> Tensor:
     with torch.no_grad():
         kv = backbone.prefill(torch.tensor([[backbone.first_token]], device=backbone.device))
     return torch.stack([torch.stack([k[0], v[0]]).float() for k, v in zip(kv.keys, kv.values, strict=True)])
-
-
-def _strided_means(embeddings: Tensor, tokens: int) -> Tensor:
-    """One start for each compression token: the mean of every ``tokens``-th embedding, near the mean of them all."""
-    return torch.stack([embeddings[k::tokens].float().mean(0) for k in reversed(range(tokens))])

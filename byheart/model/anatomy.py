@@ -77,16 +77,14 @@ def measure(decoder: nn.Module, *, dim: int, dtype: torch.dtype, device: torch.d
     if len(arguments) != len(layers):
         raise UnsupportedModelError(f"{len(arguments)} of {len(layers)} decoder layers ran; byheart needs all of them.")
     replays = [_replay(index, given, calls, at_zero) for index, given in enumerate(arguments)]
-    measured: dict[int, tuple[float, ...]] = {}
-    rotations = []
-    for index, layer in enumerate(layers):
-        key = id(arguments[index]["position_embeddings"])
-        if key not in measured:
-            measured[key] = _frequencies(index, replays[index], positions, device)
-        rotations.append(
-            _rotation(index, layer, arguments[index], replays[index], measured[key], noise(3, dim, dtype, device))
-        )
-    last = max((n for n, call in enumerate(calls) if _is_rotary(call, arguments)), default=-1)
+    frequencies: dict[int, tuple[float, ...]] = {}
+    rotations, x = [], noise(3, dim, dtype, device)
+    for index, (layer, given, replay) in enumerate(zip(layers, arguments, replays, strict=True)):
+        key = id(given["position_embeddings"])
+        if key not in frequencies:
+            frequencies[key] = _frequencies(index, replay, positions, device)
+        rotations.append(_rotation(index, layer, given, replay, frequencies[key], x))
+    last = max(n for n, call in enumerate(calls) if id(call[3]) in frequencies)
     norms = tuple(call[0] for call in calls[last + 1 :])
     return Anatomy(layers, tuple(arguments), tuple(rotations), norms, cache_argument(decoder))
 
@@ -110,10 +108,6 @@ def _run(decoder: nn.Module, x: Tensor, positions: Tensor, layers: Sequence[nn.M
 def noise(tokens: int, dim: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     return torch.randn(1, tokens, dim, generator=generator).to(device, dtype)
-
-
-def _is_rotary(call: tuple[Any, ...], arguments: Sequence[dict[str, Any]]) -> bool:
-    return any(call[3] is given.get("position_embeddings") for given in arguments)
 
 
 Replay = Callable[[int, torch.dtype], tuple[Tensor, Tensor]]

@@ -116,11 +116,6 @@ class Backbone:
         embedded: Tensor = self.embedding(tokens.to(self.device))
         return embedded
 
-    @property
-    def embedding_table(self) -> Float[Tensor, "V D"]:
-        """One row per token."""
-        return self.embedding.weight
-
     def hidden(
         self,
         tokens: Int[Tensor, "B T"] | None = None,
