@@ -65,6 +65,7 @@ class LaneBatch:
         self._against = {n: places[id(lane.unconditional)] for n, lane in enumerate(self.lanes) if lane.unconditional}
         self._blocks = [n for n, lane in enumerate(self.lanes) if lane.block_deltas]
         self._compared = [n for n, lane in enumerate(self.lanes) if lane.layers]
+        self._early = sorted({layer for lane in self.lanes for layer in lane.layers})
         self._changes = self.backbone.changes([lane.deltas for lane in self.rows])
         self._block_changes = self.backbone.changes([self.lanes[n].block_deltas for n in self._blocks])
 
@@ -101,11 +102,10 @@ class LaneBatch:
         return self._scores(torch.tensor(rows, device=self.backbone.device), None)
 
     def _scores(self, tokens: Int[Tensor, "N T"], mask: Tensor | None) -> Float[Tensor, "S V"]:
-        hidden, changed, early = self._hidden(tokens, mask)
-        states = [hidden, *([changed] if changed is not None else []), *early.values()]
+        states = self._hidden(tokens, mask)
         parts = torch.split(self.backbone.logits(torch.cat(states)), [len(part) for part in states])
         scores = parts[0] if self._in_order else parts[0][self._places]
-        if not (self._against or self._blocks or early):
+        if not (self._against or self._blocks or self._compared):
             return scores
         scores = scores.clone()
         for number, row in self._against.items():
@@ -113,39 +113,38 @@ class LaneBatch:
         for number, tuned in zip(self._blocks, parts[1] if self._blocks else (), strict=True):
             scores[number] = contrast(tuned, scores[number], self.lanes[number].strength)
         first = 1 + bool(self._blocks)
-        layers = dict(zip(early, (torch.log_softmax(part, dim=-1) for part in parts[first:]), strict=True))
+        layers = dict(zip(self._early, (torch.log_softmax(part, dim=-1) for part in parts[first:]), strict=True))
         for place, number in enumerate(self._compared):
             candidates = torch.stack([layers[layer][place] for layer in self.lanes[number].layers])
             mature = torch.log_softmax(scores[number], dim=-1)
             scores[number] = dola_scores(mature[None], candidates[:, None])[0]
         return scores
 
-    def _hidden(self, tokens: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None, dict[int, Tensor]]:
-        """Final states (N, D) of the rows, of the sequences whose last block changes, and of early layers."""
+    def _hidden(self, tokens: Tensor, mask: Tensor | None) -> list[Tensor]:
+        """Final states (N, D) of the rows, of the sequences whose last block changes, and of each early layer."""
         last = len(self.backbone.layers) - 1
-        wanted = {layer for number in self._compared for layer in self.lanes[number].layers}
         compared = [self._places[number] for number in self._compared]
-        early: dict[int, Tensor] = {}
+        early: list[Tensor] = []
 
         def take(index: int, hidden: Tensor) -> None:
-            if index in wanted:
+            if index in self._early:
                 # As published, an early layer's states go to the head without the final norm.
-                early[index] = hidden[compared, -1]
+                early.append(hidden[compared, -1])
 
         with ExitStack() as stack:
-            if wanted:
+            if compared:
                 stack.enter_context(self.backbone.layer_outputs(take))
             fed = stack.enter_context(self.backbone.feed_forward_inputs(last)) if self._blocks else []
             stack.enter_context(self.backbone.changing(self._changes))
             hidden = self.backbone.hidden(tokens, cache=self.cache, mask=mask)[:, -1]
         if not self._blocks:
-            return hidden, None, early
+            return [hidden, *early]
         rows = [self._places[number] for number in self._blocks]
         place = self.backbone.feed_forward(last)
         with self.backbone.changing(self._block_changes):
             output = place.block(fed[0].input[rows, -1:])
         changed = self.backbone.finish(place.finish(fed[0].residual[rows, -1:], output))[:, 0]
-        return hidden, changed, early
+        return [hidden, changed, *early]
 
 
 def rows_of(lanes: Sequence[Lane]) -> list[Lane]:

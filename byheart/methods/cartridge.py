@@ -113,9 +113,16 @@ class Cartridge(Method):
         ]
 
         def loss() -> Tensor:
-            chunk = next(chunks)
-            hidden = None if teacher is None else teacher[:, chunk]
-            return self._loss(sink.append(self._stack(leaves)), tokens[:, chunk], hidden)
+            span, prefix, reference = next(chunks), sink.append(self._stack(leaves)), None
+            chunk = tokens[:, span]
+            with self.backbone.reading([Reading(prefix, batch=prefix.batch)], room=chunk.shape[1]) as cache:
+                hidden = self.backbone.hidden(chunk, cache=cache)[:, :-1]
+            if teacher is not None:
+                reference = make_reference(self.backbone, teacher[:, span][:, :-1].flatten(0, 1))
+            targets = chunk[:, 1:].flatten()
+            losses = token_losses(self.backbone, hidden.flatten(0, 1), targets, reference=reference, kl=self.kl)
+            # A sum over rows, so that each learns as if it were alone.
+            return losses.total.mean() * prefix.batch
 
         groups = [[*row.keys, *row.values] for row in leaves]
         descend(groups, loss, steps=self.steps, learning_rate=self.learning_rate, clip=self.clip)
@@ -124,16 +131,6 @@ class Cartridge(Method):
     def _stack(self, rows: list[KV]) -> KV:
         """Rows of a batch that are tuned apart, as one batch in the model's type."""
         return map_slots(lambda *parts: torch.cat(parts).to(self.backbone.dtype), *rows)
-
-    def _loss(self, prefix: KV, chunk: Tensor, teacher: Tensor | None) -> Tensor:
-        """Loss of each row's next tokens, summed over rows, so that each learns as if it were alone."""
-        with self.backbone.reading([Reading(prefix, batch=prefix.batch)], room=chunk.shape[1]) as cache:
-            hidden = self.backbone.hidden(chunk, cache=cache)[:, :-1]
-        reference = None if teacher is None else make_reference(self.backbone, teacher[:, :-1].flatten(0, 1))
-        losses = token_losses(
-            self.backbone, hidden.flatten(0, 1), chunk[:, 1:].flatten(), reference=reference, kl=self.kl
-        )
-        return losses.total.mean() * prefix.batch
 
 
 def draw_chunks(length: int, *, chunk_tokens: int, seed: int) -> Iterator[slice]:

@@ -77,13 +77,12 @@ class FFNEdit(Method):
 
     def init(self) -> State:
         """No change."""
-        state = {}
-        for path in self._paths:
-            linear = self.backbone.linear(path)
-            # By its sizes: the weights of a model in 4 bits have another shape.
-            shape = (1, linear.out_features, linear.in_features)
-            state[f"delta.{path}"] = torch.zeros(shape, device=self.backbone.device)
-        return state
+        linears = {path: self.backbone.linear(path) for path in self._paths}
+        # By their sizes: the weights of a model in 4 bits have another shape.
+        return {
+            f"delta.{path}": torch.zeros(1, linear.out_features, linear.in_features, device=self.backbone.device)
+            for path, linear in linears.items()
+        }
 
     def pieces(self, segment: Tensor) -> Iterator[Tensor]:
         """Parts of at most ``chunk_tokens`` tokens."""

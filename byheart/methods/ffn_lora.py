@@ -22,7 +22,7 @@ from byheart.model.optimize import descend
 from byheart.model.reading import LowRankDelta, Reading
 from byheart.protocol.method import Method
 from byheart.protocol.segments import split_segments
-from byheart.protocol.state import State, stack
+from byheart.protocol.state import State, stack, unstack
 
 
 class FFNLoRA(Method):
@@ -99,11 +99,8 @@ class FFNLoRA(Method):
     def _learn(self, state: State, piece: Tensor) -> State:
         scale = self.alpha / self.rank
         leaves = [
-            {
-                n: (t[b : b + 1] / scale if n.startswith("up.") else t[b : b + 1]).clone().requires_grad_()
-                for n, t in state.items()
-            }
-            for b in range(piece.shape[0])
+            {name: (t / scale if name.startswith("up.") else t).requires_grad_() for name, t in row.items()}
+            for row in unstack(state)
         ]
         tokens = piece.to(self.backbone.device)
         with torch.no_grad(), self.backbone.upper(min(self.layers)) as taken:

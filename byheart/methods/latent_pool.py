@@ -217,11 +217,8 @@ class LatentPool(Method):
 
     def read(self, state: State) -> Reading:
         """The first slot and the pool, each slot at its position in the order of age, and the reading LoRA."""
-        kv = state_to_kv(state)
-        batch = state["writes"].shape[0]
+        kv, batch = _pool_kv(state), state["writes"].shape[0]
         deltas = self.reading.deltas(batch) if self.reading is not None else {}
-        if kv is None:
-            return Reading(deltas=deltas, batch=batch)
         place = torch.cat([state["place"].new_zeros(batch, state["place"].shape[1], 1), state["place"]], dim=2)
         # (M,) for a batch of one, so that one table of angles serves it; else (B, M).
         steps = [layer[0] if batch == 1 else layer for layer in place.unbind(1)]

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from byheart.errors import UnsupportedModelError
 from byheart.model.kv_cache import KeyValueTap, PrefixCache, Tapped
-from byheart.model.rope import Pairing, Rotation
+from byheart.model.rope import Rotation
 
 # Powers of two: a float32 product of position and frequency is exact there, so the measured frequency is too.
 _PROBES = (1, 32, 1024)
@@ -171,11 +171,11 @@ def _rotation(
     later, values_later = (part.float() for part in tap(layer, turned, x, index))
     half = len(components) // 2
     # GLM lists its frequencies as the half pairing does, and turns interleaved pairs by them.
-    pairings: tuple[tuple[Pairing, tuple[float, ...]], ...] = (
-        ("half", components[:half]),
-        ("interleaved", components[::2]),
-        ("interleaved", components[:half]),
-        ("none", ()),
+    candidates = (
+        Rotation(components[:half], "half"),
+        Rotation(components[::2], "interleaved"),
+        Rotation(components[:half], "interleaved"),
+        Rotation((), "none"),
     )
     worst = 1e-3 if x.dtype == torch.float32 else 3e-2
     if (values_later - values).norm() > worst * values.norm():
@@ -183,11 +183,9 @@ def _rotation(
             f"layer {index} ({type(layer).__name__}) keeps positions in its values, as latent attention does; "
             "its keys cannot be moved in front of another text."
         )
-    for pairing, frequencies in pairings:
-        rotation = Rotation(frequencies, pairing)
-        if 2 * len(frequencies) > start.shape[-1]:
-            continue
-        if (rotation.rotate(start, _CHECKED_TURN) - later).norm() <= worst * later.norm():
+    for rotation in candidates:
+        fits = 2 * len(rotation.frequencies) <= start.shape[-1]
+        if fits and (rotation.rotate(start, _CHECKED_TURN) - later).norm() <= worst * later.norm():
             return rotation
     raise UnsupportedModelError(
         f"layer {index} ({type(layer).__name__}) does not turn its keys by a plain rotation; its keys cannot be kept."

@@ -320,14 +320,11 @@ class Backbone:
         where = self.feed_forward(index)
         taken: list[FeedForwardInput] = []
         residuals: list[Tensor] = []
-        handles = [
-            where.block.register_forward_pre_hook(
-                lambda module, args: taken.append(FeedForwardInput(args[0], residuals.pop() if residuals else args[0]))
-            )
-        ]
-        if where.source is not None:
-            handles.append(where.source.register_forward_pre_hook(lambda module, args: residuals.append(args[0])))
-        with hooked(handles):
+        source = where.source.register_forward_pre_hook(lambda module, args: residuals.append(args[0]))
+        block = where.block.register_forward_pre_hook(
+            lambda module, args: taken.append(FeedForwardInput(args[0], residuals.pop()))
+        )
+        with hooked((source, block)):
             yield taken
 
     @contextmanager

@@ -125,10 +125,9 @@ class Reading:
     @property
     def bytes(self) -> int:
         """Bytes of the tensors it holds."""
-        tensors: list[Tensor] = list(self.prefix.keys + self.prefix.values) if self.prefix else []
-        for delta in self.deltas.values():
-            tensors += [delta.weight] if isinstance(delta, DenseDelta) else [delta.down, delta.up]
-        return sum(tensor.nbytes for tensor in tensors)
+        slots = self.prefix.keys + self.prefix.values if self.prefix else ()
+        changes = [part for delta in self.deltas.values() for part in vars(delta).values()]
+        return sum(tensor.nbytes for tensor in (*slots, *changes))
 
 
 def cast(rows: Sequence[Mapping[str, Delta]], dtype: torch.dtype) -> list[dict[str, Delta]]:
