@@ -54,8 +54,7 @@ class Backbone:
     """
 
     def __init__(self, model: PreTrainedModel, *, source: str = "") -> None:
-        self.model: PreTrainedModel = model.requires_grad_(False)
-        self.model.train(False)
+        self.model: PreTrainedModel = model.requires_grad_(False).train(False)
         self.source = source
         self.config = model.config.get_text_config()
         decoder: Any = model.get_decoder()  # type: ignore[no-untyped-call]
@@ -208,8 +207,7 @@ class Backbone:
     def prefill(self, tokens: Int[Tensor, "B T"], prefix: KV | None = None) -> KV:
         """The keys and values of ``tokens`` read after ``prefix``, which is not repeated."""
         held = prefix.slots if prefix else 0
-        batch = tokens.shape[0]
-        with self.reading([Reading(prefix, batch=batch)], room=tokens.shape[1]) as cache:
+        with self.reading([Reading(prefix, batch=len(tokens))], room=tokens.shape[1]) as cache:
             self.hidden(tokens, cache=cache)
         return cache.rows_from(held)
 
