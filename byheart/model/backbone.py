@@ -81,7 +81,6 @@ class Backbone:
         )
         self.layers: Sequence[nn.Module] = self.anatomy.layers
         self._blocks: dict[int, FeedForward] = {}
-        self._without_keys: dict[int, tuple[nn.Linear, ...]] = {}
 
     @classmethod
     def open(cls, model: str, *, dtype: str = "auto", device: str = "auto") -> Backbone:
@@ -177,19 +176,19 @@ class Backbone:
         if not rows[0].shape[1]:
             raise UsageError(f"There are no hidden states to project for a batch of {len(rows[0])}.")
         taken = []
-        for index, (layer, given, x) in enumerate(zip(self.layers, self.anatomy.arguments, rows, strict=True)):
-            with skipped(self._keyless(index)):
+        layers = zip(self.layers, self.anatomy.arguments, rows, self._keyless, strict=True)
+        for index, (layer, given, x, keyless) in enumerate(layers):
+            with skipped(keyless):
                 taken.append(tap(layer, given, x, index))
         return KV(*zip(*taken, strict=True))
 
-    def _keyless(self, index: int) -> tuple[nn.Linear, ...]:
-        """The linear layers of layer ``index`` that keys and values do not need; found once."""
-        if index not in self._without_keys:
-            given = self.anatomy.arguments[index]
-            with torch.no_grad():
-                x = noise(2, self.dim, self.dtype, self.device)
-                self._without_keys[index] = keyless_linears(self.layers[index], given, x, index)
-        return self._without_keys[index]
+    @cached_property
+    def _keyless(self) -> list[tuple[nn.Linear, ...]]:
+        """The linear layers that keys and values do not need, of each layer."""
+        x = noise(2, self.dim, self.dtype, self.device)
+        layers = enumerate(zip(self.layers, self.anatomy.arguments, strict=True))
+        with torch.no_grad():
+            return [keyless_linears(layer, given, x, index) for index, (layer, given) in layers]
 
     def rotate(self, kv: KV, steps: int | Tensor | Sequence[Tensor]) -> KV:
         """The same memory with its keys ``steps`` positions later; one number, a tensor, or one tensor per layer."""
