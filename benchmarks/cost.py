@@ -210,7 +210,7 @@ class Bench:
         method = build("last-ffn", self.backbone, steps=10, keep_text=False)
         state, text = method.init(), self.tokens[:, :256]
         with torch.no_grad():
-            prepare = statistics.median(seconds(lambda: method._prepared(text, 1)) for _ in range(self.rounds))
+            prepare = statistics.median(seconds(lambda: method._prepare(text, 1)) for _ in range(self.rounds))
         ours, floor, peak = compare(lambda: method.write(state, text), self._bare_products(255, 10), self.rounds)
         note = f"the whole write, less {prepare * 1e3:.0f} ms for reading the text once"
         self.add(

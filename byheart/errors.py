@@ -12,6 +12,7 @@ ByheartError
 │   ├── CorruptStateError    truncated, tampered with, or not a state at all
 │   └── StateMismatchError   made by another model, method, option or format version
 ├── StoreError            a named memory that exists, does not exist, or has an invalid name
+├── OutputError           what was done cannot be said: standard output cannot be written
 └── TrainingError         training that cannot continue; its last checkpoint is intact
 """
 
@@ -79,6 +80,10 @@ class StateMismatchError(StateError):
 
 class StoreError(ByheartError):
     """A named memory that exists, does not exist, or has an invalid name."""
+
+
+class OutputError(ByheartError):
+    """What was done cannot be said: standard output cannot be written."""
 
 
 class TrainingError(ByheartError):

@@ -1,23 +1,30 @@
 """Files that somebody else may have written, and files that must not be lost.
 
 What is read is a regular file, inside the folder that was named, and JSON within bounds. What is written replaces the
-earlier file as a whole or not at all. Nothing here knows what the files hold.
+earlier file as a whole or not at all. Small things that need not be found again are kept in the user's cache folder:
+
+    CACHE/KIND/<hash of the key>.json
+
+A cache that cannot be read or written is no error: what it held is found again. Nothing here knows what files hold.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
+import math
 import os
 import re
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn, TypeVar
 
 import platformdirs
 
+Value = TypeVar("Value")
 LONGEST_JSON = 64 << 20
 """Bytes of a JSON file; the tokenizer files of the largest vocabularies have a third of it."""
 DEEPEST_JSON = 64
@@ -36,11 +43,25 @@ def require_regular(path: Path, *, inside: Path | None = None) -> Path:
     Args:
         inside: the folder in which the file must lie after links are followed.
     """
+    if "\0" in str(path):
+        raise FileNotFoundError(f"{str(path)!r} cannot be the name of a file")
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(f"'{path}' is no regular file")
     if inside is not None and not path.resolve().is_relative_to(inside.resolve()):
         raise OSError(f"'{path}' lies outside the folder '{inside}'")
     return path
+
+
+def open_regular(path: Path, *, inside: Path | None = None) -> BinaryIO:
+    """A regular file, opened for reading. Raises OSError as ``require_regular`` does."""
+    require_regular(path, inside=inside)
+    # A pipe may have taken its place since; opening one would wait for a writer.
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    file = os.fdopen(handle, "rb")
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        file.close()
+        raise OSError(f"'{path}' is no regular file")
+    return file
 
 
 def read_json(path: Path, *, inside: Path | None = None, longest: int = LONGEST_JSON) -> Any:
@@ -51,10 +72,16 @@ def read_json(path: Path, *, inside: Path | None = None, longest: int = LONGEST_
     return parse_json(path.read_text(encoding="utf-8"))
 
 
-def parse_json(text: str) -> Any:
-    """What JSON text says. Raises ValueError where it is broken, nested too deep, or holds what is no number."""
+def parse_json(text: str, *, unique: bool = False) -> Any:
+    """What JSON text says. Raises ValueError where it is broken, nested too deep, or holds what is no number.
+
+    Args:
+        unique: refuse an object that has two values of one name.
+    """
     try:
-        value = json.loads(text, parse_constant=_no_number)
+        value = json.loads(
+            text, parse_constant=_no_number, parse_float=_finite, object_pairs_hook=_distinct if unique else None
+        )
     except RecursionError as error:
         raise ValueError("lists and objects are nested too deep") from error
     _require_shallow(value)
@@ -69,6 +96,17 @@ def _require_shallow(value: Any) -> None:
             raise ValueError(f"lists and objects are nested deeper than {DEEPEST_JSON} levels")
         inner = [item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list)]
         level = [item for items in inner for item in items]
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("an object has two values of one name")
+    return found
+
+
+def _finite(number: str) -> float:
+    return float(number) if math.isfinite(float(number)) else _no_number(number[:20])
 
 
 def _no_number(name: str) -> NoReturn:
@@ -112,6 +150,30 @@ def sweep(path: Path) -> int:
     return removed
 
 
+def recall(kind: str, key: str) -> Any:
+    """What was kept under ``key``, or None."""
+    with contextlib.suppress(OSError, ValueError):
+        return read_json(_cache_file(kind, key))
+    return None
+
+
+def keep(kind: str, key: str, value: Any) -> None:
+    """Keep ``value``, which JSON can hold, unless it is there already."""
+    if recall(kind, key) != value:
+        with contextlib.suppress(OSError), replacing(_cache_file(kind, key)) as file:
+            file.write_text(json.dumps(value), encoding="utf-8")
+
+
+def cached(kind: str, key: str, find: Callable[[], Value]) -> Value:
+    """What was kept under ``key``; ``find`` gives it the first time, and each time where the key is empty."""
+    found: Value | None = recall(kind, key) if key else None
+    if found is None:
+        found = find()
+        if key:
+            keep(kind, key, found)
+    return found
+
+
 def sync(path: Path) -> None:
     """Make what was written to a file, or renamed in a folder, durable."""
     handle = os.open(path, os.O_RDONLY)
@@ -119,3 +181,8 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _cache_file(kind: str, key: str) -> Path:
+    # Hashed: a key may come from somebody else's file, and must not name a path.
+    return cache_folder() / kind / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"

@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from byheart import load
 from byheart.cli import main
+from byheart.files import cache_folder
 from byheart.testing import tiny_model
 
 # More threads than cores make tiny models many times slower.
@@ -54,6 +55,18 @@ def save_tiny(folder: Path, *, seed: int = 0) -> Path:
     tiny_model("llama", seed=seed).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache of the tests' own, but for the unpacked default model: that is the user's, and made once."""
+    models = cache_folder() / "models"
+    models.mkdir(parents=True, exist_ok=True)
+    own = tmp_path_factory.mktemp("cache")
+    (own / "models").symlink_to(models.resolve())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BYHEART_CACHE", str(own))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -41,5 +41,6 @@ def test_the_wheel_holds_what_it_needs_and_nothing_of_the_tests(environment: Pat
     (wheel,) = (environment / "dist").glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names} <= {"byheart", wheel.name.rsplit("-", 3)[0] + ".dist-info"}
-    assert "byheart/py.typed" in names
+    filled = ("reports/page.html", "reports/figures.mplstyle", "data/prompts.json", "evaluation/tasks/longbench.json")
+    assert {f"byheart/{name}" for name in ("py.typed", *filled)} <= set(names)
     assert sum(name.endswith("method.safetensors") for name in names) == 3

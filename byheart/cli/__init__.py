@@ -9,12 +9,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from importlib import import_module
 from typing import Annotated, NoReturn
 
 import typer
 
-from byheart.cli import threads
+from byheart.cli import streams, threads
+from byheart.cli.printable import error_line
 from byheart.errors import ByheartError, UsageError
 
 COMMANDS = {
@@ -57,19 +59,51 @@ _ELSEWHERE = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit with its code; an error is one line on stderr."""
-    threads.prepare(os.environ)
     typed = sys.argv[1:] if arguments is None else arguments
     try:
-        build_app(typed[:1])(typed, prog_name="byheart")
-    except (ByheartError, OSError) as error:
-        _fail(" ".join(str(error).split()), 2 if isinstance(error, UsageError) else 1, error)
+        streams.prepare()
+        threads.prepare(os.environ)
+        _require_text(typed)
+        code = build_app(typed[:1])(typed, prog_name="byheart", standalone_mode=False)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        code = 130
     except Exception as error:
-        from byheart.provenance import find_outdated
-
-        outdated = find_outdated()
-        if not outdated:
+        line, code = _explain(error, typed)
+        if code is None:
             raise
-        _fail(outdated, 1, error)
+        _fail(line, code, error)
+    if code == 130:
+        _fail("Interrupted.", code)
+    raise SystemExit(code or 0)
+
+
+def _require_text(typed: Sequence[str]) -> None:
+    """Raise UsageError for what no system can pass on, and no file can be called."""
+    for argument in typed:
+        if "\0" in argument:
+            raise UsageError(f"An argument must not hold the character NUL; it is {argument!r}.")
+
+
+def _explain(error: Exception, typed: Sequence[str]) -> tuple[str, int | None]:
+    """The line and the exit code of an error; no code for a mistake in byheart itself."""
+    if isinstance(error, ByheartError | OSError):
+        return str(error), 2 if isinstance(error, UsageError) else 1
+    if isinstance(error, MemoryError):
+        return "There is not enough memory for this; give less at once, or smaller options.", 1
+    if isinstance(error, typer.Abort):
+        return "Nothing was done.", 1
+    if isinstance(error, typer.TyperException):
+        command = " ".join(["byheart", *(name for name in typed[:1] if any(name in few for few in COMMANDS.values()))])
+        message = error.format_message()
+        end = "" if message.endswith((".", "?")) else "."
+        # Without a command the help was shown, which is the message.
+        return f"{message}{end} `{command} --help` says more." if message else "", error.exit_code
+
+    from byheart.provenance import find_outdated
+
+    outdated = find_outdated()
+    return outdated, 1 if outdated else None
 
 
 def build_app(used: Collection[str]) -> typer.Typer:
@@ -99,8 +133,11 @@ def _listed() -> None:
     """Stands for a command that is only listed."""
 
 
-def _fail(line: str, code: int, error: Exception) -> NoReturn:
-    print(f"byheart: {line}", file=sys.stderr)
+def _fail(line: str, code: int, error: Exception | None = None) -> NoReturn:
+    streams.drop_output()
+    if line:
+        with suppress(OSError):
+            print(f"byheart: {error_line(line)}", file=sys.stderr, flush=True)
     raise SystemExit(code) from error
 
 
@@ -108,7 +145,7 @@ def _show_version(asked: bool) -> bool:
     if asked:
         from byheart.provenance import versions
 
-        print(f"byheart {versions()['byheart']}")
+        print(f"byheart {versions()['byheart']}", flush=True)
         raise typer.Exit
     return asked
 

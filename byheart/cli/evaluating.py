@@ -33,97 +33,76 @@ Data = Annotated[
         help="JSON lines, text, a folder, a hub name; repeatable. For gap also PATH:weight.",
     ),
 ]
-Model = Annotated[str, typer.Option("--model", "-m", help="Alias, hub id, folder or .gguf file.")]
-TaskOptions = Annotated[
-    list[str] | None, typer.Option("--option", "-o", metavar="KEY=VALUE", help="Of the task; repeatable.")
-]
-Limit = Annotated[int, typer.Option("--limit", help="Items of each data set, at most; 0 is all.")]
-Skip = Annotated[
-    int, typer.Option("--skip", help="Items to leave out before them: those that settings were chosen on.")
-]
-Batch = Annotated[int, typer.Option("--batch", help="Items at once.")]
-Seed = Annotated[int, typer.Option("--seed", help="Of the items' order.")]
-Out = Annotated[
-    str | None,
-    typer.Option("--out", metavar="DIR", help="Keep answers and rows here; a run that is there is resumed."),
-]
-Against = Annotated[
-    str,
-    typer.Option(
-        "--against", metavar="METHOD", help="One of the methods: also how much more than it the others reach."
+TASK = options.group(
+    model=options.option(str, "smollm2", "Alias, hub id, folder or .gguf file.", "--model", "-m"),
+    option=options.option(list[str] | None, None, "Of the task; repeatable.", "--option", "-o", metavar="KEY=VALUE"),
+)
+_LIMIT = options.group(limit=options.option(int, 64, "Items of each data set, at most; 0 is all."))
+RUN = options.group(
+    skip=options.option(int, 0, "Items to leave out before them: those that settings were chosen on."),
+    batch=options.option(int, 8, "Items at once."),
+    seed=options.option(int, 0, "Of the items' order."),
+    out=options.option(str | None, None, "Keep answers and rows here; a run that is there is resumed.", metavar="DIR"),
+)
+_COMPARED = options.group(
+    budget=options.option(
+        str | None, None, "64KB: each memory as large as fits the longest text; NAME@64KB is for one, NAME@ for none."
     ),
-]
-Budget = Annotated[
-    str | None,
-    typer.Option(
-        "--budget", help="64KB: each memory as large as fits the longest text; NAME@64KB is for one, NAME@ for none."
+    against=options.option(
+        str, "", "One of the methods: also how much more than it the others reach.", metavar="METHOD"
     ),
-]
+)
 
 
-def evaluate(
-    tasks: Tasks,
-    method: Methods,
-    data: Data,
-    model: Model = "smollm2",
-    option: TaskOptions = None,
-    limit: Limit = 64,
-    skip: Skip = 0,
-    batch: Batch = 8,
-    seed: Seed = 0,
-    out: Out = None,
-    budget: Budget = None,
-    against: Against = "",
-    dtype: options.DType = "auto",
-    device: options.Device = "auto",
-    as_json: options.AsJSON = False,
-) -> None:
+@options.takes(TASK, _LIMIT, RUN, _COMPARED, options.WHERE)
+def evaluate(tasks: Tasks, method: Methods, data: Data, as_json: options.AsJSON = False, **choices: Any) -> None:
     """Measure methods on tasks: what each answers, what it keeps, what it costs."""
-    from byheart.evaluation.method_spec import split_specs, with_budget
-
-    specs = [with_budget(spec, budget) for spec in split_specs(method)]
-    settings: dict[str, Any] = {"limit": limit, "skip": skip, "batch": batch, "seed": seed, "out": out}
-    opening = {"dtype": dtype, "device": device}
-    with terminal.progressing("measuring", "steps") as progress:
-        settings |= {"against": against, "progress": progress}
-        rows = _measure(tasks, data, specs, options.method_options(option), model, opening, settings)
-    if as_json:
-        terminal.show_json([row.flat() for row in rows])
-    else:
-        terminal.show(_table(rows))
-
-
-def _measure(
-    names: Sequence[str],
-    data: Sequence[str],
-    specs: Sequence[str],
-    task_options: dict[str, Any],
-    model: str,
-    opening: dict[str, Any],
-    settings: dict[str, Any],
-) -> list[Result]:
     from byheart.evaluation.evaluate import evaluate as measure
+    from byheart.evaluation.method_spec import split_specs, with_budget
     from byheart.evaluation.tasks import build
     from byheart.model.loading import silence
     from byheart.session.opening import load
 
     silence()
-    # Unknown names are found before the model is opened.
-    tasks = [build(name, **task_options) for name in names]
-    backbone = load(model, **opening).backbone
-    return [row for task in tasks for row in measure(task, data, specs, model=backbone, **settings)]
+    model, budget, task_options = (choices.pop(name) for name in ("model", "budget", "option"))
+    where = {name: choices.pop(name) for name in options.WHERE}
+    specs = [with_budget(spec, budget) for spec in split_specs(method)]
+    with terminal.progressing("measuring", "steps") as progress:
+        # Unknown names are found before the model is opened.
+        built = [build(name, **options.method_options(task_options)) for name in tasks]
+        backbone = load(model, **where).backbone
+        rows = [
+            row for task in built for row in measure(task, data, specs, model=backbone, progress=progress, **choices)
+        ]
+    show_rows(rows, _COLUMNS, as_json=as_json)
 
 
-def _table(rows: Sequence[Result]) -> Table:
-    table = Table(*_COLUMNS, box=None, pad_edge=False)
+def show_rows(rows: Sequence[Result], columns: Sequence[str], *, as_json: bool) -> None:
+    """Print rows as JSON, or these columns of them as a table."""
+    if as_json:
+        terminal.show_json([row.flat() for row in rows])
+        return
+    table = Table(*columns, box=None, pad_edge=False)
     for row in rows:
-        conditions = " ".join(f"{name} {value}" for name, value in row.conditions.items())
-        kept, interval = terminal.size(row.bytes), f"{row.low:.3f} to {row.high:.3f}"
-        if tokens := row.costs.get("tokens"):
-            kept += f", {row.bytes / tokens:,.0f} per token"
-        named = (row.task, row.dataset, conditions, row.method, row.metric.replace("_", " "))
-        table.add_row(*named, f"{row.value:.3f}", interval, f"{row.n:,}", kept, f"{row.seconds * 1000:,.0f} ms")
-    return table
+        cells = _describe(row)
+        table.add_row(*(cells[column] for column in columns))
+    terminal.show(table)
+
+
+def _describe(row: Result) -> dict[str, str]:
+    tokens = row.costs.get("tokens")
+    return {
+        "task": row.task,
+        "dataset": row.dataset,
+        "conditions": " ".join(f"{name} {value}" for name, value in row.conditions.items()),
+        "method": row.method,
+        "metric": row.metric.replace("_", " "),
+        "value": f"{row.value:.3f}",
+        "95 %": f"{row.low:.3f} to {row.high:.3f}",
+        "n": f"{row.n:,}",
+        "keeps": terminal.size(row.bytes) + (f", {row.bytes / tokens:,.0f} per token" if tokens else ""),
+        "written in": f"{row.seconds * 1000:,.0f} ms",
+    }
 
 
 def tasks(as_json: options.AsJSON = False) -> None:

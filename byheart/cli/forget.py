@@ -24,7 +24,8 @@ def forget(name: options.Name, yes: Yes = False, home: options.Home = None, as_j
     if not yes:
         typer.confirm(f"Forget '{name}' for good?", abort=True)
     store.forget(name)
-    if as_json:
-        terminal.show_json({"name": name, "forgotten": True})
-    else:
-        print(f"Forgot '{name}'.")
+    with terminal.acknowledging(f"'{name}' was forgotten"):
+        if as_json:
+            terminal.show_json({"name": name, "forgotten": True})
+        else:
+            terminal.say(f"Forgot '{name}'.")

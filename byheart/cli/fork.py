@@ -17,7 +17,8 @@ def fork(name: options.Name, new: New, home: options.Home = None, as_json: optio
     from byheart.store.folder import Store
 
     entry = Store(home).fork(name, new)
-    if as_json:
-        terminal.show_json(summarise(entry))
-    else:
-        print(f"Copied '{name}' to '{new}' ({terminal.size(entry.bytes)}).")
+    with terminal.acknowledging(f"'{name}' was copied to '{new}'"):
+        if as_json:
+            terminal.show_json(summarise(entry))
+        else:
+            terminal.say(f"Copied '{name}' to '{new}' ({terminal.size(entry.bytes)}).")

@@ -35,6 +35,6 @@ def import_checkpoint(kind: Kind, folder: Folder, out: Out, as_json: options.AsJ
     if as_json:
         terminal.show_json(asdict(result))
         return
-    print(f"Read {kind}: {result.tensors:,} learned tensors, {terminal.size(result.bytes)}.")
-    print(f"Its method is {result.method} with {terminal.said(result.options)}.")
-    print(f"Use it: byheart write NAME FILE --model {result.model} --method {result.path}")
+    terminal.say(f"Read {kind}: {result.tensors:,} learned tensors, {terminal.size(result.bytes)}.")
+    terminal.say(f"Its method is {result.method} with {terminal.said(result.options)}.")
+    terminal.say(f"Use it: byheart write NAME FILE --model {result.model} --method {result.path}")

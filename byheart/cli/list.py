@@ -25,7 +25,7 @@ def list_memories(home: options.Home = None, as_json: options.AsJSON = False) ->
     if as_json:
         terminal.show_json([summarise(entry) for entry in entries])
     elif not entries:
-        print(f"There are no memories in {store.home}. `byheart write NAME FILE` makes one.")
+        terminal.say(f"There are no memories in {store.home}. `byheart write NAME FILE` makes one.")
     else:
         terminal.show(_lay_out(entries))
 

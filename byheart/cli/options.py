@@ -7,14 +7,14 @@ Options that several commands share are groups: name of the parameter -> its ann
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from byheart.errors import UsageError
+from byheart.files import parse_json
 
 if TYPE_CHECKING:
     from byheart.training.settings import Setting
@@ -83,6 +83,8 @@ DECODING = group(
     dola=option(str | None, None, "Against earlier layers: high, low or 4,6,8."),
 )
 """The options of ``generation.Decoding``."""
+ARGUMENTS = frozenset(("self", "name", "new", "model", "backbone", "method", "dtype", "device", "encoder", "trained"))
+"""What else is given by keyword to those who take the options of a method or task."""
 
 
 def takes(*groups: Group) -> Callable[[Command], Command]:
@@ -136,19 +138,16 @@ def method_options(typed: Sequence[str] | None) -> dict[str, Any]:
     for key, equals, _ in pairs:
         if not key or not equals:
             raise UsageError(f"--option takes key=value, such as slots=64; it is '{key}'.")
+        if key in ARGUMENTS:
+            raise UsageError(f"--option cannot give '{key}', which is no option of a method or task; leave it out.")
     return {key.replace("-", "_"): _value(text) for key, _, text in pairs}
 
 
 def _value(text: str) -> Any:
     try:
-        return json.loads(text, parse_constant=_no_number)
+        return parse_json(text)
     except ValueError:
         return text
-
-
-def _no_number(text: str) -> NoReturn:
-    # NaN equals nothing, itself included: a memory made with it could not be opened again.
-    raise ValueError(text)
 
 
 def parse_layers(dola: str | None) -> str | list[int] | None:

@@ -6,8 +6,10 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from rich.table import Table
+from rich.text import Text
 
 from byheart.cli import options, terminal
+from byheart.cli.printable import printable
 from byheart.cli.summary import summarise
 
 if TYPE_CHECKING:
@@ -26,19 +28,19 @@ def show(name: options.Name, home: options.Home = None, as_json: options.AsJSON 
         terminal.show_json({**summarise(entry), **(asdict(entry.header) if entry.header else {})})
         return
     terminal.show(_lay_out_facts(entry, entry.header))
-    print()
+    terminal.say("")
     terminal.show(_lay_out_history(entry.header))
 
 
 def _lay_out_facts(entry: Entry, header: Header) -> Table:
     table = Table.grid(padding=(0, 2))
-    facts = {
+    facts: dict[str, str | Text] = {
         "name": entry.name,
         "method": header.method,
         "options": terminal.said(header.options),
         "trained parts": f"{header.learned} ({header.adapter})" if header.learned else "",
         "model": f"{header.model} ({header.dtype})",
-        "fingerprints": f"model {header.backbone}\ntokenizer {header.tokenizer}",
+        "fingerprints": Text(f"model {printable(header.backbone)}\ntokenizer {printable(header.tokenizer)}"),
         "written": f"{header.tokens:,} tokens, {header.characters:,} characters",
         "slots": f"{header.slots:,}" + (f" of {header.capacity:,}" if header.capacity is not None else ""),
         "on disk": f"{terminal.size(entry.bytes)} ({entry.bytes:,} bytes)",

@@ -15,7 +15,8 @@ from rich.filesize import decimal
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from byheart.errors import InputError
+from byheart.cli.printable import printable, printable_answer, printable_json
+from byheart.errors import InputError, OutputError
 
 PATIENCE = 2.0
 """Seconds before a progress bar is shown."""
@@ -23,18 +24,38 @@ _PIPE_WIDTH = 160
 
 
 def show(table: Table) -> None:
-    """A table on stdout; where that is no terminal, wide enough to cut nothing short."""
-    Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH, markup=False, highlight=False).print(table)
+    """A table on stdout, each string in a line of its own; in a pipe, wide enough to cut nothing short."""
+    for column in table.columns:
+        # rich lets cells be added, not changed; here none can be forgotten.
+        column._cells[:] = [printable(cell) if isinstance(cell, str) else cell for cell in column.cells]
+    width = None if sys.stdout.isatty() else _PIPE_WIDTH
+    Console(width=width, markup=False, highlight=False, emoji=False).print(table)
 
 
 def show_json(result: Any) -> None:
     """One line of JSON on stdout."""
-    print(json.dumps(result, ensure_ascii=False), flush=True)
+    unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    print(printable_json(json.dumps(result, ensure_ascii=not unicode)), flush=True)
+
+
+def say(text: str) -> None:
+    """A line on stdout."""
+    print(printable(text), flush=True)
+
+
+@contextmanager
+def acknowledging(done: str) -> Iterator[None]:
+    """Inside: what was done is printed. Where that cannot be, an OutputError says that it was done all the same."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"{done}, but standard output cannot be written: {error.strerror}.") from error
 
 
 def note(text: str) -> None:
     """A remark on stderr, dim on a terminal."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(text, style="dim", markup=False)
+    console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+    console.print(printable(text), style="dim", markup=False)
 
 
 def size(count: int) -> str:
@@ -59,13 +80,13 @@ def progressing(activity: str, unit: str = "tokens") -> Iterator[Callable[[int, 
     """Before: nothing is shown. Inside: after two seconds, a terminal has a bar, moved by the callback. After: none."""
     columns = (
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=30),
         TextColumn("{task.fields[count]}"),
         TimeElapsedColumn(),
     )
     bar = Progress(*columns, console=Console(stderr=True), transient=True)
-    task = bar.add_task(activity, total=None, count="")
+    task = bar.add_task(printable(activity), total=None, count="")
     begin = Timer(PATIENCE, bar.start)
     if bar.console.is_terminal:
         begin.start()
@@ -88,7 +109,8 @@ def stream_answer(parts: Iterable[str], *, shown: bool = True, endable: bool = F
         for part in parts:
             longer = (answer + part).lstrip()
             if shown:
-                print(longer[len(answer.rstrip()) : len(longer.rstrip())], end="", flush=True)
+                more = longer[len(answer.rstrip()) : len(longer.rstrip())]
+                print(printable_answer(more) if sys.stdout.isatty() else more, end="", flush=True)
             answer = longer
     except KeyboardInterrupt:
         if not endable:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -17,7 +18,7 @@ def read_text(source: str) -> str:
     try:
         if source == STDIN and sys.stdin.isatty():
             terminal.note("Type or paste the text, then press Ctrl-D.")
-        raw = sys.stdin.buffer.read() if source == STDIN else Path(source).expanduser().read_bytes()
+        raw = sys.stdin.buffer.read() if source == STDIN else Path(os.path.expanduser(source)).read_bytes()
         text = raw.decode("utf-8").removeprefix("\ufeff").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise InputError(

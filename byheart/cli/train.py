@@ -59,9 +59,9 @@ def _report(result: TrainResult, *, as_json: bool) -> None:
         terminal.show_json({**asdict(result), "losses": len(result.losses), "loss": result.losses[-1]})
         return
     held_out = "" if result.held_out is None else f", {result.held_out:.3f} on held-out data"
-    print(f"Trained {len(result.losses):,} steps: loss {result.losses[-1]:.3f}{held_out}.")
-    print(f"Learned parts: {result.parameters:,} parameters.")
-    print(f"Use it: byheart write NAME FILE --method {result.path}")
+    terminal.say(f"Trained {len(result.losses):,} steps: loss {result.losses[-1]:.3f}{held_out}.")
+    terminal.say(f"Learned parts: {result.parameters:,} parameters.")
+    terminal.say(f"Use it: byheart write NAME FILE --method {result.path}")
 
 
 def _is_first() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -30,10 +31,16 @@ def write(name: options.Name, files: Files = None, as_json: options.AsJSON = Fal
     store, session = open_memory(name, new=True, **choices)
     for source, text in texts:
         start = time.monotonic()
-        shown = "standard input" if source == STDIN else Path(source).name
+        shown = "standard input" if source == STDIN else _readable(Path(source).name)
         with terminal.progressing(f"writing {shown}") as progress, store.updating(name, session):
             entry = session.write(text, source=shown, progress=progress)
-        _acknowledge(store, name, entry, time.monotonic() - start, as_json=as_json)
+        with terminal.acknowledging(f"{shown} was written into '{name}'"):
+            _acknowledge(store, name, entry, time.monotonic() - start, as_json=as_json)
+
+
+def _readable(file_name: str) -> str:
+    r"""A name as text: bytes that are not UTF-8 are written out, as in ``\xff.txt``."""
+    return os.fsencode(file_name).decode("utf-8", "backslashreplace")
 
 
 def _acknowledge(store: Store, name: str, written: Written, seconds: float, *, as_json: bool) -> None:
@@ -44,8 +51,7 @@ def _acknowledge(store: Store, name: str, written: Written, seconds: float, *, a
         entry = {"name": name, **asdict(written), "seconds": round(seconds, 3)}
         terminal.show_json({**entry, "total_tokens": total, "bytes": memory.bytes, "path": str(memory.path)})
         return
-    print(
+    terminal.say(
         f"Wrote {written.source}: {written.tokens:,} tokens in {seconds:.1f} s. "
-        f"'{name}' now keeps {total:,} tokens in {terminal.size(memory.bytes)}.",
-        flush=True,
+        f"'{name}' now keeps {total:,} tokens in {terminal.size(memory.bytes)}."
     )

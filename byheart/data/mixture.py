@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from itertools import accumulate
 
 import torch
@@ -90,6 +90,7 @@ def split_weight(source: str) -> tuple[str, float]:
         return source, 1.0
 
 
+@dataclass(eq=False, repr=False)
 class Mixture:
     """Batches of episodes drawn from several data sets; call it with a step.
 
@@ -106,34 +107,30 @@ class Mixture:
         packed: batches that are drawn together, their episodes dealt to them by length, so that less is padding.
     """
 
-    def __init__(
-        self,
-        encoder: ChatEncoder,
-        sources: Sequence[Weighted],
-        *,
-        batch: int,
-        segments: Sequence[int] = (1, 2, 4, 8),
-        segment_tokens: int = 64,
-        target_tokens: int = 64,
-        distractor_tokens: int = 0,
-        recall: float = 0.0,
-        target_distractor_tokens: int = 0,
-        batch_tokens: int = 0,
-        packed: int = 1,
-        seed: int = 0,
-    ) -> None:
-        require_positive(batch=batch, packed=packed, segment_tokens=segment_tokens, target_tokens=target_tokens - 1)
-        if not sources or min(segments, default=0) < 1 or any(source.weight <= 0 for source in sources):
+    encoder: ChatEncoder
+    sources: Sequence[Weighted]
+    _: KW_ONLY
+    batch: int
+    segments: Sequence[int] = (1, 2, 4, 8)
+    segment_tokens: int = 64
+    target_tokens: int = 64
+    distractor_tokens: int = 0
+    recall: float = 0.0
+    target_distractor_tokens: int = 0
+    batch_tokens: int = 0
+    packed: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        sizes = {"segment_tokens": self.segment_tokens, "target_tokens": self.target_tokens - 1}
+        require_positive(batch=self.batch, packed=self.packed, **sizes)
+        if not self.sources or min(self.segments, default=0) < 1 or any(source.weight <= 0 for source in self.sources):
             raise UsageError("A mixture needs data of weight above 0 and counts of segments of 1 or more.")
-        self.encoder, self.sources = encoder, list(sources)
-        self._start = torch.tensor(encoder.start, dtype=torch.long)
-        self.batch, self.segments, self.seed = batch, list(segments), seed
-        self.segment_tokens, self.target_tokens = segment_tokens, target_tokens
-        self.distractor_tokens, self.target_distractor_tokens = distractor_tokens, target_distractor_tokens
-        self.recall, self.batch_tokens, self.packed = recall, batch_tokens, packed
+        self._start = torch.tensor(self.encoder.start, dtype=torch.long)
         # A long text has more windows than a short one; a question or a dialogue is one.
         self._chances = [
-            list(accumulate(len(r.context) if r.task == "lm" else 1 for r in source.data.records)) for source in sources
+            list(accumulate(len(r.context) if r.task == "lm" else 1 for r in source.data.records))
+            for source in self.sources
         ]
         self._known: dict[str, Tensor] = {}
         self._drawn: tuple[int, list[Batch]] = (-1, [])

@@ -7,8 +7,11 @@ the prompt.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
 
 from byheart.data.records import Fields, required
 from byheart.errors import InputError, UnknownNameError
@@ -27,50 +30,20 @@ class Prompt:
     """
 
     shape: str
-    labels: tuple[str, ...] = ()
+    labels: Sequence[str] = ()
     aliases: Mapping[str, str] = field(default_factory=dict)
-    usual: tuple[str, ...] = ()
+    usual: Sequence[str] = ()
 
 
-_LETTERS = tuple("ABCDEFGH")
-_PAIR = "### Premise:{context} ### Hypothesis:{question} ### Relationship "
-_RELATION = _PAIR + "(entailment, contradiction or neutral):"
-_ENTAILED = _PAIR + "(choose between 'entailment' and 'not entailment'):"
-_NEWSGROUPS = Prompt("### Sentence:{context} ### Class:")
-_RACE = Prompt(
-    "Read Context and answer question ### Context:{context} ### Question:{question} ### Options:{options}### Choice:",
-    _LETTERS,
-)
-_COMMONSENSE = Prompt(
-    "According to the Question, select the best choice among the Options. "
-    "### Question:{question} ### Options:{options} ### Choice:",
-    _LETTERS,
-)
-PROMPTS = {
-    **dict.fromkeys(("newsgroups20", "20_newsgroups_fixed"), _NEWSGROUPS),
-    "boolq": Prompt(
-        "Read the Passage and answer the Question with true or false "
-        "### Question:{question} ### Passage: {context} ### Answer:",
-        aliases={"yes": "true", "no": "false", "True": "true", "False": "false"},
-        usual=("false", "true"),
-    ),
-    "copa": Prompt(
-        "### Premise:{context} ### Choice1:{choices[0]} ### Choice2:{choices[1]} ### Question:{question} ### Choice:",
-        ("Choice1", "Choice2"),
-    ),
-    "cb": Prompt(_RELATION, usual=("entailment", "contradiction", "neutral")),
-    "mnli": Prompt(_RELATION, usual=("entailment", "neutral", "contradiction")),
-    "rte": Prompt(_ENTAILED, usual=("entailment", "not_entailment")),
-    "qnli": Prompt(_ENTAILED, usual=("entailment", "not_entailment")),
-    "wnli": Prompt(_ENTAILED, usual=("not_entailment", "entailment")),
-    **dict.fromkeys(("race", "race_middle", "race_high", "dream"), _RACE),
-    **dict.fromkeys(("commonsense_qa", "commonsenseqa"), _COMMONSENSE),
-    "swag": Prompt(
-        "Select the correct sentence that best completes the Passage below. "
-        "### Passage:{context} ### Options:{options}### Choice:",
-        _LETTERS,
-    ),
-}
+_LETTERS = "ABCDEFGH"
+
+
+@cache
+def prompts() -> dict[str, Prompt]:
+    """The prompt of each data set; those of one kind share theirs."""
+    stored = json.loads(Path(__file__).with_name("prompts.json").read_text(encoding="utf-8"))
+    entries = [(entry.pop("datasets"), Prompt(**entry)) for entry in stored]
+    return {name: prompt for names, prompt in entries for name in names}
 
 
 @dataclass(frozen=True)
@@ -89,11 +62,11 @@ def fill_prompt(record: Fields, number: int, *, words: int = WORDS) -> FilledPro
     Raises UnknownNameError for its data set, and InputError with the record's number.
     """
     dataset = str(required(record, "dataset", number)).lower()
-    if dataset not in PROMPTS:
-        raise UnknownNameError("prompt of multitask for the data set", dataset, PROMPTS)
-    prompt = PROMPTS[dataset]
+    if dataset not in prompts():
+        raise UnknownNameError("prompt of multitask for the data set", dataset, prompts())
+    prompt = prompts()[dataset]
     choices = [str(choice) for choice in record.get("choices") or prompt.usual or required(record, "choices", number)]
-    labels = prompt.labels[: len(choices)] or tuple(prompt.aliases.get(choice, choice) for choice in choices)
+    labels = tuple(prompt.labels[: len(choices)]) or tuple(prompt.aliases.get(choice, choice) for choice in choices)
     filled = {name: required(record, name, number) for name in ("context", "question") if f"{{{name}}}" in prompt.shape}
     if words and "context" in filled:
         filled["context"] = _cut(str(filled["context"]), words)

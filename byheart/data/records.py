@@ -11,6 +11,7 @@ import hashlib
 import importlib
 import importlib.util
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +72,7 @@ def read(source: str) -> DataSet:
 
 def rows(source: str) -> list[Mapping[str, Any]]:
     """The same, as JSON objects of any fields. Raises InputError or UsageError."""
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if file.suffix in _KINDS)
     elif path.is_file():
@@ -93,34 +94,28 @@ def required(record: Fields, name: str, number: int) -> Any:
     return value
 
 
-def _rows(file: Path) -> Iterator[Mapping[str, Any]]:
+def _rows(file: Path) -> Iterable[Mapping[str, Any]]:
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"'{file}' cannot be read: {error}.") from error
     if file.suffix == ".json":
-        yield from _listed_in(text, f"'{file}'")
-        return
+        return _listed_in(text, f"'{file}'")
     if file.suffix != ".jsonl":
-        yield {"task": "lm", "context": text}
-        return
+        return [{"task": "lm", "context": text}]
     # splitlines() would also cut at separators that JSON strings may hold.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            yield _parsed(line, f"'{file}' line {number}")
+    lines = enumerate(text.split("\n"), start=1)
+    return [_object_in(line, f"'{file}' line {number}") for number, line in lines if line.strip()]
 
 
 def _listed_in(text: str, where: str) -> Iterator[Mapping[str, Any]]:
     """The objects of a JSON array, or of one under ``data``."""
-    try:
-        whole = json.loads(text)
-    except ValueError as error:
-        raise InputError(f"{where} is not JSON: {error}.") from error
+    whole = _parse(text, where)
     found = whole.get("data") if isinstance(whole, dict) else whole
     if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
         raise InputError(f"{where} holds no list of JSON objects, nor one under 'data'.")
     for row in found:
-        paragraphs = _listed(row.get("paragraphs"))
+        paragraphs = listed(row.get("paragraphs"))
         asked = any(isinstance(paragraph, Mapping) and "qas" in paragraph for paragraph in paragraphs)
         yield from _of_article(row, where) if asked else (row,)
 
@@ -142,11 +137,15 @@ def _of_article(article: Mapping[str, Any], where: str) -> Iterator[Mapping[str,
         raise InputError(f"{where} has paragraphs with questions that are not as SQuAD's are: {error!r}.") from error
 
 
-def _parsed(line: str, where: str) -> Mapping[str, Any]:
+def _parse(text: str, where: str) -> Any:
     try:
-        row = json.loads(line)
+        return json.loads(text)
     except ValueError as error:
         raise InputError(f"{where} is not JSON: {error}.") from error
+
+
+def _object_in(line: str, where: str) -> Mapping[str, Any]:
+    row = _parse(line, where)
     if not isinstance(row, dict):
         raise InputError(f"{where} is no JSON object.")
     return row
@@ -155,9 +154,9 @@ def _parsed(line: str, where: str) -> Mapping[str, Any]:
 def _record(row: Mapping[str, Any]) -> Record | None:
     """What can be trained on in a row, or None."""
     meta, context, question, answer = _meta(row), _context(row), str(row.get("question") or ""), _answer(row)
-    turns = tuple(str(turn) for turn in _listed(meta.get("turns")))
+    turns = tuple(str(turn) for turn in listed(meta.get("turns")))
     if len(turns) > 1:
-        return Record("dialog", context, turns=turns, persona="\n".join(map(str, _listed(meta.get("persona")))))
+        return Record("dialog", context, turns=turns, persona="\n".join(map(str, listed(meta.get("persona")))))
     if question and answer and context.strip():
         return Record("qa", context, question, answer)
     if context.strip() and not question:
@@ -185,7 +184,7 @@ def _context(row: Mapping[str, Any]) -> str:
 def _answer(row: Mapping[str, Any]) -> str:
     """The first answer; SQuAD's own files have ``{"text": [...]}``."""
     answers = row.get("answers")
-    texts = _listed(answers.get("text") if isinstance(answers, Mapping) else answers)
+    texts = listed(answers.get("text") if isinstance(answers, Mapping) else answers)
     return str(texts[0]) if texts else ""
 
 
@@ -194,7 +193,7 @@ def _meta(row: Mapping[str, Any]) -> Mapping[str, Any]:
     return meta if isinstance(meta, Mapping) else {}
 
 
-def _listed(value: Any) -> list[Any]:
+def listed(value: Any) -> list[Any]:
     """A list as it is; one text is a list of one."""
     return [value] if isinstance(value, str) and value else list(value) if isinstance(value, list | tuple) else []
 

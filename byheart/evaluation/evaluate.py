@@ -8,7 +8,7 @@ It knows no task and no method.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -29,6 +29,7 @@ from byheart.model.backbone import Backbone
 from byheart.model.loading import DEFAULT
 from byheart.session.opening import load
 from byheart.session.session import Session
+from byheart.text.encoder import ChatEncoder
 
 Progress = Callable[[int, int], None]
 _POOLED = "all"
@@ -86,9 +87,14 @@ def evaluate(
         for sheet in sheets:
             sheet.keep_in(folder, model=opened.backbone.source, dtype=dtype_name, seed=seed)
     total, done = sum(sheet.steps for sheet in sheets), 0
+
+    def advance(steps: int) -> None:
+        nonlocal done
+        done += steps
+        progress(done, total)
+
     for sheet in sheets:
-        sheet.measure(batch, lambda steps, before=done: progress(before + steps, total))  # type: ignore[misc]
-        done += sheet.steps
+        sheet.measure(batch, advance)
     rows = [row for sheet in sheets for spec in specs for row in sheet.rows.get(spec, [])]
     return rows + (_pooled(sheets, specs) if task.pooled and len(sheets) > 1 else [])
 
@@ -112,10 +118,6 @@ class _Part:
     candidates: Sequence[Candidate]
     outcomes: dict[str, list[Outcome]] = field(default_factory=dict)
 
-    def count_steps(self, methods: int) -> int:
-        """Texts to write and questions to ask, for so many methods."""
-        return methods * sum(len(item.texts) + len(item.questions) for item in self.items)
-
 
 @dataclass(frozen=True)
 class _Candidates:
@@ -131,7 +133,7 @@ class _Candidates:
         for spec in self.specs:
             plain, budget = split_budget(spec)
             method = MethodSpec.of(plain, place, places)
-            tokens = _longest(method.name, items, self.opened) if budget else 0
+            tokens = _longest(method.name, items, self.opened.encoder) if budget else 0
             key = repr((spec, tokens, method))
             if key not in self.known:
                 self.known[key] = Candidate.of(spec, self.opened, tokens=tokens, place=place, places=places)
@@ -173,26 +175,20 @@ class _Sheet:
 
     @property
     def steps(self) -> int:
-        return sum(part.count_steps(len(part.candidates)) for part in self.parts)
+        return sum(item.steps * len(part.candidates) for part in self.parts for item in part.items)
 
     def keep_in(self, folder: RunFolder, **about: Any) -> None:
         """Keep all in a folder from here on, where the data may have a longer name."""
         self.folder, self.about = folder, about
         self.name = folder.named(self.name, self.source, self.settings["records"])
 
-    def measure(self, batch: int, progress: Callable[[int], None]) -> None:
+    def measure(self, batch: int, advance: Callable[[int], None]) -> None:
         """Ask every method, and put its rows."""
-        done = 0
         for part in self.parts:
             waiting: list[Candidate] = []
             for group in group_by_state(part.candidates):
-
-                def advance(steps: int, before: int = done) -> None:
-                    progress(before + steps)
-
                 files = [_answers_file(self.folder, each, part.task, self.name) for each in group if self.folder]
-                outcomes = run(part.task, part.items, group, batch=batch, files=files, progress=advance)
-                done += part.count_steps(len(group))
+                outcomes = run(part.task, part.items, group, batch=batch, files=files, advance=advance)
                 part.outcomes |= {candidate.spec: found for candidate, found in zip(group, outcomes, strict=True)}
                 waiting += group
                 # Rows compare with the references, which come first.
@@ -232,17 +228,12 @@ def _answers_file(folder: RunFolder, candidate: Candidate, task: Task, dataset: 
     return folder.answers(task.name, dataset, candidate.spec, *settings)
 
 
-def _longest(method: str, items: Sequence[Item], opened: Session) -> int:
-    """Tokens of the longest text as this method is given it."""
+def _longest(method: str, items: Sequence[Item], encoder: ChatEncoder) -> int:
+    """Tokens of the longest item's texts as this method is given them."""
     turns = find(method).text_format == "turn"
-    return max(sum(_count_tokens(item, opened, turns=turns and item.use_chat_template)) for item in items)
 
+    def count(item: Item, place: int) -> int:
+        text, as_turn = item.texts[place], turns and item.use_chat_template
+        return len(encoder.document(text, first=not place, as_turn=as_turn) if isinstance(text, str) else text)
 
-def _count_tokens(item: Item, opened: Session, *, turns: bool) -> Iterator[int]:
-    """Of an item's texts, with what stands around them."""
-    encoder = opened.encoder
-    strings = [text for text in item.texts if isinstance(text, str)]
-    around = encoder.template_tokens() if turns and strings else {"opening": [], "receipt": []}
-    yield len(encoder.start) * bool(strings) + len(around["opening"])
-    for text in item.texts:
-        yield len(encoder.continuation(text)) + len(around["receipt"]) if isinstance(text, str) else len(text)
+    return max(sum(count(item, place) for place in range(len(item.texts))) for item in items)

@@ -19,7 +19,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,51 +32,28 @@ from byheart.evaluation.results import Result
 from byheart.model.backbone import Backbone
 from byheart.model.kv_cache import PrefixCache
 from byheart.model.reading import Reading
-from byheart.protocol.state import nbytes
+from byheart.session.batch import write_many
 from byheart.session.session import Session
 
-_INSTALL = "lm-evaluation-harness is not installed: pip install lm-eval"
 _TASK = "lm-eval"
 _NO_FILTER = "none"
 # lm-eval's own number, 100,000, is for its tables; the metrics that need draws run on all cores at each.
 _DRAWS = 1000
 
 
-@dataclass(frozen=True)
-class Kept:
-    """What a session keeps after some texts, as the model reads it.
-
-    ``begun``: the reading is text that a request continues, so that a request has no first token of its own.
-    ``bytes`` are those of the state, ``seconds`` is what writing the texts took.
-    """
-
-    reading: Reading
-    begun: bool
-    bytes: int
-    seconds: float
-
-
-def keep(session: Session, texts: Sequence[str] = ()) -> Kept:
-    """Write ``texts`` after what ``session`` holds, leave the session as it was, and read the result.
+def keep(session: Session, texts: Sequence[str] = ()) -> Session:
+    """A session that holds ``texts`` after what ``session`` holds, which stays as it was.
 
     They are written as they are, without the chat template: a context of lm-eval then continues them as if they
     preceded it. Raises InputError.
     """
-    start, state, written = time.monotonic(), session.state, bool(session.header.written)
-    with torch.no_grad():
-        for text in texts:
-            if not text:
-                raise InputError("There is nothing to write: the text is empty.")
-            tokens = session.encoder.encode("", text, first=not written)[None].to(session.backbone.device)
-            for segment in session.method.pieces(tokens):
-                state = session.method.write(state, segment)
-            written = True
-        seconds = time.monotonic() - start
-        reading = session.method.read(state)
-    return Kept(reading, session.method.text_format == "turn" and written, nbytes(state), seconds if texts else 0.0)
+    held = session.fork()
+    for text in texts:
+        write_many([held], [text], use_chat_template=False)
+    return held
 
 
-def language_model(session: Session, kept: Kept | None = None, *, batch: int = 8) -> Any:
+def language_model(session: Session, kept: Session | None = None, *, batch: int = 8) -> Any:
     """The session's model as lm-eval drives it, with what it keeps in front: an ``lm_eval.api.model.LM``.
 
     Args:
@@ -85,12 +62,12 @@ def language_model(session: Session, kept: Kept | None = None, *, batch: int = 8
 
     Raises UsageError where lm-eval is not installed, InputError where the memory leaves no room for a request.
     """
-    held = kept or keep(session)
-    lm = reader_class()(session.backbone, copy.deepcopy(session.encoder.tokenizer), held, batch)
+    lm = reader_class()(kept or session, batch)
     if lm.max_length < 2:
+        slots = lm.reading.slots
         raise InputError(
-            f"The memory's {held.reading.slots} slots leave no room for a request: the model reads at most "
-            f"{held.reading.slots + lm.max_length}. Write less, or use a memory of fixed size."
+            f"The memory's {slots} slots leave no room for a request: the model reads at most "
+            f"{slots + lm.max_length}. Write less, or use a memory of fixed size."
         )
     return lm
 
@@ -101,15 +78,17 @@ def reader_class() -> type[Any]:
     try:
         from lm_eval.models.huggingface import HFLM
     except ImportError as error:
-        raise UsageError(_INSTALL) from error
+        raise UsageError("lm-evaluation-harness is not installed: pip install lm-eval") from error
 
     class Reader(HFLM):  # type: ignore[misc]
         """lm-eval's Hugging Face model after a reading; nothing of it is changed but what a forward pass sees."""
 
-        def __init__(self, backbone: Backbone, tokenizer: Any, kept: Kept, batch: int) -> None:
-            self.backbone, self.reading = backbone, kept.reading
-            bos = False if kept.begun else None
-            super().__init__(backbone.model, tokenizer=tokenizer, batch_size=batch, add_bos_token=bos)
+        def __init__(self, session: Session, batch: int) -> None:
+            self.backbone, self.reading = session.backbone, session.reading
+            # A request that continues written text has no first token of its own.
+            bos = False if session.method.text_format == "turn" and session.header.written else None
+            tokenizer = copy.deepcopy(session.encoder.tokenizer)
+            super().__init__(self.backbone.model, tokenizer=tokenizer, batch_size=batch, add_bos_token=bos)
 
         @property
         def max_length(self) -> int:
@@ -181,19 +160,20 @@ def measure(
 
     Raises UsageError for a task that is not known, InputError where lm-eval refuses to run one.
     """
-    try:
-        from lm_eval import simple_evaluate
-    except ImportError as error:
-        raise UsageError(_INSTALL) from error
+    # Says what to install before anything is written.
+    reader_class()
+    from lm_eval import simple_evaluate
+
     known, names = _find_tasks(tasks, include)
-    kept = keep(session, texts)
+    start, kept = time.monotonic(), keep(session, texts)
+    seconds = time.monotonic() - start if texts else 0.0
     lm = language_model(session, kept, batch=batch)
     settings = {"num_fewshot": fewshot, "limit": limit, "bootstrap_iters": _DRAWS, "log_samples": False}
     try:
         found = simple_evaluate(lm, tasks=names, task_manager=known, batch_size=batch, **settings)
     except (AssertionError, ValueError) as error:
         raise InputError(f"lm-eval could not run {', '.join(names)}: {error}") from error
-    costs = {"method": method or session.method.name, "bytes": kept.bytes, "seconds": kept.seconds}
+    costs = {"method": method or session.method.name, "bytes": kept.bytes, "seconds": seconds}
     better = found.get("higher_is_better", {})
     return [
         row for name, metrics in found["results"].items() for row in _rows(name, metrics, better.get(name, {}), costs)

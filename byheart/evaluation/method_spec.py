@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from byheart.errors import UsageError
+from byheart.evaluation.grouping import group
 from byheart.evaluation.task import Task
 from byheart.generation.decoding import Decoding
 from byheart.methods.budget import options_for, parse_bytes
@@ -97,12 +98,12 @@ def with_budget(spec: str, budget: str | None) -> str:
 
 def group_by_state(candidates: Sequence[Candidate]) -> list[list[Candidate]]:
     """Candidates that keep the same and differ in decoding alone, together; in the order they came."""
-    groups: dict[str, list[Candidate]] = {}
-    for candidate in candidates:
+
+    def state(candidate: Candidate) -> str:
         header = candidate.session.header
-        state = header.method, sorted(header.options.items()), header.adapter, candidate.budget
-        groups.setdefault(repr(state), []).append(candidate)
-    return list(groups.values())
+        return repr((header.method, sorted(header.options.items()), header.adapter, candidate.budget))
+
+    return list(group(candidates, state).values())
 
 
 def split_specs(specs: str) -> list[str]:

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from byheart.errors import InputError
-from byheart.evaluation.metrics import MEAN, Metric, declared
+from byheart.evaluation.grouping import group
+from byheart.evaluation.metrics import MEAN, higher_is_better
 from byheart.provenance import versions
 
 COSTS = ("tokens", "answer_seconds")
@@ -44,14 +45,16 @@ class Result:
     costs: Mapping[str, float] = field(default_factory=dict)
     higher_is_better: bool | None = True
 
-    def as_metric(self, metric: Metric) -> Result:
-        """The same number as one of another metric."""
-        return replace(self, metric=metric.name, higher_is_better=metric.higher_is_better)
+    @property
+    def interval(self) -> tuple[float, float, float]:
+        """The value and its bounds, low and high."""
+        return self.value, self.low, self.high
 
     def mapped(self, metric: str, through: Callable[[float], float]) -> Result:
         """The value and its bounds through a function that rises, as another metric."""
-        low, high = through(self.low), through(self.high)
-        return replace(self.as_metric(declared(metric)), value=through(self.value), low=low, high=high)
+        value, low, high = map(through, self.interval)
+        better = higher_is_better(metric)
+        return replace(self, metric=metric, higher_is_better=better, value=value, low=low, high=high)
 
     def flat(self) -> dict[str, Any]:
         """As it is printed and stored: conditions and costs stand beside the rest."""
@@ -66,7 +69,7 @@ class Result:
         if missing := sorted(own - flat.keys()):
             raise InputError(f"This is no row of a result: it lacks {', '.join(missing)}.")
         # Files of earlier versions lack it.
-        better = flat.get("higher_is_better", declared(str(flat["metric"])).higher_is_better)
+        better = flat.get("higher_is_better", higher_is_better(str(flat["metric"])))
         rest = {name: value for name, value in flat.items() if name not in {*own, "higher_is_better"}}
         costs = {name: rest.pop(name) for name in COSTS if name in rest}
         return cls(**{name: flat[name] for name in own}, conditions=rest, costs=costs, higher_is_better=better)
@@ -80,32 +83,31 @@ def means(rows: Sequence[Result], *, over: str, metric: str) -> list[Result]:
 
     Its bounds hold where the rows are independent and their intervals symmetric.
     """
-    groups: dict[str, list[Result]] = {}
-    for row in rows:
-        if row.metric == metric and over in row.conditions:
-            groups.setdefault(json.dumps(_without(row, over)), []).append(row)
-    return [_mean(group, over) for group in groups.values() if len(group) > 1]
+    found = [row for row in rows if row.metric == metric and over in row.conditions]
+    groups = group(found, lambda row: json.dumps(_without(row, over)))
+    return [_independent(members, over) for members in groups.values() if len(members) > 1]
 
 
 def _without(row: Result, condition: str) -> dict[str, Any]:
     return {name: value for name, value in row.conditions.items() if name != condition}
 
 
-def _mean(group: Sequence[Result], over: str) -> Result:
-    value = fmean(row.value for row in group)
-    spread = math.hypot(*((row.high - row.low) / 2 for row in group)) / len(group)
-    return replace(
-        group[0],
-        metric=f"{MEAN}{group[0].metric}",
-        value=value,
-        low=value - spread,
-        high=value + spread,
-        n=sum(row.n for row in group),
-        bytes=round(fmean(row.bytes for row in group)),
-        seconds=fmean(row.seconds for row in group),
-        conditions=_without(group[0], over),
-        costs={name: fmean(row.costs[name] for row in group) for name in group[0].costs},
-    )
+def _independent(rows: Sequence[Result], over: str) -> Result:
+    """The mean of rows whose intervals say nothing of one another."""
+    spread = math.hypot(*((row.high - row.low) / 2 for row in rows)) / len(rows)
+    total = sum(row.n for row in rows)
+    mean = average(rows, metric=f"{MEAN}{rows[0].metric}", n=total, conditions=_without(rows[0], over))
+    return replace(mean, low=mean.value - spread, high=mean.value + spread)
+
+
+def average(rows: Sequence[Result], **changes: Any) -> Result:
+    """The first row with the means of all values, bounds and costs, then with ``changes``."""
+    shared = [name for name in rows[0].costs if all(name in row.costs for row in rows)]
+    value, low, high = (fmean(bounds) for bounds in zip(*(row.interval for row in rows), strict=True))
+    costs = {name: fmean(row.costs[name] for row in rows) for name in shared}
+    kept, seconds = round(fmean(row.bytes for row in rows)), fmean(row.seconds for row in rows)
+    mean = replace(rows[0], value=value, low=low, high=high, bytes=kept, seconds=seconds, costs=costs)
+    return replace(mean, **changes)
 
 
 # ---- files ----

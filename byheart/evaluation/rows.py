@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from byheart.evaluation.metrics import DIFFERENCE, declared
+from byheart.evaluation.metrics import DIFFERENCE, higher_is_better
 from byheart.evaluation.results import Result
 from byheart.evaluation.run_folder import Outcome
 from byheart.evaluation.statistics import draws, interval
@@ -35,9 +36,8 @@ def make_rows(task: Task, dataset: str, spec: str, outcomes: Mapping[str, Sequen
         outcomes: of ``spec`` and of the task's references, by their specs.
     """
     groups = {name: _group(outcomes[name]) for name in (spec, *task.references)}
-    rows = [
-        _row(task.name, dataset, spec, key, found, *_measure(key.metric, found)) for key, found in groups[spec].items()
-    ]
+    row = partial(_row, task.name, dataset, spec)
+    rows = [row(key, found, *_measure(key.metric, found)) for key, found in groups[spec].items()]
     if not task.references:
         return rows
     control = _group([replace(outcome, parts=outcome.control) for outcome in outcomes[spec]])
@@ -49,8 +49,7 @@ def make_rows(task: Task, dataset: str, spec: str, outcomes: Mapping[str, Sequen
             for theirs in [_totals(control, conditions)]
             for picks in (slice(None), draws(len(next(iter(sums[spec].values())))))
         )
-        for metric, value in compared.items():
-            rows.append(_row(task.name, dataset, spec, Key(metric, conditions), members, value, sampled[metric]))
+        rows += [row(Key(metric, conditions), members, value, sampled[metric]) for metric, value in compared.items()]
     return rows
 
 
@@ -99,7 +98,7 @@ def _row(
     low, high = interval(sampled)
     costs = {"tokens": mean(o.tokens for o in members), "answer_seconds": mean(o.answer_seconds for o in members)}
     numbers = (value.item(), low, high, len(members), round(mean(outcome.bytes for outcome in members)))
-    seconds, better = mean(outcome.write_seconds for outcome in members), declared(key.metric).higher_is_better
+    seconds, better = mean(outcome.write_seconds for outcome in members), higher_is_better(key.metric)
     return Result(task, dataset, spec, key.metric, *numbers, seconds, json.loads(key.conditions), costs, better)
 
 

@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from byheart.errors import BudgetError, InputError
+from byheart.evaluation.grouping import group
 from byheart.evaluation.method_spec import Candidate
 from byheart.evaluation.run_folder import Outcome, Parts, append, digest_of, known
 from byheart.evaluation.task import Answer, Item, Part, Question, Task, Tokens
@@ -50,14 +51,14 @@ def run(
     *,
     batch: int = 8,
     files: Sequence[Path] = (),
-    progress: Callable[[int], None] = lambda done: None,
+    advance: Callable[[int], None] = lambda steps: None,
 ) -> list[list[Outcome]]:
     """The outcomes of every question, for each candidate.
 
     Args:
         candidates: one method, see ``group_by_state``, decoded in different ways: each text is written once for all.
         files: where the outcomes of each are kept; questions whose outcomes are there are not asked again.
-        progress: called with how many texts are written and questions answered, counted for each candidate.
+        advance: called with how many more texts are written and questions answered, counted for each candidate.
     """
     for candidate in candidates:
         candidate.decoding_for(task)
@@ -66,14 +67,7 @@ def run(
     outcomes = [[outcome for n in sorted(by_item) for outcome in by_item[n]] for by_item in found]
     # For which candidates an item is still to be answered.
     lacking = {n: [k for k, by_item in enumerate(found) if n not in by_item] for n in range(len(items))}
-    done = sum(len(items[n].texts) + len(items[n].questions) for by_item in found for n in by_item)
-    progress(done)
-
-    def advance(steps: int) -> None:
-        nonlocal done
-        done += steps
-        progress(done)
-
+    advance(sum(items[n].steps for by_item in found for n in by_item))
     left = {n: items[n] for n, places in lacking.items() if places}
     for numbers in task.batches(left, batch) if left else ():
         sheet = _Batch(task, {n: items[n] for n in numbers}, candidates, lacking, digests, batch)
@@ -116,19 +110,16 @@ class _Batch:
                 spent += time.perf_counter() - start
                 advance(sum(len(self.lacking[n]) for n in due))
             for place, _ in enumerate(self.candidates):
-                group = [question for question in asked.get(written, []) if place in self.lacking[question.item]]
-                for outcomes in self._ask(place, sessions, group, spent / len(self.items)) if group else ():
+                lacking = [question for question in asked.get(written, []) if place in self.lacking[question.item]]
+                for outcomes in self._ask(place, sessions, lacking, spent / len(self.items)) if lacking else ():
                     yield from ((place, outcome) for outcome in outcomes)
                     advance(len(outcomes))
 
     def _asked_after(self) -> dict[int, list[Asked]]:
         """The questions by how many texts are written before them."""
-        found: dict[int, list[Asked]] = {}
-        for n, item in self.items.items():
-            for k, question in enumerate(item.questions):
-                after = len(item.texts) if question.after is None else question.after
-                found.setdefault(after, []).append(Asked(n, k, question))
-        return found
+        asked = [Asked(n, k, question) for n, item in self.items.items() for k, question in enumerate(item.questions)]
+        written = {n: len(item.texts) for n, item in self.items.items()}
+        return group(asked, lambda each: written[each.item] if each.question.after is None else each.question.after)
 
     def _ask(
         self, place: int, sessions: Mapping[int, Session], asked: Sequence[Asked], write_seconds: float
@@ -140,13 +131,13 @@ class _Batch:
         others = dict(zip(views, [*list(views.values())[1:], *list(views.values())[:1]], strict=True))
         tokens = {n: sum(entry.tokens for entry in session.header.written) for n, session in sessions.items()}
         costs = {n: (session.bytes, tokens[n], write_seconds) for n, session in sessions.items()}
-        for group in group_questions(asked, self.size):
+        for members in group_questions(asked, self.size):
             start = time.perf_counter()
-            answers = _answer(task, candidate, views, group)
-            seconds = (time.perf_counter() - start) / len(group)
-            controls = _answer(task, candidate, others, group) if task.control else [None] * len(group)
+            answers = _answer(task, candidate, views, members)
+            seconds = (time.perf_counter() - start) / len(members)
+            controls = _answer(task, candidate, others, members) if task.control else [None] * len(members)
             outcomes = []
-            for (n, k, question), answer, control in zip(group, answers, controls, strict=True):
+            for (n, k, question), answer, control in zip(members, answers, controls, strict=True):
                 parts = [parts_of(task, question, each) if each is not None else {} for each in (answer, control)]
                 about = (n, self.digests[n], k, question.conditions, answer.text)
                 outcomes.append(Outcome(*about, parts[0], *costs[n], seconds, parts[1]))
@@ -166,12 +157,10 @@ def group_questions(asked: Sequence[Asked], size: int) -> Iterator[Sequence[Aske
     A step costs nearly as much for two rows as for ten, so the few that would be left over go with those before them.
     Those of one group have answers of one length at most, or targets of one kind.
     """
-    by_kind: dict[int | None, list[Asked]] = {}
-    for each in asked:
-        by_kind.setdefault(each.number if each.question.target else each.question.max_tokens, []).append(each)
-    for group in by_kind.values():
-        cuts = [*range(size, len(group) - size // 2, size), len(group)]
-        yield from (group[first:last] for first, last in zip([0, *cuts], cuts, strict=False))
+    kinds = group(asked, lambda each: each.number if each.question.target else each.question.max_tokens)
+    for members in kinds.values():
+        cuts = [*range(size, len(members) - size // 2, size), len(members)]
+        yield from (members[first:last] for first, last in zip([0, *cuts], cuts, strict=False))
 
 
 # ---- writing ----
@@ -216,24 +205,19 @@ def _write_all(sessions: Sequence[Session], items: Sequence[Item], texts: Sequen
 # ---- asking ----
 
 
-def _answer(task: Task, candidate: Candidate, sessions: Mapping[int, Session], group: Sequence[Asked]) -> list[Answer]:
+def _answer(task: Task, candidate: Candidate, sessions: Mapping[int, Session], asked: Sequence[Asked]) -> list[Answer]:
     """The answers to questions that are asked at once. Raises InputError, naming the item."""
-    decoding = candidate.decoding_for(task, group[0].question.max_tokens)
+    pairs = [(sessions[n], question) for n, _, question in asked]
     try:
-        return _answer_all(task, [(sessions[n], question) for n, _, question in group], decoding)
+        if task.asks == "words":
+            return _generate(task, pairs, candidate.decoding_for(task, asked[0].question.max_tokens))
+        return _predict(pairs) if task.asks == "target" else _choose(pairs)
     except InputError as error:
         # Which of them it was is found by asking each alone.
-        if len(group) > 1:
-            return [_answer(task, candidate, sessions, [alone])[0] for alone in group]
-        n, k, _ = group[0]
+        if len(asked) > 1:
+            return [_answer(task, candidate, sessions, [alone])[0] for alone in asked]
+        n, k, _ = asked[0]
         raise InputError(f"'{candidate.spec}' cannot answer question {k + 1} of item {n + 1}: {error}") from error
-
-
-def _answer_all(task: Task, asked: Sequence[tuple[Session, Question]], decoding: Decoding) -> list[Answer]:
-    """The answers to questions over one backbone, all in one batch."""
-    if task.asks == "target":
-        return _predict(asked)
-    return _generate(task, asked, decoding) if task.asks == "words" else _choose(asked)
 
 
 def _generate(task: Task, asked: Sequence[tuple[Session, Question]], decoding: Decoding) -> list[Answer]:

@@ -68,6 +68,11 @@ class Item:
     use_chat_template: bool = True
 
     @property
+    def steps(self) -> int:
+        """Texts to write and questions to ask."""
+        return len(self.texts) + len(self.questions)
+
+    @property
     def length(self) -> int:
         """Characters or tokens of its texts and its longest question."""
         asked = (max(len(question.text), len(question.target)) for question in self.questions)

@@ -9,6 +9,9 @@ from typing import Any, TypedDict
 
 from byheart.errors import UnknownNameError, UsageError, require_not_negative
 
+_COOLEST, _HOTTEST = 1e-6, 1e6
+"""Temperatures between which scores, divided by them, remain numbers of single precision."""
+
 
 @dataclass(frozen=True)
 class Decoding:
@@ -39,9 +42,15 @@ class Decoding:
         for name in ("temperature", "contrast", "context_aware"):
             if not math.isfinite(vars(self)[name] or 0):
                 raise UsageError(f"{name} must be a finite number; it is {vars(self)[name]}.")
-        require_not_negative(temperature=self.temperature, top_k=self.top_k)
+        if self.temperature and not _COOLEST <= self.temperature <= _HOTTEST:
+            raise UsageError(
+                f"temperature must be 0, or between {_COOLEST} and {_HOTTEST:,.0f}; it is {self.temperature}."
+            )
         if not 0 < self.top_p <= 1:
             raise UsageError(f"top_p must be above 0 and at most 1; it is {self.top_p}.")
+        require_not_negative(top_k=self.top_k)
+        if self.seed is not None and not 0 <= self.seed < 1 << 64:
+            raise UsageError(f"seed must be 0 or more, and below 2**64; it is {self.seed}.")
         chosen = [name for name in ("contrast", "context_aware", "dola") if vars(self)[name] is not None]
         if len(chosen) > 1:
             raise UsageError(f"Choose one of {', '.join(chosen)}.")

@@ -8,6 +8,7 @@ Dimensions: T tokens, V vocabulary.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -22,6 +23,8 @@ from byheart.generation.lanes import Lane, LaneBatch, require_room, rows_of
 from byheart.model.backbone import Backbone
 from byheart.model.kv_cache import PrefixCache
 from byheart.model.reading import Delta, Reading, cast
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -40,10 +43,15 @@ class Request:
 
 
 class RunningSequence:
-    """An answer being made: ``tokens`` so far, ``last`` the newest of them or None where it has ended without one."""
+    """An answer being made: ``tokens`` so far, ``last`` the newest of them or None where it has ended without one.
 
-    def __init__(self, request: Request) -> None:
+    Args:
+        room: tokens that the model has positions for; ``is_cut`` says that the answer ended there.
+    """
+
+    def __init__(self, request: Request, room: int) -> None:
         self.request = request
+        self.most = min(room, request.decoding.max_tokens)
         self.tokens: list[int] = []
         self.last: int | None = None
         self.ended = False
@@ -57,7 +65,12 @@ class RunningSequence:
         self.last = None if token in self.request.stop_tokens else token
         if self.last is not None:
             self.tokens.append(token)
-        self.ended = self.last is None or len(self.tokens) == decoding.max_tokens
+        self.ended = self.last is None or len(self.tokens) == self.most
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the answer ended for want of positions, before it was complete."""
+        return self.last is not None and self.most == len(self.tokens) < self.request.decoding.max_tokens
 
 
 class Generation:
@@ -77,15 +90,11 @@ class Generation:
 
     def add(self, requests: Sequence[Request]) -> list[RunningSequence]:
         """Read the prompts; the first tokens come with the next step. Raises InputError and UsageError."""
-        for request in requests:
-            require_room(self.backbone, request.prompt, request.reading)
-            if request.decoding.context_aware is not None and request.unconditional_prompt is not None:
-                require_room(self.backbone, request.unconditional_prompt, Reading())
+        sequences = [RunningSequence(request, self._room(request)) for request in requests]
         deltas = cast([request.reading.deltas for request in requests], self.backbone.dtype)
         lanes = [self._lane(request, own) for request, own in zip(requests, deltas, strict=True)]
-        room = max(len(lane.prompt) for lane in rows_of(lanes)) + max(r.decoding.max_tokens for r in requests)
+        room = max(len(lane.prompt) for lane in rows_of(lanes)) + max(sequence.most for sequence in sequences)
         batch = LaneBatch(self.backbone, lanes, self._cache(lanes, room))
-        sequences = [RunningSequence(request) for request in requests]
         with torch.inference_mode():
             self._parts.append(_Part(batch, sequences, batch.read_prompts()))
         self.running += sequences
@@ -97,6 +106,8 @@ class Generation:
         with torch.inference_mode():
             for part in self._parts:
                 part.advance()
+        if any(sequence.is_cut for sequence in stepped):
+            log.warning("An answer was cut short: the model reads at most %d tokens.", self.backbone.positions)
         self._settle()
         return stepped
 
@@ -113,6 +124,13 @@ class Generation:
             valid, slots = self._held
             self._lent.crop(slots - self._lent.get_seq_length())
             self._lent.valid = valid
+
+    def _room(self, request: Request) -> int:
+        """How many tokens of an answer the model has positions for. Raises InputError where there are none."""
+        room = require_room(self.backbone, request.prompt, request.reading)
+        if request.decoding.context_aware is None or request.unconditional_prompt is None:
+            return room
+        return min(room, require_room(self.backbone, request.unconditional_prompt, Reading()))
 
     def _lane(self, request: Request, deltas: Mapping[str, Delta]) -> Lane:
         """The lane of a sequence, with the second lane that its decoding needs; ``deltas`` in the model's type."""
@@ -187,6 +205,8 @@ def sample(scores: Float[Tensor, " V"], decoding: Decoding, generator: torch.Gen
     probabilities = torch.softmax(ordered, dim=-1)
     before = probabilities.cumsum(-1) - probabilities
     allowed = before < decoding.top_p
+    # The likeliest always is: a probability that single precision does not hold leaves no other.
+    allowed[0] = True
     if decoding.top_k:
         allowed[decoding.top_k :] = False
     drawn = torch.multinomial((probabilities * allowed).cpu(), 1, generator=generator)

@@ -152,15 +152,20 @@ def rows_of(lanes: Sequence[Lane]) -> list[Lane]:
     return [*lanes, *(lane.unconditional for lane in lanes if lane.unconditional)]
 
 
-def require_room(backbone: Backbone, prompt: Tensor, reading: Reading, *, answer_tokens: int = 1) -> None:
-    """Raise InputError where a prompt is empty, or leaves no position for so many tokens of an answer."""
+def require_room(backbone: Backbone, prompt: Tensor, reading: Reading, *, answer_tokens: int = 1) -> int:
+    """How many tokens of an answer there are positions for.
+
+    Raises InputError where a prompt is empty, or leaves fewer than ``answer_tokens``.
+    """
     if len(prompt) == 0:
         raise InputError("There is nothing to ask: the prompt is empty.")
-    if reading.slots + len(prompt) + answer_tokens > backbone.positions:
+    room = backbone.positions - reading.slots - len(prompt)
+    if room < answer_tokens:
         raise InputError(
             f"The memory's {reading.slots} slots and the prompt's {len(prompt)} tokens leave no room for an answer: "
             f"the model reads at most {backbone.positions}. Ask something shorter, or keep a smaller memory."
         )
+    return room
 
 
 def pad_left(prompts: Sequence[Tensor], device: torch.device) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T"]]:

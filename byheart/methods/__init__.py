@@ -6,36 +6,51 @@ Other packages add theirs by an entry point in the group ``byheart.methods``.
 from __future__ import annotations
 
 import inspect
-from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, get_type_hints
 
 from byheart.errors import UnknownNameError, UsageError
+from byheart.methods.adapter import Adapter
+from byheart.methods.attention_score import AttentionScore
+from byheart.methods.cartridge import Cartridge
+from byheart.methods.compressed_kv import CompressedKV
+from byheart.methods.every_kth import EveryKth
+from byheart.methods.ffn_edit import FFNEdit
+from byheart.methods.ffn_lora import FFNLoRA
+from byheart.methods.full import Full
+from byheart.methods.key_norm import KeyNorm
+from byheart.methods.last_ffn import LastFFN
+from byheart.methods.latent_pool import LatentPool
+from byheart.methods.mean_pooled import MeanPooled
+from byheart.methods.nothing import Nothing
+from byheart.methods.retrieval import Retrieval
+from byheart.methods.window import Window
 from byheart.model.backbone import Backbone
 from byheart.protocol.method import Method
+from byheart.protocol.schema import validate
 
-_CLASSES = {
-    "latent-pool": "LatentPool",
-    "compressed-kv": "CompressedKV",
-    "last-ffn": "LastFFN",
-    "ffn-lora": "FFNLoRA",
-    "ffn-edit": "FFNEdit",
-    "adapter": "Adapter",
-    "cartridge": "Cartridge",
-    "nothing": "Nothing",
-    "full": "Full",
-    "window": "Window",
-    "every-kth": "EveryKth",
-    "mean-pooled": "MeanPooled",
-    "key-norm": "KeyNorm",
-    "attention-score": "AttentionScore",
-    "retrieval": "Retrieval",
-}
-# The file of a method is named as the method is.
 BUILT_IN: dict[str, type[Method]] = {
-    name: getattr(import_module(f"{__name__}.{name.replace('-', '_')}"), kind) for name, kind in _CLASSES.items()
+    method.name: method
+    for method in (
+        LatentPool,
+        CompressedKV,
+        LastFFN,
+        FFNLoRA,
+        FFNEdit,
+        Adapter,
+        Cartridge,
+        Nothing,
+        Full,
+        Window,
+        EveryKth,
+        MeanPooled,
+        KeyNorm,
+        AttentionScore,
+        Retrieval,
+    )
 }
 _GROUP, _OLD_GROUP = "byheart.methods", "byheart.memories"
+_LARGEST = 1 << 53
 _NOUNS = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
 
 
@@ -62,25 +77,33 @@ def defaults(kind: type[Method]) -> dict[str, Any]:
     return {p.name: p.default for p in inspect.signature(kind).parameters.values() if p.kind is p.KEYWORD_ONLY}
 
 
-def build(name: str, backbone: Backbone, **options: Any) -> Method:
+def build(name: str, backbone: Backbone, /, **options: Any) -> Method:
     """A method by name with its options. Raises UnknownNameError or UsageError."""
     kind = find(name)
-    known = defaults(kind)
+    known, annotations = defaults(kind), get_type_hints(kind.__init__)
     for option, value in options.items():
         if option not in known:
             raise UnknownNameError(f"option of {name}", option, known)
-        if not _fits_type(value, known[option]):
-            raise UsageError(
-                f"{option} of {name} must be {_NOUNS[type(known[option])]}, such as {known[option]!r}; it is {value!r}."
-            )
+        if not _fits(value, annotations.get(option, Any)):
+            default = known[option]
+            noun = _NOUNS.get(type(default), "a list of such values as its default has")
+            raise UsageError(f"{option} of {name} must be {noun}, such as {default!r}; it is {repr(value)[:100]}.")
     try:
-        return kind(backbone, **options)
-    except TypeError as error:
-        raise UsageError(f"method '{name}' does not take these options: {error}.") from error
+        method = kind(backbone, **options)
+    except (TypeError, ValueError, RuntimeError, MemoryError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UsageError(f"method '{name}' does not take these options: {reason}.") from error
+    method.mark_untrained()
+    return method
 
 
-def _fits_type(value: Any, default: Any) -> bool:
-    """Whether a value is of its default's type; a whole number is a number, and what has no simple type may be any."""
-    if type(default) not in _NOUNS:
-        return True
-    return type(value) is type(default) or (type(default) is float and type(value) is int)
+def _fits(value: Any, annotation: Any) -> bool:
+    """Whether a value is of an option's type, and each number in it one that a method can use."""
+    try:
+        validate(annotation, value, strict=True)
+    except ValueError:
+        return False
+    numbers = [
+        item for item in (value if isinstance(value, list | tuple) else [value]) if isinstance(item, int | float)
+    ]
+    return all(abs(number) <= _LARGEST for number in numbers)

@@ -25,7 +25,7 @@ from byheart.model.backbone import Backbone
 from byheart.model.losses import make_reference, token_losses
 from byheart.model.optimize import descend
 from byheart.model.reading import KV, Reading
-from byheart.protocol.kv_slots import concat, kv_to_state, map_slots, state_to_kv
+from byheart.protocol.kv_slots import concat, kv_template, kv_to_state, map_slots, state_to_kv
 from byheart.protocol.method import Method
 from byheart.protocol.size import slots_size
 from byheart.protocol.state import State
@@ -79,6 +79,10 @@ class Cartridge(Method):
             start = self._start(state_to_kv(state), tokens)
             teacher = self._read_whole(tokens) if self.kl else None
         return kv_to_state(self._tune(start, tokens, teacher))
+
+    def template(self, state: State, *, written: bool) -> State:
+        """Slots within capacity, as the model makes them."""
+        return kv_template(self.backbone, state, most=self.capacity) if written else {}
 
     def read(self, state: State) -> Reading:
         """The slots, as they were tuned."""

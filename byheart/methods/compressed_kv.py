@@ -43,12 +43,12 @@ from byheart.model.reading import KV, Reading
 from byheart.model.segment_attention import Together, together
 from byheart.protocol.episode import Batch
 from byheart.protocol.episode_loss import episode_loss
-from byheart.protocol.kv_slots import kv_to_state, map_slots, state_to_kv
+from byheart.protocol.kv_slots import kv_template, kv_to_state, map_slots, state_to_kv
 from byheart.protocol.method import Method
 from byheart.protocol.objective import TARGETS_ONLY, Objective
 from byheart.protocol.segments import split_segments
 from byheart.protocol.size import fixed_size
-from byheart.protocol.state import State
+from byheart.protocol.state import State, kv_slots
 
 
 class CompressedKV(Method):
@@ -89,6 +89,8 @@ class CompressedKV(Method):
     ) -> None:
         Method.__init__(self, backbone)
         require_positive(tokens=tokens, rank=rank)
+        if tokens > (known := backbone.embedding.num_embeddings):
+            raise UsageError(f"tokens must be at most {known}, the model's vocabulary; it is {tokens}.")
         require_not_negative(segment_tokens=segment_tokens)
         require_one_of("merge", merge, ("concat", "mean"))
         require_one_of("linears", linears, ("attention", "all"))
@@ -110,9 +112,29 @@ class CompressedKV(Method):
         zero = torch.zeros(1, dtype=torch.long, device=self.backbone.device)
         return {"tokens": zero, "segments": zero.clone()}
 
+    def template(self, state: State, *, written: bool) -> State:
+        """Counts, and slots once something was written; those of a mean are in float32."""
+        kv = kv_template(self.backbone, state, most=None) if written else {}
+        mean = self.merge == "mean"
+        return {**self.init(), **{name: part.float() if mean else part for name, part in kv.items()}}
+
+    def require_values(self, state: State) -> None:
+        """Every segment has tokens, and as many slots as the method gives it."""
+        kv, tokens, segments = state_to_kv(state), int(state["tokens"]), int(state["segments"])
+        slots = self.tokens * (min(1, segments) if self.merge == "mean" else segments) + (self.sink and segments > 0)
+        if not segments <= tokens or slots != (kv.slots if kv else 0):
+            raise ValueError(f"{segments} segments of {tokens} tokens have {slots} slots, not {kv.slots if kv else 0}")
+
     def pieces(self, segment: Tensor) -> Iterator[Tensor]:
         """Segments of at most ``segment_tokens``."""
         return split_segments(segment, longest=self.segment_tokens or max(1, segment.shape[1]))
+
+    def slots_after(self, state: State, segment: Tensor) -> int:
+        """More by those of each segment; a mean has always as many."""
+        if self.capacity is not None:
+            return self.capacity
+        held = kv_slots(state) or int(self.sink)
+        return held + self.first_slot + self.tokens * sum(1 for _ in self.pieces(segment))
 
     def write(self, state: State, segment: Tensor) -> State:
         """Compress ``segment``, piece by piece."""

@@ -30,6 +30,7 @@ from byheart.protocol.kv_method import KVMethod
 from byheart.protocol.kv_slots import concat, map_slots
 from byheart.protocol.method import Method
 from byheart.protocol.size import every_size, shares
+from byheart.protocol.state import State, kv_slots
 
 
 class EveryKth(KVMethod):
@@ -48,6 +49,12 @@ class EveryKth(KVMethod):
         require_positive(every=every, chunk_tokens=chunk_tokens)
         require_not_negative(sinks=sinks)
         self.every, self.sinks, self.chunk_tokens = every, sinks, chunk_tokens
+
+    def slots_after(self, state: State, segment: Tensor) -> int:
+        """More by what each chunk leaves."""
+        held, lengths = kv_slots(state), [piece.shape[1] for piece in self.pieces(segment)]
+        sinks = 0 if held else min(self.sinks, lengths[0])
+        return held + sinks + sum(shares(n, every=self.every, sinks=0 if at else sinks) for at, n in enumerate(lengths))
 
     def keep(self, past: KV | None, new: KV) -> KV:
         """What was kept, and some of the new slots."""

@@ -58,6 +58,8 @@ class FFNLoRA(Method):
         depth = len(backbone.layers)
         if chunk_tokens < 2:
             raise UsageError(f"chunk_tokens must be 2 or more, or no token has a next one; it is {chunk_tokens}.")
+        if rank > backbone.dim:
+            raise UsageError(f"rank must be at most {backbone.dim}, the model's width; it is {rank}.")
         require_one_of("role", role, ("keys", "values"))
         if any(not 0 <= layer < depth for layer in layers):
             raise UsageError(f"layers must lie between 0 and {depth - 1}; they are {list(layers)}.")

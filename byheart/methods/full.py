@@ -12,11 +12,11 @@ from torch import Tensor
 from byheart.errors import InputError, require_positive
 from byheart.model.backbone import Backbone
 from byheart.model.reading import Reading
-from byheart.protocol.kv_slots import kv_to_state, prefill_pieces, state_to_kv
+from byheart.protocol.kv_slots import kv_template, kv_to_state, prefill_pieces, state_to_kv
 from byheart.protocol.method import Method
 from byheart.protocol.segments import split_segments
 from byheart.protocol.size import fixed_size
-from byheart.protocol.state import State
+from byheart.protocol.state import State, kv_slots
 
 
 class Full(Method):
@@ -43,6 +43,10 @@ class Full(Method):
         """Parts of at most ``chunk_tokens`` tokens."""
         return split_segments(segment, longest=self.chunk_tokens)
 
+    def slots_after(self, state: State, segment: Tensor) -> int:
+        """One more per token."""
+        return kv_slots(state) + segment.shape[1]
+
     def write(self, state: State, segment: Tensor) -> State:
         """Read ``segment`` after the text so far. Raises InputError past the model's positions."""
         past = state_to_kv(state)
@@ -54,6 +58,10 @@ class Full(Method):
             )
         kv = prefill_pieces(self.backbone, self.pieces(segment), past)
         return kv_to_state(kv) if kv else state
+
+    def template(self, state: State, *, written: bool) -> State:
+        """Slots within capacity, as the model makes them."""
+        return kv_template(self.backbone, state, most=self.capacity) if written else {}
 
     def read(self, state: State) -> Reading:
         """The text's own keys and values."""

@@ -26,10 +26,10 @@ from byheart.model.feed_forward import FeedForwardInput
 from byheart.model.losses import LogitsBuffer, Reference, make_reference, token_losses
 from byheart.model.optimize import descend
 from byheart.model.reading import DenseDelta, Reading
-from byheart.protocol.kv_slots import kv_to_state, prefill_pieces, state_to_kv
+from byheart.protocol.kv_slots import kv_template, kv_to_state, prefill_pieces, state_to_kv
 from byheart.protocol.method import Method
-from byheart.protocol.segments import common_prefix_length, split_segments
-from byheart.protocol.state import State, stack, unstack
+from byheart.protocol.segments import common_prefix_length, require_known, split_segments
+from byheart.protocol.state import State, kv_slots, stack, unstack
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,7 @@ class LastFFN(Method):
         Method.__init__(self, backbone)
         require_positive(steps=steps, learning_rate=learning_rate, layers=layers, clip=clip)
         require_not_negative(kl=kl)
+        require_known(backbone, header=header, footer=footer, opening=opening, receipt=receipt)
         if layers > len(backbone.layers):
             raise UsageError(f"layers must be at most {len(backbone.layers)}, the model's depth; it is {layers}.")
         self.steps, self.learning_rate, self.kl, self.layers = steps, learning_rate, kl, layers
@@ -107,6 +108,10 @@ class LastFFN(Method):
             for path in self._paths
         }
 
+    def slots_after(self, state: State, segment: Tensor) -> int:
+        """One more per token, where the text is kept."""
+        return kv_slots(state) + self.keep_text * segment.shape[1]
+
     def write(self, state: State, segment: Tensor) -> State:
         """Learn ``segment``, from what was learned before."""
         return stack(self.write_many(unstack(state), list(torch.split(segment, 1))))
@@ -120,6 +125,11 @@ class LastFFN(Method):
             changes = {f"delta.{path}": delta[None] for path, delta in tuned.deltas.items()}
             after.append({**self._with_text(state, segment, changes), **changes})
         return after
+
+    def template(self, state: State, *, written: bool) -> State:
+        """The changes, and the text's slots once it was written."""
+        kv = kv_template(self.backbone, state, most=None) if self.keep_text and written else {}
+        return {**self.init(), **kv}
 
     def read(self, state: State) -> Reading:
         """The text's prefix, where kept, and the change of the last blocks."""

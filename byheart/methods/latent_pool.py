@@ -33,11 +33,12 @@ from byheart.errors import UsageError, require_one_of, require_positive
 from byheart.model.backbone import Backbone
 from byheart.model.lora import LoRA
 from byheart.model.reading import KV, Reading
-from byheart.protocol.kv_slots import kv_to_state, rotate_to_slots, state_to_kv
+from byheart.protocol.kv_slots import kv_to_state, map_slots, rotate_to_slots, state_to_kv
 from byheart.protocol.method import Method
 from byheart.protocol.segments import split_segments
 from byheart.protocol.size import Size
-from byheart.protocol.state import State
+from byheart.protocol.state import State, kv_slots
+from byheart.protocol.template import length, zeros
 
 _SLOTS, _BLOCKS = 64, 8
 
@@ -117,6 +118,11 @@ class LatentPool(Method):
         self.initial: Tensor | None
         self.register_buffer("initial", None)
 
+    @property
+    def optional(self) -> dict[str, tuple[int, ...]]:
+        """The pool that every session starts from."""
+        return {"initial": (len(self.backbone.layers), self.slots * self.blocks, self.backbone.dim)}
+
     def fill(self, pool: Tensor) -> None:
         """Let every session start from ``pool`` (L, M, D), hidden states in order of age, as a trained pool does."""
         self.initial = pool.to(self.backbone.device, self.backbone.dtype)
@@ -138,9 +144,38 @@ class LatentPool(Method):
         }
         return {**state, "hidden": pool[None].clone()} if self.keep_hidden else state
 
+    def template(self, state: State, *, written: bool) -> State:
+        """The first slot, and a pool of any size up to the method's."""
+        layers, dim, dtype = len(self.backbone.layers), self.backbone.dim, self.backbone.dtype
+        slots = length(state, "place", 2, most=self.slots * self.blocks, least=int(written))
+        kv = kv_to_state(map_slots(lambda part: part.expand(-1, -1, 1 + slots, -1), self.backbone.slot))
+        hidden = {"hidden": zeros(1, layers, slots, dim, dtype=dtype)} if self.keep_hidden else {}
+        return {
+            **kv,
+            **hidden,
+            "place": zeros(1, layers, slots, dtype=torch.long),
+            "recent": zeros(1, layers, min(slots, self.slots), dim, dtype=dtype),
+            "writes": zeros(1, dtype=torch.long),
+            "seed": torch.tensor([self.seed]),
+        }
+
+    def require_values(self, state: State) -> None:
+        """Each layer's places are 1 to M, in any order; the seed is the method's."""
+        place = state["place"]
+        ages = torch.arange(1, 1 + place.shape[2], device=place.device)
+        if not torch.equal(place.sort(dim=2).values, ages.expand_as(place)):
+            raise ValueError("tensor 'place' holds no order of the slots")
+        if int(state["seed"]) != self.seed:
+            raise ValueError(f"tensor 'seed' holds {int(state['seed'])}, and the method has {self.seed}")
+
     def pieces(self, segment: Tensor) -> Iterator[Tensor]:
         """Segments of ``shortest`` to ``longest`` tokens."""
         return split_segments(segment, longest=self.longest, shortest=self.shortest)
+
+    def slots_after(self, state: State, segment: Tensor) -> int:
+        """More by a block for each piece, until the pool is full."""
+        added = self.slots * sum(1 for _ in self.pieces(segment))
+        return min(1 + self.slots * self.blocks, kv_slots(state) + added)
 
     def write(self, state: State, segment: Tensor) -> State:
         """Read ``segment`` piece by piece; each renews slots of the pool."""
@@ -319,7 +354,7 @@ def _newest(kv: KV, place: Tensor, newest: int, before: int) -> KV:
     order = torch.cat([order.new_zeros(*order.shape[:2], 1), order], dim=2)
 
     def take(part: Tensor, where: Tensor) -> Tensor:
-        rows = [row.index_select(1, places) for row, places in zip(part, where, strict=True)]
+        rows = [row[:, places] for row, places in zip(part, where, strict=True)]
         return rows[0][None] if len(rows) == 1 else torch.stack(rows)
 
     layers = order.unbind(1)

@@ -13,6 +13,7 @@ Dimensions: B batch, T tokens, Q tokens of a question, S segments.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 import torch
@@ -24,9 +25,10 @@ from byheart.model.backbone import Backbone
 from byheart.model.reading import Reading
 from byheart.protocol.kv_slots import prefill_pieces
 from byheart.protocol.method import Method
-from byheart.protocol.segments import common_prefix_length, split_segments
+from byheart.protocol.segments import common_prefix_length, require_known, split_segments
 from byheart.protocol.size import fixed_size
 from byheart.protocol.state import State
+from byheart.protocol.template import length, zeros
 
 
 class Retrieval(Method):
@@ -61,6 +63,7 @@ class Retrieval(Method):
     ) -> None:
         Method.__init__(self, backbone)
         require_positive(tokens=tokens, segment_tokens=segment_tokens, saturation=saturation, chunk_tokens=chunk_tokens)
+        require_known(backbone, opening=opening, receipt=receipt)
         if tokens > backbone.positions:
             raise UsageError(f"tokens must be at most {backbone.positions}, the model's positions; it is {tokens}.")
         if tokens <= (around := len(opening) + len(receipt)):
@@ -100,6 +103,24 @@ class Retrieval(Method):
             return state
         text, question = state["tokens"], prompt.to(state["tokens"])
         return {"tokens": torch.stack([row[self._indices(row, question)] for row in text])}
+
+    def template(self, state: State, *, written: bool) -> State:
+        """Any number of tokens."""
+        return {"tokens": zeros(1, length(state, "tokens", 1, most=sys.maxsize), dtype=torch.int32)} if written else {}
+
+    def require_values(self, state: State) -> None:
+        """Tokens are of the model's vocabulary."""
+        known = self.backbone.embedding.num_embeddings
+        if state and (largest := int(state["tokens"].max())) >= known:
+            raise ValueError(f"tensor 'tokens' holds {largest}, and the model knows tokens below {known}")
+
+    def slots_after(self, state: State, segment: Tensor) -> int:
+        """One more per token, up to those that are read."""
+        return min(self.tokens, self.prefix_slots(state) + segment.shape[1])
+
+    def prefix_slots(self, state: State) -> int:
+        """What a reading would have, without making one."""
+        return min(self.tokens, state["tokens"].shape[1]) if state else 0
 
     def read(self, state: State) -> Reading:
         """The exact keys and values of the first and the newest tokens, read as if they were the text."""

@@ -54,7 +54,7 @@ def hooked(handles: Iterable[Any]) -> Iterator[None]:
 def measure(decoder: nn.Module, *, dim: int, dtype: torch.dtype, device: torch.device, positions: int) -> Anatomy:
     """Run one token through ``decoder`` and find what its layers do. Raises UnsupportedModelError, naming the layer."""
     stack = next((m for name, m in decoder.named_children() if name == "layers"), None)
-    if not isinstance(stack, nn.ModuleList):
+    if not isinstance(stack, nn.ModuleList) or not len(stack):
         raise UnsupportedModelError(
             f"{type(decoder).__name__} has no list of layers named 'layers'; byheart cannot drive layer 0."
         )

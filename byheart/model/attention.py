@@ -1,9 +1,8 @@
 """Attention of a few query rows over the many slots of a memory, at the cost of reading the memory once.
 
-Stock attention on a CPU is about ten times off here: it expands grouped heads, or runs one query row at a time. Folding
-the queries of a group into rows of one product reads each key and value once. Which product is the quickest depends on
-how many queries and keys there are, and where the keys lie (``choose_kernel``); where the batch of queries is large, or
-there is a GPU, the stock kernel is the best one and gets the call.
+Stock attention on a CPU is about ten times off here: it expands grouped heads, or runs one query row at a time. With
+the queries of a group as rows of one head, each key and value is read once. Where there are many queries, or there is a
+GPU, the stock kernel is the best one and gets the call (``choose_kernel``).
 
 Dimensions: B batch, H key-value heads, G query heads for each, T queries, M keys, W head width.
 """
@@ -20,36 +19,22 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
 from byheart.errors import UnsupportedModelError
-from byheart.model.kv_cache import buffers_of
 from byheart.model.observed_attention import causal_mask, show
 from byheart.model.segment_attention import attended
 
-Kernel = Literal["stock", "grouped", "folded", "roomy"]
+Kernel = Literal["stock", "grouped", "folded"]
 NAME = "byheart"
-FEW_ROWS = 64
-MANY_KEYS = 1 << 10
-MOST_FOLDED_KEYS, MOST_FOLDED_SCORES = 1 << 11, 1 << 14
-MOST_SCORES = 1 << 20
+FEW_ROWS = 128
 MOST_TRAINED_SCORES = 1 << 17
 
 
 def grouped_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    *,
-    scaling: float,
-    softcap: float | None = None,
-    slots: int | None = None,
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, scaling: float, softcap: float | None = None
 ) -> Tensor:
     """Attention in two matrix products per key-value head; gives (B, T, H * G, W).
 
     ``query`` (B, H * G, T, W), ``key`` and ``value`` (B, H, M, W), ``mask`` (B or 1, 1, T, M): True or 0.0 where a
     query sees a key. Scores are made in the model's type and normalised in float32, as in eager attention.
-
-    With ``slots``, ``key`` and ``value`` are whole buffers of which so many first slots are used: a batched product
-    copies a part of a buffer before it reads it, which costs more than reading the unused slots too.
     """
     batch, heads, rows, width = query.shape
     kv_heads = key.shape[1]
@@ -58,10 +43,8 @@ def grouped_attention(
     scores = _scores(folded, key)
     if softcap is not None:
         scores = torch.tanh(scores.float() / softcap) * softcap
-    if slots is not None:
-        scores[..., slots:] = -torch.inf
     if mask is not None:
-        _hide(scores.view(batch, kv_heads, group, rows, -1)[..., :slots], mask)
+        _hide(scores.view(batch, kv_heads, group, rows, -1), mask)
     # The kernel normalises bfloat16 scores in float32.
     weights = torch.softmax(scores, dim=-1).to(value.dtype)
     out = torch.matmul(weights, value)
@@ -116,28 +99,19 @@ def _as_scores(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)
 
 
-def choose_kernel(query: Tensor, key: Tensor, mask: Tensor | None, *, roomy: bool = False) -> Kernel:
-    """Which attention is the fastest; ``roomy`` says that the whole buffer in which the keys are stored is known.
+def choose_kernel(query: Tensor, key: Tensor, mask: Tensor | None) -> Kernel:
+    """Which attention is the fastest.
 
-    Stock on a GPU, and for a causal mask alone, which it does at half the work. On a CPU, in float32, folded for few
-    query rows. In bfloat16, whose matrix products are twice as fast there: roomy for one or two queries over many keys,
-    folded where scores are few, grouped for as many as keep the scores small. With gradients, which keep the scores,
-    grouped for short rows in bfloat16: the stock kernel's backward is the slowest part of a step.
+    Stock on a GPU, for many query rows, and for a causal mask alone, which it does at half the work; folded for few
+    rows on a CPU. With gradients, which keep the scores, grouped for short rows in bfloat16: the stock kernel's
+    backward is the slowest part of a step.
     """
     rows, keys = query.shape[2], key.shape[2]
     if query.device.type != "cpu":
         return "stock"
     if query.requires_grad:
         return "grouped" if query.dtype == torch.bfloat16 and rows * keys <= MOST_TRAINED_SCORES else "stock"
-    if mask is None and rows > 1:
-        return "stock"
-    if query.dtype != torch.bfloat16:
-        return "folded" if rows <= FEW_ROWS else "stock"
-    if roomy and rows <= 2 and len(query) * keys >= MANY_KEYS:
-        return "roomy"
-    if keys <= MOST_FOLDED_KEYS and rows * keys <= MOST_FOLDED_SCORES:
-        return "folded"
-    return "grouped" if rows <= FEW_ROWS or rows * keys <= MOST_SCORES else "stock"
+    return "folded" if rows <= FEW_ROWS and (rows == 1 or mask is not None) else "stock"
 
 
 def register() -> str:
@@ -181,10 +155,7 @@ def _attention(
     show(query, key, attention_mask, scaling=scale, softcap=softcap)
 
     def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        buffers = buffers_of(module, key)
-        kernel = choose_kernel(query, key, mask, roomy=bool(buffers)) if softcap is None else "grouped"
-        if kernel == "roomy":
-            return grouped_attention(query, buffers[0], buffers[1], mask, scaling=scale, slots=key.shape[2])
+        kernel = choose_kernel(query, key, mask) if softcap is None else "grouped"
         if kernel == "folded":
             return folded_attention(query, key, value, mask, scaling=scale)
         if kernel == "stock":

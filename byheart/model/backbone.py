@@ -24,9 +24,10 @@ from byheart.errors import UnsupportedModelError, UsageError
 from byheart.model import attention
 from byheart.model.anatomy import Anatomy, hooked, keyless_linears, measure, noise, skipped, tap, with_cache
 from byheart.model.feed_forward import FeedForward, FeedForwardInput, feed_forward, find_values
-from byheart.model.fingerprint import fingerprint
-from byheart.model.kv_cache import PrefixCache, serving
-from byheart.model.loading import empty_model, open_model
+from byheart.model.fingerprint import fingerprint_model, sample_fingerprint, without_remainder
+from byheart.model.known import name_opened
+from byheart.model.kv_cache import PrefixCache
+from byheart.model.loading import empty_model, open_model, opening
 from byheart.model.reading import KV, Delta, Reading, cast, delta_hook
 
 Change: TypeAlias = tuple[nn.Linear, Callable[..., Tensor]]
@@ -85,7 +86,11 @@ class Backbone:
     @classmethod
     def open(cls, model: str, *, dtype: str = "auto", device: str = "auto") -> Backbone:
         """Open a model by alias, hub id, folder or GGUF file; see ``loading.open_model``."""
-        return cls(open_model(model, dtype=dtype, device=device, attention=attention.register()), source=model)
+        loaded = open_model(model, dtype=dtype, device=device, attention=attention.register())
+        with opening(f"Model '{model}' could not be run"):
+            opened = cls(loaded, source=model)
+        name_opened(opened)
+        return opened
 
     @classmethod
     def assembled(
@@ -134,16 +139,14 @@ class Backbone:
         given += [embeds] if embeds is not None else []
         if len(given) != 1:
             raise UsageError("Give either tokens or embeds.")
-        x = given[0]
-        seen, following = (PrefixCache(0) if cache is None else cache).step(x, mask)
-        with serving(cache):
-            out = self.decoder(
-                inputs_embeds=x,
-                attention_mask=seen,
-                position_ids=positions if positions is not None else following,
-                use_cache=cache is not None,
-                **{self.anatomy.cache_argument: cache},
-            )
+        seen, following = (PrefixCache(0) if cache is None else cache).step(given[0], mask)
+        out = self.decoder(
+            inputs_embeds=given[0],
+            attention_mask=seen,
+            position_ids=positions if positions is not None else following,
+            use_cache=cache is not None,
+            **{self.anatomy.cache_argument: cache},
+        )
         last: Tensor = out.last_hidden_state
         return last
 
@@ -197,11 +200,17 @@ class Backbone:
         return KV(tuple(rotation.rotate(k, step) for rotation, k, step in rotated), kv.values)
 
     @cached_property
+    def slot(self) -> KV:
+        """Some slot (1, H, 1, W), for its shapes and its type."""
+        x = torch.zeros(1, 1, self.dim, dtype=self.dtype, device=self.device)
+        with torch.no_grad():
+            taken = [tap(layer, self.anatomy.arguments[i], x, i) for i, layer in enumerate(self.layers)]
+        return KV(*zip(*taken, strict=True))
+
+    @cached_property
     def slot_bytes(self) -> int:
         """Bytes of one slot: keys and values in all layers."""
-        with torch.no_grad():
-            row = self.prefill(torch.tensor([[self.first_token]], device=self.device))
-        return sum(part.nbytes for part in (*row.keys, *row.values))
+        return sum(part.nbytes for part in (*self.slot.keys, *self.slot.values))
 
     def prefill(self, tokens: Int[Tensor, "B T"], prefix: KV | None = None) -> KV:
         """The keys and values of ``tokens`` read after ``prefix``, which is not repeated."""
@@ -353,5 +362,14 @@ class Backbone:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A name for these weights: shapes and sampled values of every tensor, the same in any precision."""
-        return fingerprint(dict(self.model.named_parameters()), torch.bfloat16, samples=256)
+        """A name for all that decides what this model computes; see ``model.fingerprint``."""
+        return fingerprint_model(self.model)
+
+    @cached_property
+    def sampled_fingerprint(self) -> str:
+        """The name that byheart 0.2 gave these weights, by samples of them."""
+        return sample_fingerprint(dict(self.model.named_parameters()), torch.bfloat16, samples=256)
+
+    def is_called(self, name: str) -> bool:
+        """Whether a fingerprint is this model's in some precision, or the one that byheart 0.2 gave it."""
+        return without_remainder(name) in (without_remainder(self.fingerprint), self.sampled_fingerprint)

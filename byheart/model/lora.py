@@ -16,6 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from byheart.errors import UsageError
 from byheart.model.backbone import Backbone
 from byheart.model.reading import LowRankDelta
 
@@ -42,6 +43,8 @@ class LoRA(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if not 0 < rank <= backbone.dim:
+            raise UsageError(f"rank must be above 0 and at most {backbone.dim}, the model's width; it is {rank}.")
         self.paths = tuple(paths)
         self.scale, self.dropout = alpha / rank, dropout
         generator = torch.Generator().manual_seed(seed)
@@ -49,6 +52,9 @@ class LoRA(nn.Module):
         self.up = nn.ParameterList()
         for path in self.paths:
             linear = backbone.linear(path)
+            widest = max(linear.in_features, linear.out_features)
+            if not 0 < rank <= widest:
+                raise UsageError(f"rank must be 1 to {widest}, the width of '{path}'; it is {rank}.")
             bound = 1 / math.sqrt(linear.in_features)
             start = (torch.rand(rank, linear.in_features, generator=generator) * 2 - 1) * bound
             self.down.append(nn.Parameter(start.to(backbone.device)))

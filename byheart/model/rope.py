@@ -48,12 +48,12 @@ class Rotation:
         # bfloat16 keys are multiplied in float32: a rounded cosine would rotate every key by the same wrong angle.
         wide = keys.to(exact)
         first, second = wide[..., halves[0]], wide[..., halves[1]]
-        out = torch.empty_like(wide)
+        out = torch.empty_like(keys)
         out[..., halves[0]] = torch.addcmul(first * cos, second, sin, value=-1)
         out[..., halves[1]] = torch.addcmul(second * cos, first, sin)
         if 2 * pairs < keys.shape[-1]:
-            out[..., 2 * pairs :] = wide[..., 2 * pairs :]
-        return out.to(keys.dtype)
+            out[..., 2 * pairs :] = keys[..., 2 * pairs :]
+        return out
 
 
 def _angles(

@@ -10,34 +10,67 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from reprlib import repr as shorten
+from typing import Annotated, Any
 
+import torch
+from pydantic import AliasChoices, Field, field_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from byheart.errors import CheckpointError, StateMismatchError
+from byheart.files import read_json, replacing, require_regular, sweep
 from byheart.protocol import format_1
 from byheart.protocol.method import Method
+from byheart.protocol.settings import Settings, parse, root
 
 CARD, WEIGHTS = "method.json", "method.safetensors"
 _OLD_CARD, _OLD_WEIGHTS = "memory.json", "memory.safetensors"
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""Of numbers that are learned; one that is quantised says nothing of its scales."""
+_BOUND = 1 << 63
+DTYPE_NAMES = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+
+
+class _Card(Settings):
+    """What a folder of learned parts says of itself."""
+
+    # byheart 0.1 says mechanism.
+    method: str = Field(pattern=r"^[\w.-]{1,100}$", validation_alias=AliasChoices("method", "mechanism"))
+    options: dict[Annotated[str, Field(pattern=r"^\w{1,100}$")], Any]
+    backbone: str = Field(pattern=r"^[\w.:+/-]{1,200}$")
+
+    @field_validator("options")
+    @classmethod
+    def _has_usable_numbers(cls, options: dict[str, Any]) -> dict[str, Any]:
+        """Refuse numbers that PyTorch does not have, at any depth; NaN is within no bounds."""
+        left: list[Any] = [options]
+        while left:
+            value = left.pop()
+            if isinstance(value, dict | list):
+                left += value.values() if isinstance(value, dict) else value
+            elif isinstance(value, int | float) and not -_BOUND <= value < _BOUND:
+                raise ValueError(f"{shorten(value)} is too large")
+        return options
 
 
 def is_learned(name: str) -> bool:
     """Whether ``name`` is a folder that ``save_pretrained`` wrote, or is written as a path."""
-    return os.sep in name or any((Path(name) / card).is_file() for card in (CARD, _OLD_CARD))
+    return os.sep in name or any(os.path.isfile(os.path.join(name, card)) for card in (CARD, _OLD_CARD))
 
 
 def read_card(folder: str | Path) -> dict[str, Any]:
     """The method, options and backbone of a folder that ``save_pretrained`` wrote. Raises CheckpointError."""
     is_old = _is_old(Path(folder))
+    path = Path(folder) / (_OLD_CARD if is_old else CARD)
     try:
-        stored = json.loads((Path(folder) / (_OLD_CARD if is_old else CARD)).read_text(encoding="utf-8"))
-        card = format_1.card(stored) if is_old else stored
-        return {key: card[key] for key in ("method", "options", "backbone")}
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"'{folder}' holds no trained method: {CARD} cannot be read ({error}).") from error
+        card = parse(_Card, read_json(path, inside=root(path.parent))).model_dump()
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"'{folder}' holds no trained method: {path.name} cannot be read ({error}).") from error
+    return format_1.card(card) if is_old else card
 
 
 def _is_old(folder: Path) -> bool:
@@ -46,36 +79,65 @@ def _is_old(folder: Path) -> bool:
 
 
 def save_pretrained(method: Method, folder: str | Path) -> None:
-    """Write the learned parts of ``method``, and its options, into ``folder``."""
+    """Write the learned parts of ``method``, and its options, into ``folder``; each file whole or not at all."""
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     card = {"method": method.name, "options": method.options(), "backbone": method.backbone.fingerprint}
-    save_file({k: v.detach().cpu().contiguous() for k, v in method.state_dict().items()}, path / WEIGHTS)
-    (path / CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    sweep(path / WEIGHTS)
+    with replacing(path / WEIGHTS) as weights:
+        save_file({k: v.detach().cpu().contiguous() for k, v in method.state_dict().items()}, weights)
+    with replacing(path / CARD) as written:
+        written.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
 
 
 def load_pretrained(method: Method, folder: str | Path) -> None:
     """Read into ``method`` what ``save_pretrained`` wrote. Raises StateMismatchError or CheckpointError."""
     card = read_card(folder)
-    if (card["method"], card["backbone"]) != (method.name, method.backbone.fingerprint):
+    if card["method"] != method.name or not method.backbone.is_called(card["backbone"]):
         raise StateMismatchError(
             f"'{folder}' holds learned parts of {card['method']} for backbone {card['backbone']}; "
             f"this is {method.name} on backbone {method.backbone.fingerprint}."
         )
-    weights = _OLD_WEIGHTS if _is_old(Path(folder)) else WEIGHTS
+    path = Path(folder) / (_OLD_WEIGHTS if _is_old(Path(folder)) else WEIGHTS)
     try:
-        stored = load_file(Path(folder) / weights, device=str(method.backbone.device))
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"'{folder}': {weights} cannot be read ({error}).") from error
-    # A buffer that is None is a learned part that only some have.
-    optional = {name for name, buffer in method._buffers.items() if buffer is None and name in stored}
-    expected = method.state_dict()
-    missing, unexpected = sorted(expected.keys() - stored.keys()), sorted(stored.keys() - expected.keys() - optional)
-    misshapen = [name for name in sorted(expected.keys() & stored.keys()) if expected[name].shape != stored[name].shape]
+        stored = load_file(require_regular(path, inside=root(path.parent)), device=str(method.backbone.device))
+    except (OSError, SafetensorError, KeyError) as error:
+        raise CheckpointError(f"'{folder}': {path.name} cannot be read ({error}).") from error
+    _require_fit(folder, stored, method)
+    for name in method.optional.keys() & stored.keys():
+        # A copy: what was read stays mapped to the file.
+        setattr(method, name, stored[name].clone())
+    method.load_state_dict(stored)
+
+
+def _require_fit(folder: str | Path, stored: Mapping[str, Tensor], method: Method) -> None:
+    """Raise CheckpointError listing tensors that a method lacks, has no place for, or cannot use."""
+    own = method.state_dict()
+    optional = {name: shape for name, shape in method.optional.items() if name in stored}
+    expected = {**{name: tuple(tensor.shape) for name, tensor in own.items()}, **optional}
+    missing, unexpected = sorted(expected.keys() - stored.keys()), sorted(stored.keys() - expected.keys())
+    known = {name: stored[name] for name in sorted(expected.keys() & stored.keys())}
+    misshapen = [name for name, tensor in known.items() if expected[name] != tensor.shape]
     if missing or unexpected or misshapen:
         raise CheckpointError(
-            f"'{folder}' does not fit: missing {missing}, unexpected {unexpected}, of another shape {misshapen}."
+            f"'{folder}' does not fit: missing {shorten(missing)}, unexpected {shorten(unexpected)}, "
+            f"of another shape {shorten(misshapen)}."
         )
-    for name in optional:
-        setattr(method, name, stored[name])
-    method.load_state_dict(stored)
+    odd = [name for name, tensor in known.items() if not _is_usable(tensor, own.get(name))]
+    if odd:
+        raise CheckpointError(
+            f"'{folder}' cannot be used: {shorten(odd)} holds NaN, infinite numbers, or others than {DTYPE_NAMES}."
+        )
+
+
+def _is_usable(tensor: Tensor, own: Tensor | None) -> bool:
+    """Whether a tensor holds finite numbers; or, where the method's ``own`` holds no learned ones, the same kind."""
+    if own is not None and not own.is_floating_point():
+        return tensor.dtype == own.dtype
+    return tensor.dtype in DTYPES and is_finite(tensor.float())
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether no number is NaN or infinite; it takes no memory of the tensor's size."""
+    # The least and the greatest are NaN where any number is.
+    return not tensor.numel() or all(bool(end.isfinite()) for end in tensor.aminmax())

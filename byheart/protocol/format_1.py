@@ -19,7 +19,7 @@ _FIELDS = {"mechanism": "method", "rows": "slots"}
 def header(fields: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a state's header as they are called now. Raises KeyError or AttributeError where one is absent."""
     named = {_FIELDS.get(name, name): value for name, value in fields.items()}
-    return {**named, "options": _options(named["method"], named["options"]), "format": 2}
+    return {**named, "options": _options(named["method"], named["options"])}
 
 
 def card(fields: Mapping[str, Any]) -> dict[str, Any]:

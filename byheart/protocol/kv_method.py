@@ -23,7 +23,7 @@ from torch import Tensor
 
 from byheart.model.observed_attention import observing
 from byheart.model.reading import KV, Reading
-from byheart.protocol.kv_slots import kv_to_state, map_slots, rotate_to_slots, state_to_kv
+from byheart.protocol.kv_slots import kv_template, kv_to_state, map_slots, rotate_to_slots, state_to_kv
 from byheart.protocol.method import Method
 from byheart.protocol.segments import split_segments
 from byheart.protocol.state import State
@@ -62,6 +62,10 @@ class KVMethod(Method):
     def init(self) -> State:
         """No slots."""
         return {}
+
+    def template(self, state: State, *, written: bool) -> State:
+        """Slots within capacity, as the model makes them."""
+        return kv_template(self.backbone, state, most=self.capacity) if written else {}
 
     def pieces(self, segment: Tensor) -> Iterator[Tensor]:
         """Parts of at most ``chunk_tokens`` tokens. Raises InputError for an empty text."""

@@ -17,6 +17,7 @@ from torch import Tensor
 from byheart.model.backbone import Backbone
 from byheart.model.reading import KV, map_slots as map_slots
 from byheart.protocol.state import State
+from byheart.protocol.template import length
 
 
 def concat(past: KV | None, new: KV) -> KV:
@@ -65,6 +66,15 @@ def kv_to_state(kv: KV) -> dict[str, Tensor]:
         for part, tensors in (("keys", kv.keys), ("values", kv.values))
         for index, tensor in enumerate(tensors)
     }
+
+
+def kv_template(backbone: Backbone, state: State, *, most: int | None, least: int = 1) -> dict[str, Tensor]:
+    """Keys and values as the model makes them, of as many slots as a state has, from ``least`` to ``most``.
+
+    Without ``most`` there are no more than the model's positions.
+    """
+    slots = length(state, "keys.0", 2, most=most or backbone.positions, least=least)
+    return kv_to_state(map_slots(lambda part: part.expand(-1, -1, slots, -1), backbone.slot))
 
 
 def state_to_kv(state: State) -> KV | None:

@@ -21,13 +21,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from byheart.model.backbone import Backbone
-from byheart.model.fingerprint import fingerprint
+from byheart.model.fingerprint import fingerprint, sample_fingerprint
 from byheart.model.reading import Reading
 from byheart.protocol.episode import Batch
 from byheart.protocol.episode_loss import episode_loss
 from byheart.protocol.objective import TARGETS_ONLY, Objective
 from byheart.protocol.size import Size
-from byheart.protocol.state import State, stack, unstack
+from byheart.protocol.state import State, kv_slots, stack, unstack
+from byheart.protocol.template import require_template
 
 
 class Method(nn.Module, abc.ABC):
@@ -51,6 +52,8 @@ class Method(nn.Module, abc.ABC):
         self.backbone = backbone
         # Writing builds no graph unless a training loop says ``train()``.
         self.training = False
+        self._named: tuple[list[tuple[str, int, int]], dict[str, Tensor], str] | None = None
+        self._made: list[tuple[int, int]] | None = None
 
     @abc.abstractmethod
     def init(self) -> State:
@@ -63,6 +66,44 @@ class Method(nn.Module, abc.ABC):
     @abc.abstractmethod
     def read(self, state: State) -> Reading:
         """What the model sees of ``state``."""
+
+    def template(self, state: State, *, written: bool) -> State:
+        """A state as ``state`` should be: its names, shapes and types, and the least value of each integer.
+
+        Files of somebody else's are compared with it. Here it is what ``init`` gives, or ``state`` itself where that is
+        nothing: a method whose tensors grow, or are not all there before the first write, says more.
+
+        Args:
+            written: whether something was written into it.
+        """
+        return self.init() or state
+
+    def require_values(self, state: State) -> None:
+        """Raise ValueError where numbers cannot be a state's, though names, shapes and types are."""
+        return None
+
+    def require_own(self, state: State, *, written: bool) -> None:
+        """Raise ValueError, in one line, unless ``state`` is one session's state of this method."""
+        written = written or state.keys() != self.init().keys()
+        if written and not state:
+            raise ValueError("it has no tensors, though something was written")
+        require_template(state, self.template(state, written=written))
+        if {tensor.shape[:1] for tensor in state.values()} - {(1,)}:
+            raise ValueError("its tensors are of more than one session")
+        self.require_values(state)
+
+    def slots_after(self, state: State, segment: Int[Tensor, "B T"]) -> int:
+        """How many slots the prefix has, at most, once ``segment`` is written too; nothing is computed.
+
+        Here slots are added one per token up to ``capacity``; without one they are as they were.
+        """
+        held = kv_slots(state)
+        return held if self.capacity is None else min(self.capacity, held + segment.shape[1])
+
+    @torch.no_grad()
+    def prefix_slots(self, state: State) -> int:
+        """How many slots the prefix of ``state`` has."""
+        return self.read(state).slots
 
     def pieces(self, segment: Int[Tensor, "B T"]) -> Iterator[Int[Tensor, "B t"]]:
         """The parts that ``write`` reads one after another; writing them one by one gives the same state."""
@@ -114,9 +155,43 @@ class Method(nn.Module, abc.ABC):
         return {p.name: vars(self)[p.name] for p in signature if p.kind is p.KEYWORD_ONLY}
 
     @property
+    def optional(self) -> dict[str, tuple[int, ...]]:
+        """Buffers that are None until they are learned: name -> shape."""
+        return {}
+
+    def mark_untrained(self) -> None:
+        """Take the parameters for what model, options and machine make of them: nothing was learned yet."""
+        self._made = self._versions()
+
+    @property
+    def is_untrained(self) -> bool:
+        """Whether no parameter was trained, loaded or replaced since ``mark_untrained``."""
+        return self._made is not None and self._made == self._versions()
+
+    def _versions(self) -> list[tuple[int, int]]:
+        # torch counts the changes of each tensor in place.
+        return [(id(tensor), tensor._version) for tensor in (*self.parameters(), *self.buffers())]
+
+    @property
     def fingerprint(self) -> str:
-        """A name for the learned parts; the same for two methods that read states alike."""
-        return fingerprint(self.state_dict(), torch.float32, samples=4096)
+        """A name for the learned parts, hashed once until one is changed; see ``model.fingerprint``.
+
+        Parts that are not trained have one name on every machine, though their last digits differ from one processor to
+        another.
+        """
+        if self.is_untrained:
+            return "untrained"
+        # Held, so that no other tensor can come to lie where one of them lay.
+        tensors = self.state_dict()
+        stamp = [(name, tensor.data_ptr(), tensor._version) for name, tensor in tensors.items()]
+        if self._named is None or self._named[0] != stamp:
+            self._named = stamp, tensors, fingerprint(tensors)
+        return self._named[2]
+
+    @property
+    def sampled_fingerprint(self) -> str:
+        """The name that byheart 0.2 gave the learned parts, by samples of them."""
+        return sample_fingerprint(self.state_dict(), torch.float32, samples=4096)
 
     def export(self, folder: str | Path) -> None:
         """Write the learned parts as other libraries read them; nothing, where there is no such format."""

@@ -15,6 +15,8 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
+from byheart.files import replacing
+
 
 def write(
     folder: Path,
@@ -25,7 +27,7 @@ def write(
     alpha: float,
     dropout: float = 0.0,
 ) -> None:
-    """Write updates of all linear layers of their names.
+    """Write updates of all linear layers of their names; each file whole or not at all.
 
     Args:
         updates: path in the decoder -> down (R, in) and up (out, R).
@@ -52,5 +54,7 @@ def write(
         "inference_mode": True,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    (folder / "adapter_config.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    with replacing(folder / "adapter_model.safetensors") as weights:
+        save_file(tensors, weights, metadata={"format": "pt"})
+    with replacing(folder / "adapter_config.json") as written:
+        written.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")

@@ -8,7 +8,8 @@ from itertools import takewhile
 from jaxtyping import Int
 from torch import Tensor
 
-from byheart.errors import InputError
+from byheart.errors import InputError, UsageError
+from byheart.model.backbone import Backbone
 
 
 def split_segments(segment: Int[Tensor, "B T"], *, longest: int, shortest: int = 1) -> Iterator[Int[Tensor, "B t"]]:
@@ -26,6 +27,15 @@ def split_segments(segment: Int[Tensor, "B T"], *, longest: int, shortest: int =
             length = max(1, left - max(shortest, left // 2))
         yield segment[:, start : start + length]
         start += length
+
+
+def require_known(backbone: Backbone, **options: Sequence[int]) -> None:
+    """Raise UsageError for an option with a token that is not in the model's vocabulary."""
+    known = backbone.embedding.num_embeddings
+    for option, ids in options.items():
+        for token in ids:
+            if not 0 <= token < known:
+                raise UsageError(f"{option} holds token {token}, and the model knows those from 0 to {known - 1}.")
 
 
 def common_prefix_length(ids: Sequence[int], other: Sequence[int]) -> int:

@@ -5,29 +5,54 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
 
-import torch
-from torch import Tensor
+from pydantic import AfterValidator, ConfigDict, Field, InstanceOf
 
-from byheart.errors import StateMismatchError
+from byheart.errors import StateMismatchError, UsageError
 
-State: TypeAlias = Mapping[str, Tensor]
-FORMAT = 2
+if TYPE_CHECKING:
+    import torch
+
+State: TypeAlias = Mapping[str, "torch.Tensor"]
+FORMAT = 3
+SAMPLED_FORMATS = (1, 2)
+"""Formats whose fingerprints cover samples of the weights, and of a tokenizer the vocabulary alone."""
+_LONGEST = 4096
+_LARGEST = 1 << 53
+
+
+def _require_moment(text: str) -> str:
+    """Raise ValueError unless a text is a time with its zone, of a year that any zone can show."""
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None or not 1970 <= moment.year < 9999:
+        raise ValueError("it must be a time with its zone, since 1970")
+    return text
+
+
+# What a file may say. Names of files may hold half characters, which are no valid strings elsewhere.
+_Text: TypeAlias = Annotated[InstanceOf[str], Field(max_length=_LONGEST)]
+_Count: TypeAlias = Annotated[int, Field(ge=0, le=_LARGEST, strict=True)]
+_Fingerprint: TypeAlias = Annotated[str, Field(pattern="^[0-9A-Za-z.:_-]{0,200}$", strict=True)]
+_Moment: TypeAlias = Annotated[str, Field(max_length=40, strict=True), AfterValidator(_require_moment)]
 
 
 @dataclass(frozen=True)
 class Written:
     """One text that was written: where it came from, when (UTC), and how much it was."""
 
-    source: str
-    at: str
-    tokens: int
-    characters: int
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
+
+    source: _Text
+    at: _Moment
+    tokens: _Count
+    characters: _Count
 
     @classmethod
     def now(cls, source: str, *, tokens: int, characters: int) -> Written:
-        """An entry for this moment."""
+        """An entry for this moment. Raises UsageError where a file could not hold the source's name."""
+        if len(source) > _LONGEST:
+            raise UsageError(f"source may have {_LONGEST} characters; it has {len(source)}. Give a shorter name.")
         return cls(source, datetime.now(timezone.utc).isoformat(timespec="seconds"), tokens, characters)
 
 
@@ -35,24 +60,28 @@ class Written:
 class Header:
     """What a state belongs to and what was written into it.
 
-    ``backbone``, ``tokenizer`` and ``adapter`` are fingerprints; ``model`` is the name that opens the backbone,
-    ``dtype`` the precision it runs in, ``learned`` the folder of the method's learned parts, where it has one.
+    ``backbone``, ``tokenizer`` and ``adapter`` are fingerprints; ``model`` is the name that opened the backbone,
+    ``dtype`` the precision it ran in, ``learned`` the folder of the method's learned parts, where it had one. Neither
+    name is opened because a file says it.
     ``slots`` of ``capacity`` are held in the prefix; a capacity of None grows. ``text_format`` is ``turn`` where text
     was written as turns of a conversation, ``text`` where it was written bare, and empty in files that do not say.
+    The types are those that a file must keep to.
     """
 
-    method: str
-    options: dict[str, Any]
-    backbone: str
-    tokenizer: str
-    adapter: str
-    model: str
-    dtype: str = "float32"
-    learned: str = ""
-    slots: int = 0
-    capacity: int | None = None
-    text_format: str = ""
-    format: int = FORMAT
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
+
+    method: Annotated[str, Field(pattern="^[0-9A-Za-z._-]{1,100}$", strict=True)]
+    options: Annotated[dict[_Text, Any], Field(max_length=64)]
+    backbone: _Fingerprint
+    tokenizer: _Fingerprint
+    adapter: _Fingerprint
+    model: _Text
+    dtype: Annotated[str, Field(pattern="^[0-9a-z_]{1,40}$", strict=True)] = "float32"
+    learned: _Text = ""
+    slots: _Count = 0
+    capacity: _Count | None = None
+    text_format: Literal["", "text", "turn"] = ""
+    format: _Count = FORMAT
     written: list[Written] = field(default_factory=list)
 
     @property
@@ -79,8 +108,11 @@ class Header:
             "other options": (self.options, mine.options),
             "other trained parts": (self.adapter, mine.adapter),
         }
+        # In another precision the same model has another end of its name: then the precision is what differs.
+        short = self.dtype != mine.dtype
+        names = [header.backbone.partition(".")[0] if short else header.backbone for header in (self, mine)]
         for what, (theirs, ours) in sides.items():
-            same = self.backbone == mine.backbone if what == "another model" else theirs == ours
+            same = names[0] == names[1] if what == "another model" else theirs == ours
             if not same:
                 raise StateMismatchError(
                     f"{where} was made with {what}: it has {theirs}, this session has {ours}. "
@@ -93,8 +125,16 @@ def nbytes(state: State) -> int:
     return sum(tensor.nbytes for tensor in state.values())
 
 
+def kv_slots(state: State) -> int:
+    """How many slots of keys and values a state has; 0 without."""
+    return state["keys.0"].shape[2] if "keys.0" in state else 0
+
+
 def stack(states: Sequence[State]) -> State:
     """Many sessions of equal shapes as one batch."""
+    # A header is read without PyTorch, which takes seconds to import.
+    import torch
+
     return {name: torch.cat([state[name] for state in states]) for name in states[0]}
 
 

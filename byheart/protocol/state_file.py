@@ -10,38 +10,63 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from byheart.errors import CorruptStateError, StateError, StateMismatchError
+from byheart.errors import CorruptStateError, StateError
+from byheart.files import replacing
 from byheart.model.fingerprint import as_bytes
-from byheart.protocol import format_1
-from byheart.protocol.state import FORMAT, Header, State, Written
+from byheart.protocol.header_file import (
+    load_hash as load_hash,
+    load_header as load_header,
+    open_header,
+    parse_header,
+)
+from byheart.protocol.state import Header, State
+from byheart.protocol.tensor_file import TensorFile
 
 
-def save(path: Path, state: State, header: Header) -> int:
-    """Write a state file atomically and give its size in bytes. Raises StateError; the earlier file then remains."""
+@dataclass(frozen=True)
+class OpenedState:
+    """A state file that is open: its header was checked, its tensors were not read. ``hash`` is the recorded one."""
+
+    path: Path
+    header: Header
+    hash: str
+    _text: str
+    _tensors: TensorFile
+
+    def read(self) -> State:
+        """The tensors, on the CPU, in memory of their own. Raises CorruptStateError where they are not as saved."""
+        try:
+            tensors = self._tensors.read()
+        except OSError as error:
+            raise CorruptStateError(f"'{self.path}' cannot be read ({error}); restore it from a copy.") from error
+        if _hash(tensors, self._text) != self.hash:
+            raise CorruptStateError(
+                f"'{self.path}' was changed after it was written (its hash differs); restore it from a copy."
+            )
+        return tensors
+
+
+def save(path: Path, state: State, header: Header) -> tuple[int, str]:
+    """Write a state file atomically; gives its bytes and its hash. Raises StateError; the earlier file then remains."""
     tensors = _separate(state)
-    text = json.dumps(asdict(header), sort_keys=True)
-    metadata = {"byheart": text, "hash": _hash(tensors, text)}
     try:
-        with _scratch(path) as scratch:
+        text = json.dumps(asdict(header), sort_keys=True, allow_nan=False)
+        parse_header(path, text)
+        metadata = {"byheart": text, "hash": _hash(tensors, text)}
+        with replacing(path) as scratch:
             save_file(tensors, scratch, metadata=metadata)
-            with open(scratch, "rb") as file:
-                os.fsync(file.fileno())
-            size = os.path.getsize(scratch)
-            os.replace(scratch, path)
-            _sync_folder(path.parent)
-    except (OSError, SafetensorError) as error:
+            size = scratch.stat().st_size
+    except (OSError, SafetensorError, ValueError) as error:
         raise StateError(f"'{path}' could not be written: {error}. The earlier memory is as it was.") from error
-    return size
+    return size, metadata["hash"]
 
 
 def _separate(state: State) -> dict[str, Tensor]:
@@ -56,63 +81,17 @@ def _separate(state: State) -> dict[str, Tensor]:
     return separate
 
 
-@contextlib.contextmanager
-def _scratch(path: Path) -> Iterator[str]:
-    """A file beside ``path``. Inside: empty, to be written and moved. After: gone, whatever happened."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".tmp")
-    try:
-        os.close(handle)
-        yield scratch
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(scratch)
-
-
 def load(path: Path) -> tuple[State, Header]:
     """Read and check a state file. Raises StateError, or CorruptStateError where it is not what was written."""
-    header, stored = _open(path)
-    with safe_open(path, "pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # a safe_open handle is no mapping
-    if _hash(tensors, stored["byheart"]) != stored["hash"]:
-        raise CorruptStateError(
-            f"'{path}' was changed after it was written (its hash differs); restore it from a copy."
-        )
-    return tensors, header
+    with opened(path) as file:
+        return file.read(), file.header
 
 
-def load_header(path: Path) -> Header:
-    """The header alone, without reading the tensors. Raises as ``load`` does."""
-    return _open(path)[0]
-
-
-def _open(path: Path) -> tuple[Header, dict[str, str]]:
-    try:
-        with safe_open(path, "pt") as file:
-            stored: dict[str, str] = file.metadata() or {}
-    except FileNotFoundError as error:
-        raise StateError(f"There is no state file '{path}'.") from error
-    except (SafetensorError, OSError) as error:
-        raise CorruptStateError(
-            f"'{path}' is not a whole safetensors file ({error}); restore it from a copy."
-        ) from error
-    if "byheart" not in stored or "hash" not in stored:
-        raise CorruptStateError(f"'{path}' is a safetensors file, but not a byheart state.")
-    try:
-        fields = json.loads(stored["byheart"])
-        version = fields.get("format")
-        if version == 1:
-            fields = format_1.header(fields)
-        elif version != FORMAT:
-            raise StateMismatchError(
-                f"'{path}' has state format {version}; this version of byheart reads formats 1 and {FORMAT}."
-            )
-        fields["written"] = [Written(**entry) for entry in fields["written"]]
-        return Header(**fields), stored
-    except (json.JSONDecodeError, TypeError, KeyError, AttributeError) as error:
-        raise CorruptStateError(
-            f"'{path}' has a header that cannot be read ({error}); restore it from a copy."
-        ) from error
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[OpenedState]:
+    """Before: the file is closed. Inside: open, and its header checked. After: closed. Raises as ``load`` does."""
+    with open_header(path) as file:
+        yield OpenedState(file.path, file.header, file.hash, file.text, file.tensors)
 
 
 def _hash(tensors: Mapping[str, Tensor], text: str) -> str:
@@ -122,13 +101,3 @@ def _hash(tensors: Mapping[str, Tensor], text: str) -> str:
         digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
         digest.update(memoryview(as_bytes(tensor)))
     return digest.hexdigest()
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the rename itself durable, where the system lets a folder be opened."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -23,7 +23,9 @@ from torch import Tensor
 from byheart.errors import CheckpointError, UnknownNameError, UsageError
 from byheart.methods.compressed_kv import CompressedKV
 from byheart.model.backbone import Backbone
-from byheart.published.shards import Shapes, low_rank_shapes, require, settings, shapes, shards
+from byheart.protocol.settings import read_settings
+from byheart.published.settings import LoRACard
+from byheart.published.shards import Shapes, copy, low_rank_shapes, require, shapes, shards
 
 # The published name -> how slots join the memory, and whether a segment sees the memory while it is compressed.
 _KINDS = {
@@ -36,7 +38,6 @@ _PREFIX = "base_model.model.model."
 _ROWS = f"{_PREFIX}embed_tokens.comp_embeddings.weight"
 _LEGACY_ROWS = f"{_PREFIX}embed_tokens.gist_embeddings.weight"
 _NAME = re.compile(rf"(?:^|-)(?P<kind>{'|'.join(_KINDS)})-ntok(?P<tokens>\d+)(?P<sink>-sink)?")
-_NEEDED = ("r", "lora_alpha")
 
 
 @dataclass(frozen=True)
@@ -69,32 +70,33 @@ def ccm(
         base_lora: folder of the first training step's LoRA (``llama-7b-no``), which is merged into the base first.
         dtype, device: of a base that is opened here; LoRA and embeddings stay in float32.
 
-    Raises CheckpointError listing tensors that are missing, unexpected or of the wrong shape; UsageError where the
-    folder's name does not say how segments are joined, or ``base_lora`` would change a backbone that is in use.
+    Raises CheckpointError naming tensors that are missing, unexpected, of the wrong shape or not finite, and settings
+    that are absent or of another type; ModelError for a base that cannot be opened; UsageError where the folder's name
+    does not say how segments are joined, or ``base_lora`` would change a backbone that is in use.
     """
     where = Path(adapter).expanduser()
     kind = _kind(where.resolve().name, merge, sink)
-    card = settings(where / "adapter_config.json", _NEEDED)
+    card = read_settings(where / "adapter_config.json", LoRACard)
     found = _tensors(where)
+    tokens = _tokens(where, kind, found)
     backbone = _base(base, base_lora, dtype=dtype, device=device)
+    paths = [path for index in range(len(backbone.layers)) for path in backbone.attention_linears(index)]
+    expected = {**_low_rank_shapes(backbone, paths, card.r), _ROWS: (found[_ROWS].shape[0], backbone.dim)}
+    require(where, {name: tuple(tensor.shape) for name, tensor in found.items()}, expected)
     method = CompressedKV(
         backbone,
-        tokens=_tokens(where, kind, found),
+        tokens=tokens,
         merge=kind.merge,
         recurrent=kind.recurrent,
         sink=kind.sink,
         segment_tokens=0,
-        rank=card["r"],
-        alpha=float(card["lora_alpha"]),
+        rank=card.r,
+        alpha=card.lora_alpha,
     )
-    low_rank = _low_rank_shapes(backbone, method.lora.paths, card["r"])
-    expected = {**low_rank, _ROWS: (found[_ROWS].shape[0], backbone.dim)}
-    require(where, {name: tuple(tensor.shape) for name, tensor in found.items()}, expected)
-    with torch.no_grad():
-        method.embeddings.copy_(found[_ROWS][: method.tokens])
-        for path, down, up in zip(method.lora.paths, method.lora.down, method.lora.up, strict=True):
-            down.copy_(found[f"{_PREFIX}{path}.lora_A.weight"])
-            up.copy_(found[f"{_PREFIX}{path}.lora_B.weight"])
+    copy(where, _ROWS, found[_ROWS][:tokens], method.embeddings)
+    for path, down, up in zip(method.lora.paths, method.lora.down, method.lora.up, strict=True):
+        for name, target in ((f"{_PREFIX}{path}.lora_A.weight", down), (f"{_PREFIX}{path}.lora_B.weight", up)):
+            copy(where, name, found[name], target)
     method.train(False)
     return method
 
@@ -126,9 +128,9 @@ def _tensors(where: Path) -> dict[str, Tensor]:
 
 def _tokens(where: Path, kind: _Kind, found: Mapping[str, Tensor]) -> int:
     """Compression tokens per segment; a merging adapter holds as many rows again for its sums."""
-    rows = found[_ROWS].shape[0]
+    rows = found[_ROWS].shape[0] if found[_ROWS].dim() else 0
     tokens, left = divmod(rows, 2) if kind.merge == "mean" else (rows, 0)
-    if left or kind.tokens not in (None, tokens):
+    if left or not tokens or kind.tokens not in (None, tokens):
         raise CheckpointError(
             f"'{where}' does not fit its name: it holds {rows} rows of embeddings, "
             f"which is not what {kind.tokens or 'any number of'} compression tokens of this kind have."
@@ -156,12 +158,17 @@ def _base(base: str | Path | Backbone, base_lora: str | Path | None, *, dtype: s
 @torch.no_grad()
 def _merge(backbone: Backbone, where: Path) -> None:
     """Add the first training step's LoRA to the weights; nobody else has seen this backbone yet."""
-    card = settings(where / "adapter_config.json", (*_NEEDED, "target_modules"))
+    card = read_settings(where / "adapter_config.json", LoRACard)
     linears = [path for index in range(len(backbone.layers)) for path in backbone.linears(index)]
-    paths = [path for path in linears if path.rpartition(".")[2] in card["target_modules"]]
-    require(where, shapes(where), _low_rank_shapes(backbone, paths, card["r"]))
-    found = {name: tensor for shard in shards(where) for name, tensor in shard.items()}
+    paths = [path for path in linears if path.rpartition(".")[2] in card.target_modules]
+    expected = _low_rank_shapes(backbone, paths, card.r)
+    require(where, shapes(where), expected)
+    found = {name: torch.empty(shape, device=backbone.device) for name, shape in expected.items()}
+    for shard in shards(where):
+        for name, tensor in shard.items():
+            copy(where, name, tensor, found[name])
     for path in paths:
         weight = backbone.linear(path).weight
-        down, up = (found[f"{_PREFIX}{path}.lora_{part}.weight"].to(weight.device, torch.float32) for part in "AB")
-        weight.copy_(torch.addmm(weight.float(), up, down, alpha=card["lora_alpha"] / card["r"]))
+        down, up = (found[f"{_PREFIX}{path}.lora_{part}.weight"] for part in "AB")
+        merged = torch.addmm(weight.float(), up, down, alpha=card.lora_alpha / card.r)
+        copy(where, f"{_PREFIX}{path}", merged, weight)

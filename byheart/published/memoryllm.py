@@ -23,19 +23,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from byheart.errors import CheckpointError
 from byheart.methods.latent_pool import LatentPool
 from byheart.model.backbone import Backbone
 from byheart.model.lora import LoRA
-from byheart.published.shards import Shapes, low_rank_shapes, require, require_keys, settings, shapes, shards
+from byheart.protocol.checkpoint import DTYPES
+from byheart.protocol.settings import read_settings
+from byheart.published.settings import Llama, MemoryLLMConfig
+from byheart.published.shards import Shapes, copy, low_rank_shapes, require, shapes, shards, size
 
-_KEPT = (
-    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "hidden_act", "rms_norm_eps"),
-    *("num_attention_heads", "num_key_value_heads", "head_dim", "attention_bias", "mlp_bias", "tie_word_embeddings"),
-    *("initializer_range", "bos_token_id", "eos_token_id", "pad_token_id"),
-)
-_NEEDED = ("num_blocks", "num_tokens", "hidden_size", "num_hidden_layers", "max_position_embeddings")
 # Frequencies are computed from the settings.
 _IGNORED = ("rotary_emb.inv_freq",)
+_FILLED = "initialized"
 
 
 @dataclass(frozen=True)
@@ -84,24 +83,27 @@ def memoryllm(
         dtype, device: as for ``model.loading.open_model``; LoRA stays in float32.
         seed, keep_hidden: as for ``LatentPool``.
 
-    Raises CheckpointError listing tensors that are missing, unexpected or of the wrong shape, or absent settings.
+    Raises CheckpointError naming tensors that are missing, unexpected, of the wrong shape or not finite, and settings
+    that are absent or of another type; before any weight is allocated, where the files are too small for the settings.
     """
     where = Path(folder).expanduser()
-    config = settings(where / "config.json", _NEEDED)
-    adapters = _adapters(where, config)
+    config = read_settings(where / "config.json", MemoryLLMConfig)
+    found = shapes(where)
+    _require_bytes(where, config)
+    adapters = _adapters(config)
     pool: dict[str, Tensor] = {}
     backbone = Backbone.assembled(
         _llama(config),
-        lambda weights: pool.update(_fill(where, config, adapters, weights)),
+        lambda weights: pool.update(_fill(where, found, config, adapters, weights)),
         dtype=dtype,
         device=device,
         source=str(where),
     )
     method = LatentPool(
         backbone,
-        slots=config["num_tokens"],
-        blocks=config["num_blocks"],
-        forget="layer" if config.get("drop_memory_per_layer") else "shared",
+        slots=config.num_tokens,
+        blocks=config.num_blocks,
+        forget="layer" if config.drop_memory_per_layer else "shared",
         seed=seed,
         keep_hidden=keep_hidden,
         rank=adapters.rank,
@@ -113,77 +115,94 @@ def memoryllm(
         method.mark.copy_(pool["new_memory_positional_emb"].view(-1))
     _set(method.writing, adapters.writes, pool)
     _set(method.reading, adapters.reads, pool)
-    if pool["initialized"].item():
+    if pool[_FILLED].item():
         method.fill(pool["memory"])
     method.train(False)
     return method
 
 
-def _adapters(where: Path, config: Mapping[str, Any]) -> _Adapters:
+def _require_bytes(where: Path, config: MemoryLLMConfig) -> None:
+    """Raise CheckpointError where the files cannot hold what the settings promise."""
+    least = config.numbers * min(dtype.itemsize for dtype in DTYPES)
+    held = size(where)
+    if held < least:
+        raise CheckpointError(
+            f"'{where}' does not fit its settings: they speak of {least:,} bytes of tensors or more, and its files "
+            f"have {held:,}. Download it again."
+        )
+
+
+def _adapters(config: MemoryLLMConfig) -> _Adapters:
     """What the settings say of LoRA; of rank 0 for the 7B, whose LoRA was merged before its release."""
-    card = config.get("lora_config")
-    if not card:
+    card = config.lora_config
+    if card is None:
         return _Adapters()
-    require_keys(where / "config.json", card, ("r", "lora_alpha", "target_modules"))
-    reads = "decoder_adapter" if config.get("add_decoder_lora") else "default"
-    return _Adapters("default", reads, card["r"], float(card["lora_alpha"]), tuple(card["target_modules"]))
+    reads = "decoder_adapter" if config.add_decoder_lora else "default"
+    return _Adapters("default", reads, card.r, card.lora_alpha, tuple(card.target_modules))
 
 
-def _llama(config: Mapping[str, Any]) -> dict[str, Any]:
+def _llama(config: MemoryLLMConfig) -> dict[str, Any]:
     """The settings of a stock Llama that sees positions as the released one does.
 
     The released code bounds no text. Here the pool's slots come on top of what the base model reads; training saw fewer
     tokens after a full pool (255 for the 7B, 2047 for the 8B).
     """
-    pool = 1 + config["num_blocks"] * config["num_tokens"]
     return {
         "model_type": "llama",
-        **{key: config[key] for key in _KEPT if config.get(key) is not None},
+        **config.model_dump(include=set(Llama.model_fields), exclude_none=True),
         "rope_parameters": _rope(config),
-        "max_position_embeddings": pool + config["max_position_embeddings"],
+        "max_position_embeddings": 1 + config.slots + config.max_position_embeddings,
     }
 
 
-def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
+def _rope(config: MemoryLLMConfig) -> dict[str, Any]:
     """Rotary settings as transformers 5 names them; interpolation shrinks positions so that the pool fits."""
-    scaling = dict(config.get("rope_scaling") or {})
-    kind = scaling.pop("type", "default")
-    rope = {"rope_type": kind, **scaling, "rope_theta": config.get("rope_theta", 10000.0)}
-    if config.get("interpolate_position_ids"):
-        slots = (config["num_blocks"] + 1) * config["num_tokens"]
-        rope |= {"rope_type": "linear", "factor": slots / config["max_position_embeddings"]}
+    scaling = config.rope_scaling.parameters() if config.rope_scaling else {"rope_type": "default"}
+    rope = {**scaling, "rope_theta": config.rope_theta}
+    if config.interpolate_position_ids:
+        slots = config.slots + config.num_tokens
+        rope |= {"rope_type": "linear", "factor": slots / config.max_position_embeddings}
     return rope
 
 
 def _fill(
-    where: Path, config: Mapping[str, Any], adapters: _Adapters, weights: Mapping[str, Tensor]
+    where: Path, found: Shapes, config: MemoryLLMConfig, adapters: _Adapters, weights: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Write the Llama's weights in place; gives MemoryLLM's own tensors, and those of LoRA in float32."""
+    """Write the Llama's weights in place; gives MemoryLLM's own tensors, and those of LoRA in float32.
+
+    Args:
+        found: the shapes of all tensors in the files.
+    """
     low_rank = adapters.shapes(weights)
     expected_pool = {**_own_shapes(config), **low_rank}
     bases = {adapters.base_name(name): weight for name, weight in weights.items()}
     # A tied head is the embedding again.
     ignored = _IGNORED if "lm_head.weight" in weights else (*_IGNORED, "lm_head.weight")
     expected = {name: tuple(weight.shape) for name, weight in bases.items()}
-    require(where, shapes(where), {**expected, **expected_pool}, ignored=ignored)
+    require(where, found, {**expected, **expected_pool, _FILLED: ()}, ignored=ignored)
     like = next(iter(weights.values()))
-    taken: dict[str, Tensor] = {}
+    taken = {
+        name: torch.empty(shape, dtype=torch.float32 if name in low_rank else like.dtype, device=like.device)
+        for name, shape in expected_pool.items()
+    }
+    targets = {**bases, **taken}
     for shard in shards(where):
         for name, tensor in shard.items():
-            if name in bases:
-                bases[name].copy_(tensor)
-            elif name in expected_pool:
-                taken[name] = tensor.to(like.device, torch.float32 if name in low_rank else like.dtype, copy=True)
+            if name in targets:
+                copy(where, name, tensor, targets[name])
+            elif name == _FILLED:
+                taken[name] = tensor
+    if taken[_FILLED].item() not in (0, 1):
+        raise CheckpointError(f"'{where}': {_FILLED} must be 0 or 1; it is {taken[_FILLED].item()}.")
     return taken
 
 
-def _own_shapes(config: Mapping[str, Any]) -> Shapes:
-    layers, dim = config["num_hidden_layers"], config["hidden_size"]
+def _own_shapes(config: MemoryLLMConfig) -> Shapes:
+    layers, dim = config.num_hidden_layers, config.hidden_size
     return {
-        "memory": (layers, config["num_blocks"] * config["num_tokens"], dim),
+        "memory": (layers, config.slots, dim),
         "bos_embedding": (layers, 1, dim),
         "new_memory_positional_emb": (1, 1, dim),
-        "initialized": (),
     }
 
 

@@ -16,23 +16,16 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from byheart.evaluation.grouping import group
+from byheart.evaluation.metrics import LAW
 from byheart.evaluation.results import Result
 from byheart.reports.html_report import Cell, Chapter, Picture, Table, html, markdown
 from byheart.reports.plots import Line, Plot, Point, Times, curves, duration, frontier, size, times
-from byheart.reports.runs import (
-    Number,
-    Place,
-    Source,
-    group,
-    is_law,
-    mark_best,
-    merge,
-    read,
-    show,
-)
+from byheart.reports.runs import Number, Place, Source, mark_best, merge, read, show
 
 _TITLE = "Memories compared"
 _WAYS = {True: "more is better", False: "less is better", None: "a control, which has no better"}
@@ -100,8 +93,8 @@ def compare(paths: Sequence[str | Path], *, out: str | Path) -> Comparison:
 
 
 def _chapter(title: str, numbers: Sequence[Number], drawn: _Drawn) -> Chapter:
-    metrics = group([number for number in numbers if not is_law(number.row)], lambda number: number.row.metric)
-    laws = [number for number in numbers if is_law(number.row)]
+    metrics = group(numbers, lambda number: number.row.metric)
+    laws = metrics.pop(LAW, [])
     wholes = {metric: _wholes(members) for metric, members in metrics.items()}
     shown = [(metric, members) for metric, kinds in wholes.items() for members in kinds]
     fronts = [_frontier(metric, members, title, drawn) for metric, members in shown if _finite(members)]
@@ -118,7 +111,7 @@ def _chapter(title: str, numbers: Sequence[Number], drawn: _Drawn) -> Chapter:
 def _frontier(metric: str, numbers: Sequence[Number], title: str, drawn: _Drawn) -> Picture:
     shown = _finite(numbers)
     points = [
-        Point(number.row.method, drawn.styles[number.row.method], number.row.bytes, *_bounds(number.row), number.best)
+        Point(number.row.method, drawn.styles[number.row.method], number.row.bytes, *number.row.interval, number.best)
         for number in shown
     ]
     way = _WAYS[shown[0].row.higher_is_better]
@@ -134,13 +127,12 @@ def _curves(metric: str, numbers: Sequence[Number], laws: Sequence[Number], titl
     """A figure for each number that a metric was measured at, the others being the same."""
     pictures = []
     for at in dict.fromkeys(name for number in numbers for name, value in number.place if _is_number(value)):
-        found: dict[str, list[Number]] = {}
-        for number in _finite(numbers):
-            if (rest := _rest(number, at)) is not None:
-                found.setdefault(rest, []).append(number)
+        found, expected = (group(_finite(some), partial(_rest, at=at)) for some in (numbers, laws))
         for rest, members in found.items():
+            if rest is None:
+                continue
             lines = _lines(members, at, drawn)
-            dashed = _lines([law for law in _finite(laws) if _rest(law, at) == rest], at, drawn, law=True)
+            dashed = _lines(expected.get(rest, []), at, drawn, law=True)
             if any(len(line.points) > 1 for line in lines):
                 others = tuple((name, value) for name, value in members[0].place if name != at)
                 pictures.append(_curve(metric, others, at, lines, dashed, title, drawn))
@@ -161,7 +153,7 @@ def _curve(
 
 def _lines(numbers: Sequence[Number], at: str, drawn: _Drawn, *, law: bool = False) -> list[Line]:
     return [
-        Line(method, drawn.styles[method], [(dict(number.place)[at], *_bounds(number.row)) for number in members], law)
+        Line(method, drawn.styles[method], [(dict(number.place)[at], *number.row.interval) for number in members], law)
         for method, members in group(numbers, lambda number: number.row.method).items()
     ]
 
@@ -237,7 +229,7 @@ def _costs(members: Sequence[Number]) -> dict[str, str]:
 
 
 def _valued(row: Result) -> Cell:
-    value, low, high = _bounds(row)
+    value, low, high = row.interval
     # A law has no interval.
     return Cell(f"{value:,.3f}", "" if low == value == high else f"[{low:,.3f}, {high:,.3f}]")
 
@@ -292,13 +284,9 @@ def _words(name: str) -> str:
 # ---- numbers ----
 
 
-def _bounds(row: Result) -> tuple[float, float, float]:
-    return row.value, row.low, row.high
-
-
 def _is_number(value: Any) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _finite(numbers: Sequence[Number]) -> list[Number]:
-    return [number for number in numbers if all(map(math.isfinite, _bounds(number.row)))]
+    return [number for number in numbers if all(map(math.isfinite, number.row.interval))]

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from byheart.errors import UsageError
@@ -24,33 +25,12 @@ if TYPE_CHECKING:
 _INSTALL = "matplotlib is not installed: pip install matplotlib"
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#B0508C", "#000000", "#B87F00", "#3C96CC", "#7A5230")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
-_INK, _GREY, _PALE = "#222222", "#8A8A8A", "#E4E4E4"
+_GREY, _PALE = "#8A8A8A", "#E4E4E4"
 _WIDTH, _HEIGHT, _LINE = 4.5, 3.0, 0.21
 _LONGEST = 46
 # Fewer bytes than this are no state to speak of: on the axis of bytes all of them stand at its left end.
 _SOME_BYTES = 1024
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
-_SETTINGS = {
-    "font.family": ["DejaVu Sans"],
-    "font.size": 9.5,
-    "text.parse_math": False,
-    "text.color": _INK,
-    "axes.edgecolor": _GREY,
-    "axes.labelcolor": _INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "grid.color": _PALE,
-    "grid.linewidth": 0.7,
-    "xtick.color": _GREY,
-    "xtick.labelcolor": _INK,
-    "ytick.color": _GREY,
-    "ytick.labelcolor": _INK,
-    "legend.frameon": False,
-    "svg.fonttype": "path",
-    "svg.hashsalt": "byheart",
-}
 
 
 class Plot(NamedTuple):
@@ -97,8 +77,7 @@ class Times:
 
 def frontier(points: Sequence[Point], *, metric: str) -> Plot:
     """Value against bytes kept, with the line that joins the best."""
-    with _drawing():
-        figure, axes = _opened(_legend_lines([point.name for point in points]))
+    with _drawing(_legend_lines([point.name for point in points])) as (figure, axes):
         for point, shift in zip(points, _shifts([point.bytes for point in points]), strict=True):
             _place(figure, axes, point, shift)
         _bytes_axis(axes, [point.bytes for point in points])
@@ -112,16 +91,14 @@ def frontier(points: Sequence[Point], *, metric: str) -> Plot:
             # What is best at some bytes is also to be had by who can pay more.
             ends = [*best, (axes.get_xlim()[1], best[-1][1])]
             axes.step(*zip(*ends, strict=True), where="post", color=_GREY, linewidth=1.4, zorder=1.5)
-        axes.set_xlabel("bytes kept")
-        axes.set_ylabel(metric)
+        axes.set(xlabel="bytes kept", ylabel=metric)
         _legend(figure, [(point.name, point.style, not point.best, False) for point in points])
         return _finished(figure)
 
 
 def curves(lines: Sequence[Line], *, metric: str, at: str) -> Plot:
     """Value against what it was measured at, each line in the band of its intervals."""
-    with _drawing():
-        figure, axes = _opened(_legend_lines([_of_law(line) for line in lines]))
+    with _drawing(_legend_lines([_of_law(line) for line in lines])) as (figure, axes):
         for line in lines:
             colour, marker = _style(line.style)
             place, value, low, high = zip(*sorted(line.points), strict=True)
@@ -130,22 +107,21 @@ def curves(lines: Sequence[Line], *, metric: str, at: str) -> Plot:
             style = {"linestyle": "--"} if line.law else {"marker": marker}
             axes.plot(place, value, color=colour, linewidth=1.5, markersize=4.5, **style)  # type: ignore[arg-type]
         _numbers_axis(axes, sorted({point[0] for line in lines for point in line.points}))
-        axes.set_xlabel(at)
-        axes.set_ylabel(metric)
+        axes.set(xlabel=at, ylabel=metric)
         _legend(figure, [(_of_law(line), line.style, False, line.law) for line in lines])
         return _finished(figure)
 
 
 def times(taken: Sequence[Times]) -> Plot:
     """Seconds to write and to answer, a line per method; those that took no measurable time have no marker."""
-    with _drawing():
-        figure, axes = _opened(1, height=0.75 + 0.4 * len(taken))
+    with _drawing(1, height=0.75 + 0.4 * len(taken)) as (figure, axes):
         found = {(y, "write"): method.write for y, method in enumerate(taken)}
         found |= {(y, "answer"): method.answer for y, method in enumerate(taken) if method.answer is not None}
         shown = {where: seconds for where, seconds in found.items() if seconds > 0}
         low, high = _span(list(shown.values()) or [1.0])
-        axes.set_xscale("log")
-        axes.set(xlim=(low, high), ylim=(len(taken) - 0.6, -0.8), yticks=[], xlabel="seconds, mean over items")
+        axes.set(
+            xscale="log", xlim=(low, high), ylim=(len(taken) - 0.6, -0.8), yticks=[], xlabel="seconds, mean over items"
+        )
         axes.spines["left"].set_visible(False)
         _ticks(axes, _round_numbers(low, high), duration)
         for y, method in enumerate(taken):
@@ -201,15 +177,14 @@ def _bytes_axis(axes: Axes, found: Sequence[float]) -> None:
     """Logarithmic; next to nothing stands at the left end, so that it does not take most of the axis."""
     some = [count for count in found if count >= _SOME_BYTES]
     low, high = _span(some or [_SOME_BYTES])
-    if len(some) == len(found):
-        axes.set_xscale("log")
-        axes.set_xlim(low, high)
-        _ticks(axes, _round_numbers(low, high), size)
-        return
     first = 10 ** math.floor(math.log10(low))
-    axes.set_xscale("symlog", linthresh=first, linscale=0.5)
-    axes.set_xlim(-0.3 * first, high)
-    _ticks(axes, [0, *_round_numbers(first, high)], size)
+    if len(some) == len(found):
+        axes.set(xscale="log", xlim=(low, high))
+        _ticks(axes, _round_numbers(low, high), size)
+    else:
+        axes.set_xscale("symlog", linthresh=first, linscale=0.5)
+        axes.set_xlim(-0.3 * first, high)
+        _ticks(axes, [0, *_round_numbers(first, high)], size)
 
 
 def _numbers_axis(axes: Axes, places: Sequence[float]) -> None:
@@ -265,23 +240,21 @@ def duration(seconds: float) -> str:
 
 
 @contextmanager
-def _drawing() -> Iterator[None]:
-    """Before and after: matplotlib's settings are the user's. Inside: ours. Raises UsageError where it is missing."""
+def _drawing(lines: int, *, height: float = _HEIGHT) -> Iterator[tuple[Figure, Axes]]:
+    """Before and after: matplotlib's settings are the user's. Inside: ours. Raises UsageError where it is missing.
+
+    Gives a figure with room for so many lines of legend.
+    """
     try:
-        from matplotlib import rc_context, rcParamsDefault
+        from matplotlib import rc_context, rc_params_from_file, rcParamsDefault
+        from matplotlib.figure import Figure
     except ImportError as error:
         raise UsageError(_INSTALL) from error
+    ours = rc_params_from_file(Path(__file__).with_name("figures.mplstyle"), use_default_template=False)
     settings: dict[Any, Any] = {name: value for name, value in rcParamsDefault.items() if "backend" not in name}
-    with rc_context(settings | _SETTINGS):
-        yield
-
-
-def _opened(lines: int, *, height: float = _HEIGHT) -> tuple[Figure, Axes]:
-    """A figure with room for so many lines of legend."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(_WIDTH, height + _LINE * lines), layout="constrained")
-    return figure, figure.add_subplot()
+    with rc_context(settings | ours):
+        figure = Figure(figsize=(_WIDTH, height + _LINE * lines), layout="constrained")
+        yield figure, figure.add_subplot()
 
 
 def _legend(figure: Figure, entries: Sequence[tuple[str, int, bool, bool]]) -> None:

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from statistics import fmean
-from typing import Any, TypeVar
+from typing import Any
 
 from byheart.errors import InputError
-from byheart.evaluation.metrics import LAW
-from byheart.evaluation.results import Result, load
+from byheart.evaluation.grouping import group
+from byheart.evaluation.results import Result, average, load
 
 FILES = ("rows.json", "gap.json")
 # These say where and beside what a number was measured, or stand in the rows; the rest says which number it is.
@@ -29,8 +29,6 @@ _INCIDENTAL = frozenset(
 )
 Place = tuple[tuple[str, Any], ...]
 """The conditions of a number, so that it can be a key."""
-Member = TypeVar("Member")
-Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -138,12 +136,12 @@ def _checked(file: Path) -> tuple[Mapping[str, Any], list[Result]]:
 
 def merge(sources: Sequence[Source]) -> list[Number]:
     """One number for all runs that differ in their seed alone, in the order in which the first of them came."""
-    groups: dict[tuple[str, ...], list[Result]] = {}
-    for source in sources:
-        for row in source.rows:
-            named = replace(row, method=row.method + _difference(source, row, sources))
-            groups.setdefault(Number(named).key, []).append(named)
-    return [Number(_mean(rows), len(rows)) for rows in groups.values()]
+    named = [
+        replace(row, method=row.method + _difference(source, row, sources)) for source in sources for row in source.rows
+    ]
+    groups = group(named, lambda row: Number(row).key).values()
+    # Bounds are means as well; ``n`` is that of one run.
+    return [Number(average(rows, n=round(fmean(row.n for row in rows))), len(rows)) for rows in groups]
 
 
 def _difference(source: Source, row: Result, sources: Sequence[Source]) -> str:
@@ -164,23 +162,6 @@ def _difference(source: Source, row: Result, sources: Sequence[Source]) -> str:
 def _keys(source: Source, row: Result) -> set[tuple[str, ...]]:
     key = (row.task, row.dataset, row.method)
     return {Number(other).key for other in source.rows if (other.task, other.dataset, other.method) == key}
-
-
-def _mean(rows: Sequence[Result]) -> Result:
-    """The mean of each number, of the intervals' bounds too; ``n`` is that of one run."""
-    if len(rows) == 1:
-        return rows[0]
-    shared = [name for name in rows[0].costs if all(name in row.costs for row in rows)]
-    return replace(
-        rows[0],
-        value=fmean(row.value for row in rows),
-        low=fmean(row.low for row in rows),
-        high=fmean(row.high for row in rows),
-        seconds=fmean(row.seconds for row in rows),
-        n=round(fmean(row.n for row in rows)),
-        bytes=round(fmean(row.bytes for row in rows)),
-        costs={name: fmean(row.costs[name] for row in rows) for name in shared},
-    )
 
 
 # ---- the frontier ----
@@ -206,12 +187,7 @@ def mark_best(numbers: Sequence[Number]) -> list[Number]:
     return [replace(number, best=n in best) for n, number in enumerate(numbers)]
 
 
-def is_law(row: Result) -> bool:
-    """Whether a number is what a law says of another."""
-    return row.metric == LAW.name
-
-
-# ---- words and groups ----
+# ---- words ----
 
 
 def show(value: Any) -> str:
@@ -219,11 +195,3 @@ def show(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(show, value))
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def group(members: Iterable[Member], key: Callable[[Member], Key]) -> dict[Key, list[Member]]:
-    """Groups of one key each, in the order in which the first member of each came."""
-    groups: dict[Key, list[Member]] = {}
-    for member in members:
-        groups.setdefault(key(member), []).append(member)
-    return groups

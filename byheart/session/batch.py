@@ -43,6 +43,8 @@ def write_many(
         session.document(text, use_chat_template=as_chat)
         for session, text, as_chat in zip(sessions, texts, each, strict=True)
     ]
+    for session, row, as_chat in zip(sessions, tokens, each, strict=True):
+        session.require_room(row, use_chat_template=as_chat)
     states = [session.state for session in sessions]
     for pieces in zip_longest(*map(method.pieces, tokens)):
         left = [n for n, piece in enumerate(pieces) if piece is not None]

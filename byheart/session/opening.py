@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from byheart.errors import StateError, UsageError
+from byheart.files import keep, recall
 from byheart.methods import build, defaults, find, pretrained
 from byheart.model.backbone import Backbone
-from byheart.model.loading import DEFAULT, locate, open_tokenizer
+from byheart.model.known import find_model
+from byheart.model.loading import DEFAULT, PRECISIONS, locate, open_tokenizer
 from byheart.protocol import state_file
 from byheart.protocol.checkpoint import is_learned, load_pretrained, read_card
+from byheart.protocol.state import Header
 from byheart.session.session import Session
 from byheart.text.encoder import ChatEncoder, Tokenizer
+
+_LEARNED = "methods-opened"
 
 
 def load(
@@ -36,10 +43,27 @@ def load(
 
     Raises ModelError, UnknownNameError, UsageError, CheckpointError or StateMismatchError.
     """
-    learned = locate(method) if is_learned(method) else ""
+    backbone = model if isinstance(model, Backbone) else Backbone.open(locate(model), dtype=dtype, device=device)
+    return _build(backbone, method, folder_of(method), options, encoder=encoder, trained=trained)
+
+
+def folder_of(method: str) -> str:
+    """The folder of learned parts that ``method`` is, wherever the process stands; empty for a method's name."""
+    return locate(method) if is_learned(method) else ""
+
+
+def _build(
+    backbone: Backbone,
+    method: str,
+    learned: str,
+    options: Mapping[str, Any],
+    *,
+    encoder: ChatEncoder | Tokenizer | None,
+    trained: bool = True,
+) -> Session:
+    """A session with an empty memory, its method by name or from the folder ``learned``."""
     card: dict[str, Any] = read_card(learned) if learned else {"method": method, "options": {}}
     known = defaults(find(card["method"]))
-    backbone = model if isinstance(model, Backbone) else Backbone.open(locate(model), dtype=dtype, device=device)
     folder = pretrained.find(method, backbone.fingerprint, options) if trained and not learned else None
     card = read_card(folder) if folder is not None else card
     own = _encoder(backbone, encoder)
@@ -48,6 +72,9 @@ def load(
     made = build(card["method"], backbone, **{**around, **card["options"], **options})
     if learned or folder is not None:
         load_pretrained(made, learned or str(folder))
+    if learned:
+        for fingerprint in (made.fingerprint, made.sampled_fingerprint):
+            keep(_LEARNED, fingerprint, learned)
     return Session(backbone, own, made, learned=learned)
 
 
@@ -62,25 +89,61 @@ def open_state(
     path: str | Path,
     *,
     model: str | Backbone = "",
+    method: str = "",
     dtype: str = "auto",
     device: str = "auto",
     encoder: ChatEncoder | Tokenizer | None = None,
 ) -> Session:
-    """A session that continues from a saved memory, over the model that the file names. Raises StateError, ModelError.
+    """A session that continues from a saved memory. Raises StateError, ModelError, CheckpointError.
+
+    A file may come from a stranger, so no model and no folder is opened because it names one: what it was made with is
+    what you give, what you have opened before, or what comes with byheart.
 
     Args:
-        model: where the same model is now, if not where the file says; or an opened Backbone.
+        model: the model that the file was made with, or an opened Backbone.
+        method: the folder with the learned parts of the method that it was made with.
         dtype: ``auto`` is the one that the file was made in.
         encoder: as for ``load``.
     """
     header = state_file.load_header(Path(path))
-    session = load(
-        model or header.model,
-        method=header.learned or header.method,
-        dtype=header.dtype if dtype == "auto" else dtype,
-        device=device,
-        encoder=encoder,
-        **header.options,
-    )
+    model = model or _model_of(header, path)
+    learned = folder_of(method) if method else _learned_of(header, path)
+    if isinstance(model, str):
+        if header.dtype not in PRECISIONS:
+            raise StateError(f"'{path}' was made in precision {_quote(header.dtype)}, which byheart does not know.")
+        model = Backbone.open(locate(model), dtype=header.dtype if dtype == "auto" else dtype, device=device)
+    try:
+        session = _build(model, method or header.method, learned, header.options, encoder=encoder)
+    except UsageError as error:
+        raise StateError(f"'{path}' cannot be opened with its method and options: {error}") from error
     session.load(path)
     return session
+
+
+def _model_of(header: Header, path: str | Path) -> str:
+    """What opens the model that a state was made with, as far as this user knows it. Raises StateError."""
+    found = find_model(header.backbone, header.model)
+    if found is None:
+        raise StateError(
+            f"'{path}' was made with model {_quote(header.model)}, which you have not opened yet; a file's word is not "
+            "enough to open it. Say which model to open: model=... (--model ...)."
+        )
+    return found
+
+
+def _learned_of(header: Header, path: str | Path) -> str:
+    """The folder of learned parts that a state was made with; empty where byheart has them. Raises StateError."""
+    folder = recall(_LEARNED, header.adapter) if header.learned else ""
+    if isinstance(folder, str) and (not folder or Path(folder).is_dir()):
+        return folder
+    if pretrained.find(header.method, header.backbone, header.options) is None:
+        raise StateError(
+            f"'{path}' was made with the learned parts in {_quote(header.learned)}, which you have not opened yet; a "
+            "file's word is not enough to open them. Say which folder to open: method=... (--method ...)."
+        )
+    return ""
+
+
+def _quote(name: str) -> str:
+    """A name from a file, with nothing in it that a terminal would obey."""
+    return ascii(name[:200])

@@ -7,6 +7,7 @@ next write. It does not know which method it has, nor how text becomes tokens.
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from byheart.errors import InputError, UsageError
+from byheart.errors import CorruptStateError, InputError, UsageError
 from byheart.generation.contrast import require_contrast
 from byheart.generation.decoding import Decoding, DecodingOptions, with_options
 from byheart.generation.generate import Generation, Request
@@ -24,9 +25,12 @@ from byheart.model.kv_cache import PrefixCache
 from byheart.model.reading import Reading
 from byheart.protocol import state_file
 from byheart.protocol.method import Method
-from byheart.protocol.state import Header, State, Written, nbytes
+from byheart.protocol.state import SAMPLED_FORMATS, Header, State, Written, nbytes
+from byheart.protocol.state_file import OpenedState
 from byheart.text.detokenize import decode_stream
 from byheart.text.encoder import ChatEncoder
+
+log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 _DEFAULTS = Decoding()
@@ -68,6 +72,8 @@ class Session:
             text_format=method.text_format,
             written=list(written),
         )
+        self.file_hash = ""
+        """The hash of the file that this memory was last saved to or loaded from; empty where there is none."""
         self._reading: Reading | None = None
         self._cache: PrefixCache | None = None
 
@@ -81,6 +87,7 @@ class Session:
             progress: called with the tokens done and the tokens in all.
         """
         tokens = self.document(text)
+        self.require_room(tokens)
         entry = Written.now(source, tokens=tokens.shape[1], characters=len(text))
         self._absorb(tokens, progress)
         return self.acknowledge(self.state, entry)
@@ -93,12 +100,25 @@ class Session:
         tokens = self.encoder.document(text, first=not self.header.written, as_turn=as_turn)
         return tokens[None].to(self.backbone.device)
 
+    def require_room(self, tokens: Tensor, *, use_chat_template: bool = True) -> None:
+        """Raise InputError where a text (1, T) would leave no position for a question; nothing is computed."""
+        continues = self.method.text_format == "turn"
+        question = self.encoder.question("?", continues=continues, use_chat_template=use_chat_template)
+        after, positions = self.method.slots_after(self.state, tokens), self.backbone.positions
+        if after + len(question) + 1 > positions:
+            raise InputError(
+                f"The text has {tokens.shape[1]:,} tokens, with which the memory would have {after:,} slots, but the "
+                f"model reads at most {positions}, {len(question) + 1} of them for a question. Write less of it, or "
+                "take a smaller memory, or a method of fixed size (window, latent-pool, compressed-kv)."
+            )
+
     def write_turn(self, question: str, answer: str) -> Written:
         """Put a turn of a conversation into the memory: what was asked and what was answered."""
         as_turn = self.method.text_format == "turn"
-        tokens = self.encoder.turn(question, answer, first=not self.header.written, as_turn=as_turn)
-        entry = Written.now("chat", tokens=len(tokens), characters=len(question) + len(answer))
-        self._absorb(tokens[None].to(self.backbone.device), None)
+        tokens = self.encoder.turn(question, answer, first=not self.header.written, as_turn=as_turn)[None]
+        self.require_room(tokens)
+        entry = Written.now("chat", tokens=tokens.shape[1], characters=len(question) + len(answer))
+        self._absorb(tokens.to(self.backbone.device), None)
         return self.acknowledge(self.state, entry)
 
     def acknowledge(self, state: State, entry: Written) -> Written:
@@ -224,29 +244,69 @@ class Session:
 
     def save(self, path: str | Path) -> int:
         """Write the memory to a file, atomically; gives its bytes. Raises StateError, the earlier file intact."""
-        self.header = replace(self.header, slots=self.reading.slots)
-        return state_file.save(Path(path), self.state, self.header)
+        header = replace(self.header, slots=self.method.prefix_slots(self.state))
+        size, self.file_hash = state_file.save(Path(path), self.state, header)
+        self.header = header
+        return size
 
     def load(self, path: str | Path) -> None:
         """Continue from a saved memory. Raises StateError; the present memory then stays."""
-        state, header = state_file.load(Path(path))
-        header.require(self.header, f"'{path}'")
-        self.state = {name: tensor.to(self.backbone.device) for name, tensor in state.items()}
-        self.header = replace(self.header, written=header.written, slots=header.slots)
-        self._reading = self._cache = None
+        with state_file.opened(Path(path)) as file:
+            self.require(file.header, f"'{path}'")
+            self.state = self._require_own(file.read(), file)
+        self.header = replace(self.header, written=file.header.written, slots=file.header.slots)
+        self.file_hash, self._reading, self._cache = file.hash, None, None
+
+    def _require_own(self, state: State, file: OpenedState) -> State:
+        """The same state on the model's device. Raises CorruptStateError where the method could not have made it."""
+        try:
+            self.method.require_own(state, written=bool(file.header.written))
+            state = {name: tensor.to(self.backbone.device) for name, tensor in state.items()}
+            if (slots := self.method.prefix_slots(state)) != file.header.slots:
+                raise ValueError(f"it has {slots} slots, and its header says {file.header.slots}")
+        except ValueError as error:
+            raise CorruptStateError(
+                f"'{file.path}' holds no state of {self.method.name}: {error}; restore it from a copy."
+            ) from error
+        return state
+
+    def require(self, header: Header, where: str) -> None:
+        """Raise StateMismatchError unless a state with this header, from ``where``, can be read here."""
+        if header.format not in SAMPLED_FORMATS:
+            return header.require(self.header, where)
+        is_untrained = self.method.is_untrained and not header.learned
+        log.warning(
+            "%s was made by an older byheart: its model was compared by samples. Save it again to have all compared.",
+            where,
+        )
+        header.require(
+            replace(
+                self.header,
+                backbone=self.backbone.sampled_fingerprint,
+                tokenizer=self.encoder.vocabulary_fingerprint,
+                # What was not trained differs in its last digits from one processor to another.
+                adapter=header.adapter if is_untrained else self.method.sampled_fingerprint,
+            ),
+            where,
+        )
 
     def fork(self) -> Session:
         """A second session that starts from what this one knows; neither sees what the other writes later."""
         twin = copy.copy(self)
         twin.header = replace(self.header, written=list(self.header.written))
-        twin._cache = None
+        twin.file_hash, twin._cache = "", None
         return twin
+
+    def return_to(self, earlier: Session) -> None:
+        """Back to what a fork of this session knows."""
+        self.state, self.header = earlier.state, earlier.header
+        self._reading = self._cache = None
 
     def forget(self) -> None:
         """Back to nothing written."""
         self.state = self.method.init()
         self.header = replace(self.header, written=[])
-        self._reading = self._cache = None
+        self.file_hash, self._reading, self._cache = "", None, None
 
     @property
     def bytes(self) -> int:

@@ -1,7 +1,8 @@
 """Memories by name: one state file each in one folder, safe for several writers at once.
 
 A name is taken by the first save. Writers of one memory wait for one another; readers need not, because a file is
-replaced as a whole. What a file holds is not known here beyond its header.
+replaced as a whole. What killed writers left is removed by the next one, and when memories are listed or forgotten.
+What a file holds is not known here beyond its header.
 """
 
 from __future__ import annotations
@@ -11,16 +12,17 @@ import logging
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import platformdirs
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 from byheart.errors import StateError, StoreError, UnknownNameError, UsageError
-from byheart.protocol import state_file as states
+from byheart.files import sweep
+from byheart.protocol import header_file
 from byheart.protocol.state import Header
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 _SUFFIX = ".safetensors"
+_LEFT = re.compile(r"\.(.+?)(?:[.-][a-z0-9_]{8}\.tmp|\.lock)")
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +52,7 @@ class Store:
 
     def __init__(self, home: str | Path | None = None) -> None:
         folder = home or os.environ.get("BYHEART_HOME") or platformdirs.user_data_path("byheart")
-        self.home = Path(folder).expanduser()
+        self.home = Path(os.path.expanduser(folder))
 
     # ---- names ----
 
@@ -67,30 +70,45 @@ class Store:
         return self.path(name).is_file()
 
     def names(self) -> list[str]:
-        """All names, sorted."""
-        found = (path.name.removesuffix(_SUFFIX) for path in self.home.glob(f"*{_SUFFIX}"))
+        """All names, sorted. Raises StoreError where the folder cannot be read."""
+        found = (file.removesuffix(_SUFFIX) for file in self._files() if file.endswith(_SUFFIX))
         return sorted(name for name in found if _NAME.fullmatch(name))
+
+    def _files(self) -> list[str]:
+        try:
+            return os.listdir(self.home)
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise StoreError(f"Memories in '{self.home}' cannot be listed: {error.strerror}.") from error
 
     def entry(self, name: str) -> Entry:
         """A memory's header and bytes. Raises StoreError where there is none, StateError where it is damaged."""
         path = self.existing(name)
-        return Entry(name, path, path.stat().st_size, states.load_header(path))
+        return Entry(name, path, path.stat().st_size, header_file.load_header(path))
 
     def entries(self) -> list[Entry]:
-        """All memories; a damaged one says so and hides no other."""
-        return [self._examined(name) for name in self.names()]
+        """All memories; a damaged one says so and hides no other. Raises StoreError where the folder cannot be read."""
+        self._sweep()
+        return [entry for entry in map(self._examine, self.names()) if entry is not None]
 
-    def _examined(self, name: str) -> Entry:
-        try:
-            return self.entry(name)
-        except StateError as error:
-            path = self.path(name)
-            return Entry(name, path, path.stat().st_size, None, str(error))
+    def _examine(self, name: str) -> Entry | None:
+        """A memory, whole or damaged; None where it was forgotten meanwhile."""
+        path = self.path(name)
+        while (found := _identify(path)) is not None:
+            try:
+                return self.entry(name)
+            except (StateError, StoreError, OSError) as error:
+                if found == _identify(path):
+                    return Entry(name, path, found[0], None, str(error))
+        return None
 
     def existing(self, name: str) -> Path:
         """Where a memory is. Raises StoreError where there is none, with the nearest name."""
         path = self.path(name)
         if not path.is_file():
+            if os.path.lexists(path):
+                raise StoreError(f"Memory '{name}' is no file that can be read; see what '{path}' is, and remove it.")
             near = difflib.get_close_matches(name, self.names(), n=1)
             hint = f"Did you mean '{near[0]}'? " if near else ""
             raise StoreError(f"There is no memory '{name}'. {hint}`byheart list` shows all.")
@@ -118,44 +136,56 @@ class Store:
 
         Raises StoreError, StateError, ModelError or UsageError.
         """
-        # Names are kept and listed without transformers, which takes seconds to import.
+        # Names are kept and listed without PyTorch, which takes seconds to import.
         from byheart.session import opening
 
         if new and not self.exists(name):
-            choices: dict[str, Any] = {"model": model, "method": method, "dtype": dtype, "device": device, **options}
-            return opening.load(**{name: value for name, value in choices.items() if value is not None})
+            named: dict[str, Any] = {"model": model, "method": method}
+            chosen = {choice: value for choice, value in named.items() if value is not None}
+            return opening.load(**chosen, dtype=dtype, device=device, **options)
         path = self.existing(name)
-        _require_agreement(name, states.load_header(path), method, options)
-        return opening.open_state(path, model=model or "", dtype=dtype, device=device)
+        header = header_file.load_header(path)
+        # Learned parts may have moved: where they are now is not how the memory was made.
+        learned = opening.folder_of(method) if header.learned and method else ""
+        _require_agreement(name, header, None if learned else method, options)
+        return opening.open_state(path, model=model or "", method=learned, dtype=dtype, device=device)
 
     @contextmanager
     def updating(self, name: str, session: Session) -> Iterator[None]:
         """Change a memory so that no other writer's text is lost.
 
         Before: other writers are waited for. Inside: ``session`` has all that was saved. After: it is saved; on an
-        error it is not, and the file is as it was. Raises StoreError, StateError.
+        error it is not, and the file and the session are as they were. Raises StoreError, StateError.
         """
         with self._locked(name):
             self._catch_up(name, session)
-            yield
-            session.save(self.path(name))
+            before = session.fork()
+            try:
+                yield
+                session.save(self.path(name))
+            except BaseException:
+                session.return_to(before)
+                raise
 
     def _catch_up(self, name: str, session: Session) -> None:
-        if self.exists(name):
-            if states.load_header(self.path(name)).written != session.header.written:
+        if os.path.lexists(self.path(name)):
+            if header_file.load_hash(self.existing(name)) != session.file_hash:
                 session.load(self.path(name))
-        elif session.header.written:
+        elif session.file_hash:
             raise StoreError(f"Memory '{name}' was forgotten while it was in use; write the text into a new one.")
 
     # ---- keeping ----
 
     def fork(self, name: str, new: str) -> Entry:
         """Copy a memory under a new name, which must be free. Raises StoreError, StateError."""
+        # Names are kept and listed without PyTorch, which takes seconds to import.
+        from byheart.protocol import state_file
+
         source, target = self.existing(name), self.path(new)
         with self._locked(new):
-            if target.exists():
+            if os.path.lexists(target):
                 raise StoreError(f"There is a memory '{new}' already; choose another name, or forget it first.")
-            states.save(target, *states.load(source))
+            state_file.save(target, *state_file.load(source))
         return self.entry(new)
 
     def forget(self, name: str) -> None:
@@ -168,9 +198,9 @@ class Store:
     def _locked(self, name: str) -> Iterator[None]:
         """Before: another writer of this memory is waited for. Inside: there is none. After: the next may begin."""
         self.path(name)
+        lock = self._lock(name)
         try:
             self.home.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.home / f".{name}.lock")
             try:
                 lock.acquire(timeout=0)
             except Timeout:
@@ -178,10 +208,42 @@ class Store:
                 lock.acquire()
         except OSError as error:
             raise StoreError(f"Memories cannot be kept in '{self.home}': {error}.") from error
+        with self._holding(name, lock):
+            yield
+
+    def _lock(self, name: str) -> FileLock:
+        return FileLock(self.home / f".{name}.lock")
+
+    @contextmanager
+    def _holding(self, name: str, lock: BaseFileLock) -> Iterator[None]:
+        """Before: the lock is held. Inside: nothing is left of killed writers. After: it is released, its file gone."""
         try:
+            with suppress(OSError):
+                sweep(self.path(name))
             yield
         finally:
+            # Removed while it is held: who waits for it sees that, and locks a new one.
+            with suppress(OSError):
+                Path(lock.lock_file).unlink()
             lock.release()
+
+    def _sweep(self) -> None:
+        """Remove what killed writers left, but for memories that are being written now."""
+        for name in {left[1] for left in map(_LEFT.fullmatch, self._files()) if left and _NAME.fullmatch(left[1])}:
+            lock = self._lock(name)
+            with suppress(OSError):
+                lock.acquire(timeout=0)
+                with self._holding(name, lock):
+                    pass
+
+
+def _identify(path: Path) -> tuple[int, int, int] | None:
+    """The bytes, the number and the time of what is at a path, itself unread; None where nothing is."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return None
+    return found.st_size, found.st_ino, found.st_mtime_ns
 
 
 def _require_agreement(name: str, header: Header, method: str | None, options: dict[str, Any]) -> None:
@@ -190,8 +252,7 @@ def _require_agreement(name: str, header: Header, method: str | None, options: d
     for choice, value in {"method": method, **options}.items():
         if choice not in recorded:
             raise UnknownNameError(f"option of {header.method}", choice, header.options)
-        same_folder = choice == "method" and value is not None and Path(value).resolve() == Path(recorded[choice])
-        if value not in (None, recorded[choice]) and not same_folder:
+        if value not in (None, recorded[choice]):
             raise UsageError(
                 f"Memory '{name}' was made with {choice} {recorded[choice]!r}, not {value!r}; "
                 "leave that out, or write under another name."

@@ -1,13 +1,31 @@
-"""What a chat template puts around texts and questions, found by rendering it, so that no template is known by name."""
+"""What a chat template puts around texts and questions, found by rendering it, so that no template is known by name.
+
+A template is a program that somebody else wrote. It is rendered once, in a process of its own and within bounds
+(``render_template``); what was found is kept in the user's cache folder.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
+
+import transformers
+
+from byheart.errors import ModelError
+from byheart.files import cached
 
 RECEIPT = "I have read it."
 _TEXT, _QUESTION = "\u2063text\u2063", "\u2063question\u2063"
+_LONGEST = 1 << 20
+# Most of it is the start of Python; the program itself bounds the time that it computes.
+_SECONDS = 30
+_PROGRAM = Path(__file__).with_name("render_template.py")
 
 
 @dataclass(frozen=True)
@@ -27,24 +45,33 @@ class ChatTemplate:
 
     @classmethod
     def of(cls, tokenizer: Any) -> ChatTemplate:
-        """Found by rendering marked messages."""
+        """Found by rendering marked messages. Raises ModelError for a template that cannot be used."""
         if not tokenizer.chat_template:
             return cls("", "\n\n", "\nAnswer:", "Question: ", "", "")
+        template, tokens = _chosen(tokenizer), tokenizer.special_tokens_map
+        # A template may write today's date.
+        day = time.strftime("%Y-%m-%d") if "strftime_now" in template else ""
+        key = json.dumps([template, tokens, day, transformers.__version__, RECEIPT], default=str)
+        return cls(**cached("templates", key, lambda: asdict(cls.found(template, tokens))))
+
+    @classmethod
+    def found(cls, template: str, tokens: Mapping[str, Any]) -> ChatTemplate:
+        """What a template puts around marked messages; ``tokens`` are the special tokens that it may name."""
         user, assistant = {"role": "user", "content": _TEXT}, {"role": "assistant", "content": RECEIPT}
-
-        def rendered(messages: Sequence[dict[str, str]], prompted: bool) -> str:
-            return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=prompted))
-
         question = {"role": "user", "content": _QUESTION}
-        alone, prompted = rendered([question], False), rendered([question], True)
-        whole = rendered([user, assistant, question], True)
+        conversations = [([question], False), ([question], True), ([user, assistant, question], True)]
+        alone, prompted, whole = _render(template=template, tokens=tokens, conversations=conversations)
+        opening, _, rest = whole.partition(_TEXT)
+        receipt, _, answer = rest.partition(_QUESTION)
+        if _QUESTION not in rest or RECEIPT not in receipt or not prompted.startswith(alone) or _QUESTION not in alone:
+            raise _refused("it leaves out or moves parts of a conversation")
         return cls(
-            opening=whole.split(_TEXT)[0],
-            receipt=whole.split(_TEXT)[1].split(_QUESTION)[0],
-            answer=whole.split(_QUESTION)[1],
-            question=prompted.split(_QUESTION)[0],
+            opening=opening,
+            receipt=receipt,
+            answer=answer,
+            question=prompted.partition(_QUESTION)[0],
             turn=prompted[len(alone) :],
-            end=alone.split(_QUESTION)[1],
+            end=alone.partition(_QUESTION)[2],
         )
 
 
@@ -52,3 +79,37 @@ def special_tokens(tokenizer: Any, text: str) -> list[int]:
     """The special tokens in a text."""
     known = set(tokenizer.all_special_ids)
     return [token for token in tokenizer(text, add_special_tokens=False).input_ids if token in known]
+
+
+def _chosen(tokenizer: Any) -> str:
+    """The template of a conversation without tools. Raises ModelError."""
+    templates = tokenizer.chat_template
+    template = templates.get("default") if isinstance(templates, dict) else templates
+    if not isinstance(template, str) or len(template) > _LONGEST:
+        raise _refused(f"it must be text of at most {_LONGEST:,} characters")
+    return template
+
+
+def _render(**asked: Any) -> list[str]:
+    """Texts that ``render_template.render`` gives, in a process of its own. Raises ModelError."""
+    # The executable of a frozen program is that program, not Python.
+    command = ["" if hasattr(sys, "frozen") else sys.executable, "-I", str(_PROGRAM)]
+    try:
+        ran = subprocess.run(
+            command, input=json.dumps(asked, default=str).encode(), capture_output=True, timeout=_SECONDS
+        )
+        answer: dict[str, Any] = json.loads(ran.stdout)
+    except OSError as error:
+        raise _refused(f"Python could not be started as '{command[0]}' to render it ({error})") from error
+    except (subprocess.TimeoutExpired, ValueError) as error:
+        raise _refused("it takes too much time or memory") from error
+    if "error" in answer:
+        raise _refused(" ".join(answer["error"].split()))
+    rendered: list[str] = answer["rendered"]
+    return rendered
+
+
+def _refused(reason: str) -> ModelError:
+    return ModelError(
+        f"The model's chat template cannot be used: {reason}. Open the model with another tokenizer (encoder=...)."
+    )

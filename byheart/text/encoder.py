@@ -13,7 +13,6 @@ Dimensions: T tokens.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Sequence
 from functools import cached_property
 from typing import TypeAlias
@@ -25,6 +24,7 @@ from transformers import PreTrainedTokenizerBase
 
 from byheart.errors import InputError
 from byheart.text.chat_template import RECEIPT, ChatTemplate, special_tokens
+from byheart.text.fingerprint import fingerprint_tokenizer, fingerprint_vocabulary
 
 Tokenizer: TypeAlias = PreTrainedTokenizerBase
 
@@ -64,9 +64,13 @@ class ChatEncoder:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A name for the vocabulary."""
-        words = sorted(self.tokenizer.get_vocab().items())
-        return hashlib.sha256(repr(words).encode()).hexdigest()[:32]
+        """A name for the tokenizer and its chat template."""
+        return fingerprint_tokenizer(self.tokenizer)
+
+    @cached_property
+    def vocabulary_fingerprint(self) -> str:
+        """The name that byheart 0.2 gave the tokenizer."""
+        return fingerprint_vocabulary(self.tokenizer)
 
     def document(self, text: str, *, first: bool, as_turn: bool) -> Int[Tensor, " T"]:
         """A text as it is written. Raises InputError.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import pytest
 
@@ -35,7 +37,8 @@ def test_help_is_fast_because_it_imports_no_torch_and_no_command() -> None:
     printed, modules = loaded_by("--help")
     assert "Give a language model a memory" in printed
     assert not {"torch", "transformers", "numpy", "rich.progress", "importlib.metadata"} & modules
-    assert not {name for name in modules if name.startswith("byheart.cli.")} - {"byheart.cli.threads"}
+    own = {name.removeprefix("byheart.cli.") for name in modules if name.startswith("byheart.cli.")}
+    assert own == {"printable", "streams", "threads"}
 
 
 @pytest.mark.parametrize("name", ["train", "ask", "lm-eval"])
@@ -44,6 +47,12 @@ def test_the_help_of_a_command_imports_no_torch_and_no_other_command(name: str) 
     assert f"Usage: byheart {name}" in printed
     assert not {"torch", "transformers", "numpy"} & modules
     assert "byheart.cli.chat" not in modules
+
+
+def test_memories_are_listed_without_torch(cat: Path) -> None:
+    printed, modules = loaded_by("list", "--home", str(cat.parent), "--json")
+    assert json.loads(printed)[0]["texts"] == 1
+    assert not {"torch", "transformers", "numpy"} & modules
 
 
 def test_the_module_is_the_command() -> None:

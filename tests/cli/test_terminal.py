@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import sys
@@ -11,10 +12,11 @@ from pathlib import Path
 
 import pytest
 from rich.table import Table
+from rich.text import Text
 
 from byheart.cli import terminal
 from byheart.cli.texts import STDIN, read_text
-from byheart.errors import InputError
+from byheart.errors import InputError, OutputError
 
 # ---- words for values ----
 
@@ -63,6 +65,39 @@ def test_a_table_in_a_pipe_is_not_cut_short(
     assert "[bold]no markup[/bold]" in printed
 
 
+def test_nothing_in_a_table_or_a_note_steers_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    table = Table("name", box=None)
+    table.add_row("a\x1b[2J:cat:\nb")
+    table.add_row(Text("two\nlines"))
+    terminal.show(table)
+    terminal.note("c\x1b[2J:cat:")
+    terminal.say("d\u202e\n")
+    printed = capsys.readouterr()
+    assert [line.strip() for line in printed.out.splitlines()] == [
+        "name",
+        r"a\x1b[2J:cat:\nb",
+        "two",
+        "lines",
+        r"d\u202e\n",
+    ]
+    assert printed.err == "c\\x1b[2J:cat:\n"
+
+
+def test_json_is_ascii_where_the_output_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii", errors="backslashreplace"))
+    terminal.show_json("é😀\udcff")
+    assert json.loads(raw.getvalue()) == "é😀\udcff"
+
+
+def test_what_was_done_is_said_where_it_cannot_be_printed() -> None:
+    with (
+        pytest.raises(OutputError, match=r"'cat' was saved, but standard output cannot be written: Broken pipe\."),
+        terminal.acknowledging("'cat' was saved"),
+    ):
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+
 def test_a_note_goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     terminal.note("[1/2] done")
     printed = capsys.readouterr()
@@ -93,6 +128,14 @@ def test_what_is_quick_shows_no_progress(monkeypatch: pytest.MonkeyPatch, capsys
     assert capsys.readouterr().err == ""
 
 
+def test_an_activity_is_no_markup(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(terminal, "PATIENCE", 0.0)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with terminal.progressing("writing [/x]\x1b]0;x\x07"):
+        time.sleep(0.2)
+    assert r"writing [/x]\x1b]0;x\x07" in capsys.readouterr().err
+
+
 def test_an_error_inside_ends_the_progress(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(terminal, "PATIENCE", 0.05)
     monkeypatch.setenv("FORCE_COLOR", "1")
@@ -120,6 +163,20 @@ def test_an_answer_has_no_whitespace_around_it(
 ) -> None:
     assert terminal.stream_answer(pieces) == answer
     assert capsys.readouterr().out == answer + "\n"
+
+
+class _Screen(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_an_answer_steers_no_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    answer = "a\x1b[2J\n\tb"
+    assert terminal.stream_answer([answer]) == answer
+    assert capsys.readouterr().out == answer + "\n"
+    monkeypatch.setattr(sys, "stdout", _Screen())
+    assert terminal.stream_answer([answer]) == answer
+    assert sys.stdout.getvalue() == "a\\x1b[2J\n\tb\n"  # type: ignore[attr-defined]
 
 
 def test_an_answer_can_be_collected_without_showing_it(capsys: pytest.CaptureFixture[str]) -> None:

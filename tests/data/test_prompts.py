@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from byheart.data.mixture import prompted, prompts_of
-from byheart.data.prompts import PROMPTS, FilledPrompt, fill_prompt
+from byheart.data.prompts import FilledPrompt, fill_prompt, prompts
 from byheart.errors import InputError, UnknownNameError, UsageError
 from byheart.text.encoder import ChatEncoder
 from tests.conftest import tiny_tokenizer
@@ -118,7 +118,7 @@ def test_the_name_of_a_data_set_may_be_in_capitals() -> None:
 
 @pytest.mark.parametrize("names", [("newsgroups20", "20_newsgroups_fixed"), ("race", "race_high"), ("race", "dream")])
 def test_data_sets_of_one_kind_share_a_prompt(names: tuple[str, str]) -> None:
-    assert PROMPTS[names[0]] is PROMPTS[names[1]]
+    assert prompts()[names[0]] is prompts()[names[1]]
 
 
 @pytest.mark.parametrize(("words", "passage"), [(0, "a  b\nc"), (3, "a  b\nc"), (2, "a b"), (1, "a")])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -61,10 +62,8 @@ def test_released_checkpoints_open(tmp_path: Path) -> None:
     (checkpoints / "memoryllm-8b").symlink_to(golden / "memoryllm_8b_tiny")
     (checkpoints / "llama-7b").symlink_to(golden / "ccm_concat_recur_tiny" / "base")
     # The name says how segments are joined, so a link would be followed to one that does not.
-    released = checkpoints / "llama-7b-no-online-concat_recur-ntok2"
-    released.mkdir()
-    for file in (golden / "ccm_concat_recur_tiny" / "adapter").iterdir():
-        (released / file.name).symlink_to(file)
+    adapter = golden / "ccm_concat_recur_tiny" / "adapter"
+    shutil.copytree(adapter, checkpoints / "llama-7b-no-online-concat_recur-ntok2")
     names = execute(RELEASED)
     assert (names["pool"].name, names["compressed"].name) == ("latent-pool", "compressed-kv")  # type: ignore[attr-defined]
     assert names["compressed"].merge == "concat"  # type: ignore[attr-defined]

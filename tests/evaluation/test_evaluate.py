@@ -108,11 +108,11 @@ def test_memories_that_differ_in_decoding_alone_share_what_is_written(
     run_task(task, items[:1], pair[:1], files=files[:1])
     writes.clear()
     seen: list[int] = []
-    together = run_task(task, items, pair, files=files, progress=seen.append)
+    together = run_task(task, items, pair, files=files, advance=seen.append)
     assert sum(writes) == len(items)
     assert [[outcome.text for outcome in own] for own in together] == [[o.text for o in own] for own in apart]
-    assert seen == sorted(seen)
-    assert seen[-1] == 2 * sum(len(item.texts) + len(item.questions) for item in items)
+    assert min(seen) > 0
+    assert sum(seen) == 2 * sum(len(item.texts) + len(item.questions) for item in items)
     writes.clear()
     again = run_task(task, items, pair, files=files)
     assert not writes

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from byheart.errors import InputError
-from byheart.evaluation.metrics import LAW, Metric
-from byheart.evaluation.results import COSTS, Result, load, means, save
+from byheart.evaluation.results import COSTS, Result, average, load, means, save
 from tests.samples import ROOT
 
 ROW = Result("recall", "cats", "full", "accuracy", 0.5, 0.25, 0.75, 8, 4096, 0.5, {"pairs": 5}, {"tokens": 64.0}, True)
@@ -79,11 +78,6 @@ def test_a_number_goes_through_a_function_with_its_bounds() -> None:
     assert (found.n, found.bytes, found.costs) == (ROW.n, ROW.bytes, ROW.costs)
 
 
-def test_the_same_number_may_be_of_another_metric() -> None:
-    assert ROW.as_metric(LAW) == replace(ROW, metric="law", higher_is_better=None)
-    assert ROW.as_metric(Metric("loss", False)).higher_is_better is False
-
-
 # ---- means ----
 
 
@@ -125,6 +119,17 @@ def test_a_mean_of_one_or_of_another_metric_is_none() -> None:
 def test_the_mean_of_a_loss_is_better_if_lower() -> None:
     rows = [replace(row(metric="loss", set=name), higher_is_better=False) for name in "xy"]
     assert means(rows, over="set", metric="loss")[0].higher_is_better is False
+
+
+def test_an_average_has_the_mean_of_every_number_and_its_bounds() -> None:
+    rows = [
+        replace(row(0.2), low=0.1, high=0.4, bytes=10, costs={"tokens": 4.0, "answer_seconds": 1.0}),
+        replace(row(0.4), low=0.3, high=0.6, bytes=21, costs={"tokens": 6.0}),
+    ]
+    mean = average(rows, n=7)
+    assert mean.interval == pytest.approx((0.3, 0.2, 0.5))
+    assert (mean.bytes, mean.n, mean.costs) == (16, 7, {"tokens": 5.0})
+    assert average(rows[:1]) == rows[0]
 
 
 # ---- files ----

@@ -188,8 +188,8 @@ def test_what_is_known_is_not_asked_again(opened: Session, tmp_path: Path, monke
     method, written, write_many = candidate.session.method, [], candidate.session.method.write_many
     monkeypatch.setattr(method, "write_many", lambda s, t: written.append(len(s)) or write_many(s, t))
     told: list[int] = []
-    (outcomes,) = run(Words(), items, [candidate], files=[file], progress=told.append)
-    assert (written, told) == ([1], [4, 5, 6])
+    (outcomes,) = run(Words(), items, [candidate], files=[file], advance=told.append)
+    assert (written, told) == ([1], [4, 1, 1])
     assert [outcome.item for outcome in outcomes] == [0, 1, 2]
     assert run(Words(), items, [candidate], files=[file])[0] == outcomes
     assert written == [1]
@@ -198,11 +198,11 @@ def test_what_is_known_is_not_asked_again(opened: Session, tmp_path: Path, monke
 def test_answers_are_kept_batch_by_batch(opened: Session, tmp_path: Path) -> None:
     file, seen = tmp_path / "answers.jsonl", []
 
-    def lines(done: int) -> None:
+    def lines(steps: int) -> None:
         seen.append(len(file.read_text().splitlines()) if file.exists() else 0)
 
     items = [Item((text,), (Question("Who?"),)) for text in TEXTS]
-    run(Words(), items, [Candidate.of("full", opened)], batch=1, files=[file], progress=lines)
+    run(Words(), items, [Candidate.of("full", opened)], batch=1, files=[file], advance=lines)
     # Nothing at first; then after each text and each answer, what the batches before have left.
     assert seen == [0, 0, 0, 1, 1, 2, 2]
 
@@ -239,7 +239,7 @@ def test_a_memory_that_outgrows_its_bytes_is_refused(opened: Session) -> None:
 
 def test_nothing_to_do_is_nothing_done(opened: Session) -> None:
     told: list[int] = []
-    assert run(Words(), [], [Candidate.of("full", opened)], progress=told.append) == [[]]
+    assert run(Words(), [], [Candidate.of("full", opened)], advance=told.append) == [[]]
     assert told == [0]
 
 

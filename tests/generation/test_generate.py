@@ -382,6 +382,19 @@ def test_a_prompt_that_leaves_no_room_is_refused_with_its_lengths() -> None:
     assert len(said(own, [Reading()], [tokens(511)[0]])[0]) >= 1
 
 
+@pytest.mark.parametrize(("most", "is_cut"), [(100, True), (10, True), (9, False), (5, False)])
+def test_an_answer_ends_at_the_models_positions(most: int, is_cut: bool, caplog: pytest.LogCaptureFixture) -> None:
+    own = backbone()
+    reading = Reading(own.prefill(tokens(own.positions - 16)))
+    generation = Generation(own)
+    [sequence] = generation.add([Request(tokens(7)[0], reading, Decoding(max_tokens=most))])
+    while generation.running:
+        generation.step()
+    assert (len(sequence.tokens), sequence.is_cut) == (min(most, 9), is_cut)
+    message = "An answer was cut short: the model reads at most 512 tokens."
+    assert [record.getMessage() for record in caplog.records] == [message] * is_cut
+
+
 def test_tokens_stay_within_the_vocabulary() -> None:
     assert all(0 <= token < VOCABULARY for token in said(backbone(), [Reading()], PROMPTS[:1], temperature=5.0)[0])
 

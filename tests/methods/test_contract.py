@@ -159,6 +159,15 @@ def test_a_batch_equals_its_rows(made: Method, own: Backbone) -> None:
 
 
 @on_one_family
+def test_what_a_text_will_take_is_known_before(made: Method) -> None:
+    state, exact = made.init(), made.capacity is None
+    for text in TEXTS:
+        after = made.slots_after(state, text)
+        state = written(made, text, start=state)
+        assert made.prefix_slots(state) == after if exact else made.prefix_slots(state) <= after <= (made.capacity or 0)
+
+
+@on_one_family
 def test_sessions_written_together_equal_each_alone(made: Method, own: Backbone) -> None:
     histories = [[TEXTS[0]], [TEXTS[0], TEXTS[2]], [], [TEXTS[1]], [TEXTS[0], TEXTS[1], TEXTS[2]]]
     segments = [tokens(9, seed=7), tokens(9, seed=8), tokens(30, seed=9), tokens(9, seed=10), tokens(9, seed=11)]
@@ -274,10 +283,17 @@ def test_stock_generate_over_a_reading_says_the_same(own: Backbone, reading: Rea
 
 
 @on_every_family
+def test_a_state_is_what_its_method_says(made: Method, state: State, reading: Reading) -> None:
+    for one, is_written in ((made.init(), False), (state, True), (state, False)):
+        made.require_own(one, written=is_written)
+    assert made.prefix_slots(state) == reading.slots
+
+
+@on_every_family
 def test_a_saved_state_says_the_same(made: Method, own: Backbone, state: State, tmp_path: Path) -> None:
     header = Header(made.name, made.options(), own.fingerprint, "tokenizer", made.fingerprint, own.source)
     for kept in (state, made.init()):
-        size = states.save(tmp_path / "one.state", kept, header)
+        size, _ = states.save(tmp_path / "one.state", kept, header)
         loaded, read = states.load(tmp_path / "one.state")
         assert size == (tmp_path / "one.state").stat().st_size
         read.require(replace(header, options=made.options()), "the file")

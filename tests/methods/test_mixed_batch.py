@@ -61,9 +61,9 @@ def test_all_memories_share_a_batch(family: str) -> None:
     require_rows_as_alone([row(case, family, place) for place, case in enumerate(METHODS)], family)
 
 
-@pytest.mark.parametrize("keys_from", [0, 10_000], ids=["grouped", "stock"])
-def test_all_variants_share_a_batch(keys_from: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "MANY_KEYS", keys_from)
+@pytest.mark.parametrize("rows", [0, 10_000], ids=["stock", "folded"])
+def test_all_variants_share_a_batch(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "FEW_ROWS", rows)
     cases = [*VARIANTS, *METHODS]
     require_rows_as_alone([row(case, "llama", place) for place, case in enumerate(cases)], "llama")
 

@@ -13,16 +13,7 @@ from byheart.model.reading import Reading
 from byheart.testing import tiny_backbone, tiny_model
 from tests.samples import ALL_FAMILIES, tokens
 
-
-def in_a_buffer(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, scaling: float) -> Tensor:
-    """``grouped_attention`` over keys and values that lie first in buffers of three slots more."""
-    buffers = tuple(
-        torch.cat([part, torch.full_like(part[:, :, :1], 9.0).repeat(1, 1, 3, 1)], 2) for part in (key, value)
-    )
-    return grouped_attention(query, *buffers, mask, scaling=scaling, slots=key.shape[2])
-
-
-KERNELS = {"grouped": grouped_attention, "folded": folded_attention, "roomy": in_a_buffer}
+KERNELS = {"grouped": grouped_attention, "folded": folded_attention}
 every_kernel = pytest.mark.parametrize("kernel", list(KERNELS))
 SHAPES = [(1, 2, 1, 1, 5), (2, 2, 3, 4, 9), (1, 1, 4, 3, 30), (3, 4, 1, 7, 7)]
 
@@ -139,33 +130,19 @@ def test_gradients_are_those_of_the_stock_kernel() -> None:
     torch.testing.assert_close(grads(grouped_attention), grads(stock), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize(
-    ("dtype", "batch", "rows", "keys", "masked", "roomy", "expected"),
-    [
-        (torch.bfloat16, 1, 1, 100, False, True, "folded"),
-        (torch.bfloat16, 1, 1, 5000, False, True, "roomy"),
-        (torch.bfloat16, 8, 1, 500, True, True, "roomy"),
-        (torch.bfloat16, 1, 1, 5000, False, False, "grouped"),
-        (torch.bfloat16, 1, 16, 500, True, True, "folded"),
-        (torch.bfloat16, 1, 64, 1000, True, True, "grouped"),
-        (torch.bfloat16, 1, 500, 1000, True, False, "grouped"),
-        (torch.bfloat16, 1, 5000, 5000, True, False, "stock"),
-        (torch.bfloat16, 1, 20, 1000, False, True, "stock"),
-        (torch.float32, 1, 1, 5000, False, True, "folded"),
-        (torch.float32, 1, 20, 1000, True, True, "folded"),
-        (torch.float32, 1, 500, 1000, True, True, "stock"),
-    ],
+    ("rows", "masked", "expected"),
+    [(1, False, "folded"), (1, True, "folded"), (20, True, "folded"), (20, False, "stock"), (500, True, "stock")],
 )
-def test_the_quickest_kernel_is_chosen_on_a_cpu(
-    dtype: torch.dtype, batch: int, rows: int, keys: int, masked: bool, roomy: bool, expected: str
-) -> None:
-    query, key = torch.empty(batch, 4, rows, 8, dtype=dtype), torch.empty(batch, 2, keys, 8, dtype=dtype)
-    assert choose_kernel(query, key, torch.ones(1) if masked else None, roomy=roomy) == expected
+def test_few_queries_are_folded_on_a_cpu(dtype: torch.dtype, rows: int, masked: bool, expected: str) -> None:
+    query, key = torch.empty(1, 4, rows, 8, dtype=dtype), torch.empty(1, 2, 1000, 8, dtype=dtype)
+    assert choose_kernel(query, key, torch.ones(1) if masked else None) == expected
 
 
 def test_the_stock_kernel_is_chosen_elsewhere() -> None:
     query, key = torch.empty(1, 4, 1, 8, device="meta"), torch.empty(1, 2, 5000, 8, device="meta")
-    assert choose_kernel(query, key, None, roomy=True) == "stock"
+    assert choose_kernel(query, key, None) == "stock"
 
 
 def test_training_is_grouped_in_bfloat16_where_scores_are_few() -> None:
@@ -188,7 +165,7 @@ def test_learned_sinks_are_refused() -> None:
         attention._attention(torch.nn.Identity(), *qkv(1, 1, 1, 1, 2), None, s_aux=torch.ones(1))
 
 
-@pytest.mark.parametrize("kernel", ["stock", "grouped", "folded", "roomy"])
+@pytest.mark.parametrize("kernel", ["stock", "grouped", "folded"])
 @pytest.mark.parametrize("window", [512, 8], ids=["wide", "sliding"])
 @pytest.mark.parametrize("family", ALL_FAMILIES)
 def test_a_model_says_the_same_with_any_attention(
@@ -196,8 +173,8 @@ def test_a_model_says_the_same_with_any_attention(
 ) -> None:
     """A text behind a prefix, padded and not, against eager attention over the whole text."""
 
-    def forced(query: Tensor, key: Tensor, mask: Tensor | None, *, roomy: bool = False) -> str:
-        allowed = (mask is not None or query.shape[2] == 1) and (roomy or kernel != "roomy")
+    def forced(query: Tensor, key: Tensor, mask: Tensor | None) -> str:
+        allowed = mask is not None or query.shape[2] == 1
         used.add(kernel if allowed else "stock")
         return kernel if allowed else "stock"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -443,17 +444,31 @@ def test_a_model_without_weights_is_refused() -> None:
 # ---- identity ----
 
 
-def test_a_fingerprint_knows_the_weights_and_not_their_precision() -> None:
+def test_a_name_is_the_models_in_any_precision_and_the_one_that_byheart_0_2_gave() -> None:
     same, rounded, other = tiny_backbone(), tiny_backbone(dtype=torch.bfloat16), tiny_backbone(seed=1)
-    assert same.fingerprint == backbone().fingerprint == rounded.fingerprint
-    assert other.fingerprint != same.fingerprint
-    assert tiny_backbone("qwen2").fingerprint != same.fingerprint
+    assert same.fingerprint == backbone().fingerprint
+    for name in (same.fingerprint, rounded.fingerprint, same.sampled_fingerprint):
+        assert same.is_called(name)
+        assert not other.is_called(name)
+    assert same.sampled_fingerprint == rounded.sampled_fingerprint != other.sampled_fingerprint
 
 
-def test_one_changed_matrix_changes_the_fingerprint() -> None:
-    model = tiny_model()
-    model.get_submodule("model.layers.1.mlp.up_proj").weight.data += 0.01
-    assert Backbone(model).fingerprint != backbone().fingerprint
+def test_weights_changed_after_a_model_was_opened_are_not_taken_for_its_files(tmp_path: Path) -> None:
+    tiny_model().save_pretrained(tmp_path)
+    opened = Backbone.open(str(tmp_path), dtype="float32")
+    with torch.no_grad():
+        opened.embedding.weight[0, 0] += 1
+    again = Backbone.open(str(tmp_path), dtype="float32")
+    assert again.fingerprint == tiny_backbone().fingerprint
+    assert Backbone(opened.model).fingerprint != again.fingerprint
+
+
+def test_a_file_that_is_replaced_is_hashed_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BYHEART_CACHE", str(tmp_path / "cache"))
+    tiny_model().save_pretrained(tmp_path)
+    first = Backbone.open(str(tmp_path)).fingerprint
+    tiny_model(seed=1).save_pretrained(tmp_path)
+    assert Backbone.open(str(tmp_path)).fingerprint != first
 
 
 def test_a_backbone_is_frozen() -> None:

@@ -19,7 +19,7 @@ from byheart.protocol.checkpoint import is_learned, load_pretrained, read_card, 
 from byheart.protocol.state import FORMAT
 from byheart.protocol.state_file import load, load_header
 from byheart.session import Session, load as load_session, open_state
-from tests.samples import tokens, written
+from tests.samples import stir, tokens, written
 
 HERE = Path(__file__).parent / "format_1"
 MODEL = HERE / "model"
@@ -35,18 +35,19 @@ RENAMED: dict[str, dict[str, Any]] = {
 }
 
 
+def open_old(name: str) -> Session:
+    """The session of an old state, over the model and the learned parts that it was made with."""
+    learned = HERE / "learned" / name.removesuffix("-learned")
+    method = str(learned) if name.endswith("-learned") else ""
+    return open_state(HERE / "states" / f"{name}.state", model=str(MODEL), method=method, device="cpu")
+
+
 def answer(session: Session, *, steps: int = 12) -> list[int]:
     """The first tokens of the answer to what version 0.1 was asked, greedily."""
     question = "What is the cat called?"
     prompts, readings = [session.prompt(question)], [session.reading_for(question)]
     rows = generate(session.backbone, prompts, readings, decoding=Decoding(max_tokens=steps))
     return [row[0] for row in rows if row[0] is not None]
-
-
-@pytest.fixture
-def _in_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    """States name the folder of their learned parts from here."""
-    monkeypatch.chdir(HERE)
 
 
 @pytest.fixture(scope="module")
@@ -61,18 +62,16 @@ def test_there_is_a_state_of_every_method() -> None:
     assert set(STATES) - {f"{name}-learned" for name in LEARNED} == set(BUILT_IN)
 
 
-@pytest.mark.usefixtures("_in_folder")
 @pytest.mark.parametrize("name", STATES)
 def test_an_old_state_opens_and_answers_the_same(name: str) -> None:
-    session = open_state(HERE / "states" / f"{name}.state", model=str(MODEL), device="cpu")
+    session = open_old(name)
     assert answer(session) == ANSWERS[name]
     assert [(entry.source, entry.characters) for entry in session.header.written] == [("a.txt", 48)]
 
 
-@pytest.mark.usefixtures("_in_folder")
 @pytest.mark.parametrize("name", STATES)
 def test_an_old_state_is_saved_in_the_present_format(name: str, tmp_path: Path) -> None:
-    session = open_state(HERE / "states" / f"{name}.state", model=str(MODEL), device="cpu")
+    session = open_old(name)
     session.save(tmp_path / "again.state")
     assert load_header(tmp_path / "again.state").format == FORMAT
     again = open_state(tmp_path / "again.state", model=str(MODEL), device="cpu")
@@ -83,7 +82,7 @@ def test_an_old_state_is_saved_in_the_present_format(name: str, tmp_path: Path) 
 def test_an_old_header_is_read_in_the_words_of_today(name: str) -> None:
     tensors, header = load(HERE / "states" / f"{name}.state")
     assert header == load_header(HERE / "states" / f"{name}.state")
-    assert header.format == FORMAT
+    assert header.format == 1
     assert header.method == name.removesuffix("-learned")
     renamed = RENAMED.get(header.method, {})
     assert {**header.options, **renamed} == header.options
@@ -91,9 +90,8 @@ def test_an_old_header_is_read_in_the_words_of_today(name: str) -> None:
     assert (header.slots > 0) == ("keys.0" in tensors or header.method == "retrieval")
 
 
-@pytest.mark.usefixtures("_in_folder")
 def test_an_old_state_takes_more_text() -> None:
-    session = open_state(HERE / "states" / "key-norm.state", model=str(MODEL), device="cpu")
+    session = open_old("key-norm")
     session.write("The dog is called Rex.")
     assert len(session.header.written) == 2
     assert session.reading.slots == 16
@@ -125,7 +123,6 @@ def test_options_of_other_methods_keep_their_names() -> None:
         "method": "diary",
         "options": {"rows": 3, "first_row": 1},
         "slots": 7,
-        "format": 2,
     }
     assert format_1.card(fields) == {"method": "diary", "options": {"rows": 3, "first_row": 1}, "slots": 7}
 
@@ -147,7 +144,8 @@ def test_an_old_folder_opens_as_a_method_and_answers_the_same(name: str) -> None
 def test_an_old_folder_is_read_in_the_words_of_today(name: str, backbone: Backbone) -> None:
     card = read_card(HERE / "learned" / name)
     assert card.keys() == {"method", "options", "backbone"}
-    assert (card["method"], card["backbone"]) == (name, backbone.fingerprint)
+    assert card["method"] == name
+    assert backbone.is_called(card["backbone"])
     assert {**card["options"], **RENAMED.get(name, {})} == card["options"]
 
 
@@ -169,6 +167,7 @@ def test_a_new_card_goes_before_an_old_one(tmp_path: Path, backbone: Backbone) -
     """A folder that was trained on by a later version holds both."""
     shutil.copytree(HERE / "learned" / "adapter", tmp_path / "both")
     adapter = build("adapter", backbone, rank=3)
+    stir(adapter)
     save_pretrained(adapter, tmp_path / "both")
     assert read_card(tmp_path / "both")["options"]["rank"] == 3
     again = build("adapter", backbone, rank=3, seed=1)

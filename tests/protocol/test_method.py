@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from byheart.methods import build
 from byheart.model.backbone import Backbone
 from byheart.model.reading import Reading
 from byheart.protocol.episode import Episode, collate
 from byheart.protocol.method import Method
 from byheart.protocol.state import State, stack, unstack
-from tests.samples import METHODS, backbone, fresh, hooks, same, tokens, written
+from tests.samples import METHODS, OPTIONS, backbone, fresh, hooks, same, stir, tokens, written
 
 
 class Sum(Method):
@@ -143,3 +144,14 @@ def test_a_method_that_reads_nothing_loses_what_the_plain_model_loses() -> None:
     episode = Episode((tokens(4)[0],), tokens(6, seed=1)[0], answer=1)
     method, floor = Sum(backbone()), fresh("nothing", backbone())
     torch.testing.assert_close(method.loss(collate([episode])), floor.loss(collate([episode])))
+
+
+@pytest.mark.parametrize("name", ["latent-pool", "compressed-kv", "adapter"])
+def test_what_is_not_trained_has_one_name_whatever_its_last_digits(name: str) -> None:
+    method = build(name, backbone(), **OPTIONS[name])
+    assert method.fingerprint == "untrained"
+    stir(method, size=1e-7)
+    assert method.fingerprint not in ("untrained", build(name, backbone(), **OPTIONS[name]).fingerprint)
+    twin = build(name, backbone(), **OPTIONS[name])
+    twin.load_state_dict(method.state_dict())
+    assert twin.fingerprint == method.fingerprint

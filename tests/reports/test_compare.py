@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from byheart.errors import InputError, UsageError
-from byheart.evaluation.metrics import declared
+from byheart.evaluation.metrics import higher_is_better
 from byheart.evaluation.results import COSTS, Result, save
 from byheart.reports.html_report import Cell, Chapter, Picture, Table, html as page_of, markdown
 from byheart.reports.plots import duration, size
@@ -32,7 +32,7 @@ WORTH = {
 def row(method: str = "full", value: float = 0.5, *, metric: str = "accuracy", kept: int = 4096, **rest: Any) -> Result:
     numbers = (value, value - 0.1, value + 0.1, 40, kept, 0.25)
     costs = {name: rest.pop(name) for name in COSTS if name in rest}
-    return Result("qa", "squad", method, metric, *numbers, rest, costs, declared(metric).higher_is_better)
+    return Result("qa", "squad", method, metric, *numbers, rest, costs, higher_is_better(metric))
 
 
 def rows(shift: float = 0.0) -> list[Result]:
@@ -243,7 +243,7 @@ def test_a_page_of_ones_own_is_escaped() -> None:
         "a < b", [Picture("<svg/>", 'an "alt"', "c & d")], [Table("t", ["<n>", "v"], [[Cell("x"), Cell("1", "[0]")]])]
     )
     page, table = page_of("T", ["lead"], [chapter]), markdown("T", ["lead"], [chapter])
-    assert all(text in page for text in ("a &lt; b", 'alt="an &quot;alt&quot;"', "c &amp; d", "&lt;n&gt;"))
+    assert all(text in page for text in ("a &lt; b", 'alt="an &#34;alt&#34;"', "c &amp; d", "&lt;n&gt;"))
     assert "| `x` | 1 [0] |" in table
 
 

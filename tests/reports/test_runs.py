@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 
 from byheart.errors import InputError
-from byheart.evaluation.metrics import CONTROL, LAW
 from byheart.evaluation.results import Result, save
-from byheart.reports.runs import Number, Source, group, is_law, mark_best, merge, pareto, read, show
+from byheart.reports.runs import Number, Source, mark_best, merge, pareto, read, show
 
 ROW = Result("qa", "squad", "full", "f1", 0.5, 0.4, 0.6, 40, 4096, 0.25)
 
@@ -178,17 +177,6 @@ def test_metrics_and_data_sets_have_frontiers_of_their_own() -> None:
         replace(first, row=replace(first.row, value=0.1, bytes=5, **{name: "x"})) for name in ("metric", "dataset")
     ]
     assert [each.best for each in mark_best([first, *others])] == [True, True, True]
-
-
-def test_a_law_is_known_by_its_metric() -> None:
-    assert is_law(ROW.as_metric(LAW))
-    assert not is_law(ROW)
-    assert not is_law(ROW.as_metric(CONTROL))
-
-
-def test_groups_come_in_the_order_of_their_first_members() -> None:
-    assert group(["bb", "a", "cc", "ddd"], len) == {2: ["bb", "cc"], 1: ["a"], 3: ["ddd"]}
-    assert group([], len) == {}
 
 
 def test_a_number_is_printed_with_its_runs() -> None:

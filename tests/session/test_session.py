@@ -14,6 +14,7 @@ from byheart.errors import InputError, StateError, StateMismatchError, UsageErro
 from byheart.generation.generate import Generation, Request, RunningSequence
 from byheart.model.backbone import Backbone
 from byheart.protocol.state import nbytes
+from byheart.protocol.state_file import load_hash
 from byheart.session import session as sessions
 from byheart.session.batch import ask_many, write_many
 from byheart.session.opening import load, open_state
@@ -276,6 +277,52 @@ def test_a_text_that_cannot_be_written_leaves_the_memory() -> None:
     assert made.header == header
 
 
+@pytest.mark.parametrize("name", ["full", "last-ffn", "every-kth", "compressed-kv", "window"])
+def test_a_text_without_room_is_refused_before_anything_is_computed(name: str) -> None:
+    """A question must fit too; texts of hundreds of thousands of tokens are refused at once."""
+    options = {
+        "window": {"recent": 600},
+        "every-kth": {"every": 2},
+        "compressed-kv": {"tokens": 2, "segment_tokens": 4},
+    }
+    made, steps = session(name, **options.get(name, {})), []
+    text = "x" * 100_000
+    message = (
+        r"The text has 100,\d{3} tokens, .* would have \d+,?\d+ slots, but the model reads at most 512, \d+ of them"
+    )
+    for write in (
+        made.write,
+        lambda text, **_: made.write_turn("Who?", text),
+        lambda text, **_: write_many([made], [text]),
+    ):
+        with pytest.raises(InputError, match=message):
+            write(text, progress=lambda done, total: steps.append(done))
+    assert (steps, made.header.written) == ([], [])
+
+
+@pytest.mark.parametrize("name", ["full", "window", "latent-pool", "retrieval", "compressed-kv"])
+def test_what_was_written_can_be_asked_until_no_text_is_taken(name: str) -> None:
+    made = load(backbone(), method=name, encoder=tiny_tokenizer())
+
+    def fill() -> None:
+        for _ in range(300):
+            made.write(TEXT * 2)
+            assert made.reading.slots + len(made.prompt("?")) < made.backbone.positions
+
+    with pytest.raises(InputError, match="Write less of it, or take a smaller memory"):
+        fill()
+    list(made.stream("?", max_tokens=1))
+
+
+def test_an_answer_ends_at_the_models_positions_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    made = read("full", "x" * 470)
+    room = made.backbone.positions - made.reading.slots - len(made.prompt("?"))
+    with caplog.at_level("WARNING"):
+        made.ask("?", max_tokens=300, temperature=5.0, seed=1)
+    assert 0 < room < 30
+    assert "the model reads at most 512 tokens" in caplog.text
+
+
 def test_an_interrupted_write_leaves_the_memory() -> None:
     made = read("window")
     before = made.state
@@ -495,7 +542,7 @@ def test_loading_replaces_what_was_held(tmp_path: Path) -> None:
         (lambda: session(chunk_tokens=7), r"other options: it has \{'chunk_tokens': 16\}, .*\{'chunk_tokens': 7\}"),
         (
             lambda: session(own=tiny_backbone(seed=1)),
-            r"another model: it has tiny-llama \(\w+\), .* tiny-llama \(\w+\)",
+            r"another model: it has tiny-llama \([\w.]+\), .* tiny-llama \([\w.]+\)",
         ),
         (lambda: session(own=backbone("llama", torch.bfloat16)), "another precision: it has float32, .* bfloat16"),
         (
@@ -532,6 +579,25 @@ def test_a_failed_save_or_load_leaves_the_session(tmp_path: Path) -> None:
     with pytest.raises(StateError, match="could not be written"):
         made.save(tmp_path / "file" / "one.state")
     assert made.ask(QUESTION, **TALK) == before
+
+
+def test_a_session_knows_which_file_it_has(tmp_path: Path) -> None:
+    made, other = read(), session()
+    assert made.file_hash == ""
+    (tmp_path / "file").touch()
+    with pytest.raises(StateError, match="could not be written"):
+        made.save(tmp_path / "file" / "one.state")
+    assert (made.file_hash, made.header.slots) == ("", 0)
+    made.save(tmp_path / "one.state")
+    other.load(tmp_path / "one.state")
+    assert made.file_hash == other.file_hash == load_hash(tmp_path / "one.state")
+    assert made.fork().file_hash == ""
+    made.write(TEXT)
+    assert made.file_hash == other.file_hash
+    made.save(tmp_path / "one.state")
+    assert made.file_hash == load_hash(tmp_path / "one.state") != other.file_hash
+    made.forget()
+    assert made.file_hash == ""
 
 
 def test_a_file_opens_its_own_model(tmp_path: Path) -> None:

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,12 +18,21 @@ import torch
 from filelock import FileLock
 
 from byheart import load, open_state
-from byheart.errors import CorruptStateError, InputError, StateMismatchError, StoreError, UnknownNameError, UsageError
+from byheart.errors import (
+    CorruptStateError,
+    InputError,
+    StateError,
+    StateMismatchError,
+    StoreError,
+    UnknownNameError,
+    UsageError,
+)
 from byheart.model.backbone import Backbone
 from byheart.protocol import state_file as states
 from byheart.protocol.checkpoint import save_pretrained
 from byheart.session.session import Session
 from byheart.store.folder import Store
+from tests.samples import ROOT
 
 NewSession = Callable[..., Session]
 
@@ -231,6 +246,191 @@ def test_another_writer_is_waited_for_and_named(store: Store, cat: Session, capl
         cat.write("more")
     other.join()
     assert "Memory 'cat' is being written by another process; waiting for it." in caplog.text
+
+
+# ---- what killed writers leave ----
+
+# The process kills itself while its second save is half done, with the lock held.
+_KILLED = """
+import os, sys
+from byheart.protocol import state_file
+from byheart.store.folder import Store
+
+def die(tensors, scratch, metadata):
+    open(scratch, "wb").write(b"half of a memory")
+    os.kill(os.getpid(), 9)
+
+store = Store(sys.argv[1])
+session = store.open("cat")
+state_file.save_file = die
+with store.updating("cat", session):
+    session.write("More.")
+"""
+
+
+def _leave(store: Store, *names: str) -> None:
+    """What killed writers of these memories leave: a file half written, now and in earlier versions, and a lock."""
+    for name in names:
+        for file in (f".{name}.a1b2c3d4.tmp", f".{name}-a1b2c3d4.tmp", f".{name}.lock"):
+            (store.home / file).write_bytes(b"half of a memory")
+
+
+def _files(store: Store) -> list[str]:
+    return sorted(os.listdir(store.home))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="processes are killed otherwise")
+def test_what_a_killed_writer_leaves_is_gone_after_the_next_write(store: Store, cat: Session) -> None:
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", _KILLED, str(store.home)]
+    assert subprocess.run(command, env=environ, capture_output=True, check=False).returncode == -signal.SIGKILL
+    assert len(_files(store)) > 1
+    with store.updating("cat", cat):
+        cat.write("more")
+    assert _files(store) == ["cat.safetensors"]
+
+
+def test_listing_removes_what_is_left_also_of_memories_that_are_no_more(store: Store, cat: Session) -> None:
+    _leave(store, "cat", "dog", "a.b-c")
+    (store.home / ".somebody else's.tmp").write_text("stays")
+    assert [entry.name for entry in store.entries()] == ["cat"]
+    assert _files(store) == [".somebody else's.tmp", "cat.safetensors"]
+
+
+def test_forgetting_removes_all_that_bears_the_name(store: Store, cat: Session) -> None:
+    store.fork("cat", "cat.2")
+    _leave(store, "cat")
+    store.forget("cat")
+    assert _files(store) == ["cat.2.safetensors"]
+
+
+def test_listing_leaves_alone_what_is_being_written(store: Store, cat: Session) -> None:
+    _leave(store, "cat")
+    with FileLock(store.home / ".cat.lock"):
+        assert [entry.name for entry in store.entries()] == ["cat"]
+        assert ".cat.a1b2c3d4.tmp" in _files(store)
+    store.entries()
+    assert _files(store) == ["cat.safetensors"]
+
+
+def test_a_lock_that_goes_lets_one_writer_in_at_a_time(store: Store, cat: Session) -> None:
+    inside, most = 0, 0
+    counting = threading.Lock()
+
+    def enter() -> None:
+        nonlocal inside, most
+        for _ in range(20):
+            with store.updating("cat", cat.fork()):
+                with counting:
+                    inside, most = inside + 1, max(most, inside + 1)
+                with counting:
+                    inside -= 1
+
+    writers = [threading.Thread(target=enter) for _ in range(3)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert most == 1
+    assert _files(store) == ["cat.safetensors"]
+
+
+# ---- what else is in the folder ----
+
+
+@pytest.fixture
+def odd(store: Store, cat: Session) -> list[str]:
+    """The names of things in the folder that are called as memories are, but are none."""
+    store.path("folder").mkdir()
+    store.path("dangling").symlink_to(store.home / "nowhere")
+    store.path("device").symlink_to("/dev/zero")
+    os.mkfifo(store.path("pipe"))
+    with socket.socket(socket.AF_UNIX) as bound:
+        # The path of a socket is short.
+        before = os.getcwd()
+        os.chdir(store.home)
+        bound.bind("socket.safetensors")
+        os.chdir(before)
+    return ["dangling", "device", "folder", "pipe", "socket"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with names")
+def test_what_is_no_file_hides_no_memory_and_is_not_opened(store: Store, odd: list[str]) -> None:
+    entries = {entry.name: entry for entry in store.entries()}
+    assert sorted(entries) == sorted([*odd, "cat"])
+    assert entries["cat"].header is not None
+    for name in odd:
+        assert "is no file that can be read" in entries[name].problem
+        for use in (store.entry, store.forget, store.open):
+            with pytest.raises(StoreError, match=f"'{name}' is no file that can be read"):
+                use(name)
+        with pytest.raises(StoreError, match="There is a memory"):
+            store.fork("cat", name)
+
+
+def test_a_memory_that_another_forgets_meanwhile_is_not_listed(store: Store, cat: Session) -> None:
+    class Forgetful(Store):
+        """Of the names that it lists, one is forgotten before it is examined."""
+
+        def names(self) -> list[str]:
+            found = Store.names(self)
+            self.path("cat").unlink()
+            return found
+
+    store.fork("cat", "dog")
+    assert [entry.name for entry in Forgetful(store.home).entries()] == ["dog"]
+
+
+def test_a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    store = Store(tmp_path / "file")
+    for use in (store.names, store.entries, lambda: store.existing("cat")):
+        with pytest.raises(StoreError, match=r"Memories in '.*file' cannot be listed: Not a directory"):
+            use()
+
+
+def test_the_home_of_nobody_is_a_folder_like_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert Store("~nobody-of-this-name/memories").names() == []
+
+
+# ---- writers agree by what a file holds ----
+
+
+def test_another_text_in_the_same_second_is_not_overwritten(
+    store: Store, cat: Session, new_session: NewSession
+) -> None:
+    store.forget("cat")
+    other = new_session()
+    with store.updating("cat", other):
+        other.write("The dog is called Rexi.")
+    # The same source, second and lengths: only the content differs.
+    written = [replace(entry, at=cat.header.written[0].at) for entry in other.header.written]
+    states.save(store.path("cat"), other.state, replace(other.header, written=written))
+    assert store.entry("cat").header == cat.header
+    with store.updating("cat", cat):
+        assert all(torch.equal(cat.state[name], other.state[name]) for name in other.state)
+
+
+def test_a_save_that_fails_leaves_the_session_usable(
+    store: Store, new_session: NewSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object, **named: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    session = new_session()
+    for texts in (1, 2):
+        with monkeypatch.context() as patch:
+            patch.setattr(states, "save_file", full)
+            with pytest.raises(StateError, match="No space left"), store.updating("cat", session):
+                session.write("The cat is called Muck.")
+        assert len(session.header.written) == texts - 1
+        with store.updating("cat", session):
+            session.write("The cat is called Muck.")
+        header = store.entry("cat").header
+        assert header is not None
+        assert len(header.written) == texts
+        assert session.reading.slots == header.tokens
 
 
 def test_a_home_that_cannot_be_is_said_so(tmp_path: Path, new_session: NewSession) -> None:

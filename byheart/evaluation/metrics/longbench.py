@@ -121,18 +121,10 @@ def _common(wanted: Sequence[str], predicted: Sequence[str]) -> list[str]:
     return words
 
 
+_QUESTIONS = ("narrativeqa", "qasper", "multifieldqa_en", "hotpotqa", "2wikimqa", "musique", "triviaqa")
 _SCORERS: Mapping[str, Scorer] = {
-    "narrativeqa": qa_f1,
-    "qasper": qa_f1,
-    "multifieldqa_en": qa_f1,
-    "hotpotqa": qa_f1,
-    "2wikimqa": qa_f1,
-    "musique": qa_f1,
-    "triviaqa": qa_f1,
-    "gov_report": rouge_l,
-    "qmsum": rouge_l,
-    "multi_news": rouge_l,
-    "samsum": rouge_l,
+    **dict.fromkeys(_QUESTIONS, qa_f1),
+    **dict.fromkeys(("gov_report", "qmsum", "multi_news", "samsum"), rouge_l),
     "passage_retrieval_en": retrieval,
     "passage_count": count,
 }

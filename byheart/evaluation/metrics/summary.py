@@ -1,7 +1,7 @@
 """Scores of summaries, as FastMem reports them (https://arxiv.org/abs/2406.16069): ROUGE, BERTScore and FactKB.
 
 ROUGE and BERTScore come from packages that are imported when they are used. The models of BERTScore and FactKB are
-opened once a process, when the first pair is scored. Each function gives one score for each pair.
+opened once a process, when the first pair is scored.
 """
 
 from __future__ import annotations
@@ -28,34 +28,27 @@ class Rouge(NamedTuple):
     rouge_l_sum: float
 
 
-def rouge(predictions: Sequence[str], references: Sequence[str], *, stemmer: bool = False) -> list[Rouge]:
-    """ROUGE of each prediction by the rouge_score package, on lowercase letters and digits (https://aclanthology.org/W04-1013).
+def rouge(prediction: str, reference: str, *, stemmer: bool = False) -> Rouge:
+    """ROUGE of a prediction by the rouge_score package, on lowercase letters and digits (https://aclanthology.org/W04-1013).
 
     FastMem takes ROUGE-L without a stemmer, CCM (https://arxiv.org/abs/2312.03414) with one. Only line breaks cut a
     text for ``rouge_l_sum``, not full stops: put each sentence on a line of its own, or it equals ``rouge_l``. Hugging
     Face's evaluate, which both used, prints the median of bootstrapped means, so the mean of these differs from theirs
     in the last digits. Raises UsageError.
     """
-    _need_pairs(predictions, references)
     package = _import("rouge_score.rouge_scorer", "ROUGE", "rouge-score")
-    scorer = package.RougeScorer(_ROUGE, use_stemmer=stemmer)
-    pairs = zip(references, predictions, strict=True)
-    found = [scorer.score(reference, prediction) for reference, prediction in pairs]
-    return [Rouge(*(float(each[kind].fmeasure) for kind in _ROUGE)) for each in found]
+    found = package.RougeScorer(_ROUGE, use_stemmer=stemmer).score(reference, prediction)
+    return Rouge(*(float(found[kind].fmeasure) for kind in _ROUGE))
 
 
-def bert_precision(predictions: Sequence[str], articles: Sequence[str]) -> list[float]:
-    """How well each summary's tokens are matched by its *article*, not by the gold summary: FastMem's BERT-P.
+def bert_precision(prediction: str, article: str) -> float:
+    """How well a summary's tokens are matched by its *article*, not by the gold summary: FastMem's BERT-P.
 
     BERTScore's precision (https://arxiv.org/abs/1904.09675) by its model for English, roberta-large, not rescaled. What
     of an article exceeds that model's 512 tokens is not read. Raises UsageError.
     """
-    _need_pairs(predictions, articles)
-    scorer = open_bert_scorer()
-    if not predictions:
-        return []
-    precision, _, _ = scorer.score(list(predictions), list(articles))
-    return [float(value) for value in precision]
+    precision, _, _ = open_bert_scorer().score([prediction], [article])
+    return float(precision[0])
 
 
 @cache
@@ -65,8 +58,8 @@ def open_bert_scorer() -> Any:
     return package.BERTScorer(lang="en", rescale_with_baseline=False)
 
 
-def factkb(predictions: Sequence[str], articles: Sequence[str], *, model: str = FACTKB) -> list[float]:
-    """How likely FactKB (https://arxiv.org/abs/2305.08281) holds each summary to be true to its article.
+def factkb(prediction: str, article: str, *, model: str = FACTKB) -> float:
+    """How likely FactKB (https://arxiv.org/abs/2305.08281) holds a summary to be true to its article.
 
     The pair (summary, article), in this order, by roberta-base's tokenizer, cut at 512 tokens. Raises UsageError, and
     ModelError where the classifier cannot be opened.
@@ -74,9 +67,7 @@ def factkb(predictions: Sequence[str], articles: Sequence[str], *, model: str = 
     Args:
         model: a hub id, or the folder of a copy, whose own tokenizer is taken where there is one.
     """
-    _need_pairs(predictions, articles)
-    classify = open_factkb(model)
-    return truth([classify(summary, article) for summary, article in zip(predictions, articles, strict=True)])
+    return truth(open_factkb(model)(prediction, article))
 
 
 @cache
@@ -88,22 +79,14 @@ def open_factkb(model: str) -> Callable[[str, str], list[float]]:
     return open_classifier(model, words=_FACTKB_WORDS)
 
 
-def truth(logits: Sequence[Sequence[float]]) -> list[float]:
-    """FactKB's score of each pair of logits: the softmax probability of class 1.
+def truth(logits: Sequence[float]) -> float:
+    """FactKB's score of a pair by its logits: the softmax probability of class 1.
 
     Raises UsageError where there are not two.
     """
-    for pair in logits:
-        if len(pair) != 2:
-            raise UsageError(f"FactKB has two classes; a pair has {len(pair)} logits.")
-    return [(1 + math.tanh((true - false) / 2)) / 2 for false, true in logits]
-
-
-def _need_pairs(predictions: Sequence[str], others: Sequence[str]) -> None:
-    if len(predictions) != len(others):
-        raise UsageError(
-            f"Each prediction needs one text to compare with; there are {len(predictions)}, {len(others)}."
-        )
+    if len(logits) != 2:
+        raise UsageError(f"FactKB has two classes; a pair has {len(logits)} logits.")
+    return (1 + math.tanh((logits[1] - logits[0]) / 2)) / 2
 
 
 def _import(module: str, what: str, requirement: str) -> Any:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from byheart.data.records import Fields, required
+from byheart.data.records import Fields, listed, required
 from byheart.evaluation.results import Result
 from byheart.evaluation.task import Answer, Item, Part, Question, Task, shuffled
 
@@ -65,10 +65,5 @@ class Dialogue(Task):
 def _persona_text(persona: Any) -> str:
     """One line per sentence; where both speakers have a persona, each line says whose it is."""
     if isinstance(persona, Mapping):
-        return "\n".join(f"{who}: {line}" for who, lines in persona.items() for line in _lines(lines))
-    return "\n".join(_lines(persona))
-
-
-def _lines(text: Any) -> list[str]:
-    """A list as it is; one text is a list of one."""
-    return [text] if isinstance(text, str) else list(map(str, text or ()))
+        return "\n".join(f"{who}: {line}" for who, lines in persona.items() for line in listed(lines))
+    return "\n".join(map(str, listed(persona)))

@@ -86,9 +86,7 @@ class Edit(Task):
         if any(metric not in found for metric in _METRICS):
             return []
         three = [found[metric] for metric in _METRICS]
-        value = editing_score(*(row.value for row in three))
-        low = editing_score(*(row.low for row in three))
-        high = editing_score(*(row.high for row in three))
+        value, low, high = (editing_score(*bounds) for bounds in zip(*(row.interval for row in three), strict=True))
         return [replace(three[0], metric="score", value=value, low=low, high=high, n=sum(row.n for row in three))]
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 
 from jaxtyping import Float
@@ -20,7 +21,6 @@ from byheart.data.mixture import Mixture, Weighted
 from byheart.data.records import DataSet, Fields
 from byheart.errors import InputError, require_positive
 from byheart.evaluation.task import Answer, Item, Part, Question, Task, Totals
-from byheart.protocol.episode import Episode
 from byheart.text.encoder import ChatEncoder
 
 
@@ -73,7 +73,10 @@ class Gap(Task):
         data = DataSet.of(records)
         turns = all(record.task == "dialog" for record in data.records)
         (segments,) = self.history
-        forms = [self._windows(data, segments, between, seed) for between in self.between]
+        mixture = Mixture(self.encoder, [Weighted(data)], batch=1, seed=seed)
+        mixture = replace(mixture, segment_tokens=self.segment_tokens, target_tokens=self.target_tokens)
+        mixtures = [replace(mixture, target_distractor_tokens=between) for between in self.between]
+        forms = [each.windows(self.windows, segments) for each in mixtures]
         for episodes in zip(*forms, strict=True):
             texts = [tuple(segment.tolist()) for segment in episodes[0].segments]
             questions = tuple(
@@ -85,18 +88,6 @@ class Gap(Task):
                 for episode, between in zip(episodes, self.between, strict=True)
             )
             yield Item(tuple(texts) if turns else (tuple(chain.from_iterable(texts)),), questions)
-
-    def _windows(self, data: DataSet, segments: int, between: int, seed: int) -> list[Episode]:
-        mixture = Mixture(
-            self.encoder,
-            [Weighted(data)],
-            batch=1,
-            segment_tokens=self.segment_tokens,
-            target_tokens=self.target_tokens,
-            target_distractor_tokens=between,
-            seed=seed,
-        )
-        return mixture.windows(self.windows, segments)
 
     def batches(self, items: Mapping[int, Item], size: int) -> list[list[int]]:
         """In their order. Raises InputError where a control has no other window."""

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from statistics import fmean
+from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 from byheart.data.records import Fields, required
 from byheart.errors import UnknownNameError
 from byheart.evaluation.metrics import longbench as longbench_scores
-from byheart.evaluation.results import Result
+from byheart.evaluation.results import Result, average
 from byheart.evaluation.task import Answer, Item, Part, Question, Task, answers_of, shuffled
 
 
@@ -25,6 +26,13 @@ class _Prompt(NamedTuple):
     after: str
     max_tokens: int
     use_chat_template: bool = True
+
+
+@cache
+def _prompts() -> dict[str, _Prompt]:
+    """By data set; the slip "asconcisely" is the published one."""
+    stored = json.loads(Path(__file__).with_name("longbench.json").read_text(encoding="utf-8"))
+    return {subset: _Prompt(**prompt) for subset, prompt in stored.items()}
 
 
 class LongBench(Task):
@@ -47,9 +55,9 @@ class LongBench(Task):
         """One per record."""
         for number, record in shuffled(records, seed):
             subset, answers = str(required(record, "dataset", number)), answers_of(record, number)
-            if subset not in _PROMPTS:
-                raise UnknownNameError(f"English LongBench data set (record {number})", subset, _PROMPTS)
-            prompt, context = _PROMPTS[subset], str(required(record, "context", number))
+            if subset not in _prompts():
+                raise UnknownNameError(f"English LongBench data set (record {number})", subset, _prompts())
+            prompt, context = _prompts()[subset], str(required(record, "context", number))
             # Of trec alone the classes are needed; other records have null.
             classes = tuple(required(record, "all_classes", number)) if subset == "trec" else ()
             asked = prompt.after
@@ -75,105 +83,13 @@ class LongBench(Task):
         """The mean over data sets, where there are several; its bounds are the means of theirs, mostly too wide."""
         if len(rows) < 2:
             return []
-        value, low, high = (fmean(bounds) for bounds in zip(*((r.value, r.low, r.high) for r in rows), strict=True))
         n = sum(row.n for row in rows)
         kept = round(sum(row.bytes * row.n for row in rows) / n)
         seconds = sum(row.seconds * row.n for row in rows) / n
-        mean = replace(rows[0], metric="average", n=n, bytes=kept, seconds=seconds, conditions={}, costs={})
-        return [replace(mean, value=value, low=low, high=high)]
+        return [average(rows, metric="average", n=n, bytes=kept, seconds=seconds, conditions={}, costs={})]
 
 
 def _last_words(text: str, words: int) -> str:
     """The end of a text, whitespace between its words as it is; all of it for 0."""
     begins = [found.start() for found in re.finditer(r"\S+", text)] if words else []
     return text[begins[-words] :] if len(begins) > words else text
-
-
-_PASSAGES = _Prompt(
-    "Answer the question based on the given passages. Only give me the answer and do not output any other words.\n\n"
-    "The following are given passages.\n",
-    "Answer the question based on the given passages. Only give me the answer and do not output any other words.\n\n"
-    "Question: {input}\nAnswer:",
-    32,
-)
-_BRIEFLY = "the question asconcisely as you can, using a single phrase if possible. Do not provide any explanation.\n\n"
-_ARTICLE = (
-    "as concisely as you can, using a single phrase or sentence if possible. If the question cannot be answered based "
-    'on the information in the article, write "unanswerable". If the question is a yes/no question, answer "yes", '
-    '"no", or "unanswerable". Do not provide any explanation.\n\n'
-)
-_PROMPTS: Mapping[str, _Prompt] = {
-    # The slip "asconcisely" is the published one.
-    "narrativeqa": _Prompt(
-        "You are given a story, which can be either a novel or a movie script, and a question. Answer "
-        f"{_BRIEFLY}Story: ",
-        "Now, answer the question based on the story asconcisely as you can, using a single phrase if possible. "
-        "Do not provide any explanation.\n\nQuestion: {input}\n\nAnswer:",
-        128,
-    ),
-    "qasper": _Prompt(
-        f"You are given a scientific article and a question. Answer the question {_ARTICLE}Article: ",
-        f"Answer the question based on the above article {_ARTICLE}Question: {{input}}\n\nAnswer:",
-        128,
-    ),
-    "multifieldqa_en": _Prompt(
-        "Read the following text and answer briefly.\n\n",
-        "Now, answer the following question based on the above text, only give me the answer and do not output any "
-        "other words.\n\nQuestion: {input}\nAnswer:",
-        64,
-    ),
-    "hotpotqa": _PASSAGES,
-    "2wikimqa": _PASSAGES,
-    "musique": _PASSAGES,
-    "gov_report": _Prompt(
-        "You are given a report by a government agency. Write a one-page summary of the report.\n\nReport:\n",
-        "Now, write a one-page summary of the report.\n\nSummary:",
-        512,
-    ),
-    "qmsum": _Prompt(
-        "You are given a meeting transcript and a query containing a question or instruction. Answer the query in one "
-        "or more sentences.\n\nTranscript:\n",
-        "Now, answer the query based on the above meeting transcript in one or more sentences.\n\n"
-        "Query: {input}\nAnswer:",
-        512,
-    ),
-    "multi_news": _Prompt(
-        "You are given several news passages. Write a one-page summary of all news. \n\nNews:\n",
-        "Now, write a one-page summary of all the news.\n\nSummary:",
-        512,
-    ),
-    "trec": _Prompt(
-        "Please determine the type of the question below. Here are some examples of questions.\n\n",
-        "\n{input}",
-        64,
-        use_chat_template=False,
-    ),
-    "triviaqa": _Prompt(
-        "Answer the question based on the given passage. Only give me the answer and do not output any other words. "
-        "The following are some examples.\n\n",
-        "\n\n{input}",
-        32,
-        use_chat_template=False,
-    ),
-    "samsum": _Prompt(
-        "Summarize the dialogue into a few short sentences. The following are some examples.\n\n",
-        "\n\n{input}",
-        128,
-        use_chat_template=False,
-    ),
-    "passage_count": _Prompt(
-        "There are some paragraphs below sourced from Wikipedia. Some of them may be duplicates. Please carefully read "
-        "these paragraphs and determine how many unique paragraphs there are after removing duplicates. In other "
-        "words, how many non-repeating paragraphs are there in total?\n\n",
-        "Please enter the final count of unique paragraphs after removing duplicates. The output format should only "
-        "contain the number, such as 1, 2, 3, and so on.\n\nThe final answer is: ",
-        32,
-    ),
-    "passage_retrieval_en": _Prompt(
-        "Here are 30 paragraphs from Wikipedia, along with an abstract. Please determine which paragraph the abstract "
-        "is from.\n\n",
-        "The following is an abstract.\n\n{input}\n\nPlease enter the number of the paragraph that the abstract is "
-        'from. The answer format must be like "Paragraph 1", "Paragraph 2", etc.\n\nThe answer is: ',
-        32,
-    ),
-}

@@ -1,7 +1,7 @@
 """Eleven tasks of text classification and multiple choice, without any memory of a text.
 
 The evaluation of "Empirical Study on Updating Key-Value Memories in Transformer Feed-forward Layers" (Qiu et al. 2024,
-arXiv 2402.12233), for a model whose feed-forward keys or values were tuned. How a record is asked: ``prompts.PROMPTS``.
+arXiv 2402.12233), for a model whose feed-forward keys or values were tuned. How a record is asked: ``data.prompts``.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain
+from itertools import chain, product
 
 from byheart.data.records import Fields, required
 from byheart.errors import InputError
@@ -56,11 +56,9 @@ class Needle(Task):
         if len(filler) < max(self.lengths):
             raise InputError(f"The data have {len(filler)} words, but the longest text is to have {max(self.lengths)}.")
         draw = random.Random(f"needle {seed}")
-        for _ in range(self.needles):
-            for length in self.lengths:
-                for depth in self.depths:
-                    begin = draw.randrange(len(filler) - length + 1)
-                    yield self._item(filler[begin : begin + length], depth, draw)
+        for _, length, depth in product(range(self.needles), self.lengths, self.depths):
+            begin = draw.randrange(len(filler) - length + 1)
+            yield self._item(filler[begin : begin + length], depth, draw)
 
     def _item(self, words: Sequence[str], depth: float, draw: random.Random) -> Item:
         city, number = draw.choice(_CITIES), str(draw.randrange(10_000, 100_000))

@@ -85,5 +85,5 @@ class Retention(Task):
 
     def _law(self, start: Result, row: Result) -> Result:
         kept = (1 - self.share) ** row.conditions["distractors"]
-        value, low, high = (self.floor + (bound - self.floor) * kept for bound in (start.value, start.low, start.high))
-        return replace(row.as_metric(LAW), value=value, low=low, high=high)
+        law = start.mapped(LAW, lambda accuracy: self.floor + (accuracy - self.floor) * kept)
+        return replace(row, metric=LAW, value=law.value, low=law.low, high=law.high, higher_is_better=None)

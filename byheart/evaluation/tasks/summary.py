@@ -39,11 +39,15 @@ class Summary(Task):
         self, *, dataset: str = "", words: int = 5000, bertscore: bool = False, factkb: bool | str = False
     ) -> None:
         self.dataset, self.words, self.bertscore, self.factkb = dataset, words, bertscore, factkb
+        self._factkb = summary_scores.FACTKB if factkb is True else str(factkb)
 
     def items(self, records: Sequence[Fields], seed: int) -> Iterator[Item]:
         """One per article. A package that a score lacks is named here, before anything is generated."""
-        summary_scores.rouge([], [])
-        self._by_article([], [])
+        summary_scores.rouge("", "")
+        if self.bertscore:
+            summary_scores.open_bert_scorer()
+        if self.factkb:
+            summary_scores.open_factkb(self._factkb)
         for number, record in shuffled(records, seed):
             name = self._dataset(record) or str(required(record, "dataset", number))
             if name not in _ASKED:
@@ -54,21 +58,14 @@ class Summary(Task):
 
     def score(self, question: Question, answer: Answer) -> Mapping[str, float | Part]:
         """ROUGE without a stemmer, by the best of the gold summaries."""
-        golds = question.answers
-        found = max(summary_scores.rouge([answer.text] * len(golds), golds), key=lambda scores: scores.rouge_l)
+        found = max((summary_scores.rouge(answer.text, gold) for gold in question.answers), key=lambda by: by.rouge_l)
         scores: dict[str, float | Part] = {"rouge1": found.rouge1, "rouge2": found.rouge2, "rouge_l": found.rouge_l}
-        by_article = self._by_article([answer.text], [question.about["article"]])
-        return {**scores, **{name: value for name, (value,) in by_article.items()}}
-
-    def _by_article(self, texts: Sequence[str], articles: Sequence[str]) -> dict[str, list[float]]:
-        """The scores against the article that are asked for."""
-        found: dict[str, list[float]] = {}
+        pair = answer.text, question.about["article"]
         if self.bertscore:
-            found["bert_precision"] = summary_scores.bert_precision(texts, articles)
+            scores["bert_precision"] = summary_scores.bert_precision(*pair)
         if self.factkb:
-            model = summary_scores.FACTKB if self.factkb is True else str(self.factkb)
-            found["factkb"] = summary_scores.factkb(texts, articles, model=model)
-        return found
+            scores["factkb"] = summary_scores.factkb(*pair, model=self._factkb)
+        return scores
 
     def _dataset(self, record: Fields) -> str:
         """The name in the record, that of the hub counting as the short one; else the option."""

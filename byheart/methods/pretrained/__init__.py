@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from byheart.model.fingerprint import without_remainder
+
 # A package that is installed is a folder: the weights are read in place.
 FOLDER = Path(__file__).parent
 
@@ -22,12 +24,13 @@ FOLDER = Path(__file__).parent
 def find(method: str, backbone: str, options: Mapping[str, Any]) -> Path | None:
     """The folder of this method's pretrained parts for the model of fingerprint ``backbone`` that has these options.
 
-    Options that are not given may have any value; of several folders, the first by name. None where there is none.
+    They serve the model in any precision. Options that are not given may have any value; of several folders, the first
+    by name. None where there is none.
     """
     wanted = json.loads(json.dumps(dict(options)))
     for file in sorted(FOLDER.glob("*/method.json")):
         card = json.loads(file.read_text(encoding="utf-8"))
-        same = (card["method"], card["backbone"]) == (method, backbone)
+        same = (card["method"], without_remainder(card["backbone"])) == (method, without_remainder(backbone))
         if same and all(card["options"].get(name) == value for name, value in wanted.items()):
             return file.parent
     return None

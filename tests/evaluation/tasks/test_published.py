@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from byheart.data.prompts import PROMPTS
+from byheart.data.prompts import prompts
 from byheart.data.records import rows
 from byheart.errors import InputError, UnknownNameError, UsageError
 from byheart.evaluation.evaluate import evaluate
@@ -228,7 +228,7 @@ def test_prompts_are_the_published_ones() -> None:
     assert asked(dataset="swag", context="He", choices=list("abcd"), label=0).text.endswith(
         "A.a. B.b. C.c. D.d### Choice:"
     )
-    assert {"newsgroups20", "boolq", "copa", "cb", "rte", "qnli", "race", "mnli", "wnli", "swag"} <= PROMPTS.keys()
+    assert {"newsgroups20", "boolq", "copa", "cb", "rte", "qnli", "race", "mnli", "wnli", "swag"} <= prompts().keys()
 
 
 def test_a_long_passage_is_cut_and_a_short_one_left_as_it_is() -> None:
@@ -432,13 +432,13 @@ def test_a_summary_is_compared_with_the_gold_one_and_its_article(monkeypatch: py
     assert found == {"rouge1": 0.5, "rouge2": 0.0, "rouge_l": 0.5}
     assert Summary().score(asked, Answer("Cat ran."))["rouge1"] == 0.5
     given: list[Any] = []
-    monkeypatch.setattr(summary_scores, "bert_precision", lambda *texts: given.append(texts) or [0.9])
+    monkeypatch.setattr(summary_scores, "bert_precision", lambda *texts: given.append(texts) or 0.9)
     assert Summary(bertscore=True).score(asked, Answer("Cats."))["bert_precision"] == 0.9
-    assert given == [(["Cats."], ["The cats ran"])]
-    monkeypatch.setattr(summary_scores, "factkb", lambda *texts, model: given.append((*texts, model)) or [0.1])
+    assert given == [("Cats.", "The cats ran")]
+    monkeypatch.setattr(summary_scores, "factkb", lambda *texts, model: given.append((*texts, model)) or 0.1)
     for option, model in ((True, "bunsenfeng/FactKB"), ("a/folder", "a/folder")):
         assert Summary(factkb=option).score(asked, Answer("Cats."))["factkb"] == 0.1
-        assert given.pop() == (["Cats."], ["The cats ran"], model)
+        assert given.pop() == ("Cats.", "The cats ran", model)
     with pytest.raises(UnknownNameError, match=r"no prompt of summary for the data set 'xsun'\. Did you mean 'xsum'"):
         list(Summary().items([{**record, "dataset": "xsun"}], 0))
     with pytest.raises(InputError, match="Record 1 has no 'dataset'"):
