@@ -4,7 +4,7 @@ BIN := .venv/bin
 export GOMP_SPINCOUNT ?= 1000
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint format bench docs size update test-oldest test-newest test-slow
+.PHONY: help demo test check lint format bench attack docs size update test-oldest test-newest test-slow
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
@@ -41,6 +41,10 @@ format: .venv/.dev  ## format the code and mend what the linter can
 bench: .venv/.dev  ## measure what a memory costs
 	$(BIN)/python benchmarks/cost.py
 	$(BIN)/python benchmarks/tables.py
+
+attack: .venv/.dev  ## attack byheart for half an hour, and write what got through
+	$(BIN)/python -m tests.faults.report --out benchmarks/results/attack.json; failed=$$?; \
+	$(BIN)/python benchmarks/tables.py; exit $$failed
 
 docs: .venv/.dev  ## build the documentation into site/; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict

@@ -1,4 +1,4 @@
-"""Put the tables of the result files into README.md and docs/explanation/costs.md, between their markers.
+"""Put the tables of the result files into the pages that show them, between their markers.
 
 python benchmarks/tables.py
 """
@@ -123,12 +123,27 @@ def contention_table(results: Path) -> str:
     return "\n".join([*lines, "", command])
 
 
+def attack_table(results: Path) -> str:
+    """What ``python -m tests.faults.report`` tried, and how much of it got through, before and now."""
+    stored = json.loads(results.read_text())
+    before = {row["name"]: row for row in stored["before"]["rows"]}
+    lines = ["| attack | what is tried, and what counts as a failure | failures before | now |", "|---|---|---|---|"]
+    for row in stored["now"]["rows"]:
+        counts = [f"{run['failures']:,} of {run['tries']:,}" if run else "" for run in (before.get(row["name"]), row)]
+        lines.append(f"| `{row['name']}` | {row['what']} | {counts[0]} | **{counts[1]}** |")
+    versions = " and ".join(f"byheart {stored[when]['about']['byheart']}" for when in ("before", "now"))
+    about = stored["now"]["about"]
+    made = f"seed {about['seed']}; PyTorch {about['torch']}, transformers {about['transformers']}; {versions}"
+    return "\n".join([*lines, "", f"Made by `make attack` ({made}) into `{results.relative_to(ROOT)}`."])
+
+
 TABLES: dict[str, Callable[[Path], str]] = {
     "cost": cost_table,
     "training": training_table,
     "questions": questions_table,
     "tasks": tasks_table,
     "contention": contention_table,
+    "attack": attack_table,
 }
 
 
@@ -139,6 +154,7 @@ PAGES = {
     "questions": COSTS,
     "tasks": ROOT / "README.md",
     "contention": ROOT / "docs" / "how-to" / "threads.md",
+    "attack": ROOT / "docs" / "explanation" / "threat-model.md",
 }
 
 

@@ -43,10 +43,8 @@ class LoRA(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if not 0 < rank <= backbone.dim:
-            raise UsageError(f"rank must be above 0 and at most {backbone.dim}, the model's width; it is {rank}.")
         self.paths = tuple(paths)
-        self.scale, self.dropout = alpha / rank, dropout
+        self.scale, self.dropout = alpha / max(rank, 1), dropout
         generator = torch.Generator().manual_seed(seed)
         self.down = nn.ParameterList()
         self.up = nn.ParameterList()

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import AliasChoices, Field, field_validator
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save as serialize
 from torch import Tensor
 
 from byheart.errors import CheckpointError, StateMismatchError
@@ -84,8 +84,9 @@ def save_pretrained(method: Method, folder: str | Path) -> None:
     path.mkdir(parents=True, exist_ok=True)
     card = {"method": method.name, "options": method.options(), "backbone": method.backbone.fingerprint}
     sweep(path / WEIGHTS)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in method.state_dict().items()}
     with replacing(path / WEIGHTS) as weights:
-        save_file({k: v.detach().cpu().contiguous() for k, v in method.state_dict().items()}, weights)
+        weights.write_bytes(serialize(tensors))
     with replacing(path / CARD) as written:
         written.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
 

@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors.torch import save_file
+from safetensors.torch import save as serialize
 from torch import Tensor
 
 from byheart.files import replacing
@@ -55,6 +55,6 @@ def write(
     }
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / "adapter_model.safetensors") as weights:
-        save_file(tensors, weights, metadata={"format": "pt"})
+        weights.write_bytes(serialize(dict(tensors), metadata={"format": "pt"}))
     with replacing(folder / "adapter_config.json") as written:
         written.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import save as serialize
 from torch import Tensor
 
 from byheart.errors import CorruptStateError, StateError
@@ -62,8 +62,8 @@ def save(path: Path, state: State, header: Header) -> tuple[int, str]:
         parse_header(path, text)
         metadata = {"byheart": text, "hash": _hash(tensors, text)}
         with replacing(path) as scratch:
-            save_file(tensors, scratch, metadata=metadata)
-            size = scratch.stat().st_size
+            # safetensors' own writer makes a file of its own beside this one, which nobody would sweep.
+            size = scratch.write_bytes(serialize(tensors, metadata=metadata))
     except (OSError, SafetensorError, ValueError) as error:
         raise StateError(f"'{path}' could not be written: {error}. The earlier memory is as it was.") from error
     return size, metadata["hash"]

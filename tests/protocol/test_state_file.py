@@ -418,17 +418,18 @@ def fails(error: BaseException) -> Callable[..., None]:
     return fail
 
 
-def half(tensors: object, target: str, **kwargs: object) -> None:
+def half(path: Path, content: bytes) -> None:
     """A full disk in the middle of writing."""
-    Path(target).write_bytes(b"half")
+    with path.open("wb") as file:
+        file.write(content[: len(content) // 2])
     raise OSError(28, "No space left on device")
 
 
 @pytest.mark.parametrize(
     ("where", "name", "failing"),
     [
-        (states, "save_file", half),
-        (states, "save_file", fails(SafetensorError("cannot"))),
+        (Path, "write_bytes", half),
+        (states, "serialize", fails(SafetensorError("cannot"))),
         (os, "replace", fails(PermissionError(13, "Permission denied"))),
         (os, "fsync", fails(OSError(5, "Input/output error"))),
     ],
@@ -447,7 +448,7 @@ def test_a_failed_write_leaves_the_earlier_file_and_nothing_else(
 def test_an_interrupted_write_leaves_the_earlier_file_and_nothing_else(
     path: Path, kept: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(states, "save_file", fails(KeyboardInterrupt()))
+    monkeypatch.setattr(states, "serialize", fails(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
         save(path, {"a": torch.ones(3)}, HEADER)
     assert path.read_bytes() == kept

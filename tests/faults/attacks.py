@@ -1,0 +1,28 @@
+"""The table of all attacks."""
+
+from __future__ import annotations
+
+from tests.faults import (
+    arguments,
+    checkpoints,
+    crash,
+    lengths,
+    listing,
+    malicious,
+    pairs,
+    processes,
+    states,
+)
+from tests.faults.attack import Attack
+
+ATTACKS: tuple[Attack, ...] = (
+    *malicious.ATTACKS,
+    *crash.ATTACKS,
+    *lengths.ATTACKS,
+    *states.ATTACKS,
+    *pairs.ATTACKS,
+    *arguments.ATTACKS,
+    *listing.ATTACKS,
+    *processes.ATTACKS,
+    *checkpoints.ATTACKS,
+)
