@@ -147,6 +147,8 @@ def _base(base: str | Path | Backbone, base_lora: str | Path | None, *, dtype: s
         backbone = Backbone.open(str(base), dtype=dtype, device=device)
         if base_lora is not None:
             _merge(backbone, Path(base_lora).expanduser())
+            # Its weights are others now, and so is its fingerprint.
+            return Backbone(backbone.model, source=backbone.source)
         return backbone
     if base_lora is not None:
         raise UsageError(

@@ -259,10 +259,12 @@ def test_a_saved_memory_is_read_as_it_was_written() -> None:
 
 
 def test_a_memory_without_room_for_a_request() -> None:
-    model = tiny_model(max_position_embeddings=16)
+    model = tiny_model(max_position_embeddings=64)
     own = load(Backbone(model), method="full", encoder=tiny_tokenizer())
+    kept = harness.keep(own, ["fifteen letters"])
+    model.config.max_position_embeddings = 16
     with pytest.raises(InputError, match=r"15 slots leave no room for a request: the model reads at most 16"):
-        harness.language_model(own, harness.keep(own, ["fifteen letters"]))
+        harness.language_model(own, kept)
 
 
 def test_an_answer_without_room(folder: Path) -> None:

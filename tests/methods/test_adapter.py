@@ -206,6 +206,8 @@ def test_a_base_in_four_bits_needs_a_gpu_and_a_package(
     with pytest.raises(UsageError, match=r"dtype '4bit' needs a GPU; the device is 'cpu'\."):
         made.run(tmp_path / "out")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match="pip install bitsandbytes"):
         Backbone.open(str(tiny_folder), dtype="4bit", device="cuda")
