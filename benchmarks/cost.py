@@ -97,7 +97,7 @@ class Bench:
         self.cache_argument = self.backbone.anatomy.cache_argument
         self.rows: list[Row] = []
         generator = torch.Generator().manual_seed(0)
-        self.tokens = torch.randint(100, self.backbone.embedding_table.shape[0], (1, 8192), generator=generator)
+        self.tokens = torch.randint(100, self.backbone.embedding.weight.shape[0], (1, 8192), generator=generator)
 
     def add(self, name: str, what: str, floor: str, must: str, timed: Measured, note: str = "") -> None:
         """Record a row and say it."""

@@ -98,7 +98,7 @@ class Contestant:
 
     def __init__(self, loss: Callable[[Tensor], Tensor], parameters: Iterable[Tensor], *, backbone: Backbone) -> None:
         self.loss = loss
-        self.vocabulary = len(backbone.embedding_table)
+        self.vocabulary = len(backbone.embedding.weight)
         self.optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
 
     def step(self, tokens: Tensor) -> float:

@@ -95,3 +95,16 @@ def require_positive(**values: int | float) -> None:
     for name, value in values.items():
         if value <= 0:
             raise UsageError(f"{name} must be above 0; it is {value}.")
+
+
+def require_not_negative(**values: int | float) -> None:
+    """Raise UsageError for any value that is below zero."""
+    for name, value in values.items():
+        if value < 0:
+            raise UsageError(f"{name} must be 0 or more; it is {value}.")
+
+
+def require_one_of(name: str, value: str, allowed: Iterable[str]) -> None:
+    """Raise UsageError for a value that is none of those allowed."""
+    if value not in allowed:
+        raise UsageError(f"{name} must be one of {', '.join(allowed)}; it is '{value}'.")

@@ -129,10 +129,10 @@ def replacing(path: Path) -> Iterator[Path]:
         yield scratch
         with contextlib.suppress(FileNotFoundError):
             scratch.chmod(stat.S_IMODE(target.stat().st_mode))
-        _sync(scratch)
+        sync(scratch)
         scratch.replace(target)
         with contextlib.suppress(OSError):
-            _sync(target.parent)
+            sync(target.parent)
     finally:
         scratch.unlink(missing_ok=True)
 
@@ -174,7 +174,7 @@ def cached(kind: str, key: str, find: Callable[[], Value]) -> Value:
     return found
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Make what was written to a file, or renamed in a folder, durable."""
     handle = os.open(path, os.O_RDONLY)
     try:

@@ -12,18 +12,12 @@ from torch import Tensor
 
 from byheart.errors import UsageError
 from byheart.generation.decoding import Decoding
-from byheart.model.backbone import Backbone
 from byheart.model.reading import Reading
 
 
 def contrast(conditional: Tensor, unconditional: Tensor, strength: float) -> Tensor:
     """Scores that favour what the first distribution has over the second."""
     return (1 + strength) * conditional - strength * unconditional
-
-
-def is_in_last_block(backbone: Backbone, reading: Reading) -> bool:
-    """Whether all deltas sit in the last layer's feed-forward block: then that block alone has to run twice."""
-    return set(reading.deltas) <= set(backbone.feed_forward_roles(len(backbone.layers) - 1))
 
 
 def require_contrast(decoding: Decoding, readings: Sequence[Reading]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypedDict
 
-from byheart.errors import UnknownNameError, UsageError
+from byheart.errors import UnknownNameError, UsageError, require_not_negative
 
 _COOLEST, _HOTTEST = 1e-6, 1e6
 """Temperatures between which scores, divided by them, remain numbers of single precision."""
@@ -48,8 +48,7 @@ class Decoding:
             )
         if not 0 < self.top_p <= 1:
             raise UsageError(f"top_p must be above 0 and at most 1; it is {self.top_p}.")
-        if self.top_k < 0:
-            raise UsageError(f"top_k must be 0 or more; it is {self.top_k}.")
+        require_not_negative(top_k=self.top_k)
         if self.seed is not None and not 0 <= self.seed < 1 << 64:
             raise UsageError(f"seed must be 0 or more, and below 2**64; it is {self.seed}.")
         chosen = [name for name in ("contrast", "context_aware", "dola") if vars(self)[name] is not None]

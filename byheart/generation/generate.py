@@ -3,27 +3,26 @@
 A sequence joins and leaves between steps. It has its own reading, decoding and random numbers, so what it says does not
 depend on its neighbours, and once it has ended it costs nothing. It knows tokens; it does not know text.
 
-Dimensions: T tokens.
+Dimensions: T tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from byheart.errors import UsageError
 from byheart.generation.decoding import Decoding
-from byheart.generation.lanes import Lane, LaneBatch, cast_deltas, make_lane, rows_of
-from byheart.generation.prompts import require_room
-from byheart.generation.sampling import make_generator, sample
+from byheart.generation.dola import candidate_layers
+from byheart.generation.lanes import Lane, LaneBatch, require_room, rows_of
 from byheart.model.backbone import Backbone
 from byheart.model.kv_cache import PrefixCache
-from byheart.model.reading import Delta, Reading
+from byheart.model.reading import Delta, Reading, cast
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +55,8 @@ class RunningSequence:
         self.tokens: list[int] = []
         self.last: int | None = None
         self.ended = False
-        self._random = make_generator(request.decoding)
+        seed = request.decoding.seed
+        self._random = None if seed is None else torch.Generator().manual_seed(seed)
 
     def choose(self, scores: Tensor, likeliest: int) -> None:
         """Take the next token from its scores (V,), or end."""
@@ -85,12 +85,13 @@ class Generation:
         self.backbone = backbone
         self.running: list[RunningSequence] = []
         self._parts: list[_Part] = []
-        self._lent = _Lent(cache) if cache is not None else None
+        self._lent, self._is_taken = cache, False
+        self._held = (cache.valid, cache.get_seq_length()) if cache is not None else (None, 0)
 
     def add(self, requests: Sequence[Request]) -> list[RunningSequence]:
         """Read the prompts; the first tokens come with the next step. Raises InputError and UsageError."""
         sequences = [RunningSequence(request, self._room(request)) for request in requests]
-        deltas = cast_deltas([request.reading for request in requests], self.backbone.dtype)
+        deltas = cast([request.reading.deltas for request in requests], self.backbone.dtype)
         lanes = [self._lane(request, own) for request, own in zip(requests, deltas, strict=True)]
         room = max(len(lane.prompt) for lane in rows_of(lanes)) + max(sequence.most for sequence in sequences)
         batch = LaneBatch(self.backbone, lanes, self._cache(lanes, room))
@@ -120,7 +121,9 @@ class Generation:
         """End all sequences and give a lent cache back."""
         self.running, self._parts = [], []
         if self._lent is not None:
-            self._lent.give_back()
+            valid, slots = self._held
+            self._lent.crop(slots - self._lent.get_seq_length())
+            self._lent.valid = valid
 
     def _room(self, request: Request) -> int:
         """How many tokens of an answer the model has positions for. Raises InputError where there are none."""
@@ -130,13 +133,26 @@ class Generation:
         return min(room, require_room(self.backbone, request.unconditional_prompt, Reading()))
 
     def _lane(self, request: Request, deltas: Mapping[str, Delta]) -> Lane:
-        other = request.prompt if request.unconditional_prompt is None else request.unconditional_prompt
-        return make_lane(self.backbone, request.prompt, request.reading, request.decoding, other, deltas)
+        """The lane of a sequence, with the second lane that its decoding needs; ``deltas`` in the model's type."""
+        decoding, other = request.decoding, request.unconditional_prompt
+        lane = Lane(request.prompt, replace(request.reading, deltas={}), deltas)
+        if decoding.dola is not None:
+            return replace(lane, layers=candidate_layers(decoding.dola, len(self.backbone.layers)))
+        if decoding.context_aware is not None:
+            alone = Lane(request.prompt if other is None else other, Reading())
+            return replace(lane, strength=decoding.context_aware, unconditional=alone)
+        if decoding.contrast is None or not deltas:
+            return lane
+        # Where all changes sit in the last feed-forward block, that block alone has to run twice.
+        if set(deltas) <= set(self.backbone.feed_forward_roles(len(self.backbone.layers) - 1)):
+            return replace(lane, deltas={}, block_deltas=deltas, strength=decoding.contrast)
+        return replace(lane, strength=decoding.contrast, unconditional=Lane(request.prompt, lane.reading))
 
     def _cache(self, lanes: Sequence[Lane], room: int) -> PrefixCache:
         rows = rows_of(lanes)
-        if self._lent is not None and not self._lent.taken and len(rows) == len(lanes):
-            return self._lent.take()
+        if self._lent is not None and not self._is_taken and len(rows) == len(lanes):
+            self._is_taken = True
+            return self._lent
         # A prefix that can be learned from would make the cache so too, and tie it to the passes that fill it.
         with torch.no_grad(), self.backbone.reading([lane.reading for lane in rows], room=room) as cache:
             return cache
@@ -146,11 +162,13 @@ class Generation:
         self.running = [sequence for sequence in self.running if not sequence.ended]
         with torch.inference_mode():
             for part in self._parts:
-                part.leave_out(keep_rows=self._lent is not None and part.batch.cache is self._lent.cache)
-            self._parts = [part for part in self._parts if part.is_running]
+                if part.batch.cache is not self._lent:
+                    part.leave_out_ended()
+            self._parts = [part for part in self._parts if not all(sequence.ended for sequence in part.sequences)]
             ready = [part for part in self._parts if part.scores is None]
             for part in ready[1:]:
-                ready[0].join(part)
+                ready[0].batch.join(part.batch)
+                ready[0].sequences += part.sequences
                 self._parts.remove(part)
 
 
@@ -162,10 +180,6 @@ class _Part:
     sequences: list[RunningSequence]
     scores: Tensor | None
 
-    @property
-    def is_running(self) -> bool:
-        return any(not sequence.ended for sequence in self.sequences)
-
     def advance(self) -> None:
         scores = self.scores
         if scores is None:
@@ -175,34 +189,28 @@ class _Part:
             if not sequence.ended:
                 sequence.choose(row, likeliest)
 
-    def leave_out(self, *, keep_rows: bool) -> None:
-        ended = [number for number, sequence in enumerate(self.sequences) if sequence.ended]
-        if not ended or keep_rows:
+    def leave_out_ended(self) -> None:
+        running = [number for number, sequence in enumerate(self.sequences) if not sequence.ended]
+        if len(running) == len(self.sequences):
             return
         if self.scores is not None:
-            self.scores = self.scores[[number for number in range(len(self.sequences)) if number not in ended]]
-        self.batch.remove(ended)
-        self.sequences = [sequence for sequence in self.sequences if not sequence.ended]
-
-    def join(self, other: _Part) -> None:
-        self.batch.join(other.batch)
-        self.sequences += other.sequences
+            self.scores = self.scores[running]
+        self.batch.keep(running)
+        self.sequences = [self.sequences[number] for number in running]
 
 
-class _Lent:
-    """A cache of somebody else's, and what it held."""
-
-    def __init__(self, cache: PrefixCache) -> None:
-        self.cache, self.valid, self.slots = cache, cache.valid, cache.get_seq_length()
-        self.taken = False
-
-    def take(self) -> PrefixCache:
-        self.taken = True
-        return self.cache
-
-    def give_back(self) -> None:
-        self.cache.crop(self.slots - self.cache.get_seq_length())
-        self.cache.valid = self.valid
+def sample(scores: Float[Tensor, " V"], decoding: Decoding, generator: torch.Generator | None) -> int:
+    """A token drawn from the scores at a temperature above 0; by PyTorch's own random numbers without a generator."""
+    ordered, tokens = (scores / decoding.temperature).sort(descending=True)
+    probabilities = torch.softmax(ordered, dim=-1)
+    before = probabilities.cumsum(-1) - probabilities
+    allowed = before < decoding.top_p
+    # The likeliest always is: a probability that single precision does not hold leaves no other.
+    allowed[0] = True
+    if decoding.top_k:
+        allowed[decoding.top_k :] = False
+    drawn = torch.multinomial((probabilities * allowed).cpu(), 1, generator=generator)
+    return int(tokens[drawn.to(tokens.device)])
 
 
 def generate(

@@ -11,16 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from byheart.generation.contrast import contrast, is_in_last_block
-from byheart.generation.decoding import Decoding
-from byheart.generation.dola import candidate_layers, dola_scores
-from byheart.generation.prompts import pad_left
+from byheart.errors import InputError
+from byheart.generation.contrast import contrast
+from byheart.generation.dola import dola_scores
 from byheart.model.backbone import Backbone
 from byheart.model.kv_cache import PrefixCache
 from byheart.model.reading import Delta, Reading
@@ -44,42 +44,6 @@ class Lane:
     unconditional: Lane | None = None
 
 
-def cast_deltas(readings: Sequence[Reading], dtype: torch.dtype) -> list[dict[str, Delta]]:
-    """Each reading's deltas in ``dtype``; those that several share are converted once and stay shared.
-
-    Rows that share a change go through one product with it.
-    """
-    originals = {id(delta): delta for reading in readings for delta in reading.deltas.values()}
-    converted = {key: delta.to(dtype) for key, delta in originals.items()}
-    return [{path: converted[id(delta)] for path, delta in reading.deltas.items()} for reading in readings]
-
-
-def make_lane(
-    backbone: Backbone,
-    prompt: Tensor,
-    reading: Reading,
-    decoding: Decoding,
-    other: Tensor,
-    deltas: Mapping[str, Delta],
-) -> Lane:
-    """The lane of a sequence, with the second lane that its decoding needs. Raises UsageError.
-
-    Args:
-        other: the prompt of a lane that reads nothing.
-        deltas: those of ``reading``, in the model's type.
-    """
-    lane = Lane(prompt, replace(reading, deltas={}), deltas)
-    if decoding.dola is not None:
-        return replace(lane, layers=candidate_layers(decoding.dola, len(backbone.layers)))
-    if decoding.context_aware is not None:
-        return replace(lane, strength=decoding.context_aware, unconditional=Lane(other, Reading()))
-    if decoding.contrast is None or not deltas:
-        return lane
-    if is_in_last_block(backbone, reading):
-        return replace(lane, deltas={}, block_deltas=deltas, strength=decoding.contrast)
-    return replace(lane, strength=decoding.contrast, unconditional=Lane(prompt, lane.reading))
-
-
 class LaneBatch:
     """Sequences whose lanes are rows of one cache.
 
@@ -101,18 +65,18 @@ class LaneBatch:
         self._against = {n: places[id(lane.unconditional)] for n, lane in enumerate(self.lanes) if lane.unconditional}
         self._blocks = [n for n, lane in enumerate(self.lanes) if lane.block_deltas]
         self._compared = [n for n, lane in enumerate(self.lanes) if lane.layers]
+        self._early = sorted({layer for lane in self.lanes for layer in lane.layers})
         self._changes = self.backbone.changes([lane.deltas for lane in self.rows])
         self._block_changes = self.backbone.changes([self.lanes[n].block_deltas for n in self._blocks])
 
-    def remove(self, numbers: Sequence[int]) -> None:
-        """Drop sequences by their numbers: their rows cost nothing from here on."""
-        leaving = [self.lanes[n] for n in numbers]
-        gone = {id(lane) for lane in rows_of(leaving)}
-        self.lanes = [lane for lane in self.lanes if id(lane) not in gone]
+    def keep(self, numbers: Sequence[int]) -> None:
+        """Drop all sequences but those of these numbers: the rows of the others cost nothing from here on."""
+        self.lanes = [self.lanes[n] for n in numbers]
         if not self.lanes:
             self.rows = []
             return
-        for row in reversed([row for row, lane in enumerate(self.rows) if id(lane) in gone]):
+        kept = {id(lane) for lane in rows_of(self.lanes)}
+        for row in reversed([row for row, lane in enumerate(self.rows) if id(lane) not in kept]):
             self.cache.drop(row)
             self.rows[row] = self.rows[-1]
             self.rows.pop()
@@ -138,11 +102,10 @@ class LaneBatch:
         return self._scores(torch.tensor(rows, device=self.backbone.device), None)
 
     def _scores(self, tokens: Int[Tensor, "N T"], mask: Tensor | None) -> Float[Tensor, "S V"]:
-        hidden, changed, early = self._hidden(tokens, mask)
-        states = [hidden, *([changed] if changed is not None else []), *early.values()]
+        states = self._hidden(tokens, mask)
         parts = torch.split(self.backbone.logits(torch.cat(states)), [len(part) for part in states])
         scores = parts[0] if self._in_order else parts[0][self._places]
-        if not (self._against or self._blocks or early):
+        if not (self._against or self._blocks or self._compared):
             return scores
         scores = scores.clone()
         for number, row in self._against.items():
@@ -150,41 +113,64 @@ class LaneBatch:
         for number, tuned in zip(self._blocks, parts[1] if self._blocks else (), strict=True):
             scores[number] = contrast(tuned, scores[number], self.lanes[number].strength)
         first = 1 + bool(self._blocks)
-        layers = dict(zip(early, (torch.log_softmax(part, dim=-1) for part in parts[first:]), strict=True))
+        layers = dict(zip(self._early, (torch.log_softmax(part, dim=-1) for part in parts[first:]), strict=True))
         for place, number in enumerate(self._compared):
             candidates = torch.stack([layers[layer][place] for layer in self.lanes[number].layers])
             mature = torch.log_softmax(scores[number], dim=-1)
             scores[number] = dola_scores(mature[None], candidates[:, None])[0]
         return scores
 
-    def _hidden(self, tokens: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None, dict[int, Tensor]]:
-        """Final states (N, D) of the rows, of the sequences whose last block changes, and of early layers."""
+    def _hidden(self, tokens: Tensor, mask: Tensor | None) -> list[Tensor]:
+        """Final states (N, D) of the rows, of the sequences whose last block changes, and of each early layer."""
         last = len(self.backbone.layers) - 1
-        wanted = {layer for number in self._compared for layer in self.lanes[number].layers}
         compared = [self._places[number] for number in self._compared]
-        early: dict[int, Tensor] = {}
+        early: list[Tensor] = []
 
         def take(index: int, hidden: Tensor) -> None:
-            if index in wanted:
+            if index in self._early:
                 # As published, an early layer's states go to the head without the final norm.
-                early[index] = hidden[compared, -1]
+                early.append(hidden[compared, -1])
 
         with ExitStack() as stack:
-            if wanted:
+            if compared:
                 stack.enter_context(self.backbone.layer_outputs(take))
             fed = stack.enter_context(self.backbone.feed_forward_inputs(last)) if self._blocks else []
             stack.enter_context(self.backbone.changing(self._changes))
             hidden = self.backbone.hidden(tokens, cache=self.cache, mask=mask)[:, -1]
         if not self._blocks:
-            return hidden, None, early
+            return [hidden, *early]
         rows = [self._places[number] for number in self._blocks]
         place = self.backbone.feed_forward(last)
         with self.backbone.changing(self._block_changes):
             output = place.block(fed[0].input[rows, -1:])
         changed = self.backbone.finish(place.finish(fed[0].residual[rows, -1:], output))[:, 0]
-        return hidden, changed, early
+        return [hidden, changed, *early]
 
 
 def rows_of(lanes: Sequence[Lane]) -> list[Lane]:
     """Lanes and their unconditional ones, in the order of a batch's rows."""
     return [*lanes, *(lane.unconditional for lane in lanes if lane.unconditional)]
+
+
+def require_room(backbone: Backbone, prompt: Tensor, reading: Reading, *, answer_tokens: int = 1) -> int:
+    """How many tokens of an answer there are positions for.
+
+    Raises InputError where a prompt is empty, or leaves fewer than ``answer_tokens``.
+    """
+    if len(prompt) == 0:
+        raise InputError("There is nothing to ask: the prompt is empty.")
+    room = backbone.positions - reading.slots - len(prompt)
+    if room < answer_tokens:
+        raise InputError(
+            f"The memory's {reading.slots} slots and the prompt's {len(prompt)} tokens leave no room for an answer: "
+            f"the model reads at most {backbone.positions}. Ask something shorter, or keep a smaller memory."
+        )
+    return room
+
+
+def pad_left(prompts: Sequence[Tensor], device: torch.device) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T"]]:
+    """Prompts (T,) of any lengths as one batch, and the mask that is False at padding."""
+    rows = [prompt.to(device, torch.long) for prompt in prompts]
+    real = [torch.ones_like(row, dtype=torch.bool) for row in rows]
+    tokens, mask = (pad_sequence(part, batch_first=True, padding_side="left") for part in (rows, real))
+    return tokens, mask

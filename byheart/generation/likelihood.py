@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from byheart.errors import InputError
-from byheart.generation.prompts import pad_left, require_room
+from byheart.generation.lanes import pad_left, require_room
 from byheart.model.backbone import Backbone
 from byheart.model.kv_cache import PrefixCache
 from byheart.model.reading import Reading

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from byheart.errors import InputError, UsageError, require_positive
+from byheart.errors import InputError, UsageError, require_not_negative, require_positive
 from byheart.model.backbone import Backbone
 from byheart.model.losses import make_reference, token_losses
 from byheart.model.optimize import descend
@@ -61,8 +61,7 @@ class Cartridge(Method):
         require_positive(steps=steps, learning_rate=learning_rate, clip=clip)
         if min(slots, chunk_tokens) < 2:
             raise UsageError(f"slots and chunk_tokens must be 2 or more; they are {slots} and {chunk_tokens}.")
-        if kl < 0:
-            raise UsageError(f"kl must be 0 or more; it is {kl}.")
+        require_not_negative(kl=kl)
         self.slots, self.steps, self.learning_rate, self.chunk_tokens = slots, steps, learning_rate, chunk_tokens
         self.kl, self.clip, self.seed = kl, clip, seed
         self.capacity = slots
@@ -112,30 +111,30 @@ class Cartridge(Method):
         sink, tokens = start.slice(0, 1), tokens.clone()
         chunks = draw_chunks(tokens.shape[1], chunk_tokens=self.chunk_tokens, seed=self.seed)
         # Each row of the batch has leaves of its own: gradients are clipped per text.
-        leaves = [map_slots(_leaf, row) for row in start.slice(1).rows()]
+        # In float32: small steps would vanish in bfloat16.
+        leaves = [
+            map_slots(lambda part: part.detach().float().clone().requires_grad_(), row) for row in start.slice(1).rows()
+        ]
 
         def loss() -> Tensor:
-            chunk = next(chunks)
-            hidden = None if teacher is None else teacher[:, chunk]
-            return self._loss(sink.append(self._stack(leaves)), tokens[:, chunk], hidden)
+            span, prefix, reference = next(chunks), sink.append(self._stack(leaves)), None
+            chunk = tokens[:, span]
+            with self.backbone.reading([Reading(prefix, batch=prefix.batch)], room=chunk.shape[1]) as cache:
+                hidden = self.backbone.hidden(chunk, cache=cache)[:, :-1]
+            if teacher is not None:
+                reference = make_reference(self.backbone, teacher[:, span][:, :-1].flatten(0, 1))
+            targets = chunk[:, 1:].flatten()
+            losses = token_losses(self.backbone, hidden.flatten(0, 1), targets, reference=reference, kl=self.kl)
+            # A sum over rows, so that each learns as if it were alone.
+            return losses.total.mean() * prefix.batch
 
         groups = [[*row.keys, *row.values] for row in leaves]
         descend(groups, loss, steps=self.steps, learning_rate=self.learning_rate, clip=self.clip)
-        return sink.append(self._stack(leaves)).detach()
+        return map_slots(Tensor.detach, sink.append(self._stack(leaves)))
 
     def _stack(self, rows: list[KV]) -> KV:
         """Rows of a batch that are tuned apart, as one batch in the model's type."""
         return map_slots(lambda *parts: torch.cat(parts).to(self.backbone.dtype), *rows)
-
-    def _loss(self, prefix: KV, chunk: Tensor, teacher: Tensor | None) -> Tensor:
-        """Loss of each row's next tokens, summed over rows, so that each learns as if it were alone."""
-        with self.backbone.reading([Reading(prefix, batch=prefix.batch)], room=chunk.shape[1]) as cache:
-            hidden = self.backbone.hidden(chunk, cache=cache)[:, :-1]
-        reference = None if teacher is None else make_reference(self.backbone, teacher[:, :-1].flatten(0, 1))
-        losses = token_losses(
-            self.backbone, hidden.flatten(0, 1), chunk[:, 1:].flatten(), reference=reference, kl=self.kl
-        )
-        return losses.total.mean() * prefix.batch
 
 
 def draw_chunks(length: int, *, chunk_tokens: int, seed: int) -> Iterator[slice]:
@@ -144,8 +143,3 @@ def draw_chunks(length: int, *, chunk_tokens: int, seed: int) -> Iterator[slice]
     while True:
         start = int(torch.randint(max(1, length - chunk_tokens + 1), (1,), generator=generator))
         yield slice(start, min(start + chunk_tokens, length))
-
-
-def _leaf(part: Tensor) -> Tensor:
-    """A copy to be tuned, in float32: small steps would vanish in bfloat16."""
-    return part.detach().float().clone().requires_grad_()

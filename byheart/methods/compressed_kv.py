@@ -35,7 +35,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from byheart.errors import UsageError, require_positive
+from byheart.errors import UsageError, require_not_negative, require_one_of, require_positive
 from byheart.model.backbone import Backbone
 from byheart.model.kv_cache import PrefixCache
 from byheart.model.lora import LoRA
@@ -49,9 +49,6 @@ from byheart.protocol.objective import TARGETS_ONLY, Objective
 from byheart.protocol.segments import split_segments
 from byheart.protocol.size import fixed_size
 from byheart.protocol.state import State, kv_slots
-
-_MERGES = ("concat", "mean")
-_LINEARS = ("attention", "all")
 
 
 class CompressedKV(Method):
@@ -92,19 +89,18 @@ class CompressedKV(Method):
     ) -> None:
         Method.__init__(self, backbone)
         require_positive(tokens=tokens, rank=rank)
-        if tokens > (known := len(backbone.embedding_table)):
+        if tokens > (known := backbone.embedding.num_embeddings):
             raise UsageError(f"tokens must be at most {known}, the model's vocabulary; it is {tokens}.")
-        if segment_tokens < 0:
-            raise UsageError(f"segment_tokens must be 0 or more; it is {segment_tokens}.")
-        if merge not in _MERGES:
-            raise UsageError(f"merge must be one of {', '.join(_MERGES)}; it is '{merge}'.")
-        if linears not in _LINEARS:
-            raise UsageError(f"linears must be one of {', '.join(_LINEARS)}; it is '{linears}'.")
+        require_not_negative(segment_tokens=segment_tokens)
+        require_one_of("merge", merge, ("concat", "mean"))
+        require_one_of("linears", linears, ("attention", "all"))
         self.tokens, self.merge, self.recurrent, self.sink = tokens, merge, recurrent, sink
         self.segment_tokens, self.rank, self.alpha, self.linears = segment_tokens, rank, alpha, linears
         self.first_slot, self.conditional = first_slot, conditional
         self.capacity = tokens + sink + first_slot if merge == "mean" else None
-        self.embeddings = nn.Parameter(_strided_means(backbone.embedding_table, tokens))
+        # One start for each compression token: the mean of every ``tokens``-th embedding, near the mean of them all.
+        means = [backbone.embedding.weight[k::tokens].float().mean(0) for k in reversed(range(tokens))]
+        self.embeddings = nn.Parameter(torch.stack(means))
         updated = backbone.attention_linears if linears == "attention" else backbone.linears
         paths = [p for index in range(len(backbone.layers)) for p in updated(index)]
         self.lora = LoRA(backbone, paths, rank=rank, alpha=alpha)
@@ -281,8 +277,3 @@ def _first_slot(backbone: Backbone) -> Tensor:
     with torch.no_grad():
         kv = backbone.prefill(torch.tensor([[backbone.first_token]], device=backbone.device))
     return torch.stack([torch.stack([k[0], v[0]]).float() for k, v in zip(kv.keys, kv.values, strict=True)])
-
-
-def _strided_means(embeddings: Tensor, tokens: int) -> Tensor:
-    """One start for each compression token: the mean of every ``tokens``-th embedding, near the mean of them all."""
-    return torch.stack([embeddings[k::tokens].float().mean(0) for k in reversed(range(tokens))])

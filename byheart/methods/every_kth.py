@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from byheart.errors import UsageError, require_positive
+from byheart.errors import require_not_negative, require_positive
 from byheart.model.backbone import Backbone
 from byheart.model.reading import KV
 from byheart.protocol.kv_method import KVMethod
@@ -47,8 +47,7 @@ class EveryKth(KVMethod):
     def __init__(self, backbone: Backbone, *, every: int = 16, sinks: int = 1, chunk_tokens: int = 1024) -> None:
         Method.__init__(self, backbone)
         require_positive(every=every, chunk_tokens=chunk_tokens)
-        if sinks < 0:
-            raise UsageError(f"sinks must be 0 or more; it is {sinks}.")
+        require_not_negative(sinks=sinks)
         self.every, self.sinks, self.chunk_tokens = every, sinks, chunk_tokens
 
     def slots_after(self, state: State, segment: Tensor) -> int:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from byheart.errors import InputError, UsageError, require_positive
+from byheart.errors import InputError, UsageError, require_not_negative, require_one_of, require_positive
 from byheart.model.backbone import Backbone
 from byheart.model.losses import LogitsBuffer, token_losses
 from byheart.model.optimize import descend
@@ -28,8 +28,6 @@ from byheart.model.reading import DenseDelta, Reading
 from byheart.protocol.method import Method
 from byheart.protocol.segments import split_segments
 from byheart.protocol.state import State, stack, unstack
-
-_ROLES = ("keys", "values", "gate", "up", "down")
 
 
 class FFNEdit(Method):
@@ -67,11 +65,8 @@ class FFNEdit(Method):
         depth = len(backbone.layers)
         if chunk_tokens < 2:
             raise UsageError(f"chunk_tokens must be 2 or more, or no token has a next one; it is {chunk_tokens}.")
-        for name, value in (("stop_loss", stop_loss), ("learned_tokens", learned_tokens), ("bound", bound)):
-            if value < 0:
-                raise UsageError(f"{name} must be 0 or more; it is {value}.")
-        if role not in _ROLES:
-            raise UsageError(f"role must be one of {', '.join(_ROLES)}; it is '{role}'.")
+        require_not_negative(stop_loss=stop_loss, learned_tokens=learned_tokens, bound=bound)
+        require_one_of("role", role, ("keys", "values", "gate", "up", "down"))
         if any(not 0 <= layer < depth for layer in layers):
             raise UsageError(f"layers must lie between 0 and {depth - 1}; they are {list(layers)}.")
         self.role, self.layers = role, list(layers) or [depth // 2]
@@ -82,13 +77,12 @@ class FFNEdit(Method):
 
     def init(self) -> State:
         """No change."""
-        state = {}
-        for path in self._paths:
-            linear = self.backbone.linear(path)
-            # By its sizes: the weights of a model in 4 bits have another shape.
-            shape = (1, linear.out_features, linear.in_features)
-            state[f"delta.{path}"] = torch.zeros(shape, device=self.backbone.device)
-        return state
+        linears = {path: self.backbone.linear(path) for path in self._paths}
+        # By their sizes: the weights of a model in 4 bits have another shape.
+        return {
+            f"delta.{path}": torch.zeros(1, linear.out_features, linear.in_features, device=self.backbone.device)
+            for path, linear in linears.items()
+        }
 
     def pieces(self, segment: Tensor) -> Iterator[Tensor]:
         """Parts of at most ``chunk_tokens`` tokens."""

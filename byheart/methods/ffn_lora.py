@@ -15,16 +15,14 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from byheart.errors import InputError, UsageError, require_positive
+from byheart.errors import InputError, UsageError, require_one_of, require_positive
 from byheart.model.backbone import Backbone
 from byheart.model.losses import next_token_loss
 from byheart.model.optimize import descend
 from byheart.model.reading import LowRankDelta, Reading
 from byheart.protocol.method import Method
 from byheart.protocol.segments import split_segments
-from byheart.protocol.state import State, stack
-
-_ROLES = ("keys", "values")
+from byheart.protocol.state import State, stack, unstack
 
 
 class FFNLoRA(Method):
@@ -62,8 +60,7 @@ class FFNLoRA(Method):
             raise UsageError(f"chunk_tokens must be 2 or more, or no token has a next one; it is {chunk_tokens}.")
         if rank > backbone.dim:
             raise UsageError(f"rank must be at most {backbone.dim}, the model's width; it is {rank}.")
-        if role not in _ROLES:
-            raise UsageError(f"role must be one of {', '.join(_ROLES)}; it is '{role}'.")
+        require_one_of("role", role, ("keys", "values"))
         if any(not 0 <= layer < depth for layer in layers):
             raise UsageError(f"layers must lie between 0 and {depth - 1}; they are {list(layers)}.")
         self.role, self.rank, self.alpha = role, rank, alpha
@@ -104,11 +101,8 @@ class FFNLoRA(Method):
     def _learn(self, state: State, piece: Tensor) -> State:
         scale = self.alpha / self.rank
         leaves = [
-            {
-                n: (t[b : b + 1] / scale if n.startswith("up.") else t[b : b + 1]).clone().requires_grad_()
-                for n, t in state.items()
-            }
-            for b in range(piece.shape[0])
+            {name: (t / scale if name.startswith("up.") else t).requires_grad_() for name, t in row.items()}
+            for row in unstack(state)
         ]
         tokens = piece.to(self.backbone.device)
         with torch.no_grad(), self.backbone.upper(min(self.layers)) as taken:

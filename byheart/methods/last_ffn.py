@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from byheart.errors import InputError, UsageError, require_positive
+from byheart.errors import InputError, UsageError, require_not_negative, require_positive
 from byheart.model.backbone import Backbone, LayerCheckpoint
 from byheart.model.feed_forward import FeedForwardInput
 from byheart.model.losses import LogitsBuffer, Reference, make_reference, token_losses
@@ -29,7 +29,7 @@ from byheart.model.reading import DenseDelta, Reading
 from byheart.protocol.kv_slots import kv_template, kv_to_state, prefill_pieces, state_to_kv
 from byheart.protocol.method import Method
 from byheart.protocol.segments import common_prefix_length, require_known, split_segments
-from byheart.protocol.state import State, kv_slots
+from byheart.protocol.state import State, kv_slots, stack, unstack
 
 
 @dataclass(frozen=True)
@@ -85,9 +85,8 @@ class LastFFN(Method):
     ) -> None:
         Method.__init__(self, backbone)
         require_positive(steps=steps, learning_rate=learning_rate, layers=layers, clip=clip)
+        require_not_negative(kl=kl)
         require_known(backbone, header=header, footer=footer, opening=opening, receipt=receipt)
-        if kl < 0:
-            raise UsageError(f"kl must be 0 or more; it is {kl}.")
         if layers > len(backbone.layers):
             raise UsageError(f"layers must be at most {len(backbone.layers)}, the model's depth; it is {layers}.")
         self.steps, self.learning_rate, self.kl, self.layers = steps, learning_rate, kl, layers
@@ -115,18 +114,15 @@ class LastFFN(Method):
 
     def write(self, state: State, segment: Tensor) -> State:
         """Learn ``segment``, from what was learned before."""
-        batch = segment.shape[0]
-        texts = [segment[b : b + 1] for b in range(batch)]
-        learned = self._learn([self._deltas(state, b) for b in range(batch)], texts)
-        changes = {f"delta.{path}": torch.stack([tuned.deltas[path] for tuned in learned]) for path in self._paths}
-        return {**self._with_text(state, segment, changes), **changes}
+        return stack(self.write_many(unstack(state), list(torch.split(segment, 1))))
 
     def write_many(self, states: Sequence[State], segments: Sequence[Tensor]) -> list[State]:
         """Learn many texts of any lengths at once: each has its own change, all share one product with the head."""
-        learned = self._learn([self._deltas(state, 0) for state in states], list(segments))
+        before = [{path: state[f"delta.{path}"][0] for path in self._paths} for state in states]
+        learned = self._learn(before, segments)
         after: list[State] = []
         for state, segment, tuned in zip(states, segments, learned, strict=True):
-            changes = {f"delta.{path}": tuned.deltas[path][None] for path in self._paths}
+            changes = {f"delta.{path}": delta[None] for path, delta in tuned.deltas.items()}
             after.append({**self._with_text(state, segment, changes), **changes})
         return after
 
@@ -137,17 +133,16 @@ class LastFFN(Method):
 
     def read(self, state: State) -> Reading:
         """The text's prefix, where kept, and the change of the last blocks."""
-        deltas = {path: DenseDelta(state[f"delta.{path}"]) for path in self._paths}
-        return Reading(state_to_kv(state), deltas, batch=next(iter(state.values())).shape[0])
+        return Reading(state_to_kv(state), self._deltas(state), batch=next(iter(state.values())).shape[0])
 
-    def tune(self, tokens: Tensor, *, start: int, deltas: Mapping[str, Tensor] | None = None) -> Tuned:
+    def tune(self, tokens: Tensor, *, start: int) -> Tuned:
         """Tune on ``tokens`` (1, T): those from ``start`` on are learned, the ones before are only read."""
-        return self._tune([deltas or {}], [(tokens, start)])[0]
+        return self._tune([{}], [(tokens, start)])[0]
 
-    def _deltas(self, state: State, row: int) -> dict[str, Tensor]:
-        return {path: state[f"delta.{path}"][row] for path in self._paths}
+    def _deltas(self, state: State) -> dict[str, DenseDelta]:
+        return {path: DenseDelta(state[f"delta.{path}"]) for path in self._paths}
 
-    def _with_text(self, state: State, segment: Tensor, changes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _with_text(self, state: State, segment: Tensor, changes: State) -> State:
         """Everything kept but the changes: the text's keys and values, which only deeper tuning touches."""
         if not self.keep_text:
             return {}
@@ -158,9 +153,7 @@ class LastFFN(Method):
                 f"The text would be {total} tokens, but the model reads at most {self.backbone.positions}; "
                 "write less of it, or make the method with keep_text=False."
             )
-        deltas = {path: DenseDelta(changes[f"delta.{path}"]) for path in self._paths}
-        rows = [{path: delta.row(b) for path, delta in deltas.items()} for b in range(segment.shape[0])]
-        with self.backbone.deltas(rows if self.layers > 1 else [{}]):
+        with self.backbone.deltas([self._deltas(changes) if self.layers > 1 else {}]):
             kv = prefill_pieces(self.backbone, split_segments(segment, longest=1024), past)
         return kv_to_state(kv) if kv else {}
 
@@ -171,7 +164,7 @@ class LastFFN(Method):
         end = len(ids) - common_prefix_length(ids[start:][::-1], self.receipt[::-1]) if self.keep_text else len(ids)
         return text[:, start:end] if start < end else text
 
-    def _learn(self, before: list[dict[str, Tensor]], texts: list[Tensor]) -> list[Tuned]:
+    def _learn(self, before: Sequence[Mapping[str, Tensor]], texts: Sequence[Tensor]) -> list[Tuned]:
         turns = []
         for text in texts:
             if text.shape[1] == 0:
@@ -192,42 +185,26 @@ class LastFFN(Method):
     @torch.inference_mode(False)
     def _tune(self, before: Sequence[Mapping[str, Tensor]], texts: Sequence[tuple[Tensor, int]]) -> list[Tuned]:
         frozen = {path: self.backbone.linear(path).weight for path in self._paths}
-        weights = [
-            {
-                p: (w.float() + deltas[p] if p in deltas else w.float().clone()).requires_grad_()
-                for p, w in frozen.items()
-            }
-            for deltas in before
-        ]
+        weights = [{p: (w.float() + deltas.get(p, 0)).requires_grad_() for p, w in frozen.items()} for deltas in before]
         prepared = [self._prepare(tokens, start) for tokens, start in texts]
-        losses: list[list[float]] = [[] for _ in texts]
-        divergences: list[list[float]] = [[] for _ in texts]
-
-        scratch = LogitsBuffer()
+        targets, reference = torch.cat([text.targets for text in prepared]), _concat([t.reference for t in prepared])
+        scratch, counts = LogitsBuffer(), [len(text.targets) for text in prepared]
+        history: list[Tensor] = []
 
         def loss() -> Tensor:
             hidden = [self._hidden(tuned, text)[text.span] for tuned, text in zip(weights, prepared, strict=True)]
             values = token_losses(
-                self.backbone,
-                torch.cat(hidden),
-                torch.cat([text.targets for text in prepared]),
-                reference=_concat([text.reference for text in prepared]),
-                kl=self.kl,
-                scratch=scratch,
+                self.backbone, torch.cat(hidden), targets, reference=reference, kl=self.kl, scratch=scratch
             )
-            counts = [len(text.targets) for text in prepared]
-            totals = [part.mean() for part in torch.split(values.total, counts)]
-            for n, (total, divergence) in enumerate(zip(totals, torch.split(values.divergence, counts), strict=True)):
-                losses[n].append(float(total.detach()))
-                divergences[n].append(float(divergence.mean()))
-            return torch.stack(totals).sum()
+            means = [[part.mean() for part in torch.split(v, counts)] for v in (values.total, values.divergence)]
+            history.append(torch.stack([torch.stack(column).detach() for column in means]))
+            return torch.stack(means[0])
 
         groups = [list(tuned.values()) for tuned in weights]
         descend(groups, loss, steps=self.steps, learning_rate=self.learning_rate, clip=self.clip)
-        return [
-            Tuned({p: (w.detach() - frozen[p].float()) for p, w in tuned.items()}, losses[n], divergences[n])
-            for n, tuned in enumerate(weights)
-        ]
+        steps = torch.stack(history, dim=-1).tolist()
+        deltas = [{p: w.detach() - frozen[p].float() for p, w in tuned.items()} for tuned in weights]
+        return [Tuned(*tuned) for tuned in zip(deltas, *steps, strict=True)]
 
     @torch.no_grad()
     def _prepare(self, tokens: Tensor, start: int) -> _Text:

@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from byheart.errors import UsageError, require_positive
+from byheart.errors import UsageError, require_one_of, require_positive
 from byheart.model.backbone import Backbone
 from byheart.model.lora import LoRA
 from byheart.model.reading import KV, Reading
@@ -48,10 +48,6 @@ def _full_bytes(backbone: Backbone, tokens: int, blocks: int) -> int:
     layers = len(backbone.layers)
     newest = layers * _SLOTS * backbone.dim * backbone.dtype.itemsize
     return backbone.slot_bytes + newest + 16 + blocks * _SLOTS * (backbone.slot_bytes + 8 * layers)
-
-
-def _sized_options(blocks: int) -> dict[str, Any]:
-    return {"slots": _SLOTS, "blocks": blocks} if blocks < _BLOCKS else {}
 
 
 class LatentPool(Method):
@@ -75,7 +71,11 @@ class LatentPool(Method):
 
     name = "latent-pool"
     # The default size where it fits, since a trained pool may be there for it.
-    size = Size(_full_bytes, lambda tokens: range(2, _BLOCKS + 1), _sized_options)
+    size = Size(
+        _full_bytes,
+        lambda tokens: range(2, _BLOCKS + 1),
+        lambda blocks: {"slots": _SLOTS, "blocks": blocks} if blocks < _BLOCKS else {},
+    )
 
     def __init__(
         self,
@@ -100,9 +100,9 @@ class LatentPool(Method):
             raise UsageError(f"blocks must be 2 or more, or every write would replace the whole pool; it is {blocks}.")
         if longest < shortest:
             raise UsageError(f"longest must be at least shortest; they are {longest} and {shortest}.")
-        _one_of("forget", forget, ("layer", "shared"))
-        _one_of("feed", feed, ("output", "input"))
-        _one_of("adapt", adapt, ("all", "kept"))
+        require_one_of("forget", forget, ("layer", "shared"))
+        require_one_of("feed", feed, ("output", "input"))
+        require_one_of("adapt", adapt, ("all", "kept"))
         self.slots, self.blocks, self.forget, self.seed = slots, blocks, forget, seed
         self.longest, self.shortest, self.keep_hidden = longest, shortest, keep_hidden
         self.feed, self.adapt = feed, adapt
@@ -252,11 +252,8 @@ class LatentPool(Method):
 
     def read(self, state: State) -> Reading:
         """The first slot and the pool, each slot at its position in the order of age, and the reading LoRA."""
-        kv = state_to_kv(state)
-        batch = state["writes"].shape[0]
+        kv, batch = _pool_kv(state), state["writes"].shape[0]
         deltas = self.reading.deltas(batch) if self.reading is not None else {}
-        if kv is None:
-            return Reading(deltas=deltas, batch=batch)
         place = torch.cat([state["place"].new_zeros(batch, state["place"].shape[1], 1), state["place"]], dim=2)
         # (M,) for a batch of one, so that one table of angles serves it; else (B, M).
         steps = [layer[0] if batch == 1 else layer for layer in place.unbind(1)]
@@ -305,11 +302,6 @@ def _maybe(lora: LoRA | None, backbone: Backbone, gate: slice | None = None) -> 
     return lora.active(backbone, gate=gate) if lora is not None else nullcontext()
 
 
-def _one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise UsageError(f"{option} must be {' or '.join(allowed)}; it is '{value}'.")
-
-
 def _pool_kv(state: State) -> KV:
     """The keys and values of a pool. Raises UsageError."""
     kv = state_to_kv(state)
@@ -345,17 +337,15 @@ def _replace(kv: KV, new: KV, slots: Tensor) -> KV:
     """``kv`` with new slots (B, H, K, W) stored at ``slots`` (B, L, K); those past the end lengthen it."""
     length = max(kv.slots, int(slots.max()) + 1)
 
-    def put(old: Tensor, fresh: Tensor, index: int) -> Tensor:
+    def put(old: Tensor, fresh: Tensor, where: Tensor) -> Tensor:
         out = old.new_empty(*old.shape[:2], length, old.shape[3])
         out[:, :, : old.shape[2]] = old
         for b in range(old.shape[0]):
-            out[b, :, slots[b, index]] = fresh[b]
+            out[b, :, where[b]] = fresh[b]
         return out
 
-    return KV(
-        tuple(put(old, fresh, i) for i, (old, fresh) in enumerate(zip(kv.keys, new.keys, strict=True))),
-        tuple(put(old, fresh, i) for i, (old, fresh) in enumerate(zip(kv.values, new.values, strict=True))),
-    )
+    layers = slots.unbind(1)
+    return KV(tuple(map(put, kv.keys, new.keys, layers)), tuple(map(put, kv.values, new.values, layers)))
 
 
 def _newest(kv: KV, place: Tensor, newest: int, before: int) -> KV:
@@ -363,11 +353,12 @@ def _newest(kv: KV, place: Tensor, newest: int, before: int) -> KV:
     order = place.argsort(dim=2)[:, :, place.shape[2] - newest :][:, :, :before] + 1
     order = torch.cat([order.new_zeros(*order.shape[:2], 1), order], dim=2)
 
-    def take(tensor: Tensor, index: int) -> Tensor:
-        rows = [row[:, order[b, index]] for b, row in enumerate(tensor)]
+    def take(part: Tensor, where: Tensor) -> Tensor:
+        rows = [row[:, places] for row, places in zip(part, where, strict=True)]
         return rows[0][None] if len(rows) == 1 else torch.stack(rows)
 
-    return KV(tuple(take(k, i) for i, k in enumerate(kv.keys)), tuple(take(v, i) for i, v in enumerate(kv.values)))
+    layers = order.unbind(1)
+    return KV(tuple(map(take, kv.keys, layers)), tuple(map(take, kv.values, layers)))
 
 
 def _first_hidden(backbone: Backbone) -> Tensor:

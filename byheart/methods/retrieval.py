@@ -110,7 +110,7 @@ class Retrieval(Method):
 
     def require_values(self, state: State) -> None:
         """Tokens are of the model's vocabulary."""
-        known = len(self.backbone.embedding_table)
+        known = self.backbone.embedding.num_embeddings
         if state and (largest := int(state["tokens"].max())) >= known:
             raise ValueError(f"tensor 'tokens' holds {largest}, and the model knows tokens below {known}")
 
@@ -149,10 +149,8 @@ class Retrieval(Method):
             searched, question, size=self.segment_tokens, saturation=self.saturation, length_weight=self.length_weight
         )
         order = len(scores) - 1 - scores.flip(0).argsort(descending=True, stable=True)
-        rank = torch.empty_like(order)
-        rank[order] = torch.arange(len(order), device=order.device)
         owner = torch.arange(len(text), device=text.device) // self.segment_tokens
-        wanted = rank[owner]
+        wanted = order.argsort()[owner]
         wanted[: max(self.sinks, opened)] = -1
         wanted[closed:] = -1
         return wanted.argsort(stable=True)[: self.tokens].sort().values

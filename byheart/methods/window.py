@@ -8,7 +8,7 @@ State: `keys.l`, `values.l` (B, H, M, W) per layer, keys as of position 0; M <= 
 
 from __future__ import annotations
 
-from byheart.errors import UsageError, require_positive
+from byheart.errors import require_not_negative, require_positive
 from byheart.model.backbone import Backbone
 from byheart.model.reading import KV
 from byheart.protocol.kv_method import KVMethod
@@ -34,8 +34,7 @@ class Window(KVMethod):
     def __init__(self, backbone: Backbone, *, sinks: int = 4, recent: int = 508, chunk_tokens: int = 256) -> None:
         Method.__init__(self, backbone)
         require_positive(recent=recent, chunk_tokens=chunk_tokens)
-        if sinks < 0:
-            raise UsageError(f"sinks must be 0 or more; it is {sinks}.")
+        require_not_negative(sinks=sinks)
         self.sinks, self.recent, self.chunk_tokens = sinks, recent, chunk_tokens
         self.capacity = sinks + recent
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from byheart.errors import UnsupportedModelError
 from byheart.model.kv_cache import KeyValueTap, PrefixCache, Tapped
-from byheart.model.rope import Pairing, Rotation
+from byheart.model.rope import Rotation
 
 # Powers of two: a float32 product of position and frequency is exact there, so the measured frequency is too.
 _PROBES = (1, 32, 1024)
@@ -43,8 +43,8 @@ class Anatomy:
 
 
 @contextmanager
-def hooked(handles: Sequence[Any]) -> Iterator[None]:
-    """Before: hooks just registered. After: all of them removed, whatever happened inside."""
+def hooked(handles: Iterable[Any]) -> Iterator[None]:
+    """Before: hooks about to be registered, or just so. After: all of them removed, whatever happened inside."""
     with ExitStack() as stack:
         for handle in handles:
             stack.callback(handle.remove)
@@ -77,16 +77,14 @@ def measure(decoder: nn.Module, *, dim: int, dtype: torch.dtype, device: torch.d
     if len(arguments) != len(layers):
         raise UnsupportedModelError(f"{len(arguments)} of {len(layers)} decoder layers ran; byheart needs all of them.")
     replays = [_replay(index, given, calls, at_zero) for index, given in enumerate(arguments)]
-    measured: dict[int, tuple[float, ...]] = {}
-    rotations = []
-    for index, layer in enumerate(layers):
-        key = id(arguments[index]["position_embeddings"])
-        if key not in measured:
-            measured[key] = _frequencies(index, replays[index], positions, device)
-        rotations.append(
-            _rotation(index, layer, arguments[index], replays[index], measured[key], noise(3, dim, dtype, device))
-        )
-    last = max((n for n, call in enumerate(calls) if _is_rotary(call, arguments)), default=-1)
+    frequencies: dict[int, tuple[float, ...]] = {}
+    rotations, x = [], noise(3, dim, dtype, device)
+    for index, (layer, given, replay) in enumerate(zip(layers, arguments, replays, strict=True)):
+        key = id(given["position_embeddings"])
+        if key not in frequencies:
+            frequencies[key] = _frequencies(index, replay, positions, device)
+        rotations.append(_rotation(index, layer, given, replay, frequencies[key], x))
+    last = max(n for n, call in enumerate(calls) if id(call[3]) in frequencies)
     norms = tuple(call[0] for call in calls[last + 1 :])
     return Anatomy(layers, tuple(arguments), tuple(rotations), norms, cache_argument(decoder))
 
@@ -110,10 +108,6 @@ def _run(decoder: nn.Module, x: Tensor, positions: Tensor, layers: Sequence[nn.M
 def noise(tokens: int, dim: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     return torch.randn(1, tokens, dim, generator=generator).to(device, dtype)
-
-
-def _is_rotary(call: tuple[Any, ...], arguments: Sequence[dict[str, Any]]) -> bool:
-    return any(call[3] is given.get("position_embeddings") for given in arguments)
 
 
 Replay = Callable[[int, torch.dtype], tuple[Tensor, Tensor]]
@@ -177,11 +171,11 @@ def _rotation(
     later, values_later = (part.float() for part in tap(layer, turned, x, index))
     half = len(components) // 2
     # GLM lists its frequencies as the half pairing does, and turns interleaved pairs by them.
-    pairings: tuple[tuple[Pairing, tuple[float, ...]], ...] = (
-        ("half", components[:half]),
-        ("interleaved", components[::2]),
-        ("interleaved", components[:half]),
-        ("none", ()),
+    candidates = (
+        Rotation(components[:half], "half"),
+        Rotation(components[::2], "interleaved"),
+        Rotation(components[:half], "interleaved"),
+        Rotation((), "none"),
     )
     worst = 1e-3 if x.dtype == torch.float32 else 3e-2
     if (values_later - values).norm() > worst * values.norm():
@@ -189,11 +183,9 @@ def _rotation(
             f"layer {index} ({type(layer).__name__}) keeps positions in its values, as latent attention does; "
             "its keys cannot be moved in front of another text."
         )
-    for pairing, frequencies in pairings:
-        rotation = Rotation(frequencies, pairing)
-        if 2 * len(frequencies) > start.shape[-1]:
-            continue
-        if (rotation.rotate(start, _CHECKED_TURN) - later).norm() <= worst * later.norm():
+    for rotation in candidates:
+        fits = 2 * len(rotation.frequencies) <= start.shape[-1]
+        if fits and (rotation.rotate(start, _CHECKED_TURN) - later).norm() <= worst * later.norm():
             return rotation
     raise UnsupportedModelError(
         f"layer {index} ({type(layer).__name__}) does not turn its keys by a plain rotation; its keys cannot be kept."
@@ -204,7 +196,7 @@ def tap(layer: nn.Module, given: dict[str, Any], x: Tensor, index: int) -> tuple
     """The keys and values that ``layer`` makes of hidden states ``x`` (B, T, D), and nothing after them."""
     taker = KeyValueTap(0)
     with suppress(Tapped):
-        layer(x, **_with_cache(given, taker))
+        layer(x, **with_cache(given, taker))
     if taker.taken is None:
         raise UnsupportedModelError(
             f"layer {index} ({type(layer).__name__}) keeps no keys and values; such layers cannot hold a memory."
@@ -250,11 +242,6 @@ def skipped(linears: Sequence[nn.Linear]) -> Iterator[None]:
         yield
 
 
-def _with_cache(given: dict[str, Any], cache: PrefixCache | None) -> dict[str, Any]:
-    """A layer's arguments with another cache, whatever the family calls it."""
+def with_cache(given: dict[str, Any], cache: PrefixCache | None) -> dict[str, Any]:
+    """A layer's arguments with another cache, whatever the family calls it; None keeps nothing."""
     return {name: cache if isinstance(value, PrefixCache) else value for name, value in given.items()}
-
-
-def without_cache(given: dict[str, Any]) -> dict[str, Any]:
-    """A layer's arguments for a pass that keeps nothing."""
-    return _with_cache(given, None)

@@ -10,7 +10,6 @@ Dimensions: B batch, H key-value heads, G query heads for each, T queries, M key
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -20,7 +19,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
 from byheart.errors import UnsupportedModelError
-from byheart.model.observed_attention import show
+from byheart.model.observed_attention import causal_mask, show
 from byheart.model.segment_attention import attended
 
 Kernel = Literal["stock", "grouped", "folded"]
@@ -63,8 +62,7 @@ def folded_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | N
     if mask is not None:
         mask = mask[..., : key.shape[2]]
         if mask.dtype == torch.bool:
-            least = torch.finfo(query.dtype).min
-            mask = torch.zeros(mask.shape, dtype=query.dtype, device=mask.device).masked_fill_(~mask, least)
+            mask = _as_scores(mask, query.dtype)
         group = heads // kv_heads
         mask = mask[:, :, None].expand(-1, -1, group, -1, -1).flatten(2, 3)
     out = torch.nn.functional.scaled_dot_product_attention(folded, key, value, attn_mask=mask, scale=scaling)
@@ -93,9 +91,12 @@ def _hide(scores: Tensor, mask: Tensor) -> None:
     if len(hidden):
         start = int(hidden[0])
         # One small table, added to every head: filling all heads' scores through a mask takes three times as long.
-        table = torch.zeros(mask[..., start:].shape, dtype=scores.dtype, device=scores.device)
-        table.masked_fill_(~mask[..., start:], torch.finfo(scores.dtype).min)
-        scores[..., start:] += table[:, :, None]
+        scores[..., start:] += _as_scores(mask[..., start:], scores.dtype)[:, :, None]
+
+
+def _as_scores(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """What to add to scores: 0 where ``mask`` is True, else the least number."""
+    return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)
 
 
 def choose_kernel(query: Tensor, key: Tensor, mask: Tensor | None) -> Kernel:
@@ -125,13 +126,14 @@ def _mask(*, mask_function: Callable[..., Any], attention_mask: Tensor | None = 
 
     Padding between a prefix and a shorter row's prompt would otherwise use up a sliding window.
     """
+    rule = mask_function
     if attention_mask is not None and attention_mask.shape[1] == kwargs["kv_length"]:
-        mask_function = partial(_by_place, mask_function, attention_mask.cumsum(1) - 1)
-    return sdpa_mask(mask_function=mask_function, attention_mask=attention_mask, **kwargs)
+        places = attention_mask.cumsum(1) - 1
 
+        def rule(batch: Any, head: Any, query: Any, key: Any) -> Any:
+            return mask_function(batch, head, places[batch, query], places[batch, key])
 
-def _by_place(rule: Callable[..., Any], places: Tensor, batch: Any, head: Any, query: Any, key: Any) -> Any:
-    return rule(batch, head, places[batch, query], places[batch, key])
+    return sdpa_mask(mask_function=rule, attention_mask=attention_mask, **kwargs)
 
 
 def _attention(
@@ -149,33 +151,18 @@ def _attention(
         raise UnsupportedModelError(
             "attention with learned sinks (gpt-oss) is not supported; open the model with sdpa."
         )
-    show(query, key, attention_mask, scaling=scaling, softcap=softcap)
+    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    show(query, key, attention_mask, scaling=scale, softcap=softcap)
 
     def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        return _attend(module, query, key, value, mask, scaling=scaling, softcap=softcap, **kwargs)
+        kernel = choose_kernel(query, key, mask) if softcap is None else "grouped"
+        if kernel == "folded":
+            return folded_attention(query, key, value, mask, scaling=scale)
+        if kernel == "stock":
+            out: Tensor = sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **kwargs)[0]
+            return out
+        if mask is None and query.shape[2] > 1:
+            mask = causal_mask(query, key)
+        return grouped_attention(query, key, value, mask, scaling=scale, softcap=softcap)
 
     return attended(attend, query, key, value, attention_mask), None
-
-
-def _attend(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    *,
-    scaling: float | None,
-    softcap: float | None,
-    **kwargs: Any,
-) -> Tensor:
-    kernel = choose_kernel(query, key, mask) if softcap is None else "grouped"
-    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    if kernel == "folded":
-        return folded_attention(query, key, value, mask, scaling=scale)
-    if kernel == "stock":
-        out: Tensor = sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **kwargs)[0]
-        return out
-    if mask is None and query.shape[2] > 1:
-        rows, columns = query.shape[2], key.shape[2]
-        mask = torch.ones(rows, columns, dtype=torch.bool, device=query.device).tril(columns - rows)[None, None]
-    return grouped_attention(query, key, value, mask, scaling=scale, softcap=softcap)

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from byheart.errors import UnsupportedModelError, UsageError
 from byheart.model import attention
-from byheart.model.anatomy import Anatomy, hooked, keyless_linears, measure, noise, skipped, tap, without_cache
+from byheart.model.anatomy import Anatomy, hooked, keyless_linears, measure, noise, skipped, tap, with_cache
 from byheart.model.feed_forward import FeedForward, FeedForwardInput, feed_forward, find_values
 from byheart.model.fingerprint import fingerprint_model, sample_fingerprint, without_remainder
 from byheart.model.known import name_opened
@@ -82,7 +82,6 @@ class Backbone:
         )
         self.layers: Sequence[nn.Module] = self.anatomy.layers
         self._blocks: dict[int, FeedForward] = {}
-        self._without_keys: dict[int, tuple[nn.Linear, ...]] = {}
 
     @classmethod
     def open(cls, model: str, *, dtype: str = "auto", device: str = "auto") -> Backbone:
@@ -120,11 +119,6 @@ class Backbone:
         embedded: Tensor = self.embedding(tokens.to(self.device))
         return embedded
 
-    @property
-    def embedding_table(self) -> Float[Tensor, "V D"]:
-        """One row per token."""
-        return self.embedding.weight
-
     def hidden(
         self,
         tokens: Int[Tensor, "B T"] | None = None,
@@ -141,15 +135,13 @@ class Backbone:
             mask: False where a row is padded; padding stands on the left of the tokens.
             positions: instead of those that follow the cache.
         """
-        if (tokens is None) == (embeds is None):
+        given = [self.embed(tokens)] if tokens is not None else []
+        given += [embeds] if embeds is not None else []
+        if len(given) != 1:
             raise UsageError("Give either tokens or embeds.")
-        x = embeds if embeds is not None else self.embed(tokens) if tokens is not None else None
-        if x is None:
-            raise UsageError("Give either tokens or embeds.")
-        held = cache if cache is not None else PrefixCache(0)
-        seen, following = held.step(x, mask)
+        seen, following = (PrefixCache(0) if cache is None else cache).step(given[0], mask)
         out = self.decoder(
-            inputs_embeds=x,
+            inputs_embeds=given[0],
             attention_mask=seen,
             position_ids=positions if positions is not None else following,
             use_cache=cache is not None,
@@ -184,24 +176,22 @@ class Backbone:
 
         The model's own norm, projections and key norm make them; no attention and no feed-forward block runs.
         """
-        shape = rows[0].shape[:2]
+        if not rows[0].shape[1]:
+            raise UsageError(f"There are no hidden states to project for a batch of {len(rows[0])}.")
         taken = []
-        for index, (layer, given, x) in enumerate(zip(self.layers, self.anatomy.arguments, rows, strict=True)):
-            with skipped(self._keyless(index)):
-                taken.append(tap(layer, given, x, index) if x.shape[1] else self._nothing(shape[0]))
-        return KV(tuple(k for k, _ in taken), tuple(v for _, v in taken))
+        layers = zip(self.layers, self.anatomy.arguments, rows, self._keyless, strict=True)
+        for index, (layer, given, x, keyless) in enumerate(layers):
+            with skipped(keyless):
+                taken.append(tap(layer, given, x, index))
+        return KV(*zip(*taken, strict=True))
 
-    def _keyless(self, index: int) -> tuple[nn.Linear, ...]:
-        """The linear layers of layer ``index`` that keys and values do not need; found once."""
-        if index not in self._without_keys:
-            given = self.anatomy.arguments[index]
-            with torch.no_grad():
-                x = noise(2, self.dim, self.dtype, self.device)
-                self._without_keys[index] = keyless_linears(self.layers[index], given, x, index)
-        return self._without_keys[index]
-
-    def _nothing(self, batch: int) -> tuple[Tensor, Tensor]:
-        raise UsageError(f"There are no hidden states to project for a batch of {batch}.")
+    @cached_property
+    def _keyless(self) -> list[tuple[nn.Linear, ...]]:
+        """The linear layers that keys and values do not need, of each layer."""
+        x = noise(2, self.dim, self.dtype, self.device)
+        layers = enumerate(zip(self.layers, self.anatomy.arguments, strict=True))
+        with torch.no_grad():
+            return [keyless_linears(layer, given, x, index) for index, (layer, given) in layers]
 
     def rotate(self, kv: KV, steps: int | Tensor | Sequence[Tensor]) -> KV:
         """The same memory with its keys ``steps`` positions later; one number, a tensor, or one tensor per layer."""
@@ -215,7 +205,7 @@ class Backbone:
         x = torch.zeros(1, 1, self.dim, dtype=self.dtype, device=self.device)
         with torch.no_grad():
             taken = [tap(layer, self.anatomy.arguments[i], x, i) for i, layer in enumerate(self.layers)]
-        return KV(tuple(k for k, _ in taken), tuple(v for _, v in taken))
+        return KV(*zip(*taken, strict=True))
 
     @cached_property
     def slot_bytes(self) -> int:
@@ -225,8 +215,7 @@ class Backbone:
     def prefill(self, tokens: Int[Tensor, "B T"], prefix: KV | None = None) -> KV:
         """The keys and values of ``tokens`` read after ``prefix``, which is not repeated."""
         held = prefix.slots if prefix else 0
-        batch = tokens.shape[0]
-        with self.reading([Reading(prefix, batch=batch)], room=tokens.shape[1]) as cache:
+        with self.reading([Reading(prefix, batch=len(tokens))], room=tokens.shape[1]) as cache:
             self.hidden(tokens, cache=cache)
         return cache.rows_from(held)
 
@@ -250,16 +239,12 @@ class Backbone:
 
     def changes(self, rows: Sequence[Mapping[str, Delta]]) -> list[Change]:
         """The linear layers that these rows change, each with its forward hook; made once for many passes."""
-        return [
-            (self.linear(path), delta_hook(cast([row.get(path) for row in rows], self.dtype)))
-            for path in sorted({path for row in rows for path in row})
-        ]
+        paths, converted = sorted({path for row in rows for path in row}), cast(rows, self.dtype)
+        return [(self.linear(path), delta_hook([row.get(path) for row in converted])) for path in paths]
 
-    @contextmanager
-    def changing(self, changes: Sequence[Change]) -> Iterator[None]:
+    def changing(self, changes: Sequence[Change]) -> AbstractContextManager[None]:
         """Before: the model as it is. Inside: linear layers add ``changes``. After: no hook remains."""
-        with hooked([linear.register_forward_hook(hook) for linear, hook in changes]):
-            yield
+        return hooked(linear.register_forward_hook(hook) for linear, hook in changes)
 
     @property
     def decoder_path(self) -> str:
@@ -296,25 +281,21 @@ class Backbone:
 
     # ---- hidden states between layers ----
 
-    @contextmanager
-    def layer_inputs(self, change: Callable[[int, Tensor], Tensor]) -> Iterator[None]:
+    def layer_inputs(self, change: Callable[[int, Tensor], Tensor]) -> AbstractContextManager[None]:
         """Let ``change(index, hidden)`` give each layer its input. Inside: a pre-hook per layer. After: none."""
 
         def hook(index: int) -> Callable[..., Any]:
             return lambda module, args: (change(index, args[0]), *args[1:])
 
-        with hooked([layer.register_forward_pre_hook(hook(i)) for i, layer in enumerate(self.layers)]):
-            yield
+        return hooked(layer.register_forward_pre_hook(hook(i)) for i, layer in enumerate(self.layers))
 
-    @contextmanager
-    def layer_outputs(self, take: Callable[[int, Tensor], None]) -> Iterator[None]:
+    def layer_outputs(self, take: Callable[[int, Tensor], None]) -> AbstractContextManager[None]:
         """Show each layer's output to ``take(index, hidden)``. Inside: a hook per layer. After: none."""
 
         def hook(index: int) -> Callable[..., Any]:
             return lambda module, args, out: take(index, out)
 
-        with hooked([layer.register_forward_hook(hook(i)) for i, layer in enumerate(self.layers)]):
-            yield
+        return hooked(layer.register_forward_hook(hook(i)) for i, layer in enumerate(self.layers))
 
     # ---- running a part again ----
 
@@ -345,14 +326,11 @@ class Backbone:
         where = self.feed_forward(index)
         taken: list[FeedForwardInput] = []
         residuals: list[Tensor] = []
-        handles = [
-            where.block.register_forward_pre_hook(
-                lambda module, args: taken.append(FeedForwardInput(args[0], residuals.pop() if residuals else args[0]))
-            )
-        ]
-        if where.source is not None:
-            handles.append(where.source.register_forward_pre_hook(lambda module, args: residuals.append(args[0])))
-        with hooked(handles):
+        source = where.source.register_forward_pre_hook(lambda module, args: residuals.append(args[0]))
+        block = where.block.register_forward_pre_hook(
+            lambda module, args: taken.append(FeedForwardInput(args[0], residuals.pop()))
+        )
+        with hooked((source, block)):
             yield taken
 
     @contextmanager
@@ -365,13 +343,12 @@ class Backbone:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if not arguments:
                 inputs.append(args[0])
-            arguments.append(without_cache(kwargs))
+            arguments.append(with_cache(kwargs, None))
             if len(arguments) == len(self.layers) - start:
                 taken.append(LayerCheckpoint(start, inputs.pop(), tuple(arguments)))
                 arguments.clear()
 
-        handles = [layer.register_forward_pre_hook(hook, with_kwargs=True) for layer in self.layers[start:]]
-        with hooked(handles):
+        with hooked(layer.register_forward_pre_hook(hook, with_kwargs=True) for layer in self.layers[start:]):
             yield taken
 
     def resume(self, upper: LayerCheckpoint) -> Float[Tensor, "B T D"]:

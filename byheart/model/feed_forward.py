@@ -9,19 +9,19 @@ import torch
 from torch import Tensor, nn
 
 from byheart.errors import UnsupportedModelError
-from byheart.model.anatomy import hooked, noise, without_cache
+from byheart.model.anatomy import hooked, noise, with_cache
 
 
 @dataclass(frozen=True)
 class FeedForward:
     """Where a layer's feed-forward block sits: output = residual + scale * post(block(input)).
 
-    ``source`` is the module whose input is the residual and whose output is the block's input, or None where the
-    block reads the residual itself.
+    ``source`` is the module whose input is the residual and whose output is the block's input, or the block itself
+    where it reads the residual.
     """
 
     block: nn.Module
-    source: nn.Module | None
+    source: nn.Module
     post: tuple[nn.Module, ...]
     scale: float
 
@@ -40,16 +40,14 @@ def feed_forward(layer: nn.Module, given: dict[str, Any], *, index: int, dim: in
     calls: list[tuple[nn.Module, Tensor, Tensor]] = []
     handles = [
         child.register_forward_hook(
-            lambda module, args, kwargs, out: calls.append(
-                (module, args[0] if args else next(iter(kwargs.values())), out)
-            ),
+            lambda module, args, kwargs, out: calls.append((module, (*args, *kwargs.values())[0], out)),
             with_kwargs=True,
         )
         for child in layer.children()
     ]
     x = noise(2, dim, dtype, next(layer.parameters()).device)
     with hooked(handles), torch.no_grad():
-        out = layer(x, **without_cache(given))
+        out = layer(x, **with_cache(given, None))
     blocks = [n for n, call in enumerate(calls) if any(isinstance(m, nn.Linear) for m in call[0].modules())]
     refusal = UnsupportedModelError(
         f"layer {index} ({type(layer).__name__}) has no feed-forward block that is added to the stream after attention."
@@ -57,8 +55,7 @@ def feed_forward(layer: nn.Module, given: dict[str, Any], *, index: int, dim: in
     if len(blocks) < 2:
         raise refusal
     block, block_input, _ = calls[blocks[-1]]
-    source = next((call for call in calls[: blocks[-1]] if call[2] is block_input), None)
-    residual = source[1] if source else block_input
+    source, residual, _ = next((call for call in calls[: blocks[-1]] if call[2] is block_input), calls[blocks[-1]])
     post = tuple(call[0] for call in calls[blocks[-1] + 1 :])
     added = calls[-1][2]
     change = (out - residual).float()
@@ -68,7 +65,7 @@ def feed_forward(layer: nn.Module, given: dict[str, Any], *, index: int, dim: in
     close = 1e-4 if dtype == torch.float32 else 3e-2
     if (change - scale * added.float()).norm() > close * out.float().norm():
         raise refusal
-    return FeedForward(block, source[0] if source else None, post, scale)
+    return FeedForward(block, source, post, scale)
 
 
 @dataclass(frozen=True)

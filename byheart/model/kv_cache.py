@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
-from byheart.model.reading import KV, Reading
+from byheart.model.reading import KV, Reading, map_slots
 
 _ROOM = 256
 # Columns that no row uses are left out where there are so many, and at least one in so many of all.
@@ -27,33 +27,21 @@ class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._buffers: tuple[Tensor, Tensor] | None = None
+        self._buffers: tuple[Tensor, ...] = ()
 
     def hold(self, keys: Tensor, values: Tensor, room: int, dtype: torch.dtype) -> None:
         """Copy ``keys`` and ``values`` (B, H, M, W) in, with room for ``room`` more slots."""
         held = keys.shape[2]
-        buffers = [
-            part.new_empty((*part.shape[:2], held + room, part.shape[3]), dtype=dtype) for part in (keys, values)
-        ]
-        for buffer, part in zip(buffers, (keys, values), strict=True):
+        self._buffers = ()
+        for part in (keys, values):
+            buffer = part.new_empty((*part.shape[:2], held + room, part.shape[3]), dtype=dtype)
             buffer[:, :, :held] = part
-        self._buffers = (buffers[0], buffers[1])
-        self._show(held)
-
-    def _show(self, held: int) -> None:
-        if self._buffers is not None:
-            keys, values = self._buffers
-            self._set(keys[:, :, :held], values[:, :, :held])
+            self._buffers += (buffer,)
+        self._set(*(buffer[:, :, :held] for buffer in self._buffers))
 
     def _set(self, keys: Tensor, values: Tensor) -> None:
         self.keys, self.values, self.is_initialized = keys, values, True
         self.dtype, self.device = keys.dtype, keys.device
-
-    def _past(self, like: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """What is held; before the first update nothing, in the shape of new slots."""
-        if self.keys is None or self.values is None:
-            return like[0][:, :, :0], like[1][:, :, :0]
-        return self.keys, self.values
 
     def past(self) -> tuple[Tensor, Tensor]:
         """Keys and values held. Raises RuntimeError before the first."""
@@ -69,18 +57,18 @@ class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         held = self.get_seq_length()
         if not torch.is_grad_enabled() and self._has_room(held + new):
             return self._put(held, key_states, value_states)
-        keys, values = self._past((key_states, value_states))
+        keys, values = self.past() if held else (key_states[:, :, :0], value_states[:, :, :0])
         if torch.is_grad_enabled() and (key_states.requires_grad or keys.requires_grad):
             # Slots that earlier gradients still need must not be overwritten in place.
-            self._buffers = None
+            self._buffers = ()
             self._set(torch.cat([keys, key_states], dim=2), torch.cat([values, value_states], dim=2))
-            return self._past((key_states, value_states))
+            return self.past()
         self.hold(keys, values, new + _ROOM, key_states.dtype)
-        return self._put(keys.shape[2], key_states, value_states)
+        return self._put(held, key_states, value_states)
 
     def _has_room(self, total: int) -> bool:
         """Whether the buffer can be written up to ``total`` slots."""
-        if self._buffers is None or self.keys is None or total > self._buffers[0].shape[2]:
+        if not self._buffers or self.keys is None or total > self._buffers[0].shape[2]:
             return False
         buffer = self._buffers[0]
         # Beam search puts reordered copies in place of the views, and inference tensors stay unwritable outside.
@@ -89,8 +77,6 @@ class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
 
     def _put(self, held: int, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
         """Write new slots into the buffer after ``held`` slots."""
-        if self._buffers is None:
-            raise RuntimeError("the cache has no buffer to write into")
         total = held + key_states.shape[2]
         keys, values = (buffer[:, :, :total] for buffer in self._buffers)
         keys[:, :, held:] = key_states
@@ -100,19 +86,19 @@ class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
 
     def drop(self, row: int) -> None:
         """Leave out a row of the batch: the last one takes its place."""
-        if self._buffers is None:
+        if not self._buffers:
             return
         last, held = self._buffers[0].shape[0] - 1, self.get_seq_length()
         for buffer in self._buffers if row != last else ():
             buffer[row, :, :held] = buffer[last, :, :held]
-        self._buffers = (self._buffers[0][:last], self._buffers[1][:last])
-        self._show(held)
+        self._buffers = tuple(buffer[:last] for buffer in self._buffers)
+        self._set(*(buffer[:, :, :held] for buffer in self._buffers))
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last ``-tokens_to_remove`` slots; the buffer stays."""
-        if tokens_to_remove and self.keys is not None and self.values is not None:
+        if tokens_to_remove and self.get_seq_length():
             left = self.get_seq_length() - abs(tokens_to_remove)
-            self._set(self.keys[:, :, :left], self.values[:, :, :left])
+            self._set(*(part[:, :, :left] for part in self.past()))
 
 
 class PrefixCache(Cache):
@@ -129,17 +115,15 @@ class PrefixCache(Cache):
     def of(cls, readings: Sequence[Reading], *, layers: int, dtype: torch.dtype, room: int = _ROOM) -> PrefixCache:
         """A cache holding the prefixes of ``readings`` (one per batch row), with room for ``room`` new tokens."""
         cache = cls(layers)
-        prefixes = [reading.prefix for reading in readings]
         longest = max(reading.slots for reading in readings)
-        some = next((prefix for prefix in prefixes if prefix and prefix.slots), None)
+        some = next((reading.prefix for reading in readings if reading.slots), None)
         if some is None:
             return cache
+        prefixes = [reading.prefix or some.slice(0, 0) for reading in readings]
         for index, layer in enumerate(cache._grown()):
-            keys = [p.keys[index] if p else None for p in prefixes]
-            values = [p.values[index] if p else None for p in prefixes]
-            layer.hold(
-                _stacked(keys, some.keys[index], longest), _stacked(values, some.values[index], longest), room, dtype
-            )
+            keys = _stacked([prefix.keys[index] for prefix in prefixes], longest)
+            values = _stacked([prefix.values[index] for prefix in prefixes], longest)
+            layer.hold(keys, values, room, dtype)
         if any(reading.slots != longest for reading in readings):
             held = torch.tensor([reading.slots for reading in readings], device=some.keys[0].device)
             cache.valid = torch.arange(longest, device=held.device) >= longest - held[:, None]
@@ -169,8 +153,8 @@ class PrefixCache(Cache):
         for layer in self._grown():
             layer.drop(row)
         if self.valid is not None:
-            order = [*range(row), len(self.valid) - 1, *range(row + 1, len(self.valid) - 1)][: len(self.valid) - 1]
-            self.valid = self.valid[order]
+            last = len(self.valid) - 1
+            self.valid = self.valid[[last if number == row else number for number in range(last)]]
 
     def trim(self) -> None:
         """Leave out first columns in which no row has a token, where they are a good part of all."""
@@ -214,21 +198,17 @@ class PrefixCache(Cache):
 
     def rows_from(self, start: int, stop: int | None = None) -> KV:
         """Copies of the slots ``start`` to ``stop``, keys as rotated."""
-        past = [layer._past((torch.empty(0), torch.empty(0))) for layer in self._grown()]
-        return KV(
-            tuple(keys[:, :, start:stop].clone() for keys, _ in past),
-            tuple(values[:, :, start:stop].clone() for _, values in past),
-        )
+        past = KV(*zip(*(layer.past() for layer in self._grown()), strict=True))
+        return map_slots(lambda part: part[:, :, start:stop].clone(), past)
 
 
-def _stacked(rows: Sequence[Tensor | None], like: Tensor, length: int) -> Tensor:
+def _stacked(rows: Sequence[Tensor], length: int) -> Tensor:
     """Batch rows of different lengths as one tensor, padded with zeros on the left."""
-    if len(rows) == 1 and rows[0] is not None:
+    if len(rows) == 1:
         return rows[0]
-    out = like.new_zeros(len(rows), like.shape[1], length, like.shape[3])
+    out = rows[0].new_zeros(len(rows), rows[0].shape[1], length, rows[0].shape[3])
     for b, row in enumerate(rows):
-        if row is not None and row.shape[2]:
-            out[b, :, length - row.shape[2] :] = row[0]
+        out[b, :, length - row.shape[2] :] = row[0]
     return out
 
 

@@ -9,15 +9,14 @@ Dimensions: B batch, T tokens, R rank.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from byheart.errors import UsageError
-from byheart.model.anatomy import hooked
 from byheart.model.backbone import Backbone
 from byheart.model.reading import LowRankDelta
 
@@ -59,14 +58,10 @@ class LoRA(nn.Module):
             self.down.append(nn.Parameter(start.to(backbone.device)))
             self.up.append(nn.Parameter(torch.zeros(linear.out_features, rank, device=backbone.device)))
 
-    @contextmanager
-    def active(self, backbone: Backbone, *, gate: slice | None = None) -> Iterator[None]:
+    def active(self, backbone: Backbone, *, gate: slice | None = None) -> AbstractContextManager[None]:
         """Add the update at the tokens of ``gate`` (all without one). Inside: a hook per layer. After: none."""
-        handles = []
-        for path, down, up in zip(self.paths, self.down, self.up, strict=True):
-            handles.append(backbone.linear(path).register_forward_hook(partial(self._added, down, up, gate)))
-        with hooked(handles):
-            yield
+        parts = zip(self.paths, self.down, self.up, strict=True)
+        return backbone.changing([(backbone.linear(p), partial(self._added, down, up, gate)) for p, down, up in parts])
 
     def deltas(self, batch: int) -> dict[str, LowRankDelta]:
         """The update at every token, as a reading carries it: path -> the same change for each batch row."""

@@ -98,10 +98,9 @@ def token_losses(
     if backbone.softcap is not None:
         return _general_losses(backbone, hidden, targets, reference, kl)
     weight, bias, scale = backbone.head.weight, backbone.head.bias, backbone.logit_scale
-    pull = weight[targets].float()
+    pull, strength = weight[targets].float(), 1.0
     if reference is not None:
-        pull = pull + kl * reference.mean
-    strength = 1.0 + (kl if reference is not None else 0.0)
+        pull, strength = pull + kl * reference.mean, 1.0 + kl
     lse: Tensor = _LogSumExp.apply(hidden, pull, strength, backbone, scratch or LogitsBuffer())  # type: ignore[no-untyped-call]
     x = hidden.detach().float()
     target = (weight[targets].float() * x).sum(-1)
@@ -163,25 +162,22 @@ def _general_losses(
     backbone: Backbone, hidden: Tensor, targets: Tensor, reference: Reference | None, kl: float
 ) -> TokenLosses:
     """The same for a head that is not linear (a soft cap); one chunk of logits is held at a time."""
-    parts = []
-    for piece in chunks(backbone, hidden.shape[0]):
-        frozen = None if reference is None else reference.hidden[piece]
-        parts.append(checkpoint(_chunk_losses, backbone, hidden[piece], targets[piece], frozen, use_reentrant=False))
+
+    def log_softmax(states: Tensor) -> Tensor:
+        return torch.log_softmax(backbone.logits(states.to(backbone.head.weight.dtype)), dim=-1)
+
+    def chunk_losses(piece: slice) -> tuple[Tensor, Tensor]:
+        log_q = log_softmax(hidden[piece])
+        ce = -log_q.gather(-1, targets[piece][:, None]).squeeze(-1)
+        if reference is None:
+            return ce, torch.zeros_like(ce)
+        with torch.no_grad():
+            log_p = log_softmax(reference.hidden[piece])
+        return ce, (log_p.exp() * (log_p - log_q)).sum(-1)
+
+    parts = [checkpoint(chunk_losses, piece, use_reentrant=False) for piece in chunks(backbone, len(hidden))]
     ce, divergence = (torch.cat(column) for column in zip(*parts, strict=True))
     return TokenLosses(ce + kl * divergence, ce.detach(), divergence.detach())
-
-
-def _chunk_losses(
-    backbone: Backbone, hidden: Tensor, targets: Tensor, reference: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    kind = backbone.head.weight.dtype
-    log_q = torch.log_softmax(backbone.logits(hidden.to(kind)), dim=-1)
-    ce = -log_q.gather(-1, targets[:, None]).squeeze(-1)
-    if reference is None:
-        return ce, torch.zeros_like(ce)
-    with torch.no_grad():
-        log_p = torch.log_softmax(backbone.logits(reference.to(kind)), dim=-1)
-    return ce, (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
 def next_token_loss(backbone: Backbone, hidden: Float[Tensor, "B T D"], tokens: Int[Tensor, "B T"]) -> Tensor:

@@ -42,37 +42,27 @@ def observing(rows: int) -> Iterator[Observed]:
         _active.reset(token)
 
 
-def show(query: Tensor, key: Tensor, mask: Tensor | None, *, scaling: float | None, softcap: float | None) -> None:
-    """Let an observer, if there is one, see a layer; arguments as in ``attention.grouped_attention``."""
+def show(query: Tensor, key: Tensor, mask: Tensor | None, *, scaling: float, softcap: float | None) -> None:
+    """Let an observer, if there is one, see a layer; arguments as in ``attention.grouped_attention``.
+
+    What each key receives is the mean over queries and over the query heads of its key-value head.
+    """
     seen = _active.get()
-    if seen is not None:
-        rows = query[:, :, -seen.rows :]
-        scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-        seen.layers.append(received(rows, key, _last(mask, rows, key), scaling=scale, softcap=softcap))
-
-
-def received(
-    query: Float[Tensor, "B GH N W"],
-    key: Float[Tensor, "B H M W"],
-    mask: Tensor,
-    *,
-    scaling: float,
-    softcap: float | None,
-) -> Float[Tensor, "B H M"]:
-    """The attention that each key receives: the mean over queries and over the query heads of its key-value head."""
+    if seen is None:
+        return
+    query = query[:, :, -seen.rows :]
+    mask = causal_mask(query, key) if mask is None else mask[:, :, -query.shape[2] :, : key.shape[2]]
     batch, heads, _, width = key.shape
     folded = query.float().reshape(batch, heads, -1, query.shape[2], width)
     scores = torch.matmul(folded, key.float()[:, :, None].mT) * scaling
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
-    seen = mask[:, :, None]
-    scores = scores.masked_fill(~seen, -torch.inf) if mask.dtype == torch.bool else scores + seen
-    return scores.softmax(-1).mean((2, 3))
+    shown = mask[:, :, None]
+    scores = scores.masked_fill(~shown, -torch.inf) if mask.dtype == torch.bool else scores + shown
+    seen.layers.append(scores.softmax(-1).mean((2, 3)))
 
 
-def _last(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor:
-    """The mask's rows of the observed queries; causal without one."""
+def causal_mask(query: Tensor, key: Tensor) -> Tensor:
+    """Which keys each query sees, (1, 1, T, M), where the queries are the last of the keys' tokens."""
     rows, columns = query.shape[2], key.shape[2]
-    if mask is not None:
-        return mask[:, :, -rows:, :columns]
     return torch.ones(rows, columns, dtype=torch.bool, device=query.device).tril(columns - rows)[None, None]

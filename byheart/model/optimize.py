@@ -29,9 +29,8 @@ def descend(
         stop_loss: a group whose number falls below it is left as it is from then on.
         bound: the largest absolute value of a component after a step; 0 is no bound.
     """
-    optimizer = torch.optim.AdamW(
-        [p for group in groups for p in group], lr=learning_rate, weight_decay=weight_decay, fused=True
-    )
+    parameters = [parameter for group in groups for parameter in group]
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, fused=True)
     for _ in range(steps):
         optimizer.zero_grad(set_to_none=True)
         with torch.enable_grad():
@@ -50,5 +49,5 @@ def descend(
         optimizer.step()
         if bound:
             with torch.no_grad():
-                for parameter in (p for group in groups for p in group):
+                for parameter in parameters:
                     parameter.clamp_(-bound, bound)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from operator import itemgetter
 from typing import TypeAlias
 
 import torch
@@ -37,25 +38,20 @@ class KV:
 
     def rows(self) -> list[KV]:
         """One KV per batch row, as views."""
-        return [
-            KV(tuple(k[b : b + 1] for k in self.keys), tuple(v[b : b + 1] for v in self.values))
-            for b in range(self.batch)
-        ]
+        return [map_slots(itemgetter(slice(b, b + 1)), self) for b in range(self.batch)]
 
     def slice(self, start: int, stop: int | None = None) -> KV:
         """The slots from ``start`` to ``stop``, as views."""
-        return KV(tuple(k[:, :, start:stop] for k in self.keys), tuple(v[:, :, start:stop] for v in self.values))
+        return map_slots(lambda part: part[:, :, start:stop], self)
 
     def append(self, other: KV) -> KV:
         """These slots, then those of ``other``."""
-        return KV(
-            tuple(torch.cat(pair, dim=2) for pair in zip(self.keys, other.keys, strict=True)),
-            tuple(torch.cat(pair, dim=2) for pair in zip(self.values, other.values, strict=True)),
-        )
+        return map_slots(lambda *pair: torch.cat(pair, dim=2), self, other)
 
-    def detach(self) -> KV:
-        """The same numbers, detached from their gradients."""
-        return KV(tuple(k.detach() for k in self.keys), tuple(v.detach() for v in self.values))
+
+def map_slots(function: Callable[..., Tensor], *kvs: KV) -> KV:
+    """``function`` of the tensors (B, H, M, W) that these have in the same layer, for keys and for values."""
+    return KV(tuple(map(function, *(kv.keys for kv in kvs))), tuple(map(function, *(kv.values for kv in kvs))))
 
 
 @dataclass(frozen=True)
@@ -129,17 +125,19 @@ class Reading:
     @property
     def bytes(self) -> int:
         """Bytes of the tensors it holds."""
-        tensors: list[Tensor] = list(self.prefix.keys + self.prefix.values) if self.prefix else []
-        for delta in self.deltas.values():
-            tensors += [delta.weight] if isinstance(delta, DenseDelta) else [delta.down, delta.up]
-        return sum(tensor.nbytes for tensor in tensors)
+        slots = self.prefix.keys + self.prefix.values if self.prefix else ()
+        changes = [part for delta in self.deltas.values() for part in vars(delta).values()]
+        return sum(tensor.nbytes for tensor in (*slots, *changes))
 
 
-def cast(rows: Sequence[Delta | None], dtype: torch.dtype) -> list[Delta | None]:
-    """Each batch row's change in ``dtype``, None where it has none; shared changes are converted once."""
-    own = {id(row): row for row in rows if row is not None}
-    made = {key: row.to(dtype) for key, row in own.items()}
-    return [made.get(id(row)) for row in rows]
+def cast(rows: Sequence[Mapping[str, Delta]], dtype: torch.dtype) -> list[dict[str, Delta]]:
+    """Each batch row's changes in ``dtype``; those that several share are converted once and stay shared.
+
+    Rows that share a change go through one product with it.
+    """
+    originals = {id(delta): delta for row in rows for delta in row.values()}
+    converted = {key: delta.to(dtype) for key, delta in originals.items()}
+    return [{path: converted[id(delta)] for path, delta in row.items()} for row in rows]
 
 
 def delta_hook(rows: Sequence[Delta | None]) -> Callable[..., Tensor]:

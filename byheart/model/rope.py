@@ -59,13 +59,13 @@ class Rotation:
 def _angles(
     frequencies: tuple[float, ...], steps: int | Tensor, device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Cosine and sine, (F,), (M, F) or (B, 1, M, F), for one step, one per slot, or one per slot and batch row."""
+    """Cosine and sine, (1, F), (M, F) or (B, 1, M, F), for one step, one per slot, or one per slot and batch row."""
     if isinstance(steps, int):
-        return _turns(frequencies, steps, device, dtype)
+        return _one_place(frequencies, steps, steps + 1, device, dtype)
     last = int(steps.max()) if steps.numel() else 0
     if steps.numel() >= _MANY and int(steps.min()) >= 0 and last < _LONGEST_TABLE:
         length = 1 << max(last, 1).bit_length()
-        cos, sin = (table[steps.to(device)] for table in _table(frequencies, length, device, dtype))
+        cos, sin = (table[steps.to(device)] for table in _all_places(frequencies, 0, length, device, dtype))
     else:
         cos, sin = _computed(frequencies, steps.to(device), dtype)
     return (cos, sin) if steps.dim() < 2 else (cos[:, None], sin[:, None])
@@ -77,18 +77,14 @@ def _computed(frequencies: tuple[float, ...], steps: Tensor, dtype: torch.dtype)
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
-@lru_cache(maxsize=64)
-def _turns(
-    frequencies: tuple[float, ...], steps: int, device: torch.device, dtype: torch.dtype
+def _span(
+    frequencies: tuple[float, ...], start: int, stop: int, device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
+    """Every position from ``start`` to ``stop``, for later passes in any mode."""
     with torch.inference_mode(False):
-        return _computed(frequencies, torch.tensor(steps, device=device), dtype)
+        return _computed(frequencies, torch.arange(start, stop, device=device), dtype)
 
 
-@lru_cache(maxsize=8)
-def _table(
-    frequencies: tuple[float, ...], length: int, device: torch.device, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """Every position below ``length``: one table serves all layers and all writes."""
-    with torch.inference_mode(False):
-        return _computed(frequencies, torch.arange(length, device=device), dtype)
+_one_place = lru_cache(maxsize=64)(_span)
+# One table serves all layers and all writes.
+_all_places = lru_cache(maxsize=8)(_span)

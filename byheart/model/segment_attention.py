@@ -32,6 +32,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from byheart.model.observed_attention import causal_mask
+
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 # How many are computed at a time, and in a short text kept: 2 MB in bfloat16.
@@ -77,10 +79,11 @@ def attended(attend: Attend, query: Tensor, key: Tensor, value: Tensor, mask: Te
     if how is None or not (how.recurrent or how.first is not None):
         return attend(query, key, value, mask)
     if mask is None:
-        tokens = key.shape[2]
-        mask = torch.ones(tokens, tokens, dtype=torch.bool, device=key.device).tril()[None, None]
+        mask = causal_mask(query, key)
     size = _segments_at_once(query, key, how)
-    own = [_by_text(part, how) for part in (query, key, value, mask.expand(len(key), -1, -1, -1))]
+    own = [
+        part.view(-1, how.segments, *part.shape[1:]) for part in (query, key, value, mask.expand(len(key), -1, -1, -1))
+    ]
     others = [_of_others(part, how) for part in own[1:3]]
     # Split, not sliced: the gradient of each slice would be as large as the whole tensor.
     parts = [torch.split(part, size, dim=1) for part in own]
@@ -134,10 +137,6 @@ def _segments_at_once(query: Tensor, key: Tensor, how: Together) -> int:
     columns = key.shape[2] + how.marks * (1 if how.mean else how.segments)
     each = query[..., 0].numel() // how.segments * columns
     return math.ceil(how.segments / math.ceil(how.segments / max(1, MOST_SCORES // each)))
-
-
-def _by_text(part: Tensor, how: Together) -> Tensor:
-    return part.view(-1, how.segments, *part.shape[1:])
 
 
 def _of_others(part: Tensor, how: Together) -> Tensor:

@@ -8,14 +8,14 @@ Dimensions: B batch, H key-value heads, M slots, K slots that are kept, W head w
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from byheart.model.backbone import Backbone
-from byheart.model.reading import KV
+from byheart.model.reading import KV, map_slots as map_slots
 from byheart.protocol.state import State
 from byheart.protocol.template import length
 
@@ -23,11 +23,6 @@ from byheart.protocol.template import length
 def concat(past: KV | None, new: KV) -> KV:
     """The slots of ``past``, if any, and then those of ``new``."""
     return past.append(new) if past else new
-
-
-def map_slots(function: Callable[..., Tensor], *kvs: KV) -> KV:
-    """``function`` of the tensors (B, H, M, W) that these have in the same layer, for keys and for values."""
-    return KV(tuple(map(function, *(kv.keys for kv in kvs))), tuple(map(function, *(kv.values for kv in kvs))))
 
 
 def rotate_to_slots(backbone: Backbone, kv: KV) -> KV:

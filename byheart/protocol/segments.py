@@ -31,7 +31,7 @@ def split_segments(segment: Int[Tensor, "B T"], *, longest: int, shortest: int =
 
 def require_known(backbone: Backbone, **options: Sequence[int]) -> None:
     """Raise UsageError for an option with a token that is not in the model's vocabulary."""
-    known = len(backbone.embedding_table)
+    known = backbone.embedding.num_embeddings
     for option, ids in options.items():
         for token in ids:
             if not 0 <= token < known:

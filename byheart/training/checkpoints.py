@@ -13,7 +13,6 @@ after that. So whatever kills a run, the newest folder is whole. It holds the le
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -26,6 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from byheart.errors import CheckpointError, StateMismatchError
+from byheart.files import sync
 from byheart.methods import defaults
 from byheart.protocol.checkpoint import load_pretrained, save_pretrained
 from byheart.protocol.method import Method
@@ -53,9 +53,9 @@ def save(folder: Path, method: Method, optimizer: torch.optim.Optimizer, progres
         save_file(_moments(method, optimizer), scratch / "optimizer.safetensors")
         (scratch / "trainer.json").write_text(json.dumps(asdict(progress)), encoding="utf-8")
         for file in [*scratch.iterdir(), scratch]:
-            _sync(file)
+            sync(file)
         scratch.rename(target)
-        _sync(folder)
+        sync(folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     for other in folder.iterdir():
@@ -118,12 +118,3 @@ def _moments(method: Method, optimizer: torch.optim.Optimizer) -> dict[str, torc
         for part in _MOMENTS
         if part in optimizer.state[parameter]
     }
-
-
-def _sync(path: Path) -> None:
-    """Make a file, or the entries of a folder, durable."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -131,13 +131,15 @@ class _Run:
     def __init__(
         self, method: Method, recipe: Recipe, out: Path, made_of: Mapping[str, Any], *, resume: bool = True
     ) -> None:
-        self.method, self.recipe, self.out = method, recipe, out
+        self.method, self.recipe, self.out, self._metrics = method, recipe, out, out / "metrics.jsonl"
         self.parameters = [parameter for parameter in method.parameters() if parameter.requires_grad]
         if not self.parameters:
             raise UsageError(
                 f"method '{method.name}' has nothing to train: it has no learned parts. "
                 "latent-pool, compressed-kv and adapter have some."
             )
+        # How many numbers are learned.
+        self.size = sum(parameter.numel() for parameter in self.parameters)
         self.processes = Processes(method.backbone.device.type)
         self.processes.agree(method)
         self.run_config = _describe_run(method, recipe, made_of, self.processes.count)
@@ -154,11 +156,6 @@ class _Run:
         if self.processes.first:
             out.mkdir(parents=True, exist_ok=True)
             self._drop_steps_after(len(self.losses))
-
-    @property
-    def size(self) -> int:
-        """How many numbers are learned."""
-        return sum(parameter.numel() for parameter in self.parameters)
 
     def fit(self, batch: Batch) -> Batch:
         """A batch that the model has positions for, see ``Recipe``."""
@@ -257,10 +254,6 @@ class _Run:
     def _kept(self) -> str:
         found = checkpoints.newest(self.out / "checkpoints")
         return f"'{found}' is the last good checkpoint" if found else "There is no checkpoint yet"
-
-    @property
-    def _metrics(self) -> Path:
-        return self.out / "metrics.jsonl"
 
     def _drop_steps_after(self, step: int) -> None:
         """Drop the lines of steps that will be taken again; a kill may have left half a line."""

@@ -96,8 +96,7 @@ def _read_texts(config: TrainingConfig) -> Callable[[Session], _Examples]:
         [Weighted.read(source) for source in paths] for paths in (config.sources.data, config.sources.held_out)
     )
     recipe, shape = config.optimisation, asdict(config.episodes)
-    drawn = {**shape, "distractor_tokens": shape["gap"]}
-    del drawn["gap"]
+    drawn = {"distractor_tokens" if name == "gap" else name: value for name, value in shape.items()}
 
     def make_examples(session: Session) -> _Examples:
         if recipe.too_long == "refuse":

@@ -10,7 +10,7 @@ import hashlib
 import importlib.util
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -34,8 +34,7 @@ def require(name: str) -> None:
         raise UsageError(f"Tracker '{name}' is not installed: pip install {name}")
 
 
-@contextmanager
-def tracking(name: str, out: Path, settings: Mapping[str, Any], *, done: int = 0) -> Iterator[Send]:
+def tracking(name: str, out: Path, settings: Mapping[str, Any], *, done: int = 0) -> AbstractContextManager[Send]:
     """Before: nothing is open. Inside: a function that takes a step and its numbers. After: the tracker is closed.
 
     Args:
@@ -45,13 +44,8 @@ def tracking(name: str, out: Path, settings: Mapping[str, Any], *, done: int = 0
     """
     require(name)
     if name == "none":
-        yield lambda step, numbers: None
-    elif name == "tensorboard":
-        with _tensorboard(out, settings, done) as send:
-            yield send
-    else:
-        with _hosted(name, out, settings) as send:
-            yield send
+        return nullcontext(lambda step, numbers: None)
+    return _tensorboard(out, settings, done) if name == "tensorboard" else _hosted(name, out, settings)
 
 
 @contextmanager

@@ -14,11 +14,9 @@ from torch import Tensor
 from byheart.errors import InputError, UsageError
 from byheart.generation.decoding import Decoding
 from byheart.generation.dola import dola_scores
-from byheart.generation.generate import Generation, Request, generate
-from byheart.generation.lanes import cast_deltas
-from byheart.generation.sampling import make_generator, sample
+from byheart.generation.generate import Generation, Request, generate, sample
 from byheart.model.backbone import Backbone
-from byheart.model.reading import DenseDelta, LowRankDelta, Reading
+from byheart.model.reading import DenseDelta, LowRankDelta, Reading, cast
 from byheart.testing import VOCABULARY, tiny_model
 from tests.naive import decoding as naive
 from tests.samples import ALL_FAMILIES, backbone, hooks, logits, method, tokens, written
@@ -126,7 +124,7 @@ def test_the_narrowest_sample_is_greedy(narrow: dict[str, Any]) -> None:
 def drawn(probabilities: list[float], **options: Any) -> Tensor:
     """How often each token is drawn from these probabilities."""
     decoding = Decoding(seed=0, **options)
-    scores, generator = torch.tensor(probabilities).log(), make_generator(decoding)
+    scores, generator = torch.tensor(probabilities).log(), torch.Generator().manual_seed(0)
     picked = torch.tensor([sample(scores, decoding, generator) for _ in range(DRAWS)])
     return torch.bincount(picked, minlength=len(probabilities)) / DRAWS
 
@@ -528,9 +526,9 @@ def test_a_prompt_for_a_model_without_memory_needs_room_too() -> None:
 def test_rows_that_share_a_change_share_one_product(case: str) -> None:
     """Ten questions about one text read its change of the weights once."""
     first, other = read(case), Reading(deltas=dict(read(case).deltas))
-    converted = cast_deltas([first, other, first], torch.bfloat16)
+    converted = cast([reading.deltas for reading in (first, other, first)], torch.bfloat16)
     assert first.deltas.keys() == converted[0].keys() != set()
     for path, delta in converted[0].items():
         assert delta is converted[2][path]
         assert (delta is converted[1][path]) == (first.deltas[path] is other.deltas[path])
-    assert cast_deltas([Reading()], torch.float32) == [{}]
+    assert cast([{}], torch.float32) == [{}]

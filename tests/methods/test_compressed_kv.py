@@ -272,7 +272,7 @@ def test_the_first_tokens_slot_is_the_sink() -> None:
 def test_compression_tokens_start_near_the_mean_of_all_embeddings() -> None:
     own = backbone()
     made = CompressedKV(own, tokens=3)
-    table = own.embedding_table
+    table = own.embedding.weight
     for k in range(3):
         rows = [table[n] for n in range(len(table)) if n % 3 == k]
         torch.testing.assert_close(made.embeddings[-k - 1], torch.stack(rows).mean(0))

@@ -252,7 +252,7 @@ def test_the_pool_never_outgrows_itself_and_slots_stay_a_permutation() -> None:
     [
         ({"slots": 0}, "slots must be above 0; it is 0"),
         ({"blocks": 1}, "blocks must be 2 or more, .*; it is 1"),
-        ({"forget": "all"}, "forget must be layer or shared; it is 'all'"),
+        ({"forget": "all"}, "forget must be one of layer, shared; it is 'all'"),
         ({"longest": 0}, "longest must be above 0; it is 0"),
         ({"longest": 8, "shortest": 16}, "longest must be at least shortest; they are 8 and 16"),
     ],
