@@ -25,7 +25,7 @@ lint: .venv/.dev  ## format, lint, types, imports, sizes
 	$(BIN)/python scripts/size.py --check
 
 test-slow: .venv/.dev  ## run the tests that take long, such as that of the wheel
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q -n auto -m slow
 
 test-oldest: .venv-oldest/.ready  ## run the tests with the oldest versions that pyproject.toml allows
 	.venv-oldest/bin/python -m pytest -q -n auto --disable-warnings
