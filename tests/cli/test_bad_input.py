@@ -484,7 +484,7 @@ def test_a_full_disk_leaves_the_earlier_memory(fails: Fails, cat: Path, monkeypa
     def full(*arguments: object, **named: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(states, "save_file", full)
+    monkeypatch.setattr(states, "serialize", full)
     line = fails("write", "cat", stdin=TEXT)
     assert "could not be written: [Errno 28] No space left on device. The earlier memory is as it was." in line
 

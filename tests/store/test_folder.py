@@ -421,7 +421,7 @@ def test_a_save_that_fails_leaves_the_session_usable(
     session = new_session()
     for texts in (1, 2):
         with monkeypatch.context() as patch:
-            patch.setattr(states, "save_file", full)
+            patch.setattr(states, "serialize", full)
             with pytest.raises(StateError, match="No space left"), store.updating("cat", session):
                 session.write("The cat is called Muck.")
         assert len(session.header.written) == texts - 1
