@@ -52,7 +52,7 @@ class Method(nn.Module, abc.ABC):
         self.backbone = backbone
         # Writing builds no graph unless a training loop says ``train()``.
         self.training = False
-        self._named: tuple[list[tuple[str, int, int]], dict[str, Tensor], str] | None = None
+        self._named: tuple[list[tuple[int, int]], dict[str, Tensor], str] | None = None
         self._made: list[tuple[int, int]] | None = None
 
     @abc.abstractmethod
@@ -168,9 +168,13 @@ class Method(nn.Module, abc.ABC):
         """Whether no parameter was trained, loaded or replaced since ``mark_untrained``."""
         return self._made is not None and self._made == self._versions()
 
-    def _versions(self) -> list[tuple[int, int]]:
-        # torch counts the changes of each tensor in place.
-        return [(id(tensor), tensor._version) for tensor in (*self.parameters(), *self.buffers())]
+    def _versions(self) -> list[tuple[int, int]] | None:
+        """What tells whether a parameter was changed since; None where nothing does."""
+        tensors = [*self.parameters(), *self.buffers()]
+        # torch counts the changes of a tensor in place, but not of one that was made in inference mode.
+        if any(tensor.is_inference() for tensor in tensors):
+            return None
+        return [(id(tensor), tensor._version) for tensor in tensors]
 
     @property
     def fingerprint(self) -> str:
@@ -182,10 +186,11 @@ class Method(nn.Module, abc.ABC):
         if self.is_untrained:
             return "untrained"
         # Held, so that no other tensor can come to lie where one of them lay.
-        tensors = self.state_dict()
-        stamp = [(name, tensor.data_ptr(), tensor._version) for name, tensor in tensors.items()]
-        if self._named is None or self._named[0] != stamp:
-            self._named = stamp, tensors, fingerprint(tensors)
+        tensors, versions = self.state_dict(), self._versions()
+        if versions is None:
+            return fingerprint(tensors)
+        if self._named is None or self._named[0] != versions:
+            self._named = versions, tensors, fingerprint(tensors)
         return self._named[2]
 
     @property

@@ -155,3 +155,11 @@ def test_what_is_not_trained_has_one_name_whatever_its_last_digits(name: str) ->
     twin = build(name, backbone(), **OPTIONS[name])
     twin.load_state_dict(method.state_dict())
     assert twin.fingerprint == method.fingerprint
+
+
+def test_a_method_made_in_inference_mode_is_named_by_its_values() -> None:
+    with torch.inference_mode():
+        method = build("latent-pool", backbone(), **OPTIONS["latent-pool"])
+        name = method.fingerprint
+        stir(method)
+    assert "untrained" != name != method.fingerprint
