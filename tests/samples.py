@@ -16,6 +16,9 @@ from byheart.generation.generate import generate
 from byheart.methods import BUILT_IN, build
 from byheart.model.backbone import Backbone
 from byheart.model.reading import Reading
+from byheart.protocol.codec import shelf
+from byheart.protocol.codec.calibration import Example, calibrate
+from byheart.protocol.codec.codec import Codec
 from byheart.protocol.method import Method
 from byheart.protocol.state import State
 from byheart.testing import FAMILIES, VOCABULARY, tiny_backbone
@@ -33,6 +36,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     # Every family has layers of these names.
     "adapter": {"linears": ["o_proj", "down_proj"], "rank": 2},
     "full": {"chunk_tokens": 16},
+    "compact": {"times": 2, "chunk_tokens": 16},
     "window": {"sinks": 2, "recent": 14, "chunk_tokens": 8},
     "every-kth": {"every": 3, "chunk_tokens": 16},
     "mean-pooled": {"every": 3, "chunk_tokens": 16},
@@ -75,9 +79,19 @@ def backbone(family: str = "llama", dtype: torch.dtype = torch.float32) -> Backb
 def fresh(case: str, own: Backbone, **options: Any) -> Method:
     """A method by its name or a variant's, with quick options, its learned parts made visible."""
     name = case.split()[0]
+    if name == "compact":
+        codec_of(own)
     made = build(name, own, **{**OPTIONS.get(name, {}), **VARIANTS.get(case, {}), **options})
     stir(made)
     return made
+
+
+def codec_of(own: Backbone) -> Codec:
+    """The codec of a tiny model, made for this process where there is none."""
+    if shelf.find(own) is None:
+        rows = tokens(60, seed=21, batch=40)
+        shelf.hold(calibrate(own, [Example(row[:0], row[:50], row[50:], 0) for row in rows]))
+    return shelf.require(own)
 
 
 @cache

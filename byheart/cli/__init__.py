@@ -33,6 +33,7 @@ COMMANDS = {
     },
     "Train and import": {
         "train": "Train a method on text: its learned parts alone, the model stays as it is.",
+        "calibrate": "Measure a model once, so that its memories can be compact.",
         "import": "Read a released checkpoint and write it in byheart's own format.",
     },
     "Measure": {

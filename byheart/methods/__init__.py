@@ -13,6 +13,7 @@ from byheart.errors import UnknownNameError, UsageError
 from byheart.methods.adapter import Adapter
 from byheart.methods.attention_score import AttentionScore
 from byheart.methods.cartridge import Cartridge
+from byheart.methods.compact import Compact
 from byheart.methods.compressed_kv import CompressedKV
 from byheart.methods.every_kth import EveryKth
 from byheart.methods.ffn_edit import FFNEdit
@@ -32,6 +33,7 @@ from byheart.protocol.schema import validate
 BUILT_IN: dict[str, type[Method]] = {
     method.name: method
     for method in (
+        Compact,
         LatentPool,
         CompressedKV,
         LastFFN,

@@ -66,6 +66,14 @@ class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         self.hold(keys, values, new + _ROOM, key_states.dtype)
         return self._put(held, key_states, value_states)
 
+    def append(self, keys: Tensor, values: Tensor, room: int) -> None:
+        """Take in slots; the buffer, where it has to grow, gets room for ``room`` more."""
+        held = self.get_seq_length()
+        if not self._has_room(held + keys.shape[2]):
+            past = self.past() if held else (keys[:, :, :0], values[:, :, :0])
+            self.hold(*past, keys.shape[2] + room, keys.dtype)
+        self._put(held, keys, values)
+
     def _has_room(self, total: int) -> bool:
         """Whether the buffer can be written up to ``total`` slots."""
         if not self._buffers or self.keys is None or total > self._buffers[0].shape[2]:
@@ -128,6 +136,11 @@ class PrefixCache(Cache):
             held = torch.tensor([reading.slots for reading in readings], device=some.keys[0].device)
             cache.valid = torch.arange(longest, device=held.device) >= longest - held[:, None]
         return cache
+
+    def append(self, kv: KV, *, room: int = _ROOM) -> None:
+        """Take in slots, rotated to where they come to stand, with room for ``room`` more."""
+        for layer, keys, values in zip(self._grown(), kv.keys, kv.values, strict=True):
+            layer.append(keys, values, room)
 
     def _grown(self) -> list[GrowingLayer]:
         return [layer for layer in self.layers if isinstance(layer, GrowingLayer)]

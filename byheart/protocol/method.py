@@ -44,6 +44,8 @@ class Method(nn.Module, abc.ABC):
     """``turn`` where its prefix is text as the model itself reads it, so that text is written as turns of a chat."""
     size: ClassVar[Size | None] = None
     """Which options decide the bytes of its state; None where a number of bytes cannot choose them."""
+    needs_codec: ClassVar[bool] = False
+    """Whether it codes keys and values, for which a model needs a codec."""
     capacity: int | None = None
     """How many slots its prefix has at most; None where it grows."""
 

@@ -15,6 +15,7 @@ from byheart.model.loading import DEFAULT, PRECISIONS, locate, open_tokenizer
 from byheart.protocol import state_file
 from byheart.protocol.checkpoint import is_learned, load_pretrained, read_card
 from byheart.protocol.state import Header
+from byheart.session.calibration import ensure_codec
 from byheart.session.session import Session
 from byheart.text.encoder import ChatEncoder, Tokenizer
 
@@ -69,6 +70,8 @@ def _build(
     own = _encoder(backbone, encoder)
     # Methods that know what stands around a text have an option for it.
     around = {name: tokens for name, tokens in own.template_tokens().items() if name in known}
+    if find(card["method"]).needs_codec:
+        ensure_codec(backbone, own)
     made = build(card["method"], backbone, **{**around, **card["options"], **options})
     if learned or folder is not None:
         load_pretrained(made, learned or str(folder))

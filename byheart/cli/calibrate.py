@@ -1,0 +1,43 @@
+"""``byheart calibrate``: what a model's keys and values have in common, measured once for compact memories."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from byheart.cli import options, terminal
+
+Model = Annotated[str, typer.Argument(help="Alias, hub id, folder or .gguf file.", show_default=False)]
+_TEXTS = options.group(
+    None,
+    data=options.option(str | None, None, "Texts to calibrate on: a file, a folder or a hub data set; else byheart's."),
+    out=options.option(Path | None, None, "Write the codec to this file instead of keeping it in the cache."),
+)
+
+
+@options.takes(_TEXTS, options.WHERE)
+def calibrate(model: Model, as_json: options.AsJSON = False, **choices: Any) -> None:
+    """Measure a model once, so that its memories can be compact."""
+    start = time.monotonic()
+    with terminal.progressing(f"opening {model}"):
+        from byheart.model.loading import silence
+        from byheart.protocol.codec import shelf
+        from byheart.session.calibration import make_codec
+        from byheart.session.opening import load
+
+        silence()
+        session = load(model, method="full", dtype=choices["dtype"], device=choices["device"])
+    with terminal.progressing(f"calibrating {model}", "texts") as progress:
+        codec = make_codec(session.backbone, session.encoder, source=choices["data"] or "", progress=progress)
+    if choices["out"] is not None:
+        shelf.save_codec(codec, choices["out"])
+    path = choices["out"] or shelf.keep(codec)
+    size, seconds = path.stat().st_size, round(time.monotonic() - start, 1)
+    if as_json:
+        made = {"model": model, "codec": codec.fingerprint, "bytes": size, "seconds": seconds, "path": str(path)}
+        terminal.show_json(made)
+        return
+    terminal.say(f"Calibrated {model} in {seconds:.0f} s; the codec takes {terminal.size(size)}: {path}")

@@ -1,0 +1,260 @@
+"""The text's own keys and values, all of them, in a small share of their bytes: what most memories should be.
+
+Nothing is left out: every slot is coded (``protocol.codec``), with as many bits as bear on what the model predicts from
+it. The text is read once. What stands around it, the chat template and the first tokens, is kept as tokens and read
+exactly: slots of the template say nothing of the text, and models put weight on the first slots whatever they say
+(Xiao et al. 2024, arXiv 2309.17453). A text that is added is coded by itself, so that earlier codes stay as they were.
+
+State: `codes` (1, N) bytes, one code after another; `runs` (1, S, 3) per written piece: what is read exactly around it
+(see ``Run``), its coded tokens, its bytes; `first` (1, E) tokens that begin a text without the template.
+
+Dimensions: B batch, S pieces, T tokens, M slots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Int, UInt8
+from torch import Tensor
+
+from byheart.errors import UsageError, require_positive
+from byheart.model.backbone import Backbone
+from byheart.model.kv_cache import PrefixCache
+from byheart.model.reading import KV, Reading, map_slots
+from byheart.protocol.codec import shelf
+from byheart.protocol.codec.codec import LEAST_BYTES, Codec
+from byheart.protocol.method import Method
+from byheart.protocol.segments import require_known, split_segments
+from byheart.protocol.size import Size
+from byheart.protocol.state import State, unstack
+from byheart.protocol.template import length, zeros
+
+MOST_TIMES = 128
+_SINKS = 4
+_OPENING, _RECEIPT, _FIRST = 1, 2, 4
+
+
+class Run(NamedTuple):
+    """A written piece: what is read exactly around its text, tokens of the text, bytes of their code."""
+
+    around: int
+    tokens: int
+    bytes: int
+
+
+class Compact(Method):
+    """Keeps every key and value of a text, coded in so many times fewer bytes.
+
+    Args:
+        times: how many times fewer bytes than the keys and values themselves.
+        chunk_tokens: how many tokens are read, and coded, at once.
+        opening, receipt: the tokens that the chat template puts before the first text and after each.
+    """
+
+    name = "compact"
+    text_format = "turn"
+    needs_codec = True
+    size = Size(
+        lambda backbone, tokens, times: nbytes(backbone, tokens, times),
+        lambda tokens: range(MOST_TIMES, 1, -1),
+        lambda times: {"times": times},
+    )
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        times: int = 30,
+        chunk_tokens: int = 2048,
+        opening: Sequence[int] = (),
+        receipt: Sequence[int] = (),
+    ) -> None:
+        Method.__init__(self, backbone)
+        require_positive(chunk_tokens=chunk_tokens)
+        require_known(backbone, opening=opening, receipt=receipt)
+        if not 2 <= times <= MOST_TIMES:
+            raise UsageError(f"times must be from 2 to {MOST_TIMES}; it is {times}.")
+        self.times, self.chunk_tokens = times, chunk_tokens
+        self.opening, self.receipt = list(opening), list(receipt)
+        self._memo: tuple[State, KV] | None = None
+
+    @cached_property
+    def codec(self) -> Codec:
+        """What codes this model's slots. Raises UsageError where there is none yet."""
+        return shelf.require(self.backbone)
+
+    @property
+    def fingerprint(self) -> str:
+        """The codec's: another one cannot read the codes."""
+        return self.codec.fingerprint
+
+    @property
+    def is_untrained(self) -> bool:
+        """A codec is learned."""
+        return False
+
+    def init(self) -> State:
+        """No codes."""
+        return {}
+
+    def slots_after(self, state: State, segment: Int[Tensor, "B T"]) -> int:
+        """One more per token."""
+        return self.prefix_slots(state) + segment.shape[1]
+
+    def prefix_slots(self, state: State) -> int:
+        """How many slots the prefix has; nothing is decoded."""
+        return sum(run.tokens + len(self._before(run, state)) + len(self._after(run)) for run in runs_of(state))
+
+    def pieces(self, segment: Int[Tensor, "B T"]) -> Iterator[Int[Tensor, "B t"]]:
+        """Parts of at most ``chunk_tokens`` tokens of text; the template stays with its own. Raises InputError."""
+        before, after = self._framed(segment)
+        text = segment[:, before : segment.shape[1] - after]
+        if before and not text.shape[1]:
+            yield segment
+            return
+        start = 0
+        for piece in split_segments(text, longest=self.chunk_tokens):
+            stop = start + piece.shape[1]
+            first, last = start == 0, stop == text.shape[1]
+            yield segment[:, 0 if first else before + start : segment.shape[1] if last else before + stop]
+            start = stop
+
+    @torch.no_grad()
+    def write(self, state: State, segment: Int[Tensor, "B T"]) -> State:
+        """Read ``segment`` after what was kept, and code its slots. Raises InputError past the model's positions."""
+        for piece in self.pieces(segment):
+            state = self._write_piece(state, piece)
+        return state
+
+    def template(self, state: State, *, written: bool) -> State:
+        """Codes of as many bytes as the runs say, which are told from the tokens."""
+        if not written:
+            return {}
+        batch = 1
+        runs = length(state, "runs", 1, most=1 << 20)
+        size = sum(run.bytes for run in runs_of(state)) if "runs" in state else 1
+        first = length(state, "first", 1, most=_SINKS, least=0)
+        return {
+            "codes": zeros(batch, size, dtype=torch.uint8),
+            "runs": zeros(batch, runs, 3, dtype=torch.int32),
+            "first": zeros(batch, first, dtype=torch.int32),
+        }
+
+    def require_values(self, state: State) -> None:
+        """Raise ValueError where runs, codes and tokens do not belong together."""
+        for place, run in enumerate(runs_of(state)):
+            known = run.around in (0, _OPENING, _RECEIPT, _OPENING | _RECEIPT, _FIRST, _FIRST | _RECEIPT)
+            if not known or (place and run.around & (_OPENING | _FIRST)) or run.tokens < 1:
+                raise ValueError(f"run {place} is none that it writes")
+            if run.bytes != nbytes(self.backbone, run.tokens, self.times):
+                raise ValueError(f"run {place} has {run.bytes} bytes, which is not what its tokens take")
+        if "first" in state and bool((state["first"] >= self.backbone.embedding.num_embeddings).any()):
+            raise ValueError("it begins with a token that the model does not have")
+        if self.prefix_slots(state) > self.backbone.positions:
+            raise ValueError("it has more slots than the model has positions")
+        for code in self._codes(state):
+            self.codec.header(code)
+
+    @torch.no_grad()
+    def read(self, state: State) -> Reading:
+        """All slots, decoded. Raises CorruptStateError for a code that was changed."""
+        if not state:
+            return Reading()
+        rows = [self._read_row(row) for row in ([state] if len(state["runs"]) == 1 else unstack(state))]
+        return Reading(map_slots(lambda *parts: torch.cat(parts), *rows), batch=len(rows))
+
+    def _write_piece(self, state: State, piece: Int[Tensor, "B t"]) -> State:
+        before, after = self._framed(piece, first=not state)
+        is_opening = bool(before) and piece[0, :before].tolist() == self.opening
+        around = (_OPENING if is_opening else _FIRST if before else 0) | (_RECEIPT if after else 0)
+        text = piece[:, before : piece.shape[1] - after]
+        run = torch.tensor([[[around, text.shape[1], nbytes(self.backbone, text.shape[1], self.times)]]])
+        first = piece[:, : 0 if is_opening else before].to("cpu", torch.int32)
+        added = {
+            "codes": self._encode(state, piece[:, : piece.shape[1] - after], before, int(run[0, 0, 2])),
+            "runs": run.to(torch.int32).expand(len(piece), -1, -1),
+        }
+        if not state:
+            return {**added, "first": first}
+        return {**state, **{name: torch.cat([state[name].cpu(), part], dim=1) for name, part in added.items()}}
+
+    def _encode(self, state: State, tokens: Int[Tensor, "B t"], before: int, size: int) -> UInt8[Tensor, "B N"]:
+        """The codes (B, N) of the slots of ``tokens``, but for the first ``before``, as read after ``state``."""
+        if tokens.shape[1] == before:
+            return torch.zeros(len(tokens), 0, dtype=torch.uint8)
+        past = self.read(state).prefix
+        kv, start = self.backbone.prefill(tokens, past), past.slots if past else 0
+        kv = self.backbone.rotate(kv, -torch.arange(start, start + kv.slots, device=kv.keys[0].device)).slice(before)
+        codes = [self.codec.encode(row, ids, size) for row, ids in zip(kv.rows(), tokens[:, before:], strict=True)]
+        return torch.stack([torch.frombuffer(bytearray(code), dtype=torch.uint8) for code in codes])
+
+    def _framed(self, piece: Int[Tensor, "B t"], *, first: bool = True) -> tuple[int, int]:
+        """How many tokens before and after the text are read exactly; all rows of a batch begin and end alike."""
+        row, opening, receipt = piece[0].tolist(), self.opening, self.receipt
+        opened, received = len(opening) or 1, len(receipt) or 1
+        after = len(receipt) if row[-received:] == receipt and len(row) > len(receipt) else 0
+        if first and row[:opened] == opening and len(row) > len(opening) + after:
+            return len(opening), after
+        return (min(_SINKS, len(row) - after) if first else 0), after
+
+    def _read_row(self, state: State) -> KV:
+        """The prefix of one session, of which what was read before is not decoded again."""
+        known, done = self._known_part(state)
+        runs, codes = runs_of(state), list(self._codes(state))
+        total, kv = self.prefix_slots(state), known
+        with self.backbone.reading([Reading()]) as cache:
+            if known is not None:
+                cache.append(known, room=total - known.slots)
+            for run, code in list(zip(runs, codes, strict=True))[done:]:
+                self._read_exactly(cache, self._before(run, state))
+                if run.tokens:
+                    kv, _ = self.codec.decode(code)
+                    held = cache.get_seq_length()
+                    turned = self.backbone.rotate(kv, torch.arange(held, held + kv.slots, device=kv.keys[0].device))
+                    cache.append(turned, room=total - held - kv.slots)
+                self._read_exactly(cache, self._after(run))
+        found = cache.rows_from(0)
+        self._memo = state, found
+        return found
+
+    def _read_exactly(self, cache: PrefixCache, tokens: Sequence[int]) -> None:
+        if tokens:
+            self.backbone.hidden(torch.tensor([tokens], device=self.backbone.device), cache=cache)
+
+    def _known_part(self, state: State) -> tuple[KV | None, int]:
+        """The prefix of the runs that were read last, where ``state`` begins with them, and their number."""
+        if self._memo is None:
+            return None, 0
+        earlier, kv = self._memo
+        begins = all(torch.equal(part.cpu(), state[name][:, : part.shape[1]].cpu()) for name, part in earlier.items())
+        return (kv, earlier["runs"].shape[1]) if begins else (None, 0)
+
+    def _before(self, run: Run, state: State) -> list[int]:
+        """The tokens before a run's text."""
+        if run.around & _OPENING:
+            return self.opening
+        return state["first"][0].tolist() if run.around & _FIRST else []
+
+    def _after(self, run: Run) -> list[int]:
+        return self.receipt if run.around & _RECEIPT else []
+
+    def _codes(self, state: State) -> Iterator[bytes]:
+        start, data = 0, state["codes"][0].cpu().numpy().tobytes() if state else b""
+        for run in runs_of(state):
+            yield data[start : start + run.bytes]
+            start += run.bytes
+
+
+def runs_of(state: State) -> list[Run]:
+    """The pieces of a state, as written; all rows of a batch have the same."""
+    return [Run(*run) for run in state["runs"][0].tolist()] if state else []
+
+
+def nbytes(backbone: Backbone, tokens: int, times: int) -> int:
+    """Bytes of the code of so many tokens: a share of what their slots take with 16 bits a number."""
+    share = tokens * 2 * backbone.slot_bytes // (backbone.slot.keys[0].element_size() * times)
+    return max(LEAST_BYTES + 4 * tokens, share) if tokens else 0

@@ -1,0 +1,73 @@
+"""A codec for a model, from texts: those that byheart brings, or the user's own.
+
+A text is what would be written into a memory; what follows it in its source is predicted from it, or the answer to its
+question where it has one.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from byheart import data
+from byheart.data.records import Record, read
+from byheart.model.backbone import Backbone
+from byheart.protocol.codec import shelf
+from byheart.protocol.codec.calibration import Example, calibrate
+from byheart.protocol.codec.codec import Codec
+from byheart.text.encoder import ChatEncoder
+
+TEXTS = Path(data.__file__).parent / "calibration"
+"""The texts that come with byheart."""
+_TEXT, _FOLLOWING, _SHORTEST = 320, 64, 32
+Progress = Callable[[int, int], None]
+
+
+def ensure_codec(backbone: Backbone, encoder: ChatEncoder, progress: Progress | None = None) -> Codec:
+    """The codec of a model, made and kept where there is none yet."""
+    found = shelf.find(backbone)
+    if found is None:
+        found = make_codec(backbone, encoder, progress=progress)
+        shelf.keep(found)
+    return found
+
+
+def make_codec(
+    backbone: Backbone, encoder: ChatEncoder, *, source: str = "", progress: Progress | None = None
+) -> Codec:
+    """A codec for a model. Raises InputError for too little text.
+
+    Args:
+        source: a file, a folder or a hub data set of texts; those that byheart brings without it.
+        progress: called with the texts done and the texts in all.
+    """
+    records = read(source or str(TEXTS)).records
+    examples = [example for record in records for example in _examples(record, encoder)]
+    random.Random(0).shuffle(examples)
+    return calibrate(backbone, examples, progress=progress)
+
+
+def _examples(record: Record, encoder: ChatEncoder) -> Iterator[Example]:
+    around = encoder.template_tokens()
+    opening, receipt = (torch.tensor(around[name], dtype=torch.long) for name in ("opening", "receipt"))
+    text = encoder.encode("", record.text, first=False)
+    if record.task == "qa" and record.answer:
+        answer = encoder.continuation(record.answer)[:_FOLLOWING]
+        asked = torch.cat([receipt, encoder.question(record.question, continues=True)])
+        # The last token of the answer predicts nothing that is wanted.
+        yield Example(opening, text[:_TEXT], torch.cat([asked, answer[:-1]]), len(asked) - 1)
+        return
+    for piece in _pieces(text):
+        yield Example(opening, piece[:-_FOLLOWING], piece[-_FOLLOWING:], 0)
+
+
+def _pieces(text: Tensor) -> Iterator[Tensor]:
+    """Parts of a text, each with tokens to be predicted at its end."""
+    for start in range(0, len(text), _TEXT + _FOLLOWING):
+        piece = text[start : start + _TEXT + _FOLLOWING]
+        if len(piece) >= _FOLLOWING + _SHORTEST:
+            yield piece

@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from byheart.errors import CorruptStateError, UsageError
+from byheart.methods.compact import Compact, nbytes, runs_of
+from byheart.protocol.state import State
+from tests.samples import backbone, codec_of, tokens
+
+OPENING, RECEIPT = [5, 6, 7, 8, 9], [10, 11, 12]
+
+
+def made(**options: object) -> Compact:
+    codec_of(backbone())
+    return Compact(backbone(), **{"times": 4, "opening": OPENING, "receipt": RECEIPT, **options})  # type: ignore[arg-type]
+
+
+def turn(length: int, *, seed: int, first: bool) -> torch.Tensor:
+    return torch.cat(
+        [torch.tensor([OPENING if first else []]).long(), tokens(length, seed=seed), torch.tensor([RECEIPT])], dim=1
+    )
+
+
+def written(method: Compact, *lengths: int) -> State:
+    state = method.init()
+    for number, length in enumerate(lengths):
+        state = method.write(state, turn(length, seed=number, first=number == 0))
+    return state
+
+
+def test_the_template_takes_no_bytes_and_is_read_exactly() -> None:
+    method = made()
+    state = written(method, 40, 30)
+    assert [(run.around, run.tokens) for run in runs_of(state)] == [(3, 40), (2, 30)]
+    assert state["codes"].shape[1] == sum(nbytes(backbone(), length, 4) for length in (40, 30))
+    kv = method.read(state).prefix
+    assert kv is not None
+    assert kv.slots == method.prefix_slots(state) == 40 + 30 + len(OPENING) + 2 * len(RECEIPT)
+    opening = backbone().prefill(torch.tensor([OPENING]))
+    torch.testing.assert_close(kv.slice(0, len(OPENING)).keys, opening.keys)
+    before = kv.slice(0, len(OPENING) + 40)
+    receipt = backbone().prefill(torch.tensor([RECEIPT]), before)
+    again = kv.slice(before.slots, before.slots + len(RECEIPT))
+    torch.testing.assert_close(again.values, receipt.values, atol=1e-5, rtol=1e-4)
+
+
+def test_a_text_without_the_template_begins_exactly() -> None:
+    method = made()
+    text = tokens(30, seed=8)
+    state = method.write(method.init(), text)
+    assert state["first"].tolist() == text[:, :4].tolist()
+    kv = method.read(state).prefix
+    assert kv is not None
+    assert kv.slots == 30
+    torch.testing.assert_close(kv.slice(0, 4).values, backbone().prefill(text[:, :4]).values)
+
+
+@pytest.mark.parametrize("length", [1, 2, 4, 5])
+def test_texts_shorter_than_any_frame_are_kept(length: int) -> None:
+    method = made()
+    state = method.write(method.init(), tokens(length, seed=3))
+    assert method.read(state).slots == length
+    method.require_own(state, written=True)
+
+
+def test_what_is_added_leaves_earlier_codes_as_they_were() -> None:
+    method = made()
+    first = written(method, 20)
+    state, lengths = first, [20]
+    for number in range(30):
+        state = method.write(state, turn(4, seed=50 + number, first=False))
+        lengths.append(4)
+    size = first["codes"].shape[1]
+    assert torch.equal(state["codes"][:, :size], first["codes"])
+    kv, alone = method.read(state).prefix, method.read(first).prefix
+    assert kv is not None
+    assert alone is not None
+    for now, then in zip(kv.slice(0, alone.slots).values, alone.values, strict=True):
+        assert torch.equal(now, then)
+
+
+def test_a_reading_does_not_depend_on_what_was_read_before() -> None:
+    method = made()
+    states = [written(method, 20, 9), written(method, 20), written(method, 15, 9)]
+    for state in states:
+        found, alone = method.read(state).prefix, made().read(state).prefix
+        assert found is not None
+        assert alone is not None
+        torch.testing.assert_close(found.values, alone.values)
+
+
+def test_fewer_bytes_lose_more() -> None:
+    text = turn(60, seed=2, first=True)
+    exact = backbone().prefill(text)
+    losses = []
+    for times in (2, 4, 8):
+        method = made(times=times)
+        kv = method.read(method.write(method.init(), text)).prefix
+        assert kv is not None
+        losses.append(sum(float((a - b).pow(2).sum()) for a, b in zip(kv.values, exact.values, strict=True)))
+    assert losses == sorted(losses)
+
+
+@pytest.mark.parametrize("times", [1, 129, 0, -3])
+def test_rates_that_cannot_be_had_are_refused(times: int) -> None:
+    with pytest.raises(UsageError, match="times must be from 2 to 128"):
+        made(times=times)
+
+
+def test_states_that_it_could_not_have_written_are_refused() -> None:
+    method = made()
+    state = dict(written(method, 20, 9))
+
+    def changed(row: int, column: int, value: int) -> State:
+        runs = state["runs"].clone()
+        runs[0, row, column] = value
+        return {**state, "runs": runs}
+
+    wrong = [
+        changed(0, 0, 8),
+        changed(1, 0, 1),
+        changed(1, 1, 0),
+        changed(0, 1, 21),
+        changed(0, 2, 100),
+        {**state, "codes": state["codes"][:, :-1]},
+        {**state, "runs": state["runs"][:, :1]},
+        {name: part for name, part in state.items() if name != "first"},
+    ]
+    method.require_own(state, written=True)
+    for each in wrong:
+        with pytest.raises((ValueError, CorruptStateError)):
+            method.require_own(each, written=True)
+
+
+def test_a_changed_code_is_found_when_it_is_read() -> None:
+    method = made()
+    state = dict(written(method, 20))
+    codes = state["codes"].clone()
+    codes[0, 25] ^= 64
+    with pytest.raises(CorruptStateError, match="changed"):
+        method.read({**state, "codes": codes})

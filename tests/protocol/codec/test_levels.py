@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from byheart.protocol.codec.entropy import NARROWEST, LevelDecoder, LevelEncoder
+from byheart.protocol.codec.levels import UNITS, count_bits, from_levels, grid, put_levels, take_levels, to_levels
+
+WIDTHS = torch.arange(600, -400, -20, dtype=torch.int32)
+
+
+def components(tokens: int, *, loud: float = 1.0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(3)
+    sign = torch.where(torch.rand(tokens, len(WIDTHS), generator=generator) < 0.5, -1.0, 1.0)
+    size = -torch.rand(tokens, len(WIDTHS), generator=generator).clamp(min=1e-6).log()
+    each = torch.where(torch.arange(tokens) % 2 == 0, loud, 1 / loud)
+    return sign * size * each[:, None] * 2.0 ** (WIDTHS / UNITS)
+
+
+def coded(y: torch.Tensor, step: int) -> tuple[int, torch.Tensor]:
+    tables, levels, coder = grid(WIDTHS, step), to_levels(y, step), LevelEncoder()
+    levels[:, torch.from_numpy(tables < NARROWEST)] = 0
+    put_levels(coder, levels, tables)
+    taken, used = take_levels(LevelDecoder(coder.bytes()), len(y), tables)
+    assert torch.equal(taken, levels)
+    return len(coder.bytes()), from_levels(taken, used, step)
+
+
+def test_components_come_back_within_a_step() -> None:
+    y = components(200)
+    for step in (-300, 0, 300):
+        _, back = coded(y, step)
+        assert (back - y)[:, :30].abs().max() <= 2 ** (step / UNITS)
+        assert (back - y).abs().mean() < 0.3 * 2 ** (step / UNITS)
+
+
+def test_a_finer_step_costs_more_and_loses_less() -> None:
+    y = components(300)
+    made = [coded(y, step) for step in (-256, 0, 256)]
+    sizes, losses = [size for size, _ in made], [float((back - y).pow(2).mean()) for _, back in made]
+    assert sizes == sorted(sizes, reverse=True)
+    assert losses == sorted(losses)
+
+
+def test_the_mean_of_a_level_is_nearer_than_its_middle() -> None:
+    y, step = components(2000), 256
+    levels, tables = to_levels(y, step), grid(WIDTHS, step)
+    used = torch.from_numpy(np.broadcast_to(tables, levels.shape).copy()).clamp(min=NARROWEST)
+    middle = levels.sign() * (levels.abs() - 0.1) * 2 ** (step / UNITS)
+    nonzero = levels != 0
+    error = (from_levels(levels, used, step) - y)[nonzero].pow(2).mean()
+    assert error < 0.98 * (middle - y)[nonzero].pow(2).mean()
+
+
+def test_loud_and_quiet_tokens_are_told_apart() -> None:
+    even, uneven = components(200), components(200, loud=3.0)
+    tables = grid(WIDTHS, 0)
+    for y, least, most in ((even, 0.97, 1.03), (uneven, 0.7, 0.95)):
+        size, _ = coded(y, 0)
+        levels = to_levels(y, 0)
+        assert least < 8 * size / count_bits(levels, tables) < most
