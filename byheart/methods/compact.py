@@ -148,7 +148,7 @@ class Compact(Method):
         """Raise ValueError where runs, codes and tokens do not belong together."""
         for place, run in enumerate(runs_of(state)):
             known = run.around in (0, _OPENING, _RECEIPT, _OPENING | _RECEIPT, _FIRST, _FIRST | _RECEIPT)
-            if not known or (place and run.around & (_OPENING | _FIRST)) or run.tokens < 1:
+            if not known or (place and run.around & (_OPENING | _FIRST)) or run.tokens < (0 if run.around & _FIRST else 1):
                 raise ValueError(f"run {place} is none that it writes")
             if run.bytes != nbytes(self.backbone, run.tokens, self.times):
                 raise ValueError(f"run {place} has {run.bytes} bytes, which is not what its tokens take")
@@ -156,7 +156,7 @@ class Compact(Method):
             raise ValueError("it begins with a token that the model does not have")
         if self.prefix_slots(state) > self.backbone.positions:
             raise ValueError("it has more slots than the model has positions")
-        for code in self._codes(state):
+        for code in filter(None, self._codes(state)):
             self.codec.header(code)
 
     @torch.no_grad()
