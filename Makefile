@@ -1,7 +1,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
-# Threads that wait by spinning slow one another down where there are more of them than cores.
+# Threads that wait by spinning slow one another down where there are more of them than cores; how they wait is the
+# user's to say, by either variable.
+ifndef OMP_WAIT_POLICY
 export GOMP_SPINCOUNT ?= 1000
+endif
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check lint format bench attack docs size update test-oldest test-newest test-slow
