@@ -55,7 +55,7 @@ docs: .venv/.dev  ## build the documentation into site/; a warning is an error
 size: .venv/.dev  ## show how long files and functions are
 	$(BIN)/python scripts/size.py
 
-update: .venv/.dev  ## lock the newest versions that pyproject.toml allows
+update: .venv/.dev  ## lock the newest versions that pyproject.toml allows, of all but torch
 	bash scripts/lock.sh
 
 # Every target does its own set-up, once: an environment is made again only when one of these files changes.
