@@ -1,4 +1,4 @@
-"""The command that measures memories."""
+"""``byheart evaluate``: methods measured on tasks."""
 
 from __future__ import annotations
 
@@ -103,25 +103,3 @@ def _describe(row: Result) -> dict[str, str]:
         "keeps": terminal.size(row.bytes) + (f", {row.bytes / tokens:,.0f} per token" if tokens else ""),
         "written in": f"{row.seconds * 1000:,.0f} ms",
     }
-
-
-def tasks(as_json: options.AsJSON = False) -> None:
-    """List the tasks that `byheart evaluate` knows."""
-    from byheart.evaluation.tasks import BUILT_IN, defaults
-
-    rows: list[dict[str, Any]] = [
-        {
-            "task": name,
-            "measures": str(kind.__doc__).splitlines()[0],
-            "options": defaults(kind),
-            "data": dict(kind.sources),
-        }
-        for name, kind in BUILT_IN.items()
-    ]
-    if as_json:
-        terminal.show_json(rows)
-        return
-    table = Table("task", "measures", "options", "data of its own", box=None, pad_edge=False)
-    for row in rows:
-        table.add_row(row["task"], row["measures"], terminal.said(row["options"]), " ".join(row["data"]))
-    terminal.show(table)
