@@ -125,6 +125,8 @@ class Task(abc.ABC):
     """Data sets of the Hugging Face hub that it was published with: short name -> name on the hub."""
     references: ClassVar[tuple[str, ...]] = ()
     """Methods that are measured beside those asked for, so that ``compare`` can relate the others to them."""
+    higher_is_better: ClassVar[Mapping[str, bool | None]] = {}
+    """Of which metrics less is better, False, or neither more nor less, None; of all others more is."""
     pooled: ClassVar[bool] = False
     """Whether several data sets, each ``PATH`` or ``PATH:weight``, also give rows of all of them together."""
     control: bool = False

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from byheart.data.records import Fields, listed, required
 from byheart.evaluation.results import Result
@@ -29,6 +29,7 @@ class Dialogue(Task):
 
     name = "dialogue"
     asks = "choices"
+    higher_is_better: ClassVar = {"loss": False}
 
     def __init__(self, *, turns: Sequence[int] = (1, 2, 4, 8, 12), persona: bool = True) -> None:
         if not turns or min(turns) < 0:

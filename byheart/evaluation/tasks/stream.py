@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from typing import ClassVar
 
 from byheart.data.records import Fields, required
 from byheart.evaluation.results import Result
@@ -28,6 +29,7 @@ class Stream(Task):
 
     name = "stream"
     asks = "choices"
+    higher_is_better: ClassVar = {"loss": False}
 
     def __init__(self, *, words: int = 64, given: int = 4, pieces: int = 64, block: int = 8) -> None:
         if not 0 < given < words or pieces < 0 or block < 1:
