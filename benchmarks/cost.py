@@ -71,7 +71,7 @@ def seconds(run: Timed) -> float:
 
 
 def compare(ours: Timed, floor: Timed, rounds: int) -> Measured:
-    """Median seconds of ours and of the floor, taking turns, and ours' peak memory in MB."""
+    """Median seconds of ours and of the floor, taking turns, and ours' peak memory in MiB."""
     ours(), floor()
     before = _peak_reset()
     ours()

@@ -59,7 +59,7 @@ class Candidate:
 
     @classmethod
     def of(cls, spec: str, opened: Session, *, tokens: int = 0, place: int = 0, places: int = 1) -> Candidate:
-        """``NAME:key=value@64KB``: a key of ``Decoding`` says how to decode, others are the method's options.
+        """``NAME:key=value@64KiB``: a key of ``Decoding`` says how to decode, others are the method's options.
 
         Args:
             tokens: of the longest text; options that are not given are chosen so that it fits the bytes after ``@``.

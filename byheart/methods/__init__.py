@@ -54,6 +54,11 @@ _LARGEST = 1 << 53
 _NOUNS = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
 
 
+def names() -> list[str]:
+    """All methods: byheart's own, then those of other packages."""
+    return list(dict.fromkeys([*BUILT_IN, *(point.name for point in entry_points(group=_GROUP))]))
+
+
 def find(name: str) -> type[Method]:
     """The class of a method. Raises UnknownNameError with the nearest name and the list, or UsageError."""
     if name in BUILT_IN:

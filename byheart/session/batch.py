@@ -31,7 +31,7 @@ def write_many(
     """Write each session its own text, those of one length in one batch; sessions share one method.
 
     Args:
-        use_chat_template: for all, or for each; without it a text is written bare, for bare questions to go on from.
+        use_chat_template: for all, or for each; without it a text is written bare, for bare questions to continue.
     """
     if not sessions or len(sessions) != len(texts):
         raise UsageError(f"There are {len(texts)} texts for {len(sessions)} sessions.")

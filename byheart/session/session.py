@@ -211,7 +211,7 @@ class Session:
                 self._cache = cache
 
     def prompt(self, question: str, *, use_chat_template: bool = True, alone: bool = False) -> Tensor:
-        """The tokens (T,) that ask ``question``, or the bare text for the model to go on from. Raises InputError.
+        """The tokens (T,) that ask ``question``, or the bare text for the model to continue. Raises InputError.
 
         ``alone``: as where nothing was written.
         """

@@ -17,6 +17,7 @@ from byheart.model.reading import Reading
 from byheart.protocol.kv_method import KVMethod
 from byheart.protocol.method import Method
 from byheart.protocol.state import State
+from tests.conftest import Run
 from tests.samples import backbone, tokens
 
 
@@ -203,3 +204,14 @@ def test_a_method_in_the_group_of_byheart_0_1_is_told_the_new_one(monkeypatch: p
     assert find("window") is BUILT_IN["window"]
     with pytest.raises(UnknownNameError, match=r"There is no method 'dairy'\. There are: adapter"):
         find("dairy")
+
+
+def test_the_command_lists_methods_of_other_packages_after_byheart_s_own(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = "tests.methods.test_table"
+    offer(monkeypatch, "byheart.methods", diary=f"{here}:Diary", window=f"{here}:Diary")
+    listed = run("methods", "--json").json
+    assert [row["method"] for row in listed] == [*BUILT_IN, "diary"]
+    assert listed[-1]["options"] == {"first": 4}
+    assert "diary" in run("methods").out

@@ -229,7 +229,7 @@ def test_without_the_extra_the_command_says_what_to_install(
 
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     folder = run_folder(tmp_path / "run", [row()])
-    with pytest.raises(UsageError, match=r"not installed: pip install matplotlib"):
+    with pytest.raises(UsageError, match=r"not installed: pip install 'byheart\[eval\]'"):
         compare([folder], out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert run("compare", folder).code == 2
