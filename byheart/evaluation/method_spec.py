@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from byheart.errors import UsageError
-from byheart.evaluation.grouping import group
 from byheart.evaluation.task import Task
 from byheart.generation.decoding import Decoding
 from byheart.methods.budget import options_for, parse_bytes
+from byheart.protocol.grouping import group
 from byheart.session.opening import load
 from byheart.session.session import Session
 

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from byheart.errors import InputError
-from byheart.evaluation.grouping import group
 from byheart.evaluation.metrics import DIFFERENCE, MEAN
+from byheart.protocol.grouping import group
 from byheart.provenance import versions
 
 COSTS = ("tokens", "answer_seconds")

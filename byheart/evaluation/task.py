@@ -8,7 +8,6 @@ answer.
 from __future__ import annotations
 
 import abc
-import inspect
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from byheart.data.records import Fields, required
 from byheart.evaluation.results import Result
+from byheart.protocol.method import defaults
 from byheart.text.encoder import ChatEncoder
 
 Tokens: TypeAlias = tuple[int, ...]
@@ -165,12 +165,12 @@ class Task(abc.ABC):
 
     def options(self) -> dict[str, Any]:
         """The arguments it was made with."""
-        return {name: vars(self)[name] for name in inspect.signature(type(self)).parameters}
+        return {name: vars(self)[name] for name in defaults(type(self))}
 
     def chosen(self) -> dict[str, Any]:
         """The options that are not at their defaults: they distinguish answers, whatever options come later."""
-        signature = inspect.signature(type(self)).parameters
-        return {name: value for name, value in self.options().items() if value != signature[name].default}
+        known = defaults(type(self))
+        return {name: value for name, value in self.options().items() if value != known[name]}
 
     def summary(self, rows: Sequence[Result]) -> list[Result]:
         """More rows, made of those of one method on one data set: means of metrics, a law, a line to compare with."""

@@ -5,7 +5,6 @@ Other packages add theirs by an entry point in the group ``byheart.methods``.
 
 from __future__ import annotations
 
-import inspect
 from importlib.metadata import entry_points
 from typing import Any, get_type_hints
 
@@ -26,8 +25,8 @@ from byheart.methods.nothing import Nothing
 from byheart.methods.retrieval import Retrieval
 from byheart.methods.window import Window
 from byheart.model.backbone import Backbone
-from byheart.protocol.method import Method
-from byheart.protocol.schema import validate
+from byheart.protocol.method import Method, defaults as defaults
+from byheart.protocol.schema import fits
 
 BUILT_IN: dict[str, type[Method]] = {
     method.name: method
@@ -77,11 +76,6 @@ def find(name: str) -> type[Method]:
     raise UnknownNameError("method", name, [*BUILT_IN, *plug_ins])
 
 
-def defaults(kind: type[Method]) -> dict[str, Any]:
-    """The options of a method and their defaults."""
-    return {p.name: p.default for p in inspect.signature(kind).parameters.values() if p.kind is p.KEYWORD_ONLY}
-
-
 def build(name: str, backbone: Backbone, /, **options: Any) -> Method:
     """A method by name with its options. Raises UnknownNameError or UsageError."""
     kind = find(name)
@@ -104,11 +98,5 @@ def build(name: str, backbone: Backbone, /, **options: Any) -> Method:
 
 def _fits(value: Any, annotation: Any) -> bool:
     """Whether a value is of an option's type, and each number in it one that a method can use."""
-    try:
-        validate(annotation, value, strict=True)
-    except ValueError:
-        return False
-    numbers = [
-        item for item in (value if isinstance(value, list | tuple) else [value]) if isinstance(item, int | float)
-    ]
-    return all(abs(number) <= _LARGEST for number in numbers)
+    items = value if isinstance(value, list | tuple) else [value]
+    return fits(annotation, value) and all(abs(item) <= _LARGEST for item in items if isinstance(item, int | float))
