@@ -227,9 +227,9 @@ def test_texts_that_cannot_be_learned_are_refused() -> None:
     with pytest.raises(InputError, match="too short to learn: give at least two tokens"):
         made.write(made.init(), TEXT[:, :1])
     assert all(part.isfinite().all() for part in written(framed, TEXT[:, :1]).values())
-    with pytest.raises(InputError, match="text has 510 tokens, but the model reads at most 512"):
+    with pytest.raises(InputError, match="text has 513 tokens in all, but the model reads at most 512"):
         framed.write(framed.init(), tokens(510))
-    with pytest.raises(InputError, match=r"text would be 526 tokens, .* at most 512; .* keep_text=False"):
+    with pytest.raises(InputError, match=r"text has 526 tokens in all, .* at most 512; .* keep_text=False"):
         made.write(written(made, TEXT), tokens(512))
 
 
