@@ -1,7 +1,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
-# Threads that wait by spinning slow one another down where there are more of them than cores.
+# Threads that wait by spinning slow one another down where there are more of them than cores; how they wait is the
+# user's to say, by either variable.
+ifndef OMP_WAIT_POLICY
 export GOMP_SPINCOUNT ?= 1000
+endif
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check lint format bench attack docs size update test-oldest test-newest test-slow
@@ -52,7 +55,7 @@ docs: .venv/.dev  ## build the documentation into site/; a warning is an error
 size: .venv/.dev  ## show how long files and functions are
 	$(BIN)/python scripts/size.py
 
-update: .venv/.dev  ## lock the newest versions that pyproject.toml allows
+update: .venv/.dev  ## lock the newest versions that pyproject.toml allows, of all but torch
 	bash scripts/lock.sh
 
 # Every target does its own set-up, once: an environment is made again only when one of these files changes.

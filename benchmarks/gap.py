@@ -116,9 +116,9 @@ def gap_table(results: Path) -> str:
     parts = [f"Gap closed with {middle} segments of history:", by_set(rows, methods, middle)]
     lengths = " · ".join(map(str, about["history"]))
     for between in about["between"]:
-        behind = f", {between} unrelated tokens before the target" if between else ""
+        after = f", {between} unrelated tokens before the target" if between else ""
         parts += [
-            f"With {lengths} segments{behind}:",
+            f"With {lengths} segments{after}:",
             by_history(rows, methods, about["history"], between, "gap_closed"),
         ]
     other = by_history(rows, ["full", *methods], about["history"], 0, "gap_closed_by_other_text")

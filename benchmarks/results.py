@@ -4,8 +4,8 @@
     python benchmarks/results.py --data eval --only questions edit    these alone
     python benchmarks/results.py --report                             the page alone, from the result files
 
-``benchmarks/results.toml`` says what is measured. Runs lie in ``runs/results``, where an interrupted one goes on; the
-rows of each are kept in ``benchmarks/results/tasks/NAME/rows.json``.
+``benchmarks/results.toml`` says what is measured. Runs lie in ``runs/results``, where an interrupted one is resumed;
+the rows of each are kept in ``benchmarks/results/tasks/NAME/rows.json``.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ def cost_table(results: Path) -> str:
         measured = f"**{1 / row['ratio']:.1f}x**" if times else f"**{row['ratio']:.2f}**"
         bound = float(row["must"].strip("<>=x "))
         measured += " (missed)" * (1 / row["ratio"] < bound if times else row["ratio"] > bound)
-        peak = "" if row["peak_mb"] is None else f"{row['peak_mb']:.0f} MB"
+        peak = "" if row["peak_mb"] is None else f"{row['peak_mb']:.0f} MiB"
         must = row["must"].replace("<=", "≤").replace(">=", "≥")
         lines.append(f"| {row['name']}: {row['what']} | {row['floor']} | {must} | {measured} | {peak} |")
     made = f"{about['model']}, {about['dtype'].removeprefix('torch.')}, {about['threads']} CPU threads"

@@ -281,9 +281,9 @@ def memory_rows(name: str, peaks: Mapping[int, int]) -> list[Row]:
     """Peaks by length, what a token adds by a straight line through them, and how each doubling went."""
     slope, at_zero = statistics.linear_regression(list(peaks), list(peaks.values()))
     off = max(abs(at_zero + slope * length - peak) / peak for length, peak in peaks.items())
-    rows = [Row(f"peak, {name}, {length} tokens", peak / 2**20, "MB") for length, peak in peaks.items()]
+    rows = [Row(f"peak, {name}, {length} tokens", peak / 2**20, "MiB") for length, peak in peaks.items()]
     rows.append(Row(f"peak, {name}, straight line: a token", slope, "bytes"))
-    rows.append(Row(f"peak, {name}, straight line: without a token", at_zero / 2**20, "MB"))
+    rows.append(Row(f"peak, {name}, straight line: without a token", at_zero / 2**20, "MiB"))
     rows.append(Row(f"peak, {name}, straight line: largest miss", 100 * off, "%"))
     for less, more in pairwise(peaks):
         required = LINEAR if name == OURS and more == 2 * less else ""

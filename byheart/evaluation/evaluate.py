@@ -56,7 +56,7 @@ def evaluate(
     Args:
         data: files, folders, data sets of the hub, or short names of the task's own; where a task also takes them
             together, ``PATH:weight`` says how much each counts in that.
-        methods: ``NAME`` or ``NAME:key=value;key=value``, with options of the method and of ``Decoding``; ``@64KB``
+        methods: ``NAME`` or ``NAME:key=value;key=value``, with options of the method and of ``Decoding``; ``@64KiB``
             after it makes the memory as large as fits these bytes.
         limit: items of each data set at most; 0 is all.
         skip: leave out so many items before them, on which something was chosen.

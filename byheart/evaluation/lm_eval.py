@@ -78,7 +78,7 @@ def reader_class() -> type[Any]:
     try:
         from lm_eval.models.huggingface import HFLM
     except ImportError as error:
-        raise UsageError("lm-evaluation-harness is not installed: pip install lm-eval") from error
+        raise UsageError("lm-evaluation-harness is not installed: pip install 'byheart[lm-eval]'") from error
 
     class Reader(HFLM):  # type: ignore[misc]
         """lm-eval's Hugging Face model after a reading; nothing of it is changed but what a forward pass sees."""

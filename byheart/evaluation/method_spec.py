@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from byheart.errors import UsageError
-from byheart.evaluation.grouping import group
 from byheart.evaluation.task import Task
 from byheart.generation.decoding import Decoding
 from byheart.methods.budget import options_for, parse_bytes
+from byheart.protocol.grouping import group
 from byheart.session.opening import load
 from byheart.session.session import Session
 
@@ -59,7 +59,7 @@ class Candidate:
 
     @classmethod
     def of(cls, spec: str, opened: Session, *, tokens: int = 0, place: int = 0, places: int = 1) -> Candidate:
-        """``NAME:key=value@64KB``: a key of ``Decoding`` says how to decode, others are the method's options.
+        """``NAME:key=value@64KiB``: a key of ``Decoding`` says how to decode, others are the method's options.
 
         Args:
             tokens: of the longest text; options that are not given are chosen so that it fits the bytes after ``@``.

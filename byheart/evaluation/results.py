@@ -14,12 +14,17 @@ from typing import Any
 import torch
 
 from byheart.errors import InputError
-from byheart.evaluation.grouping import group
-from byheart.evaluation.metrics import MEAN, higher_is_better
+from byheart.evaluation.metrics import DIFFERENCE, MEAN
+from byheart.protocol.grouping import group
 from byheart.provenance import versions
 
 COSTS = ("tokens", "answer_seconds")
 """What ``Result.costs`` may hold: tokens written, and seconds for one answer, both the mean over items."""
+# Rows of byheart 0.1 do not say which way their metric is better.
+_BETTER_IN_0_1 = {
+    **dict.fromkeys(("loss", "perplexity", "failures", "absolute_error", "squared_error", "rmse"), False),
+    **dict.fromkeys(("gap_closed_by_other_text", "law"), None),
+}
 
 
 @dataclass(frozen=True)
@@ -53,8 +58,7 @@ class Result:
     def mapped(self, metric: str, through: Callable[[float], float]) -> Result:
         """The value and its bounds through a function that rises, as another metric."""
         value, low, high = map(through, self.interval)
-        better = higher_is_better(metric)
-        return replace(self, metric=metric, higher_is_better=better, value=value, low=low, high=high)
+        return replace(self, metric=metric, value=value, low=low, high=high)
 
     def flat(self) -> dict[str, Any]:
         """As it is printed and stored: conditions and costs stand beside the rest."""
@@ -68,8 +72,8 @@ class Result:
         own = cls.__dataclass_fields__.keys() - {"conditions", "costs", "higher_is_better"}
         if missing := sorted(own - flat.keys()):
             raise InputError(f"This is no row of a result: it lacks {', '.join(missing)}.")
-        # Files of earlier versions lack it.
-        better = flat.get("higher_is_better", higher_is_better(str(flat["metric"])))
+        metric = str(flat["metric"]).removeprefix(MEAN).removesuffix(DIFFERENCE)
+        better = flat.get("higher_is_better", _BETTER_IN_0_1.get(metric, True))
         rest = {name: value for name, value in flat.items() if name not in {*own, "higher_is_better"}}
         costs = {name: rest.pop(name) for name in COSTS if name in rest}
         return cls(**{name: flat[name] for name in own}, conditions=rest, costs=costs, higher_is_better=better)

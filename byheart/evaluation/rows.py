@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from byheart.evaluation.metrics import DIFFERENCE, higher_is_better
+from byheart.evaluation.metrics import DIFFERENCE
 from byheart.evaluation.results import Result
 from byheart.evaluation.run_folder import Outcome
 from byheart.evaluation.statistics import draws, interval
@@ -36,7 +36,7 @@ def make_rows(task: Task, dataset: str, spec: str, outcomes: Mapping[str, Sequen
         outcomes: of ``spec`` and of the task's references, by their specs.
     """
     groups = {name: _group(outcomes[name]) for name in (spec, *task.references)}
-    row = partial(_row, task.name, dataset, spec)
+    row = partial(_row, task, dataset, spec)
     rows = [row(key, found, *_measure(key.metric, found)) for key, found in groups[spec].items()]
     if not task.references:
         return rows
@@ -71,7 +71,7 @@ def make_differences(
     for key, members in _group(outcomes).items():
         (value, sampled), (less, sampled_less) = _measure(key.metric, members), _measure(key.metric, theirs[key])
         named = Key(f"{key.metric}{DIFFERENCE}", key.conditions)
-        rows.append(_row(task.name, dataset, spec, named, members, value - less, sampled - sampled_less))
+        rows.append(_row(task, dataset, spec, named, members, value - less, sampled - sampled_less))
     return rows
 
 
@@ -90,7 +90,7 @@ def _metric(part: str) -> str:
 
 
 def _row(
-    task: str, dataset: str, spec: str, key: Key, members: Sequence[Outcome], value: Tensor, sampled: Tensor
+    task: Task, dataset: str, spec: str, key: Key, members: Sequence[Outcome], value: Tensor, sampled: Tensor
 ) -> Result:
     def mean(values: Iterable[float]) -> float:
         return sum(values) / len(members)
@@ -98,8 +98,9 @@ def _row(
     low, high = interval(sampled)
     costs = {"tokens": mean(o.tokens for o in members), "answer_seconds": mean(o.answer_seconds for o in members)}
     numbers = (value.item(), low, high, len(members), round(mean(outcome.bytes for outcome in members)))
-    seconds, better = mean(outcome.write_seconds for outcome in members), higher_is_better(key.metric)
-    return Result(task, dataset, spec, key.metric, *numbers, seconds, json.loads(key.conditions), costs, better)
+    seconds = mean(outcome.write_seconds for outcome in members)
+    better = task.higher_is_better.get(key.metric.removesuffix(DIFFERENCE), True)
+    return Result(task.name, dataset, spec, key.metric, *numbers, seconds, json.loads(key.conditions), costs, better)
 
 
 def _measure(metric: str, members: Sequence[Outcome]) -> tuple[Tensor, Float[Tensor, " D"]]:

@@ -13,24 +13,23 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from byheart.errors import BudgetError, InputError
-from byheart.evaluation.grouping import group
 from byheart.evaluation.method_spec import Candidate
 from byheart.evaluation.run_folder import Outcome, Parts, append, digest_of, known
 from byheart.evaluation.task import Answer, Item, Part, Question, Task, Tokens
 from byheart.generation.decoding import Decoding
-from byheart.generation.generate import Request
 from byheart.generation.likelihood import likelihoods
 from byheart.model.backbone import Backbone
 from byheart.model.losses import token_losses
 from byheart.model.reading import Reading
 from byheart.protocol.episode import Batch, Episode, collate
+from byheart.protocol.grouping import group
 from byheart.protocol.state import Written
 from byheart.session.batch import answer_many, write_many
 from byheart.session.session import Session
@@ -222,37 +221,27 @@ def _answer(task: Task, candidate: Candidate, sessions: Mapping[int, Session], a
 
 def _generate(task: Task, asked: Sequence[tuple[Session, Question]], decoding: Decoding) -> list[Answer]:
     first = asked[0][0]
-    requests = [
-        Request(
-            _prompt(session, question),
-            session.reading_for(question.text),
-            decoding,
-            _prompt(session, question, alone=True),
-            first.encoder.stop_tokens,
-        )
-        for session, question in asked
-    ]
+    requests = [session.request(question.text, decoding, **_form(question)) for session, question in asked]
     texts = answer_many(first.backbone, first.encoder, requests, task.stop)
     return [Answer(f"{question.answer_prefix}{text}".strip()) for (_, question), text in zip(asked, texts, strict=True)]
 
 
 def _choose(asked: Sequence[tuple[Session, Question]]) -> list[Answer]:
-    prompts = [_prompt(*pair) for pair in asked]
+    prompts = [session.prompt(question.text, **_form(question)) for session, question in asked]
     readings = [session.reading_for(question.text) for session, question in asked]
-    choices = [[_continue(session, question, choice) for choice in question.choices] for session, question in asked]
+    choices = [
+        [
+            session.encoder.continuation(choice, use_chat_template=question.use_chat_template)
+            for choice in question.choices
+        ]
+        for session, question in asked
+    ]
     found = likelihoods(asked[0][0].backbone, prompts, readings, choices)
     return [Answer("", *zip(*((each.loss, each.tokens, each.likeliest) for each in row), strict=True)) for row in found]
 
 
-def _continue(session: Session, question: Question, text: str) -> Tensor:
-    return session.encoder.continuation(text, use_chat_template=question.use_chat_template)
-
-
-def _prompt(session: Session, question: Question, *, alone: bool = False) -> Tensor:
-    prompt = session.prompt(question.text, use_chat_template=question.use_chat_template, alone=alone)
-    if not question.answer_prefix:
-        return prompt
-    return torch.cat([prompt, _continue(session, question, question.answer_prefix).to(prompt.device)])
+def _form(question: Question) -> dict[str, Any]:
+    return {"use_chat_template": question.use_chat_template, "answer_prefix": question.answer_prefix}
 
 
 def _predict(asked: Sequence[tuple[Session, Question]]) -> list[Answer]:

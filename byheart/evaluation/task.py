@@ -8,7 +8,6 @@ answer.
 from __future__ import annotations
 
 import abc
-import inspect
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from byheart.data.records import Fields, required
 from byheart.evaluation.results import Result
+from byheart.protocol.method import defaults
 from byheart.text.encoder import ChatEncoder
 
 Tokens: TypeAlias = tuple[int, ...]
@@ -125,6 +125,8 @@ class Task(abc.ABC):
     """Data sets of the Hugging Face hub that it was published with: short name -> name on the hub."""
     references: ClassVar[tuple[str, ...]] = ()
     """Methods that are measured beside those asked for, so that ``compare`` can relate the others to them."""
+    higher_is_better: ClassVar[Mapping[str, bool | None]] = {}
+    """Of which metrics less is better, False, or neither more nor less, None; of all others more is."""
     pooled: ClassVar[bool] = False
     """Whether several data sets, each ``PATH`` or ``PATH:weight``, also give rows of all of them together."""
     control: bool = False
@@ -163,12 +165,12 @@ class Task(abc.ABC):
 
     def options(self) -> dict[str, Any]:
         """The arguments it was made with."""
-        return {name: vars(self)[name] for name in inspect.signature(type(self)).parameters}
+        return {name: vars(self)[name] for name in defaults(type(self))}
 
     def chosen(self) -> dict[str, Any]:
         """The options that are not at their defaults: they distinguish answers, whatever options come later."""
-        signature = inspect.signature(type(self)).parameters
-        return {name: value for name, value in self.options().items() if value != signature[name].default}
+        known = defaults(type(self))
+        return {name: value for name, value in self.options().items() if value != known[name]}
 
     def summary(self, rows: Sequence[Result]) -> list[Result]:
         """More rows, made of those of one method on one data set: means of metrics, a law, a line to compare with."""

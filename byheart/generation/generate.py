@@ -233,19 +233,15 @@ def generate(
         unconditional_prompts: what a model without any memory is asked, one for each row; the same prompts without it.
     """
     rows = [row for reading in readings for row in reading.rows()]
-    others = [None] * len(rows) if unconditional_prompts is None else unconditional_prompts
-    each = [decoding or Decoding()] * len(rows) if decoding is None or isinstance(decoding, Decoding) else decoding
-    for name, given in (("prompts", prompts), ("unconditional prompts", others), ("decodings", each)):
-        if len(given) != len(rows):
-            raise UsageError(f"There are {len(given)} {name} for {len(rows)} readings.")
+    unconditional = [None] * len(rows) if unconditional_prompts is None else unconditional_prompts
+    decodings = [decoding or Decoding()] * len(rows) if decoding is None or isinstance(decoding, Decoding) else decoding
+    for name, values in (("prompts", prompts), ("unconditional prompts", unconditional), ("decodings", decodings)):
+        if len(values) != len(rows):
+            raise UsageError(f"There are {len(values)} {name} for {len(rows)} readings.")
     generation = Generation(backbone, cache=cache)
     try:
-        sequences = generation.add(
-            [
-                Request(prompt, row, own, other, stop_tokens)
-                for prompt, row, own, other in zip(prompts, rows, each, others, strict=True)
-            ]
-        )
+        requests = zip(prompts, rows, decodings, unconditional, strict=True)
+        sequences = generation.add([Request(*request, stop_tokens) for request in requests])
         while generation.running:
             stepped = set(map(id, generation.step()))
             yield [sequence.last if id(sequence) in stepped else None for sequence in sequences]

@@ -38,11 +38,11 @@ def likelihoods(
         prompts: one (T,) a row, of any lengths.
     """
     rows = [row for reading in readings for row in reading.rows()]
-    longest = max(len(choice) for each in choices for choice in each)
-    for prompt, row, each in zip(prompts, rows, choices, strict=True):
-        if not all(map(len, each)):
+    longest = max(len(choice) for row_choices in choices for choice in row_choices)
+    for prompt, row, row_choices in zip(prompts, rows, choices, strict=True):
+        if not all(map(len, row_choices)):
             raise InputError("A choice is empty: it has no token whose likelihood could be measured.")
-        require_room(backbone, prompt, row, answer_tokens=max(map(len, each), default=1))
+        require_room(backbone, prompt, row, answer_tokens=max(map(len, row_choices), default=1))
     tokens, mask = pad_left(prompts, backbone.device)
     found: list[list[Likelihood]] = [[] for _ in rows]
     with backbone.reading(rows, room=tokens.shape[1] + longest) as cache:
@@ -50,25 +50,25 @@ def likelihoods(
         held = cache.get_seq_length()
         for place in range(max(map(len, choices))):
             # Rows with fewer choices go along; what they give is dropped.
-            each = [row[min(place, len(row) - 1)] for row in choices]
-            for n, one in enumerate(_each_likelihood(backbone, cache, before, each)):
+            continuations = [row_choices[min(place, len(row_choices) - 1)] for row_choices in choices]
+            for n, likelihood in enumerate(_each_likelihood(backbone, cache, before, continuations)):
                 if place < len(choices[n]):
-                    found[n].append(one)
+                    found[n].append(likelihood)
             cache.crop(held - cache.get_seq_length())
     return found
 
 
 def _each_likelihood(
-    backbone: Backbone, cache: PrefixCache, before: Tensor, each: Sequence[Tensor]
+    backbone: Backbone, cache: PrefixCache, before: Tensor, continuations: Sequence[Tensor]
 ) -> Iterator[Likelihood]:
     """Of one continuation a row, ``before`` (B, 1, D) being the states of the last tokens of the prompts."""
-    target = pad_sequence(list(each), batch_first=True).to(backbone.device)
+    target = pad_sequence(list(continuations), batch_first=True).to(backbone.device)
     hidden = before
     if target.shape[1] > 1:
         hidden = torch.cat([before, backbone.hidden(target[:, :-1], cache=cache)], dim=1)
-    for row, choice in enumerate(each):
+    for row, continuation in enumerate(continuations):
         # One row's logits at a time: a vocabulary is wide.
-        scores = torch.log_softmax(backbone.logits(hidden[row, : len(choice)]), dim=-1)
-        own = target[row, : len(choice)]
-        loss = -scores.gather(1, own[:, None]).sum().item()
-        yield Likelihood(loss, len(choice), int((scores.argmax(-1) == own).sum()))
+        scores = torch.log_softmax(backbone.logits(hidden[row, : len(continuation)]), dim=-1)
+        tokens = target[row, : len(continuation)]
+        loss = -scores.gather(1, tokens[:, None]).sum().item()
+        yield Likelihood(loss, len(continuation), int((scores.argmax(-1) == tokens).sum()))

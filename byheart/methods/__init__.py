@@ -5,7 +5,6 @@ Other packages add theirs by an entry point in the group ``byheart.methods``.
 
 from __future__ import annotations
 
-import inspect
 from importlib.metadata import entry_points
 from typing import Any, get_type_hints
 
@@ -27,8 +26,8 @@ from byheart.methods.nothing import Nothing
 from byheart.methods.retrieval import Retrieval
 from byheart.methods.window import Window
 from byheart.model.backbone import Backbone
-from byheart.protocol.method import Method
-from byheart.protocol.schema import validate
+from byheart.protocol.method import Method, defaults as defaults
+from byheart.protocol.schema import fits
 
 BUILT_IN: dict[str, type[Method]] = {
     method.name: method
@@ -56,6 +55,11 @@ _LARGEST = 1 << 53
 _NOUNS = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
 
 
+def names() -> list[str]:
+    """All methods: byheart's own, then those of other packages."""
+    return list(dict.fromkeys([*BUILT_IN, *(point.name for point in entry_points(group=_GROUP))]))
+
+
 def find(name: str) -> type[Method]:
     """The class of a method. Raises UnknownNameError with the nearest name and the list, or UsageError."""
     if name in BUILT_IN:
@@ -72,11 +76,6 @@ def find(name: str) -> type[Method]:
             f"rename the group to '{_GROUP}' in that package's pyproject.toml and install it again."
         )
     raise UnknownNameError("method", name, [*BUILT_IN, *plug_ins])
-
-
-def defaults(kind: type[Method]) -> dict[str, Any]:
-    """The options of a method and their defaults."""
-    return {p.name: p.default for p in inspect.signature(kind).parameters.values() if p.kind is p.KEYWORD_ONLY}
 
 
 def build(name: str, backbone: Backbone, /, **options: Any) -> Method:
@@ -101,11 +100,5 @@ def build(name: str, backbone: Backbone, /, **options: Any) -> Method:
 
 def _fits(value: Any, annotation: Any) -> bool:
     """Whether a value is of an option's type, and each number in it one that a method can use."""
-    try:
-        validate(annotation, value, strict=True)
-    except ValueError:
-        return False
-    numbers = [
-        item for item in (value if isinstance(value, list | tuple) else [value]) if isinstance(item, int | float)
-    ]
-    return all(abs(number) <= _LARGEST for number in numbers)
+    items = value if isinstance(value, list | tuple) else [value]
+    return fits(annotation, value) and all(abs(item) <= _LARGEST for item in items if isinstance(item, int | float))

@@ -95,10 +95,10 @@ class Adapter(Method):
         ``objective.teacher`` is the weight of the divergence from the plain model; there are no writes to checkpoint.
         """
         with self.lora.active(self.backbone):
-            hidden = self._behind_text(batch) if self.full_text else self._alone(batch, objective.every_segment)
+            hidden = self._after_text(batch) if self.full_text else self._alone(batch, objective.every_segment)
         return episode_loss(self.backbone, hidden, batch, objective)
 
-    def _behind_text(self, batch: Batch) -> Tensor:
+    def _after_text(self, batch: Batch) -> Tensor:
         """The states of all columns, each with the whole text before it."""
         text, places = batch.joined()
         rows = torch.arange(len(text), device=text.device)[:, None]

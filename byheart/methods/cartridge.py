@@ -20,18 +20,20 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from byheart.errors import InputError, UsageError, require_not_negative, require_positive
+from byheart.errors import UsageError, require_not_negative, require_positive
 from byheart.model.backbone import Backbone
 from byheart.model.losses import make_reference, token_losses
 from byheart.model.optimize import descend
 from byheart.model.reading import KV, Reading
-from byheart.protocol.kv_slots import concat, kv_template, kv_to_state, map_slots, state_to_kv
+from byheart.protocol.kv_method import SlotMethod
+from byheart.protocol.kv_slots import concat, kv_to_state, map_slots, state_to_kv
 from byheart.protocol.method import Method
+from byheart.protocol.segments import require_learnable, require_positions
 from byheart.protocol.size import slots_size
 from byheart.protocol.state import State
 
 
-class Cartridge(Method):
+class Cartridge(SlotMethod):
     """Keeps ``slots`` slots that were tuned on the text.
 
     Args:
@@ -66,23 +68,14 @@ class Cartridge(Method):
         self.kl, self.clip, self.seed = kl, clip, seed
         self.capacity = slots
 
-    def init(self) -> State:
-        """No slots."""
-        return {}
-
     def write(self, state: State, segment: Tensor) -> State:
         """Tune the slots on ``segment``, from what was learned before."""
-        if segment.shape[1] < 2:
-            raise InputError("The text is too short to learn: give at least two tokens.")
+        require_learnable(segment)
         tokens = segment.to(self.backbone.device)
         with torch.no_grad():
             start = self._start(state_to_kv(state), tokens)
             teacher = self._read_whole(tokens) if self.kl else None
         return kv_to_state(self._tune(start, tokens, teacher))
-
-    def template(self, state: State, *, written: bool) -> State:
-        """Slots within capacity, as the model makes them."""
-        return kv_template(self.backbone, state, most=self.capacity) if written else {}
 
     def read(self, state: State) -> Reading:
         """The slots, as they were tuned."""
@@ -98,11 +91,7 @@ class Cartridge(Method):
 
     def _read_whole(self, tokens: Tensor) -> Tensor:
         """Hidden states (B, T, D) of the text as a whole. Raises InputError."""
-        if tokens.shape[1] > self.backbone.positions:
-            raise InputError(
-                f"The text has {tokens.shape[1]} tokens, but the model reads at most {self.backbone.positions}; "
-                "write it in parts, or take kl=0."
-            )
+        require_positions(self.backbone, tokens.shape[1], "write it in parts, or take kl=0")
         return self.backbone.hidden(tokens)
 
     # Tensors made in inference mode cannot be tuned, whatever mode the caller is in.

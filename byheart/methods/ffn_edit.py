@@ -14,19 +14,18 @@ Dimensions: B batch, T tokens.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import zip_longest
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from byheart.errors import InputError, UsageError, require_not_negative, require_one_of, require_positive
+from byheart.errors import UsageError, require_not_negative, require_one_of, require_positive
 from byheart.model.backbone import Backbone
 from byheart.model.losses import LogitsBuffer, token_losses
 from byheart.model.optimize import descend
 from byheart.model.reading import DenseDelta, Reading
 from byheart.protocol.method import Method
-from byheart.protocol.segments import split_segments
+from byheart.protocol.segments import require_learnable, split_segments, write_in_step
 from byheart.protocol.state import State, stack, unstack
 
 
@@ -94,15 +93,8 @@ class FFNEdit(Method):
 
     def write_many(self, states: Sequence[State], segments: Sequence[Tensor]) -> list[State]:
         """Learn many texts of any lengths at once: each has its own change, all share the passes."""
-        if any(segment.shape[1] < 2 for segment in segments):
-            raise InputError("The text is too short to learn: give at least two tokens.")
-        after = list(states)
-        for pieces in zip_longest(*map(self.pieces, segments)):
-            left = {n: piece for n, piece in enumerate(pieces) if piece is not None}
-            learned = self._learn([after[n] for n in left], list(left.values()))
-            for n, state in zip(left, learned, strict=True):
-                after[n] = state
-        return after
+        require_learnable(*segments)
+        return write_in_step(states, map(self.pieces, segments), self._learn)
 
     def read(self, state: State) -> Reading:
         """The changes; no prefix."""

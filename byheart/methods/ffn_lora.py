@@ -15,13 +15,13 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from byheart.errors import InputError, UsageError, require_one_of, require_positive
+from byheart.errors import UsageError, require_one_of, require_positive
 from byheart.model.backbone import Backbone
 from byheart.model.losses import next_token_loss
 from byheart.model.optimize import descend
 from byheart.model.reading import LowRankDelta, Reading
 from byheart.protocol.method import Method
-from byheart.protocol.segments import split_segments
+from byheart.protocol.segments import require_learnable, split_segments
 from byheart.protocol.state import State, stack, unstack
 
 
@@ -86,8 +86,7 @@ class FFNLoRA(Method):
 
     def write(self, state: State, segment: Tensor) -> State:
         """Tune on ``segment``, from what was learned before."""
-        if segment.shape[1] < 2:
-            raise InputError("The text is too short to learn: give at least two tokens.")
+        require_learnable(segment)
         for piece in self.pieces(segment):
             state = self._learn(state, piece)
         return state

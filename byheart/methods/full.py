@@ -9,17 +9,18 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from byheart.errors import InputError, require_positive
+from byheart.errors import require_positive
 from byheart.model.backbone import Backbone
 from byheart.model.reading import Reading
-from byheart.protocol.kv_slots import kv_template, kv_to_state, prefill_pieces, state_to_kv
+from byheart.protocol.kv_method import SlotMethod
+from byheart.protocol.kv_slots import kv_to_state, prefill_pieces, state_to_kv
 from byheart.protocol.method import Method
-from byheart.protocol.segments import split_segments
+from byheart.protocol.segments import require_positions, split_segments
 from byheart.protocol.size import fixed_size
 from byheart.protocol.state import State, kv_slots
 
 
-class Full(Method):
+class Full(SlotMethod):
     """Keeps every key and value; a question then costs no more than if the text had been read just before it.
 
     Args:
@@ -35,10 +36,6 @@ class Full(Method):
         require_positive(chunk_tokens=chunk_tokens)
         self.chunk_tokens = chunk_tokens
 
-    def init(self) -> State:
-        """No slots."""
-        return {}
-
     def pieces(self, segment: Tensor) -> Iterator[Tensor]:
         """Parts of at most ``chunk_tokens`` tokens."""
         return split_segments(segment, longest=self.chunk_tokens)
@@ -51,17 +48,10 @@ class Full(Method):
         """Read ``segment`` after the text so far. Raises InputError past the model's positions."""
         past = state_to_kv(state)
         total = (past.slots if past else 0) + segment.shape[1]
-        if total > self.backbone.positions:
-            raise InputError(
-                f"The text would be {total} tokens, but the model reads at most {self.backbone.positions}; "
-                "write less of it, or use a method of fixed size (window, latent-pool, compressed-kv)."
-            )
+        advice = "write less of it, or use a method of fixed size (window, latent-pool, compressed-kv)"
+        require_positions(self.backbone, total, advice)
         kv = prefill_pieces(self.backbone, self.pieces(segment), past)
         return kv_to_state(kv) if kv else state
-
-    def template(self, state: State, *, written: bool) -> State:
-        """Slots within capacity, as the model makes them."""
-        return kv_template(self.backbone, state, most=self.capacity) if written else {}
 
     def read(self, state: State) -> Reading:
         """The text's own keys and values."""

@@ -28,7 +28,13 @@ from byheart.model.optimize import descend
 from byheart.model.reading import DenseDelta, Reading
 from byheart.protocol.kv_slots import kv_template, kv_to_state, prefill_pieces, state_to_kv
 from byheart.protocol.method import Method
-from byheart.protocol.segments import common_prefix_length, require_known, split_segments
+from byheart.protocol.segments import (
+    common_prefix_length,
+    require_known,
+    require_learnable,
+    require_positions,
+    split_segments,
+)
 from byheart.protocol.state import State, kv_slots, stack, unstack
 
 
@@ -148,11 +154,7 @@ class LastFFN(Method):
             return {}
         past = state_to_kv(state)
         total = (past.slots if past else 0) + segment.shape[1]
-        if total > self.backbone.positions:
-            raise InputError(
-                f"The text would be {total} tokens, but the model reads at most {self.backbone.positions}; "
-                "write less of it, or make the method with keep_text=False."
-            )
+        require_positions(self.backbone, total, "write less of it, or make the method with keep_text=False")
         with self.backbone.deltas([self._deltas(changes) if self.layers > 1 else {}]):
             kv = prefill_pieces(self.backbone, split_segments(segment, longest=1024), past)
         return kv_to_state(kv) if kv else {}
@@ -172,13 +174,8 @@ class LastFFN(Method):
             ends = [torch.tensor([ids], dtype=torch.long, device=text.device) for ids in (self.header, self.footer)]
             # Without a header the first token has nothing before it to be predicted from.
             turns.append((torch.cat([ends[0], self._bare(text), ends[1]], dim=1), max(1, len(self.header))))
-            if turns[-1][0].shape[1] < 2:
-                raise InputError("The text is too short to learn: give at least two tokens.")
-            if turns[-1][0].shape[1] > self.backbone.positions:
-                raise InputError(
-                    f"The text has {text.shape[1]} tokens, but the model reads at most {self.backbone.positions}; "
-                    "write it in parts."
-                )
+            require_learnable(turns[-1][0])
+            require_positions(self.backbone, turns[-1][0].shape[1], "write it in parts")
         return self._tune(before, turns)
 
     # Tensors made in inference mode cannot be tuned, whatever mode the caller is in.

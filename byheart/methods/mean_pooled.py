@@ -24,17 +24,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from byheart.errors import require_not_negative, require_positive
-from byheart.model.backbone import Backbone
 from byheart.model.reading import KV
-from byheart.protocol.kv_method import KVMethod
+from byheart.protocol.every_method import EveryMethod
 from byheart.protocol.kv_slots import concat, map_slots
-from byheart.protocol.method import Method
-from byheart.protocol.size import every_size, shares
-from byheart.protocol.state import State, kv_slots
+from byheart.protocol.size import shares
 
 
-class MeanPooled(KVMethod):
+class MeanPooled(EveryMethod):
     """Keeps a mean for every ``every`` tokens.
 
     Args:
@@ -44,19 +40,6 @@ class MeanPooled(KVMethod):
 
     name = "mean-pooled"
     in_float32 = True
-    size = every_size(sinks=1, chunk_tokens=1024)
-
-    def __init__(self, backbone: Backbone, *, every: int = 16, sinks: int = 1, chunk_tokens: int = 1024) -> None:
-        Method.__init__(self, backbone)
-        require_positive(every=every, chunk_tokens=chunk_tokens)
-        require_not_negative(sinks=sinks)
-        self.every, self.sinks, self.chunk_tokens = every, sinks, chunk_tokens
-
-    def slots_after(self, state: State, segment: Tensor) -> int:
-        """More by what each chunk leaves."""
-        held, lengths = kv_slots(state), [piece.shape[1] for piece in self.pieces(segment)]
-        sinks = 0 if held else min(self.sinks, lengths[0])
-        return held + sinks + sum(shares(n, every=self.every, sinks=0 if at else sinks) for at, n in enumerate(lengths))
 
     def keep(self, past: KV | None, new: KV) -> KV:
         """What was kept, and means of the new slots, in the model's type."""

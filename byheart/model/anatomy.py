@@ -76,14 +76,14 @@ def measure(decoder: nn.Module, *, dim: int, dtype: torch.dtype, device: torch.d
         _run(decoder, x, at_zero, layers, cache_argument(decoder))
     if len(arguments) != len(layers):
         raise UnsupportedModelError(f"{len(arguments)} of {len(layers)} decoder layers ran; byheart needs all of them.")
-    replays = [_replay(index, given, calls, at_zero) for index, given in enumerate(arguments)]
+    replays = [_replay(index, inputs, calls, at_zero) for index, inputs in enumerate(arguments)]
     frequencies: dict[int, tuple[float, ...]] = {}
     rotations, x = [], noise(3, dim, dtype, device)
-    for index, (layer, given, replay) in enumerate(zip(layers, arguments, replays, strict=True)):
-        key = id(given["position_embeddings"])
+    for index, (layer, inputs, replay) in enumerate(zip(layers, arguments, replays, strict=True)):
+        key = id(inputs["position_embeddings"])
         if key not in frequencies:
             frequencies[key] = _frequencies(index, replay, positions, device)
-        rotations.append(_rotation(index, layer, given, replay, frequencies[key], x))
+        rotations.append(_rotation(index, layer, inputs, replay, frequencies[key], x))
     last = max(n for n, call in enumerate(calls) if id(call[3]) in frequencies)
     norms = tuple(call[0] for call in calls[last + 1 :])
     return Anatomy(layers, tuple(arguments), tuple(rotations), norms, cache_argument(decoder))
@@ -113,9 +113,9 @@ def noise(tokens: int, dim: int, dtype: torch.dtype, device: torch.device) -> Te
 Replay = Callable[[int, torch.dtype], tuple[Tensor, Tensor]]
 
 
-def _replay(index: int, given: dict[str, Any], calls: Sequence[tuple[Any, ...]], at_zero: Tensor) -> Replay:
+def _replay(index: int, arguments: dict[str, Any], calls: Sequence[tuple[Any, ...]], at_zero: Tensor) -> Replay:
     """The model's own cosine and sine for layer ``index`` at any position."""
-    embeddings = given.get("position_embeddings")
+    embeddings = arguments.get("position_embeddings")
     if embeddings is None:
         raise UnsupportedModelError(
             f"layer {index} gets no rotary position embeddings: its positions are not a plain rotation, "
@@ -161,13 +161,13 @@ def _frequencies(index: int, replay: Replay, positions: int, device: torch.devic
 
 
 def _rotation(
-    index: int, layer: nn.Module, given: dict[str, Any], replay: Replay, components: tuple[float, ...], x: Tensor
+    index: int, layer: nn.Module, arguments: dict[str, Any], replay: Replay, components: tuple[float, ...], x: Tensor
 ) -> Rotation:
     """Which components of the layer's keys rotate together, found by comparing its keys at two positions."""
-    start, values = (part.float() for part in tap(layer, given, x, index))
-    shape = given["position_embeddings"][0].shape
+    start, values = (part.float() for part in tap(layer, arguments, x, index))
+    shape = arguments["position_embeddings"][0].shape
     cos, sin = replay(_CHECKED_TURN, x.dtype)
-    turned = {**given, "position_embeddings": (cos.expand(shape), sin.expand(shape))}
+    turned = {**arguments, "position_embeddings": (cos.expand(shape), sin.expand(shape))}
     later, values_later = (part.float() for part in tap(layer, turned, x, index))
     half = len(components) // 2
     # GLM lists its frequencies as the half pairing does, and turns interleaved pairs by them.
@@ -192,11 +192,11 @@ def _rotation(
     )
 
 
-def tap(layer: nn.Module, given: dict[str, Any], x: Tensor, index: int) -> tuple[Tensor, Tensor]:
+def tap(layer: nn.Module, arguments: dict[str, Any], x: Tensor, index: int) -> tuple[Tensor, Tensor]:
     """The keys and values that ``layer`` makes of hidden states ``x`` (B, T, D), and nothing after them."""
     taker = KeyValueTap(0)
     with suppress(Tapped):
-        layer(x, **with_cache(given, taker))
+        layer(x, **with_cache(arguments, taker))
     if taker.taken is None:
         raise UnsupportedModelError(
             f"layer {index} ({type(layer).__name__}) keeps no keys and values; such layers cannot hold a memory."
@@ -204,7 +204,7 @@ def tap(layer: nn.Module, given: dict[str, Any], x: Tensor, index: int) -> tuple
     return taker.taken
 
 
-def keyless_linears(layer: nn.Module, given: dict[str, Any], x: Tensor, index: int) -> tuple[nn.Linear, ...]:
+def keyless_linears(layer: nn.Module, arguments: dict[str, Any], x: Tensor, index: int) -> tuple[nn.Linear, ...]:
     """Linear layers that run before ``layer`` shows its keys and values, and whose outputs do not reach them: queries.
 
     Found by changing each one's output; ``x`` (1, T, D) with T >= 2. None where they cannot be ``skipped``.
@@ -212,15 +212,15 @@ def keyless_linears(layer: nn.Module, given: dict[str, Any], x: Tensor, index: i
     called: list[nn.Linear] = []
     linears = [module for module in layer.modules() if isinstance(module, nn.Linear)]
     with hooked([linear.register_forward_hook(lambda module, args, out: called.append(module)) for linear in linears]):
-        expected = tap(layer, given, x, index)
+        expected = tap(layer, arguments, x, index)
 
     def is_keyless(linear: nn.Linear) -> bool:
         with hooked([linear.register_forward_hook(lambda module, args, out: out + 1)]):
-            return all(map(torch.equal, tap(layer, given, x, index), expected))
+            return all(map(torch.equal, tap(layer, arguments, x, index), expected))
 
     found = tuple(linear for linear in called if is_keyless(linear))
     with suppress(RuntimeError), skipped(found):
-        if all(map(torch.equal, tap(layer, given, x, index), expected)):
+        if all(map(torch.equal, tap(layer, arguments, x, index), expected)):
             return found
     return ()
 
@@ -242,6 +242,6 @@ def skipped(linears: Sequence[nn.Linear]) -> Iterator[None]:
         yield
 
 
-def with_cache(given: dict[str, Any], cache: PrefixCache | None) -> dict[str, Any]:
+def with_cache(arguments: dict[str, Any], cache: PrefixCache | None) -> dict[str, Any]:
     """A layer's arguments with another cache, whatever the family calls it; None keeps nothing."""
-    return {name: cache if isinstance(value, PrefixCache) else value for name, value in given.items()}
+    return {name: cache if isinstance(value, PrefixCache) else value for name, value in arguments.items()}

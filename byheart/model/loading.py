@@ -122,13 +122,13 @@ def open_model(
 
 
 def open_classifier(
-    model: str, *, words: str, longest: int = 512, device: str = "auto"
+    model: str, *, tokenizer: str, longest: int = 512, device: str = "auto"
 ) -> Callable[[str, str], list[float]]:
     """A classifier of pairs of texts, as a function from a pair to the logits of its classes, in float32.
 
     Args:
         model: a hub id, or a folder.
-        words: where the tokenizer is; a model's folder that has one of its own takes precedence.
+        tokenizer: where it is; a model's folder that has one of its own takes precedence.
         longest: tokens of a pair; the longer text loses what exceeds it from its end.
 
     Raises ModelError.
@@ -137,16 +137,16 @@ def open_classifier(
     own = any(next(Path(model).glob(pattern), None) for pattern in _TOKENIZER_FILES)
     advice = "Where the hub cannot be reached, give the folder of a copy."
     with opening(f"Classifier '{model}' could not be opened", advice):
-        tokenizer = AutoTokenizer.from_pretrained(_folder(model if own else words), trust_remote_code=False)
+        encode = AutoTokenizer.from_pretrained(_folder(model if own else tokenizer), trust_remote_code=False)
         opened: Any = AutoModelForSequenceClassification.from_pretrained(
             _folder(model), dtype=torch.float32, trust_remote_code=False
         )
     classifier: PreTrainedModel = opened.to(where).eval()
-    cut = min(longest, tokenizer.model_max_length)
+    cut = min(longest, encode.model_max_length)
 
     @torch.inference_mode()
     def classify(first: str, second: str) -> list[float]:
-        pair = tokenizer(first, second, truncation=True, max_length=cut, return_tensors="pt").to(where)
+        pair = encode(first, second, truncation=True, max_length=cut, return_tensors="pt").to(where)
         logits: list[float] = classifier(**pair).logits[0].tolist()
         return logits
 
@@ -185,20 +185,20 @@ def empty_model(
     return empty
 
 
-def save_model(model: PreTrainedModel, folder: Path, *, words: str) -> None:
-    """Write a model into ``folder`` with the tokenizer of another, ``words``, so that it opens by that folder.
+def save_model(model: PreTrainedModel, folder: Path, *, tokenizer: str) -> None:
+    """Write a model into ``folder`` with the ``tokenizer`` of another, so that it opens by that folder.
 
     Files are copied as they are: beside a checkpoint that transformers does not know, its tokenizer would not open.
     """
-    source = Path(_folder(words))
+    source = Path(_folder(tokenizer))
     files = [path for pattern in _TOKENIZER_FILES for path in source.glob(pattern)]
     if source.is_dir() and not files:
-        raise ModelError(f"'{words}' holds no tokenizer; put the files of its model's tokenizer there.")
+        raise ModelError(f"'{tokenizer}' holds no tokenizer; put the files of its model's tokenizer there.")
     model.save_pretrained(folder)
     for path in files:
         shutil.copy2(path, folder)
     if not source.is_dir():
-        open_tokenizer(words).save_pretrained(folder)
+        open_tokenizer(tokenizer).save_pretrained(folder)
 
 
 def _require(package: str, what: str, *, extra: str) -> None:

@@ -62,7 +62,7 @@ class LogitsBuffer:
 
 
 def chunks(backbone: Backbone, tokens: int) -> Iterable[slice]:
-    """Even slices of ``tokens`` whose logits stay within 64 MB; a short last one would cost almost as much."""
+    """Even slices of ``tokens`` whose logits stay within 64 MiB; a short last one would cost almost as much."""
     most = max(16, _CHUNK_LOGITS // backbone.head.out_features)
     size = math.ceil(tokens / max(1, math.ceil(tokens / most)))
     return (slice(start, min(start + size, tokens)) for start in range(0, tokens, max(1, size)))

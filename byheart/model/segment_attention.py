@@ -36,7 +36,7 @@ from byheart.model.observed_attention import causal_mask
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
-# How many are computed at a time, and in a short text kept: 2 MB in bfloat16.
+# How many are computed at a time, and in a short text kept: 2 MiB in bfloat16.
 MOST_SCORES = 1 << 20
 
 
@@ -75,33 +75,34 @@ def attended(attend: Attend, query: Tensor, key: Tensor, value: Tensor, mask: Te
     ``query`` (B * S, H * G, T, W), ``key`` and ``value`` (B * S, H, K, W), ``mask`` (B * S or 1, 1, T, K), True where a
     query sees a key, causal without one there; ``attend`` takes these and gives (B * S, T, H * G, W).
     """
-    how = _active.get()
-    if how is None or not (how.recurrent or how.first is not None):
+    layout = _active.get()
+    if layout is None or not (layout.recurrent or layout.first is not None):
         return attend(query, key, value, mask)
     if mask is None:
         mask = causal_mask(query, key)
-    size = _segments_at_once(query, key, how)
-    own = [
-        part.view(-1, how.segments, *part.shape[1:]) for part in (query, key, value, mask.expand(len(key), -1, -1, -1))
+    size = _segments_at_once(query, key, layout)
+    by_text = [
+        part.view(-1, layout.segments, *part.shape[1:])
+        for part in (query, key, value, mask.expand(len(key), -1, -1, -1))
     ]
-    others = [_of_others(part, how) for part in own[1:3]]
+    others = [_of_others(part, layout) for part in by_text[1:3]]
     # Split, not sliced: the gradient of each slice would be as large as the whole tensor.
-    parts = [torch.split(part, size, dim=1) for part in own]
+    parts = [torch.split(part, size, dim=1) for part in by_text]
     parts += [torch.split(part, size, dim=1) if part.shape[1] > 1 else (part,) * len(parts[0]) for part in others]
     chunks = list(zip(*parts, strict=True))
     if len(chunks) == 1:
         # Small enough to keep: computing it again would cost a short text a few percent of its step.
-        return _attend_some(attend, how, 0, *chunks[0]).flatten(0, 1)
+        return _attend_some(attend, layout, 0, *chunks[0]).flatten(0, 1)
     out = [
-        checkpoint(_attend_some, attend, how, number * size, *some, use_reentrant=False)
-        for number, some in enumerate(chunks)
+        checkpoint(_attend_some, attend, layout, number * size, *chunk, use_reentrant=False)
+        for number, chunk in enumerate(chunks)
     ]
     return torch.cat(out, dim=1).flatten(0, 1)
 
 
 def _attend_some(
     attend: Attend,
-    how: Together,
+    layout: Together,
     start: int,
     query: Tensor,
     key: Tensor,
@@ -112,45 +113,45 @@ def _attend_some(
 ) -> Tensor:
     """Segments ``start`` to ``start`` + C of every text (B, C, ...), ``keys`` and ``values`` those of other rows."""
     segments = key.shape[1]
-    front = int(how.first is not None)
+    front = int(layout.first is not None)
     # The last segment's own marks are seen by none of these rows.
-    columns = min(keys.shape[3], front + (start + segments - 1) * how.marks)
+    columns = min(keys.shape[3], front + (start + segments - 1) * layout.marks)
     column, row = (torch.arange(count, device=key.device) for count in (columns, segments))
-    made_by = ((column - front) // how.marks).clamp(min=0)
+    made_by = ((column - front) // layout.marks).clamp(min=0)
     shown = (made_by < start + row[:, None])[None, :, None, None, :].expand(*mask.shape[:-1], -1)
 
-    def behind_others(own: Tensor, theirs: Tensor) -> Tensor:
-        seen = theirs[:, :, :, :columns].expand(-1, segments, -1, -1, -1)
-        return torch.cat([seen, own], dim=3).flatten(0, 1)
+    def after_others(part: Tensor, others: Tensor) -> Tensor:
+        seen = others[:, :, :, :columns].expand(-1, segments, -1, -1, -1)
+        return torch.cat([seen, part], dim=3).flatten(0, 1)
 
     out = attend(
         query.flatten(0, 1),
-        behind_others(key, keys),
-        behind_others(value, values),
+        after_others(key, keys),
+        after_others(value, values),
         torch.cat([shown, mask], dim=-1).flatten(0, 1),
     )
     return out.reshape(-1, segments, *out.shape[1:])
 
 
-def _segments_at_once(query: Tensor, key: Tensor, how: Together) -> int:
+def _segments_at_once(query: Tensor, key: Tensor, layout: Together) -> int:
     """As many as keep the scores few, spread evenly."""
-    columns = key.shape[2] + how.marks * (1 if how.mean else how.segments)
-    each = query[..., 0].numel() // how.segments * columns
-    return math.ceil(how.segments / math.ceil(how.segments / max(1, MOST_SCORES // each)))
+    columns = key.shape[2] + layout.marks * (1 if layout.mean else layout.segments)
+    scores = query[..., 0].numel() // layout.segments * columns
+    return math.ceil(layout.segments / math.ceil(layout.segments / max(1, MOST_SCORES // scores)))
 
 
-def _of_others(part: Tensor, how: Together) -> Tensor:
+def _of_others(part: Tensor, layout: Together) -> Tensor:
     """The columns (B, S, H, K, W) that rows see of others: the first token's, then marks, (B, S or 1, H, M, W).
 
     Columns of one segment serve all rows of a text, or each row has its own; which are hidden is not decided here.
     """
     columns = []
-    if how.first is not None:
+    if layout.first is not None:
         texts = torch.arange(len(part), device=part.device)
-        columns.append(part[texts, 0, :, how.first][:, None, :, None])
-    if how.recurrent:
-        marks = part[:, :, :, -how.marks :]
-        columns.append(_means_before(marks) if how.mean else marks.transpose(1, 2).flatten(2, 3)[:, None])
+        columns.append(part[texts, 0, :, layout.first][:, None, :, None])
+    if layout.recurrent:
+        marks = part[:, :, :, -layout.marks :]
+        columns.append(_means_before(marks) if layout.mean else marks.transpose(1, 2).flatten(2, 3)[:, None])
     rows = columns[-1].shape[1]
     return torch.cat([column.expand(-1, rows, -1, -1, -1) for column in columns], dim=3)
 

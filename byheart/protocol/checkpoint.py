@@ -70,7 +70,7 @@ def read_card(folder: str | Path) -> dict[str, Any]:
         card = parse(_Card, read_json(path, inside=root(path.parent))).model_dump()
     except (OSError, ValueError) as error:
         raise CheckpointError(f"'{folder}' holds no trained method: {path.name} cannot be read ({error}).") from error
-    return format_1.card(card) if is_old else card
+    return format_1.rename(card) if is_old else card
 
 
 def _is_old(folder: Path) -> bool:

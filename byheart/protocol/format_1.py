@@ -16,18 +16,11 @@ _OPTIONS = {
 _FIELDS = {"mechanism": "method", "rows": "slots"}
 
 
-def header(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a state's header as they are called now. Raises KeyError or AttributeError where one is absent."""
+def rename(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """A state's header, or what a folder of learned parts says of itself, as its fields are called now.
+
+    Raises KeyError or AttributeError where one is absent.
+    """
     named = {_FIELDS.get(name, name): value for name, value in fields.items()}
-    return {**named, "options": _options(named["method"], named["options"])}
-
-
-def card(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """What a folder of learned parts says of itself, as it is called now. Raises KeyError or AttributeError."""
-    named = {_FIELDS.get(name, name): value for name, value in fields.items()}
-    return {**named, "options": _options(named["method"], named["options"])}
-
-
-def _options(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    names = _OPTIONS.get(method, {})
-    return {names.get(name, name): value for name, value in options.items()}
+    options = _OPTIONS.get(named["method"], {})
+    return {**named, "options": {options.get(name, name): value for name, value in named["options"].items()}}

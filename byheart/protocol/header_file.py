@@ -75,7 +75,7 @@ def open_header(path: Path) -> Iterator[OpenedHeader]:
 def parse_header(path: Path, text: str) -> Header:
     """What a header says. Raises StateMismatchError for another format, ValueError for what is no header.
 
-    Of format 1 it may raise what ``format_1.header`` does.
+    Of format 1 it may raise what ``format_1.rename`` does.
     """
     if len(text) > _LONGEST:
         raise ValueError(f"it has {len(text)} characters, more than {_LONGEST}")
@@ -85,7 +85,7 @@ def parse_header(path: Path, text: str) -> Header:
         raise StateMismatchError(
             f"'{path}' has state format {str(version)[:20]}; this version of byheart reads formats 1 to {FORMAT}."
         )
-    fields = format_1.header(fields) if version == 1 else fields
+    fields = format_1.rename(fields) if version == 1 else fields
     if "written" not in fields:
         raise ValueError("'written': it is missing")
     header: Header = validate(Header, fields)

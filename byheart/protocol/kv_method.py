@@ -40,7 +40,19 @@ class NewKV(KV):
     attention: tuple[Float[Tensor, "B H C"], ...] = ()
 
 
-class KVMethod(Method):
+class SlotMethod(Method):
+    """A method whose state is slots and nothing else: none at first, and none of another shape than the model makes."""
+
+    def init(self) -> State:
+        """No slots."""
+        return {}
+
+    def template(self, state: State, *, written: bool) -> State:
+        """Slots within capacity, as the model makes them."""
+        return kv_template(self.backbone, state, most=self.capacity) if written else {}
+
+
+class KVMethod(SlotMethod):
     """A method that keeps slots of the text's own keys and values; a subclass says which, by ``keep``."""
 
     chunk_tokens: int
@@ -58,14 +70,6 @@ class KVMethod(Method):
             past: what was kept before, None before the first piece; un-rotated, as is what is returned.
             new: the piece's own slots. A method that observes no attention may take it as a plain KV.
         """
-
-    def init(self) -> State:
-        """No slots."""
-        return {}
-
-    def template(self, state: State, *, written: bool) -> State:
-        """Slots within capacity, as the model makes them."""
-        return kv_template(self.backbone, state, most=self.capacity) if written else {}
 
     def pieces(self, segment: Tensor) -> Iterator[Tensor]:
         """Parts of at most ``chunk_tokens`` tokens. Raises InputError for an empty text."""

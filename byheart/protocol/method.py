@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import abc
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -25,6 +25,7 @@ from byheart.model.fingerprint import fingerprint, sample_fingerprint
 from byheart.model.reading import Reading
 from byheart.protocol.episode import Batch
 from byheart.protocol.episode_loss import episode_loss
+from byheart.protocol.grouping import group
 from byheart.protocol.objective import TARGETS_ONLY, Objective
 from byheart.protocol.size import Size
 from byheart.protocol.state import State, kv_slots, stack, unstack
@@ -117,12 +118,9 @@ class Method(nn.Module, abc.ABC):
 
     def write_many(self, states: Sequence[State], segments: Sequence[Int[Tensor, "1 _"]]) -> list[State]:
         """Write one segment into each of many sessions; those of one shape go through the model as one batch."""
-        out: list[State | None] = [None] * len(states)
-        groups: dict[Any, list[int]] = {}
-        for n, (state, segment) in enumerate(zip(states, segments, strict=True)):
-            shapes = tuple((name, tuple(tensor.shape)) for name, tensor in sorted(state.items()))
-            groups.setdefault((shapes, segment.shape[1]), []).append(n)
-        for members in groups.values():
+        pairs = list(zip(states, segments, strict=True))
+        out: list[State | None] = [None] * len(pairs)
+        for members in group(range(len(pairs)), lambda n: _shapes(*pairs[n])).values():
             written = self.write(stack([states[n] for n in members]), torch.cat([segments[n] for n in members]))
             for n, state in zip(members, unstack(written), strict=True):
                 out[n] = state
@@ -153,8 +151,7 @@ class Method(nn.Module, abc.ABC):
 
     def options(self) -> dict[str, Any]:
         """The keyword-only arguments that this method was made with."""
-        signature = inspect.signature(type(self)).parameters.values()
-        return {p.name: vars(self)[p.name] for p in signature if p.kind is p.KEYWORD_ONLY}
+        return {name: vars(self)[name] for name in defaults(type(self))}
 
     @property
     def optional(self) -> dict[str, tuple[int, ...]]:
@@ -203,3 +200,12 @@ class Method(nn.Module, abc.ABC):
     def export(self, folder: str | Path) -> None:
         """Write the learned parts as other libraries read them; nothing, where there is no such format."""
         return None
+
+
+def defaults(kind: type) -> dict[str, Any]:
+    """The options of a method or task, the keyword-only arguments of its class, and their defaults."""
+    return {p.name: p.default for p in inspect.signature(kind).parameters.values() if p.kind is p.KEYWORD_ONLY}
+
+
+def _shapes(state: State, segment: Tensor) -> tuple[Hashable, ...]:
+    return segment.shape[1], *((name, tensor.shape) for name, tensor in sorted(state.items()))

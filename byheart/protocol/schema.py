@@ -23,6 +23,15 @@ def validate(kind: Any, value: object, *, strict: bool = False) -> Any:
         raise ValueError(f"{field}: {first['msg'][:200]}") from error
 
 
+def fits(kind: Any, value: object) -> bool:
+    """Whether ``value`` is a ``kind`` as it stands; a whole number is a number, but true is none."""
+    try:
+        validate(kind, value, strict=True)
+    except ValueError:
+        return False
+    return True
+
+
 @cache
 def _adapter(kind: Any) -> Any:
     return TypeAdapter(kind)

@@ -1,15 +1,16 @@
-"""Token ids split into segments, and compared from their start."""
+"""Token ids split into segments, held to what a model reads, and compared from their start."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import takewhile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import takewhile, zip_longest
 
 from jaxtyping import Int
 from torch import Tensor
 
 from byheart.errors import InputError, UsageError
 from byheart.model.backbone import Backbone
+from byheart.protocol.state import State
 
 
 def split_segments(segment: Int[Tensor, "B T"], *, longest: int, shortest: int = 1) -> Iterator[Int[Tensor, "B t"]]:
@@ -27,6 +28,35 @@ def split_segments(segment: Int[Tensor, "B T"], *, longest: int, shortest: int =
             length = max(1, left - max(shortest, left // 2))
         yield segment[:, start : start + length]
         start += length
+
+
+def write_in_step(
+    states: Sequence[State],
+    pieces: Iterable[Iterator[Tensor]],
+    write: Callable[[Sequence[State], Sequence[Tensor]], Sequence[State]],
+) -> list[State]:
+    """Many states after all of their pieces: the first of each are written together, then the second, and so on."""
+    after = list(states)
+    for row in zip_longest(*pieces):
+        left = [n for n, piece in enumerate(row) if piece is not None]
+        written = write([after[n] for n in left], [row[n] for n in left])
+        for n, state in zip(left, written, strict=True):
+            after[n] = state
+    return after
+
+
+def require_learnable(*segments: Int[Tensor, "B _"]) -> None:
+    """Raise InputError for a text in which no token has a next one."""
+    if any(segment.shape[1] < 2 for segment in segments):
+        raise InputError("The text is too short to learn: give at least two tokens.")
+
+
+def require_positions(backbone: Backbone, tokens: int, advice: str) -> None:
+    """Raise InputError, which ends in ``advice``, for a text of more tokens than the model has positions."""
+    if tokens > backbone.positions:
+        raise InputError(
+            f"The text has {tokens} tokens in all, but the model reads at most {backbone.positions}; {advice}."
+        )
 
 
 def require_known(backbone: Backbone, **options: Sequence[int]) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,11 +51,15 @@ def every_size(*, sinks: int, chunk_tokens: int) -> Size:
 
     def nbytes(backbone: Backbone, tokens: int, every: int) -> int:
         chunks = [min(chunk_tokens, tokens - start) for start in range(0, tokens, chunk_tokens)]
-        first = min(sinks, chunks[0])
-        slots = first + sum(shares(n, every=every, sinks=0 if at else first) for at, n in enumerate(chunks))
-        return slots * backbone.slot_bytes
+        return every_slots(chunks, every=every, sinks=sinks) * backbone.slot_bytes
 
     return Size(nbytes, lambda tokens: range(chunk_tokens, 0, -1), lambda every: {"every": every})
+
+
+def every_slots(chunks: Sequence[int], *, every: int, sinks: int) -> int:
+    """How many slots are left of chunks of so many tokens: the first one's sinks, and the shares of all."""
+    first = min(sinks, chunks[0])
+    return first + sum(shares(n, every=every, sinks=0 if at else first) for at, n in enumerate(chunks))
 
 
 def shares(tokens: int, *, every: int, sinks: int) -> int:

@@ -53,7 +53,7 @@ def convert(kind: str, folder: str | Path, out: str | Path, **options: Any) -> C
         raise UsageError(f"{kind} cannot be read with these options: {error}.") from error
     model = locate(str(options.get("base") or folder))
     if "base" not in options or "base_lora" in options:
-        save_model(method.backbone.model, target / "model", words=model)
+        save_model(method.backbone.model, target / "model", tokenizer=model)
         model = str(target / "model")
     save_pretrained(method, target)
     tensors = method.state_dict().values()

@@ -20,9 +20,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from byheart.evaluation.grouping import group
 from byheart.evaluation.metrics import LAW
 from byheart.evaluation.results import Result
+from byheart.protocol.grouping import group
 from byheart.reports.html_report import Cell, Chapter, Picture, Table, html, markdown
 from byheart.reports.plots import Line, Plot, Point, Times, curves, duration, frontier, size, times
 from byheart.reports.runs import Number, Place, Source, mark_best, merge, read, show

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_INSTALL = "matplotlib is not installed: pip install matplotlib"
+_INSTALL = "matplotlib is not installed: pip install 'byheart[eval]'"
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#B0508C", "#000000", "#B87F00", "#3C96CC", "#7A5230")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 _GREY, _PALE = "#8A8A8A", "#E4E4E4"

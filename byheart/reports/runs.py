@@ -16,8 +16,8 @@ from statistics import fmean
 from typing import Any
 
 from byheart.errors import InputError
-from byheart.evaluation.grouping import group
 from byheart.evaluation.results import Result, average, load
+from byheart.protocol.grouping import group
 
 FILES = ("rows.json", "gap.json")
 # These say where and beside what a number was measured, or stand in the rows; the rest says which number it is.

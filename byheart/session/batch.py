@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import zip_longest
 
 import torch
 from typing_extensions import Unpack
@@ -13,6 +12,7 @@ from byheart.generation.contrast import require_contrast
 from byheart.generation.decoding import Decoding, DecodingOptions, with_options
 from byheart.generation.generate import Generation, Request
 from byheart.model.backbone import Backbone
+from byheart.protocol.segments import write_in_step
 from byheart.protocol.state import Written
 from byheart.session.session import Session, stop_strings
 from byheart.text.detokenize import Detokenizer
@@ -31,7 +31,7 @@ def write_many(
     """Write each session its own text, those of one length in one batch; sessions share one method.
 
     Args:
-        use_chat_template: for all, or for each; without it a text is written bare, for bare questions to go on from.
+        use_chat_template: for all, or for each; without it a text is written bare, for bare questions to continue.
     """
     if not sessions or len(sessions) != len(texts):
         raise UsageError(f"There are {len(texts)} texts for {len(sessions)} sessions.")
@@ -45,13 +45,8 @@ def write_many(
     ]
     for session, row, as_chat in zip(sessions, tokens, each, strict=True):
         session.require_room(row, use_chat_template=as_chat)
-    states = [session.state for session in sessions]
-    for pieces in zip_longest(*map(method.pieces, tokens)):
-        left = [n for n, piece in enumerate(pieces) if piece is not None]
-        with torch.no_grad():
-            written = method.write_many([states[n] for n in left], [pieces[n] for n in left])
-        for n, state in zip(left, written, strict=True):
-            states[n] = state
+    with torch.no_grad():
+        states = write_in_step([s.state for s in sessions], map(method.pieces, tokens), method.write_many)
     for session, state, row, text in zip(sessions, states, tokens, texts, strict=True):
         session.acknowledge(state, Written.now(source, tokens=row.shape[1], characters=len(text)))
 

@@ -86,11 +86,7 @@ class Session:
             source: where the text came from, for the record.
             progress: called with the tokens done and the tokens in all.
         """
-        tokens = self.document(text)
-        self.require_room(tokens)
-        entry = Written.now(source, tokens=tokens.shape[1], characters=len(text))
-        self._absorb(tokens, progress)
-        return self.acknowledge(self.state, entry)
+        return self._absorb(self.document(text), source, len(text), progress)
 
     def document(self, text: str, *, use_chat_template: bool = True) -> Tensor:
         """The tokens (1, T) of a text as it would be written, or of the bare text. Raises InputError."""
@@ -116,28 +112,30 @@ class Session:
         """Put a turn of a conversation into the memory: what was asked and what was answered."""
         as_turn = self.method.text_format == "turn"
         tokens = self.encoder.turn(question, answer, first=not self.header.written, as_turn=as_turn)[None]
-        self.require_room(tokens)
-        entry = Written.now("chat", tokens=tokens.shape[1], characters=len(question) + len(answer))
-        self._absorb(tokens.to(self.backbone.device), None)
-        return self.acknowledge(self.state, entry)
+        return self._absorb(tokens.to(self.backbone.device), "chat", len(question) + len(answer))
 
     def acknowledge(self, state: State, entry: Written) -> Written:
         """Take ``state``, into which ``entry`` was written, as what this session keeps."""
-        self.state, self._reading, self._cache = state, None, None
-        self.header = self.header.with_written(entry)
+        self._hold(state, self.header.with_written(entry))
         return entry
 
-    def _absorb(self, tokens: Tensor, progress: Progress | None) -> None:
+    def _absorb(self, tokens: Tensor, source: str, characters: int, progress: Progress | None = None) -> Written:
+        """Write a text (1, T) piece by piece."""
+        progress = progress or (lambda done, total: None)
+        self.require_room(tokens)
+        entry = Written.now(source, tokens=tokens.shape[1], characters=characters)
         state, done = self.state, 0
-        if progress is not None:
-            progress(done, tokens.shape[1])
+        progress(done, tokens.shape[1])
         for segment in self.method.pieces(tokens):
             with torch.no_grad():
                 state = self.method.write(state, segment)
             done += segment.shape[1]
-            if progress is not None:
-                progress(done, tokens.shape[1])
-        self.state = state
+            progress(done, tokens.shape[1])
+        return self.acknowledge(state, entry)
+
+    def _hold(self, state: State, header: Header) -> None:
+        """Keep another state; what was prepared for the one before is dropped."""
+        self.state, self.header, self._reading, self._cache = state, header, None, None
 
     # ---- asking ----
 
@@ -182,15 +180,15 @@ class Session:
         require_contrast(request.decoding, [request.reading])
         return decode_stream(self._answer(request), self.encoder, stops)
 
-    def request(self, question: str, decoding: Decoding) -> Request:
-        """What a generation needs to answer ``question``. Raises InputError."""
-        return Request(
-            self.prompt(question),
-            self.reading_for(question),
-            decoding,
-            self.prompt(question, alone=True),
-            self.encoder.stop_tokens,
+    def request(
+        self, question: str, decoding: Decoding, *, use_chat_template: bool = True, answer_prefix: str = ""
+    ) -> Request:
+        """What a generation needs to answer ``question``; arguments as for ``prompt``. Raises InputError."""
+        prompt, alone = (
+            self.prompt(question, use_chat_template=use_chat_template, answer_prefix=answer_prefix, alone=alone)
+            for alone in (False, True)
         )
+        return Request(prompt, self.reading_for(question), decoding, alone, self.encoder.stop_tokens)
 
     def _answer(self, request: Request) -> Iterator[int | None]:
         """The answer's tokens. While they are made, nobody else has the cache; afterwards the session keeps it."""
@@ -210,13 +208,18 @@ class Session:
             if self._reading is request.reading and cache is not None:
                 self._cache = cache
 
-    def prompt(self, question: str, *, use_chat_template: bool = True, alone: bool = False) -> Tensor:
-        """The tokens (T,) that ask ``question``, or the bare text for the model to go on from. Raises InputError.
+    def prompt(
+        self, question: str, *, use_chat_template: bool = True, answer_prefix: str = "", alone: bool = False
+    ) -> Tensor:
+        """The tokens (T,) that ask ``question``, or the bare text for the model to continue. Raises InputError.
 
-        ``alone``: as where nothing was written.
+        ``answer_prefix``: what the answer is made to begin with. ``alone``: as where nothing was written.
         """
         continues = self.method.text_format == "turn" and bool(self.header.written) and not alone
         tokens = self.encoder.question(question, continues=continues, use_chat_template=use_chat_template)
+        if answer_prefix:
+            begun = self.encoder.continuation(answer_prefix, use_chat_template=use_chat_template)
+            tokens = torch.cat([tokens, begun])
         return tokens.to(self.backbone.device)
 
     def require_written(self) -> None:
@@ -253,9 +256,9 @@ class Session:
         """Continue from a saved memory. Raises StateError; the present memory then stays."""
         with state_file.opened(Path(path)) as file:
             self.require(file.header, f"'{path}'")
-            self.state = self._require_own(file.read(), file)
-        self.header = replace(self.header, written=file.header.written, slots=file.header.slots)
-        self.file_hash, self._reading, self._cache = file.hash, None, None
+            state = self._require_own(file.read(), file)
+        self._hold(state, replace(self.header, written=file.header.written, slots=file.header.slots))
+        self.file_hash = file.hash
 
     def _require_own(self, state: State, file: OpenedState) -> State:
         """The same state on the model's device. Raises CorruptStateError where the method could not have made it."""
@@ -299,14 +302,12 @@ class Session:
 
     def return_to(self, earlier: Session) -> None:
         """Back to what a fork of this session knows."""
-        self.state, self.header = earlier.state, earlier.header
-        self._reading = self._cache = None
+        self._hold(earlier.state, earlier.header)
 
     def forget(self) -> None:
         """Back to nothing written."""
-        self.state = self.method.init()
-        self.header = replace(self.header, written=[])
-        self.file_hash, self._reading, self._cache = "", None, None
+        self._hold(self.method.init(), replace(self.header, written=[]))
+        self.file_hash = ""
 
     @property
     def bytes(self) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 
 from byheart.errors import UsageError
 from byheart.protocol.episode import Batch, Episode, collate
+from byheart.protocol.grouping import group
 
 
 class Shuffled:
@@ -81,11 +82,8 @@ def fit_positions(batch: Batch, positions: int, *, cut: bool) -> Batch:
 
 def _group(episodes: Sequence[Episode], batch: int, packed: int = 1) -> list[list[Episode]]:
     """Groups of at most ``batch`` episodes with equally many segments, those of ``packed`` groups dealt by length."""
-    by_count: dict[int, list[Episode]] = {}
-    for episode in episodes:
-        by_count.setdefault(len(episode.segments), []).append(episode)
     groups: list[list[Episode]] = []
-    for alike in by_count.values():
+    for alike in group(episodes, lambda episode: len(episode.segments)).values():
         for first in range(0, len(alike), batch * packed):
             drawn = alike[first : first + batch * packed]
             if packed > 1:

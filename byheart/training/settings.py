@@ -56,12 +56,15 @@ def build_config(config: type[Config], values: Mapping[str, Any]) -> Config:
 
     Raises UnknownNameError for a name that is no setting, UsageError for a value of another type.
     """
+    # Settings are listed without what checks them, which takes a while to import.
+    from byheart.protocol.schema import fits
+
     flat = _without_sections(values, _sections(config))
     known = list_settings(config)
     for name, value in flat.items():
         if name not in known:
             raise UnknownNameError("setting", name, known)
-        if not _fits(value, known[name].type):
+        if not fits(known[name].type, value):
             raise UsageError(f"{name} must be {_MEANING[known[name].type]}; it is {value!r}.")
     return _build(config, flat)
 
@@ -104,11 +107,3 @@ def _without_sections(values: Mapping[str, Any], sections: set[str]) -> dict[str
 def _build(config: type[Config], values: Mapping[str, Any]) -> Config:
     parts = [part for part in _parts(config) if part.is_section or part.name in values]
     return config(**{part.name: _build(part.type, values) if part.is_section else values[part.name] for part in parts})
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    """Whether a value is of a type; a whole number is a number, but true is none."""
-    plain = get_origin(kind) or kind
-    if plain is list:
-        return type(value) is list and all(_fits(item, get_args(kind)[0]) for item in value)
-    return type(value) is plain or (plain is float and type(value) is int)

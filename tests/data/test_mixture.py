@@ -137,11 +137,11 @@ def test_a_missing_file_and_a_missing_package_are_named(monkeypatch: pytest.Monk
     with pytest.raises(InputError, match=r"no data file or folder './none\.jsonl'"):
         read("./none.jsonl")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UsageError, match="pip install datasets"):
+    with pytest.raises(UsageError, match=r"pip install 'byheart\[hub\]'"):
         read("someone/stories")
 
 
-def test_a_weight_is_what_stands_behind_the_last_colon(tmp_path: Path) -> None:
+def test_a_weight_is_what_stands_after_the_last_colon(tmp_path: Path) -> None:
     file = written(tmp_path, {"text": TEXT})
     assert Weighted.read(f"{file}:2.5").weight == 2.5
     assert Weighted.read(file).weight == 1.0
@@ -184,7 +184,7 @@ def test_other_text_may_stand_between_a_memory_and_its_target(session: Session, 
         assert text(session, other.target[:10]) == "\n\n" + 6 * letter + "\n\n"
 
 
-def test_other_text_stands_behind_what_begins_every_text(session: Session, tmp_path: Path) -> None:
+def test_other_text_stands_after_what_begins_every_text(session: Session, tmp_path: Path) -> None:
     file = written(tmp_path, {**QA, "answers": ["Muck"]}, {**QA, "context": "x" * 90, "answers": ["x"]})
     # The tokenizer of the other tests puts nothing before a text.
     encoder = ChatEncoder(session.encoder.tokenizer)

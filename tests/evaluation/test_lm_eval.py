@@ -1,4 +1,4 @@
-"""lm-eval's tasks, behind a memory: nothing changes no number, and a full one is as good as the text in front."""
+"""lm-eval's tasks, after a memory: nothing changes no number, and a full one is as good as the text in front."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def test_beams_read_the_memory_too() -> None:
     assert answered(lm, num_beams=2)[1] == answered(plain(own.backbone), before=CAT, num_beams=2)[1]
 
 
-def test_a_rolled_text_begins_behind_the_memory() -> None:
+def test_a_rolled_text_begins_after_the_memory() -> None:
     """As in lm-eval without a memory, its first token follows the one that texts begin with."""
     own = session("full")
     lm, bare = harness.language_model(own, harness.keep(own, [CAT])), plain(own.backbone)
@@ -227,7 +227,7 @@ def test_tasks_with_a_full_memory_have_the_numbers_of_a_description(folder: Path
         ("last-ffn", {"steps": 2}),
     ],
 )
-def test_likelihoods_are_those_of_the_backbone_behind_the_reading(method: str, options: dict[str, Any]) -> None:
+def test_likelihoods_are_those_of_the_backbone_after_the_reading(method: str, options: dict[str, Any]) -> None:
     own = session(method, **options)
     kept = harness.keep(own, [CAT])
     lm = harness.language_model(own, kept, batch=3)
@@ -299,9 +299,9 @@ def test_without_lm_eval_the_rest_works(monkeypatch: pytest.MonkeyPatch, folder:
     harness.reader_class.cache_clear()
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     monkeypatch.setitem(sys.modules, "lm_eval.models.huggingface", None)
-    with pytest.raises(UsageError, match=r"not installed: pip install lm-eval"):
+    with pytest.raises(UsageError, match=r"not installed: pip install 'byheart\[lm-eval\]'"):
         harness.measure(session(), ["pick"], include=folder)
-    with pytest.raises(UsageError, match=r"not installed: pip install lm-eval"):
+    with pytest.raises(UsageError, match=r"not installed: pip install 'byheart\[lm-eval\]'"):
         harness.language_model(session())
 
 

@@ -55,7 +55,11 @@ def test_what_a_row_lacks_is_named(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("metric", "better"),
-    [("accuracy", True), ("loss", False), ("mean_loss", False), ("failures_difference", False), ("law", None)],
+    [
+        *[("accuracy", True), ("mean_accuracy", True), ("loss_of_hair", True), ("gap_closed", True)],
+        *[("loss", False), ("mean_loss", False), ("failures_difference", False), ("rmse", False)],
+        *[("law", None), ("gap_closed_by_other_text", None)],
+    ],
 )
 def test_a_row_of_an_earlier_version_knows_which_way_is_better(metric: str, better: bool | None) -> None:
     flat = {key: value for key, value in ROW.flat().items() if key != "higher_is_better"}
@@ -72,7 +76,7 @@ def test_a_row_says_itself_which_way_is_better() -> None:
 
 
 def test_a_number_goes_through_a_function_with_its_bounds() -> None:
-    found = row(2.0, metric="loss").mapped("perplexity", math.exp)
+    found = replace(row(2.0, metric="loss"), higher_is_better=False).mapped("perplexity", math.exp)
     assert (found.metric, found.higher_is_better) == ("perplexity", False)
     assert (found.value, found.low, found.high) == pytest.approx([math.exp(x) for x in (2.0, 1.9, 2.1)])
     assert (found.n, found.bytes, found.costs) == (ROW.n, ROW.bytes, ROW.costs)

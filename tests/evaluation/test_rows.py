@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -22,6 +22,7 @@ class Plain(Task):
     """Makes no items: its outcomes are made by hand."""
 
     name = "plain"
+    higher_is_better: ClassVar = {"loss": False, "control": None}
 
     def items(self, records: Sequence[Fields], seed: int) -> Any:
         return iter(())

@@ -1,6 +1,6 @@
 """What an attack is, and how its tries are run: each from a seed, in a process that may hang or die.
 
-A try that hangs or kills its process is a failure like any other, and the next one goes on in a new process.
+A try that hangs or kills its process is a failure like any other, and the next one is made in a new process.
 """
 
 from __future__ import annotations

@@ -257,7 +257,7 @@ def come_together(folder: Path) -> Try:
 
 
 def fill_the_disk(folder: Path) -> Try:
-    """A write that does not fit is an error; the earlier memory stays, and the session goes on once there is room."""
+    """A write that does not fit is an error; the earlier memory stays, and the session continues once there is room."""
     backbone = _backbone(folder)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 

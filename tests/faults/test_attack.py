@@ -67,6 +67,7 @@ def test_the_hub_keeps_what_it_was_asked(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv(hub.REQUESTS, str(tmp_path / "requests"))
     with hub.listening(tmp_path / "requests") as address:
         assert hub.requests() == []
-        with pytest.raises(urllib.error.HTTPError, match="404"):
+        with pytest.raises(urllib.error.HTTPError, match="404") as refusal:
             urllib.request.urlopen(f"{address}/api/models/x")
+        refusal.value.close()
         assert hub.requests() == ["GET /api/models/x"]

@@ -43,13 +43,13 @@ def read(case: str, family: str = "llama") -> Reading:
 
 
 def last_of(own: Backbone, reading: Reading) -> Callable[[Tensor], Tensor]:
-    """Next-token logits behind a reading, everything run again."""
+    """Next-token logits after a reading, everything run again."""
     return lambda text: logits(own, reading, text)[0, -1]
 
 
 @torch.no_grad()
 def model_with(own: Backbone, reading: Reading) -> Callable[[Tensor], Tensor]:
-    """Next-token logits of a copy of the model whose weights are changed, behind the text itself."""
+    """Next-token logits of a copy of the model whose weights are changed, after the text itself."""
     model: Any = copy.deepcopy(own.model)
     for path, delta in reading.deltas.items():
         change = delta.weight[0] if isinstance(delta, DenseDelta) else delta.up[0] @ delta.down[0]

@@ -68,7 +68,7 @@ def test_slots_are_kept_in_the_model_s_type() -> None:
 def test_a_text_longer_than_the_model_reads_cannot_be_taught() -> None:
     own, text = tiny_backbone(max_position_embeddings=64), tokens(100, seed=3)
     assert written(Cartridge(own, slots=4, steps=1, chunk_tokens=32), text)
-    with pytest.raises(InputError, match=r"The text has 100 tokens, but the model reads at most 64; .* kl=0"):
+    with pytest.raises(InputError, match=r"The text has 100 tokens in all, but the model reads at most 64; .* kl=0"):
         written(Cartridge(own, slots=4, steps=1, chunk_tokens=32, kl=0.1), text)
 
 

@@ -92,16 +92,16 @@ def test_a_frame_is_read_and_its_end_is_learned() -> None:
 
 
 @pytest.mark.parametrize(
-    ("before", "behind"),
+    ("before", "after"),
     [([5, 6], [7, 8]), ([], [7, 8]), ([5], []), ([], [8])],
-    ids=["a turn", "a later turn", "running text behind a first token", "an answer in a conversation"],
+    ids=["a turn", "a later turn", "running text after a first token", "an answer in a conversation"],
 )
-def test_what_stands_around_a_text_is_kept_but_not_learned(before: list[int], behind: list[int]) -> None:
+def test_what_stands_around_a_text_is_kept_but_not_learned(before: list[int], after: list[int]) -> None:
     """FastMem learns the bare context in an assistant turn; the user's turn around it is in the prompt alone."""
     around: dict[str, Any] = {"header": [3, 4], "footer": [9], "opening": [5, 6], "receipt": [7, 8]}
     text = tokens(9, seed=5)
-    assert not {*before, *behind} & {*text[0, [0, -1]].tolist()}
-    whole = torch.cat([torch.tensor([ids], dtype=torch.long) for ids in (before, text[0].tolist(), behind)], dim=1)
+    assert not {*before, *after} & {*text[0, [0, -1]].tolist()}
+    whole = torch.cat([torch.tensor([ids], dtype=torch.long) for ids in (before, text[0].tolist(), after)], dim=1)
     kept = written(LastFFN(backbone(), **around, **HOW), whole)
     bare = written(LastFFN(backbone(), header=[3, 4], footer=[9], **HOW), text)
     assert all(torch.equal(changes(kept)[path], part) for path, part in changes(bare).items())
@@ -227,9 +227,9 @@ def test_texts_that_cannot_be_learned_are_refused() -> None:
     with pytest.raises(InputError, match="too short to learn: give at least two tokens"):
         made.write(made.init(), TEXT[:, :1])
     assert all(part.isfinite().all() for part in written(framed, TEXT[:, :1]).values())
-    with pytest.raises(InputError, match="text has 510 tokens, but the model reads at most 512"):
+    with pytest.raises(InputError, match="text has 513 tokens in all, but the model reads at most 512"):
         framed.write(framed.init(), tokens(510))
-    with pytest.raises(InputError, match=r"text would be 526 tokens, .* at most 512; .* keep_text=False"):
+    with pytest.raises(InputError, match=r"text has 526 tokens in all, .* at most 512; .* keep_text=False"):
         made.write(written(made, TEXT), tokens(512))
 
 

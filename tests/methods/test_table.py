@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,9 @@ from byheart import methods
 from byheart.errors import UnknownNameError, UsageError
 from byheart.methods import BUILT_IN, build, defaults, find
 from byheart.model.reading import Reading
-from byheart.protocol.kv_method import KVMethod
 from byheart.protocol.method import Method
 from byheart.protocol.state import State
+from tests.conftest import Run
 from tests.samples import backbone, tokens
 
 
@@ -74,7 +75,9 @@ def test_the_table_is_by_name_and_free_of_duplicates() -> None:
 @pytest.mark.parametrize("name", list(BUILT_IN))
 def test_a_method_is_final_and_says_what_it_does(name: str) -> None:
     kind = BUILT_IN[name]
-    assert kind.__bases__ in ((Method,), (KVMethod,))
+    (base,) = kind.__bases__
+    assert base.__module__.startswith("byheart.protocol.")
+    assert inspect.isabstract(base)
     assert not [child for child in kind.__subclasses__() if child.__module__.startswith("byheart.")]
     assert kind.__doc__
     assert find(name) is kind
@@ -203,3 +206,14 @@ def test_a_method_in_the_group_of_byheart_0_1_is_told_the_new_one(monkeypatch: p
     assert find("window") is BUILT_IN["window"]
     with pytest.raises(UnknownNameError, match=r"There is no method 'dairy'\. There are: adapter"):
         find("dairy")
+
+
+def test_the_command_lists_methods_of_other_packages_after_byheart_s_own(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = "tests.methods.test_table"
+    offer(monkeypatch, "byheart.methods", diary=f"{here}:Diary", window=f"{here}:Diary")
+    listed = run("methods", "--json").json
+    assert [row["method"] for row in listed] == [*BUILT_IN, "diary"]
+    assert listed[-1]["options"] == {"first": 4}
+    assert "diary" in run("methods").out

@@ -77,7 +77,7 @@ def test_a_text_longer_than_the_model_reads_is_no_trouble() -> None:
     state = written(made, tokens(500, seed=3))
     assert made.read(state).slots == 22
     assert logits(own, made.read(state), PROMPT).isfinite().all()
-    with pytest.raises(InputError, match=r"text would be 500 tokens, but the model reads at most 64; .*fixed size"):
+    with pytest.raises(InputError, match=r"text has 500 tokens in all, but the model reads at most 64; .*fixed size"):
         Full(own).write({}, tokens(500, seed=3))
 
 

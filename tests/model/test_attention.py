@@ -171,7 +171,7 @@ def test_learned_sinks_are_refused() -> None:
 def test_a_model_says_the_same_with_any_attention(
     family: str, window: int, kernel: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A text behind a prefix, padded and not, against eager attention over the whole text."""
+    """A text after a prefix, padded and not, against eager attention over the whole text."""
 
     def forced(query: Tensor, key: Tensor, mask: Tensor | None) -> str:
         allowed = mask is not None or query.shape[2] == 1

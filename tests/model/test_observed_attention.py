@@ -18,7 +18,7 @@ TEXT = tokens(30, seed=1)
 @pytest.mark.parametrize("window", [512, 8], ids=["wide", "sliding"])
 @pytest.mark.parametrize("family", ALL_FAMILIES)
 def test_what_is_received_are_eager_probabilities(family: str, window: int, rows: int) -> None:
-    """The text's end behind the keys and values of its beginning, against the whole text."""
+    """The text's end after the keys and values of its beginning, against the whole text."""
     settings = {"sliding_window": window} if family in ("mistral", "phi3", "gemma2", "gemma3_text") else {}
     own, eager = tiny_backbone(family, **settings), tiny_model(family, **settings)
     eager.set_attn_implementation("eager")

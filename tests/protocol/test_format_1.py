@@ -114,17 +114,17 @@ def test_an_old_state_of_another_model_is_refused(tiny_folder: Path) -> None:
 def test_headers_without_what_they_need_are_refused() -> None:
     for fields in ({}, {"options": {}}, {"mechanism": "window"}):
         with pytest.raises(KeyError):
-            format_1.header(fields)
+            format_1.rename(fields)
 
 
 def test_options_of_other_methods_keep_their_names() -> None:
     fields = {"mechanism": "diary", "options": {"rows": 3, "first_row": 1}, "rows": 7}
-    assert format_1.header(fields) == {
+    assert format_1.rename(fields) == {
         "method": "diary",
         "options": {"rows": 3, "first_row": 1},
         "slots": 7,
     }
-    assert format_1.card(fields) == {"method": "diary", "options": {"rows": 3, "first_row": 1}, "slots": 7}
+    assert format_1.rename(fields) == {"method": "diary", "options": {"rows": 3, "first_row": 1}, "slots": 7}
 
 
 # ---- learned parts ----

@@ -264,7 +264,16 @@ def rewritten(**change: Any) -> Callable[[Any], Any]:
         *[(rewritten(characters=value), "written.0.characters") for value in (-1, None)],
         *[
             (rewritten(at=value), "written.0.at")
-            for value in (3, "", "now", "2025-01-02", "2025-01-02T03:04:05", "0001-01-01T00:00:00+23:00")
+            for value in (3, "", "now", "2025-01-02", "2025-01-02T03:04:05", "0001-01-01T00:00:00+00:00")
+        ],
+        # Some versions of Python read these, others do not.
+        *[
+            (rewritten(at=value), "written.0.at")
+            for value in (
+                *("20250102T030405+00:00", "2025-01-02T03:04:05Z", "2025-W01-4T03:04:05+00:00"),
+                *("2025-01-02T03:04:05.1+00:00", "2025-01-02T24:00:00+00:00", "2025-01-02T03:04:05+00:00\n"),
+                *("2025-02-30T03:04:05+00:00", "2025-01-02T03:04:60+00:00", "\u0662025-01-02T03:04:05+00:00"),
+            )
         ],
         (rewritten(at="9999-12-31T23:59:59+00:00"), "written.0.at"),
         (rewritten(more=1), "written.0.more"),

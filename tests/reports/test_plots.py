@@ -160,5 +160,5 @@ def test_settings_of_the_user_are_left_alone() -> None:
 )
 def test_without_matplotlib_a_figure_says_what_to_install(draw: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(UsageError, match="matplotlib is not installed: pip install matplotlib"):
+    with pytest.raises(UsageError, match=r"matplotlib is not installed: pip install 'byheart\[eval\]'"):
         draw()  # type: ignore[operator]

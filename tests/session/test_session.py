@@ -155,7 +155,7 @@ def test_running_text_is_written_bare_and_a_bare_question_goes_on_from_it() -> N
     assert "".join(pieces).endswith("<|user|>Four.<|end|><|assistant|>I have read it.<|end|><|user|>")
 
 
-def test_a_choice_stands_behind_the_frame_as_an_answer_does() -> None:
+def test_a_choice_stands_after_the_frame_as_an_answer_does() -> None:
     for template, expected in ((True, "Rex"), (False, " Rex")):
         made = session(template=template)
         assert made.encoder.continuation("Rex", use_chat_template=True).equal(made.encoder.continuation(expected))

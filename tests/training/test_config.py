@@ -164,7 +164,7 @@ def test_what_is_missing_is_said_before_the_model_is_opened(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match="pip install wandb"):
         config(data, track="wandb").run(tmp_path)
-    with pytest.raises(UsageError, match="pip install datasets"):
+    with pytest.raises(UsageError, match=r"pip install 'byheart\[hub\]'"):
         config("someone/stories").run(tmp_path)
 
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from byheart.errors import UsageError
 
 FACTKB = "bunsenfeng/FactKB"
-_FACTKB_WORDS = "roberta-base"
+_FACTKB_TOKENIZER = "roberta-base"
 _ROUGE = ["rouge1", "rouge2", "rougeL", "rougeLsum"]
 
 
@@ -76,7 +76,7 @@ def open_factkb(model: str) -> Callable[[str, str], list[float]]:
     # Scores of words alone must not wait for torch.
     from byheart.model.loading import open_classifier
 
-    return open_classifier(model, words=_FACTKB_WORDS)
+    return open_classifier(model, tokenizer=_FACTKB_TOKENIZER)
 
 
 def truth(logits: Sequence[float]) -> float:

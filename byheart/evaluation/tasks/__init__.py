@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 from byheart.errors import UnknownNameError, UsageError
@@ -22,6 +21,7 @@ from byheart.evaluation.tasks.recall import Recall
 from byheart.evaluation.tasks.retention import Retention
 from byheart.evaluation.tasks.stream import Stream
 from byheart.evaluation.tasks.summary import Summary
+from byheart.protocol.method import defaults as defaults
 
 _ALL: tuple[type[Task], ...] = (
     *(Gap, Questions, Retention, Integrity, Needle, Recall, Edit, LongBench),
@@ -35,11 +35,6 @@ def find(name: str) -> type[Task]:
     if name not in BUILT_IN:
         raise UnknownNameError("task", name, list(BUILT_IN))
     return BUILT_IN[name]
-
-
-def defaults(kind: type[Task]) -> dict[str, Any]:
-    """The options of a task and their defaults."""
-    return {p.name: p.default for p in inspect.signature(kind).parameters.values() if p.kind is p.KEYWORD_ONLY}
 
 
 def build(name: str, **options: Any) -> Task:

@@ -6,16 +6,15 @@ calls it step 12 when 13 turns are read; here a turn's number is how many were w
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from byheart.data.records import Fields, listed, required
-from byheart.evaluation.results import Result
-from byheart.evaluation.task import Answer, Item, Part, Question, Task, shuffled
+from byheart.evaluation.task import Item, Question, shuffled
+from byheart.evaluation.tasks.perplexity import Perplexity
 
 
-class Dialogue(Task):
+class Dialogue(Perplexity):
     """Perplexity of a reply, after so many turns of its conversation were written (CCM).
 
     After ``k`` turns, turn ``k + 1`` is what the user says, and turn ``k + 2`` the reply that is predicted, its end of
@@ -28,7 +27,6 @@ class Dialogue(Task):
     """
 
     name = "dialogue"
-    asks = "choices"
 
     def __init__(self, *, turns: Sequence[int] = (1, 2, 4, 8, 12), persona: bool = True) -> None:
         if not turns or min(turns) < 0:
@@ -52,14 +50,6 @@ class Dialogue(Task):
                 ]
                 # One line per turn, as dialogues are trained.
                 yield Item(tuple(f"{text}\n" for text in (*before, *turns[: asked[-1]])), tuple(questions))
-
-    def score(self, question: Question, answer: Answer) -> Mapping[str, float | Part]:
-        """The reply's loss, so that all tokens of all replies count the same."""
-        return {"loss": Part(answer.losses[0], answer.tokens[0])}
-
-    def summary(self, rows: Sequence[Result]) -> list[Result]:
-        """Perplexities, which the paper prints."""
-        return [row.mapped("perplexity", math.exp) for row in rows if row.metric == "loss"]
 
 
 def _persona_text(persona: Any) -> str:

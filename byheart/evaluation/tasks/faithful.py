@@ -34,6 +34,7 @@ class Faithful(Task):
 
     name = "faithful"
     max_tokens = 100
+    higher_is_better: ClassVar = {"failures": False}
     sources: ClassVar[Fields] = {"nq-swap": "pminervini/NQ-Swap:dev"}
 
     def __init__(

@@ -13,6 +13,7 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -40,6 +41,8 @@ class Gap(Task):
     asks = "target"
     references = ("nothing", "full")
     pooled = True
+    # The control shows what a memory does without its text.
+    higher_is_better: ClassVar = {"loss": False, "gap_closed_by_other_text": None}
     encoder: ChatEncoder
 
     def __init__(

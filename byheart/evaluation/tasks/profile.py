@@ -10,6 +10,7 @@ import math
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from typing import ClassVar
 
 from byheart.data.records import Fields, required
 from byheart.errors import InputError
@@ -38,6 +39,7 @@ class Profile(Task):
 
     name = "profile"
     asks = "choices"
+    higher_is_better: ClassVar = {"absolute_error": False, "squared_error": False}
 
     def __init__(self, *, entries: Sequence[int] = (1, 2, 4, 8, 16), words: int = 100) -> None:
         if not entries or min(entries) < 0 or words < 1:

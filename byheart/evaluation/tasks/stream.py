@@ -7,16 +7,15 @@ method, such as ``window:sinks=1;recent=159``.
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 from byheart.data.records import Fields, required
-from byheart.evaluation.results import Result
-from byheart.evaluation.task import Answer, Item, Part, Question, Task, shuffled
+from byheart.evaluation.task import Item, Question, shuffled
+from byheart.evaluation.tasks.perplexity import Perplexity
 
 
-class Stream(Task):
+class Stream(Perplexity):
     """Perplexity of a long text, segment by segment, each predicted before it is written (CCM).
 
     Args:
@@ -27,7 +26,6 @@ class Stream(Task):
     """
 
     name = "stream"
-    asks = "choices"
 
     def __init__(self, *, words: int = 64, given: int = 4, pieces: int = 64, block: int = 8) -> None:
         if not 0 < given < words or pieces < 0 or block < 1:
@@ -47,14 +45,6 @@ class Stream(Task):
             if segments:
                 questions = tuple(self._question(n, segment) for n, segment in enumerate(segments))
                 yield Item(tuple("".join(segment) for segment in segments[:-1]), questions, use_chat_template=False)
-
-    def score(self, question: Question, answer: Answer) -> Mapping[str, float | Part]:
-        """The loss of the predicted words, so that all tokens count the same."""
-        return {"loss": Part(answer.losses[0], answer.tokens[0])}
-
-    def summary(self, rows: Sequence[Result]) -> list[Result]:
-        """Perplexities, which the paper prints."""
-        return [row.mapped("perplexity", math.exp) for row in rows if row.metric == "loss"]
 
     def _question(self, before: int, segment: Sequence[str]) -> Question:
         """What is asked after so many segments."""

@@ -310,7 +310,7 @@ def longbench(dataset: str, **more: Any) -> Fields:
         ("passage_retrieval_en", "is from.\n\n", '"Paragraph 2", etc.\n\nThe answer is: ', 32, True),
     ],
 )  # fmt: skip
-def test_the_official_prompt_is_cut_behind_the_context(
+def test_the_official_prompt_is_cut_after_the_context(
     dataset: str, before: str, after: str, max_tokens: int, use_chat_template: bool
 ) -> None:
     (item,) = items(LongBench(), [longbench(dataset, all_classes=["City"])])

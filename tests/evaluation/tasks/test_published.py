@@ -291,7 +291,7 @@ def test_multitask_says_which_record_it_cannot_ask(record: Record, message: str)
 # ---- dialogue ----
 
 
-def test_a_reply_is_predicted_behind_exactly_so_many_turns() -> None:
+def test_a_reply_is_predicted_after_exactly_so_many_turns() -> None:
     item, _ = only(list(Dialogue(turns=(1, 3, 4), persona=False).items([TALK], 0)))
     assert item.texts == ("a\n", "b\n", "c\n")
     told = [

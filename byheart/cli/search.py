@@ -1,4 +1,4 @@
-"""The command that looks for the best settings of a method."""
+"""``byheart search``: a grid of settings of a method, the best first."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from byheart.cli import evaluating, options, terminal
+from byheart.cli import evaluate, options, terminal
 from byheart.errors import UsageError
 
 _COLUMNS = ("method", "metric", "value", "95 %", "n", "written in")
@@ -25,19 +25,19 @@ _SEARCHED = options.group(
 _LIMIT = options.group(limit=options.option(int, 100, "Items at most; 0 is all."))
 
 
-@options.takes(_SEARCHED, evaluating.TASK, _LIMIT, evaluating.RUN, options.WHERE)
+@options.takes(_SEARCHED, evaluate.TASK, _LIMIT, evaluate.RUN, options.WHERE)
 def search(data: Data, as_json: options.AsJSON = False, **choices: Any) -> None:
     """Try a grid of settings on some items and list the best first; then measure it on other items."""
-    from byheart.evaluation import grid_search as searching
+    from byheart.evaluation import grid_search
     from byheart.evaluation.tasks import build
     from byheart.model.loading import silence
 
     silence()
     built = build(choices.pop("task"), **options.method_options(choices.pop("option")))
-    grid, last = _parse_grid(choices.pop("grid")) or searching.GRID, choices["skip"] + choices["limit"]
+    grid, last = _parse_grid(choices.pop("grid")) or grid_search.GRID, choices["skip"] + choices["limit"]
     with terminal.progressing("searching", "items") as progress:
-        rows = searching.search(built, data, grid=grid, progress=progress, **choices)
-    evaluating.show_rows(rows, _COLUMNS, as_json=as_json)
+        rows = grid_search.search(built, data, grid=grid, progress=progress, **choices)
+    evaluate.show_rows(rows, _COLUMNS, as_json=as_json)
     if not as_json:
         others = f"with --skip {last}" if choices["limit"] else "of another file"
         terminal.note(f"The best: --method '{rows[0].method}'. Measure it on other items, {others}.")

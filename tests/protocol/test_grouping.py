@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from byheart.evaluation.grouping import group
+from byheart.protocol.grouping import group
 
 
 def test_groups_come_in_the_order_of_their_first_members() -> None:

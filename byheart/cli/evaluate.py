@@ -1,4 +1,4 @@
-"""The command that measures memories."""
+"""``byheart evaluate``: methods measured on tasks."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ RUN = options.group(
 )
 _COMPARED = options.group(
     budget=options.option(
-        str | None, None, "64KB: each memory as large as fits the longest text; NAME@64KB is for one, NAME@ for none."
+        str | None, None, "64KiB: each memory as large as fits the longest text; NAME@64KiB is for one, NAME@ for none."
     ),
     against=options.option(
         str, "", "One of the methods: also how much more than it the others reach.", metavar="METHOD"
@@ -103,25 +103,3 @@ def _describe(row: Result) -> dict[str, str]:
         "keeps": terminal.size(row.bytes) + (f", {row.bytes / tokens:,.0f} per token" if tokens else ""),
         "written in": f"{row.seconds * 1000:,.0f} ms",
     }
-
-
-def tasks(as_json: options.AsJSON = False) -> None:
-    """List the tasks that `byheart evaluate` knows."""
-    from byheart.evaluation.tasks import BUILT_IN, defaults
-
-    rows: list[dict[str, Any]] = [
-        {
-            "task": name,
-            "measures": str(kind.__doc__).splitlines()[0],
-            "options": defaults(kind),
-            "data": dict(kind.sources),
-        }
-        for name, kind in BUILT_IN.items()
-    ]
-    if as_json:
-        terminal.show_json(rows)
-        return
-    table = Table("task", "measures", "options", "data of its own", box=None, pad_edge=False)
-    for row in rows:
-        table.add_row(row["task"], row["measures"], terminal.said(row["options"]), " ".join(row["data"]))
-    terminal.show(table)
