@@ -148,7 +148,11 @@ class Compact(Method):
         """Raise ValueError where runs, codes and tokens do not belong together."""
         for place, run in enumerate(runs_of(state)):
             known = run.around in (0, _OPENING, _RECEIPT, _OPENING | _RECEIPT, _FIRST, _FIRST | _RECEIPT)
-            if not known or (place and run.around & (_OPENING | _FIRST)) or run.tokens < (0 if run.around & _FIRST else 1):
+            if (
+                not known
+                or (place and run.around & (_OPENING | _FIRST))
+                or run.tokens < (0 if run.around & _FIRST else 1)
+            ):
                 raise ValueError(f"run {place} is none that it writes")
             if run.bytes != nbytes(self.backbone, run.tokens, self.times):
                 raise ValueError(f"run {place} has {run.bytes} bytes, which is not what its tokens take")

@@ -33,11 +33,11 @@ _HEADER = struct.Struct("<IhI")
 LEAST_BYTES = _HEADER.size + 8
 """Of a code, beside four for each token."""
 # Steps that can be chosen, in ``UNITS`` per doubling, as a header holds them.
-_FINEST, _COARSEST = -1 << 14, 1 << 14
+_FINEST, _COARSEST = -1 << 13, 1 << 13
 _CHANGED = "A code was changed after it was written; restore its file from a copy."
 _TRIES, _FILLED = 5, 0.985
 # So many tokens are enough to find a step that is nearly right.
-_SAMPLE = 192
+_SAMPLE, _NEAR = 64, 2
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ class Codec:
         sample = [part[::every] for part in parts]
         share = (bits - 8 * _HEADER.size) / tokens - np.log2(self._vocabulary)
         low, high = _FINEST, _COARSEST
-        while high - low > 1:
+        while high - low > _NEAR:
             step = (low + high) // 2
             each = zip(sample, self._parts, strict=True)
             total = sum(coding.count_bits(coding.to_levels(y, step), coding.grid(p.widths, step)) for y, p in each)

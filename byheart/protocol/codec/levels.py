@@ -1,4 +1,4 @@
-"""Components as whole numbers of steps, coded one component after another.
+"""Components as whole numbers of steps, coded one block of components after another.
 
 A token whose first components are larger than most is likely to be so in the next ones too. So the width that a level
 is coded with is the component's own, wider or narrower by what the token's components before it were: ``_Heat``. It is
@@ -9,6 +9,7 @@ Dimensions: T tokens, C components.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 
 import numpy as np
@@ -58,22 +59,26 @@ def count_bits(levels: Int[Tensor, "T C"], tables: Ints) -> float:
 def put_levels(coder: LevelEncoder, levels: Int[Tensor, "T C"], tables: Ints) -> None:
     """Code levels."""
     columns, heat = levels.T.contiguous().cpu().numpy(), _Heat(len(levels))
-    for column, table in zip(columns, tables.tolist(), strict=True):
-        if table >= NARROWEST:
-            coder.put(column, heat.tables(table))
-            heat.add(column, table)
+    for block in _blocks(tables):
+        coder.put(columns[block].ravel(), heat.tables(tables[block]).ravel())
+        heat.add(columns[block], tables[block])
 
 
 def take_levels(coder: LevelDecoder, tokens: int, tables: Ints) -> tuple[Int[Tensor, "T C"], Int[Tensor, "T C"]]:
     """Levels as they were coded, and the tables of each."""
     heat = _Heat(tokens)
     levels, used = np.zeros((len(tables), tokens), np.int32), np.full((len(tables), tokens), NARROWEST, np.int32)
-    for column, own, table in zip(levels, used, tables.tolist(), strict=True):
-        if table >= NARROWEST:
-            own[:] = heat.tables(table)
-            column[:] = coder.take(own)
-            heat.add(column, table)
+    for block in _blocks(tables):
+        used[block] = heat.tables(tables[block])
+        levels[block] = coder.take(used[block].ravel()).reshape(-1, tokens)
+        heat.add(levels[block], tables[block])
     return torch.from_numpy(levels.T), torch.from_numpy(used.T)
+
+
+def _blocks(tables: Ints) -> Iterator[NDArray[np.intp]]:
+    """Components that are coded, so many at once."""
+    coded = np.flatnonzero(tables >= NARROWEST)
+    return (coded[start : start + _BLOCK] for start in range(0, len(coded), _BLOCK))
 
 
 def from_levels(levels: Int[Tensor, "T C"], used: Int[Tensor, "T C"], step: int) -> Float[Tensor, "T C"]:
@@ -94,20 +99,21 @@ class _Heat:
         self._seen = np.full(tokens, _PRIOR, np.int64)
         self._expected = _PRIOR
 
-    def tables(self, table: int) -> Ints:
-        """The table of the next component for each token."""
-        ratios = self._seen * _ONE // self._expected
-        shifted = table - _REACH + np.searchsorted(_BOUNDS, ratios, side="right")
-        return np.clip(shifted, NARROWEST, WIDEST).astype(np.int32)
+    def tables(self, tables: Ints) -> NDArray[np.int32]:
+        """The tables (C, T) of the next components for each token."""
+        shift = np.searchsorted(_BOUNDS, self._seen * _ONE // self._expected, side="right") - _REACH
+        return np.clip(tables[:, None] + shift, NARROWEST, WIDEST).astype(np.int32)
 
-    def add(self, levels: Ints, table: int) -> None:
-        """Take in a component's levels."""
-        self._seen += np.minimum(np.abs(levels), _CUT).astype(np.int64) * _ONE - (self._seen - _PRIOR) // _MEMORY
-        self._expected += expected(table, _CUT, _ONE) - (self._expected - _PRIOR) // _MEMORY
+    def add(self, levels: NDArray[np.int32], tables: Ints) -> None:
+        """Take in components' levels (C, T)."""
+        seen = np.minimum(np.abs(levels), _CUT).sum(0, dtype=np.int64) * _ONE
+        self._seen += seen - (self._seen - _PRIOR) // _MEMORY
+        awaited = sum(expected(table, _CUT, _ONE) for table in tables.tolist())
+        self._expected += awaited - (self._expected - _PRIOR) // _MEMORY
 
 
 _ONE = 1 << 10
-_CUT, _MEMORY = 15, 64
+_CUT, _MEMORY, _BLOCK = 15, 4, 16
 _PRIOR = 8 * _ONE
 # A token is taken for at most twice as large, or half as large, as others.
 _REACH = PER_DOUBLING
