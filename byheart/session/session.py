@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from byheart.errors import CorruptStateError, InputError, UsageError
+from byheart.errors import CorruptStateError, InputError, StateError, UsageError
 from byheart.generation.contrast import require_contrast
 from byheart.generation.decoding import Decoding, DecodingOptions, with_options
 from byheart.generation.generate import Generation, Request
@@ -244,6 +244,14 @@ class Session:
 
     def save(self, path: str | Path) -> int:
         """Write the memory to a file, atomically; gives its bytes. Raises StateError, the earlier file intact."""
+        # What is not opened again must not take the place of what is.
+        try:
+            self.method.require_own(self.state, written=bool(self.header.written))
+        except ValueError as error:
+            raise StateError(
+                f"'{path}' was not written, because it could not be opened again: {error}. The write diverged; write "
+                "with a lower learning_rate. The earlier memory is as it was."
+            ) from error
         header = replace(self.header, slots=self.method.prefix_slots(self.state))
         size, self.file_hash = state_file.save(Path(path), self.state, header)
         self.header = header

@@ -433,6 +433,23 @@ def test_a_save_that_fails_leaves_the_session_usable(
         assert session.reading.slots == header.tokens
 
 
+def test_a_write_that_diverged_leaves_the_memory_and_the_session(
+    store: Store, cat: Session, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, write = store.path("cat").read_bytes(), type(cat.method).write
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            type(cat.method), "write", lambda *given: {name: t * torch.nan for name, t in write(*given).items()}
+        )
+        with pytest.raises(StateError, match="The write diverged"), store.updating("cat", cat):
+            cat.write("The dog is called Rex.")
+    assert store.path("cat").read_bytes() == before
+    assert len(cat.header.written) == 1
+    with store.updating("cat", cat):
+        cat.write("The dog is called Rex.")
+    assert len(store.open("cat", model=backbone).header.written) == 2
+
+
 def test_a_home_that_cannot_be_is_said_so(tmp_path: Path, new_session: NewSession) -> None:
     (tmp_path / "file").write_text("in the way")
     session = new_session()
