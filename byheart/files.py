@@ -48,8 +48,15 @@ def require_regular(path: Path, *, inside: Path | None = None) -> Path:
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(f"'{path}' is no regular file")
     if inside is not None and not path.resolve().is_relative_to(inside.resolve()):
-        raise OSError(f"'{path}' lies outside the folder '{inside}'")
+        raise OSError(f"'{path}' lies outside the folder '{inside}'; put a copy of it there")
     return path
+
+
+def root(folder: Path) -> Path:
+    """What the files of a folder must lie in: itself, or the hub's cache of it, where they are links to its blobs."""
+    found = folder.resolve()
+    cache = found.parent.parent
+    return cache if found.parent.name == "snapshots" and (cache / "blobs").is_dir() else folder
 
 
 def open_regular(path: Path, *, inside: Path | None = None) -> BinaryIO:
