@@ -24,6 +24,11 @@ from typing import Any, BinaryIO, NoReturn, TypeVar
 
 import platformdirs
 
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None  # type: ignore[assignment]
+
 Value = TypeVar("Value")
 LONGEST_JSON = 64 << 20
 """Bytes of a JSON file; the tokenizer files of the largest vocabularies have a third of it."""
@@ -129,10 +134,8 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     target = path.resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}.", suffix=".tmp")
-    scratch = Path(name)
+    held, scratch = _make_scratch(target)
     try:
-        os.close(handle)
         yield scratch
         with contextlib.suppress(FileNotFoundError):
             scratch.chmod(stat.S_IMODE(target.stat().st_mode))
@@ -142,19 +145,42 @@ def replacing(path: Path) -> Iterator[Path]:
             sync(target.parent)
     finally:
         scratch.unlink(missing_ok=True)
+        held.close()
+
+
+def _make_scratch(target: Path) -> tuple[BinaryIO, Path]:
+    """An empty file beside the target, and what says while it is open that somebody is writing that file."""
+    while True:
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}.", suffix=".tmp")
+        held = os.fdopen(handle, "rb")
+        if fcntl is None:
+            # There a file that is open cannot be renamed.
+            held.close()
+            return held, Path(name)
+        # Waits for one who is sweeping it, for it is new, and free.
+        with contextlib.suppress(OSError):
+            fcntl.flock(held, fcntl.LOCK_EX)
+        if os.path.exists(name):
+            return held, Path(name)
+        held.close()
 
 
 def sweep(path: Path) -> int:
-    """Remove what killed writers of ``path`` left beside it; gives the bytes. Nobody may be writing it meanwhile."""
+    """Remove what killed writers of ``path`` left beside it, and nothing of those at work; gives the bytes."""
     target = path.resolve()
     left = re.compile(rf"\.{re.escape(target.stem)}[.-]{_SCRATCH}")
-    removed = 0
-    for found in target.parent.glob(".*.tmp"):
-        if left.fullmatch(found.name):
-            with contextlib.suppress(FileNotFoundError):
-                removed += found.stat().st_size
-                found.unlink()
-    return removed
+    return sum(_remove_free(found) for found in target.parent.glob(".*.tmp") if left.fullmatch(found.name))
+
+
+def _remove_free(scratch: Path) -> int:
+    """Remove a file that nobody is writing; gives its bytes, 0 where it stays."""
+    # One that somebody is writing is locked, which is the error.
+    with contextlib.suppress(OSError), open_regular(scratch) as file:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        scratch.unlink()
+        return os.fstat(file.fileno()).st_size
+    return 0
 
 
 def recall(kind: str, key: str) -> Any:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -143,6 +145,33 @@ def test_what_killed_writers_left_is_swept_and_nothing_else(tmp_path: Path) -> N
     assert sweep(path) == 8
     assert sorted(os.listdir(tmp_path)) == sorted(others)
     assert sweep(path) == 0
+
+
+def test_what_is_being_written_is_not_swept(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    with replacing(path) as scratch:
+        scratch.write_text("one")
+        assert sweep(path) == 0
+    assert path.read_text() == "one"
+
+
+def test_writers_and_sweepers_at_the_same_time_lose_nothing(tmp_path: Path) -> None:
+    def write(who: int) -> None:
+        for _ in range(50):
+            sweep(tmp_path / "a.txt")
+            with replacing(tmp_path / "a.txt") as scratch:
+                scratch.write_text(f"{who}")
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(4)))
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_file_is_not_swept(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    make(tmp_path / ".a.x0yz9abc.tmp")
+    assert sweep(tmp_path / "a.txt") == 0
+    assert os.listdir(tmp_path) == [".a.x0yz9abc.tmp"]
 
 
 # ---- keeping ----
