@@ -33,6 +33,12 @@ from byheart.text.encoder import ChatEncoder
 log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
+_SAMPLED = "%s was made by an older byheart: its model was compared by samples. Save it again to have all compared."
+_UNCOMPARED = (
+    "%s was made by an older byheart, with parts of its method that are not the ones here: starting values of another "
+    "processor, or trained ones. If they were trained, open it with them (method=FOLDER, --method FOLDER) before it is "
+    "saved; saved from here, it belongs to the starting values."
+)
 _DEFAULTS = Decoding()
 
 
@@ -282,18 +288,17 @@ class Session:
         """Raise StateMismatchError unless a state with this header, from ``where``, can be read here."""
         if header.format not in SAMPLED_FORMATS:
             return header.require(self.header, where)
-        is_untrained = self.method.is_untrained and not header.learned
-        log.warning(
-            "%s was made by an older byheart: its model was compared by samples. Save it again to have all compared.",
-            where,
-        )
+        sampled = self.method.sampled_fingerprint
+        # Starting values differ in their last digits from one processor to another, and so do their names.
+        is_unknown = self.method.is_untrained and not header.learned and header.adapter != sampled
+        is_unknown = is_unknown and bool(self.method.state_dict())
+        log.warning(_UNCOMPARED if is_unknown else _SAMPLED, where)
         header.require(
             replace(
                 self.header,
                 backbone=self.backbone.sampled_fingerprint,
                 tokenizer=self.encoder.vocabulary_fingerprint,
-                # What was not trained differs in its last digits from one processor to another.
-                adapter=header.adapter if is_untrained else self.method.sampled_fingerprint,
+                adapter=header.adapter if is_unknown else sampled,
             ),
             where,
         )

@@ -222,6 +222,29 @@ def test_an_older_state_opens_with_a_notice(older: Path, caplog: pytest.LogCaptu
     assert again.header.backbone == again.backbone.fingerprint
 
 
+def test_an_older_state_of_parts_that_cannot_be_compared_says_so(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    session, path = load(str(folder), method="compressed-kv", tokens=2), tmp_path / "kv.state"
+    session.write(CAT)
+    session.save(path)
+    state_file.save(path, session.state, as_of_0_2(session))
+    open_state(path)
+    assert "Save it again to have all compared" in caplog.text
+    caplog.clear()
+    with torch.no_grad():
+        session.method.get_parameter("embeddings").add_(1.0)
+    state_file.save(path, session.state, as_of_0_2(session))
+    open_state(path)
+    assert "parts of its method that are not the ones here" in caplog.text
+    assert "Save it again" not in caplog.text
+
+
+def test_an_older_state_of_parts_that_nobody_has_is_refused(older: Path) -> None:
+    with pytest.raises(StateMismatchError, match="other trained parts"):
+        open_state(rewrite(older, adapter="0" * 32))
+
+
 def test_an_older_state_of_another_model_is_refused(older: Path, tmp_path: Path) -> None:
     with pytest.raises(StateMismatchError, match="another model"):
         open_state(older, model=str(save_tiny(tmp_path / "other", seed=1)))
