@@ -84,12 +84,15 @@ def read_json(path: Path, *, inside: Path | None = None, longest: int = LONGEST_
     return parse_json(path.read_text(encoding="utf-8"))
 
 
-def parse_json(text: str, *, unique: bool = False) -> Any:
+def parse_json(text: str, *, unique: bool = False, most: int | None = None) -> Any:
     """What JSON text says. Raises ValueError where it is broken, nested too deep, or holds what is no number.
 
     Args:
         unique: refuse an object that has two values of one name.
+        most: values that it may have at the most; more are refused before time is spent on them.
     """
+    if most is not None:
+        _require_few(text, most)
     try:
         value = json.loads(
             text, parse_constant=_no_number, parse_float=_finite, object_pairs_hook=_distinct if unique else None
@@ -98,6 +101,19 @@ def parse_json(text: str, *, unique: bool = False) -> Any:
         raise ValueError("lists and objects are nested too deep") from error
     _require_shallow(value)
     return value
+
+
+def _require_few(text: str, most: int) -> None:
+    if _count_values(text) > most:
+        # Again, and slower, without what stands in strings.
+        bare = "".join(text.replace("\\\\", "").replace('\\"', "").split('"')[::2])
+        if _count_values(bare) > most:
+            raise ValueError(f"it has more than {most:,} values")
+
+
+def _count_values(text: str) -> int:
+    """How many values JSON text has at the least, were there no strings in it."""
+    return sum(map(text.count, "{[,"))
 
 
 def _require_shallow(value: Any) -> None:

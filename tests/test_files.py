@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from collections.abc import Callable
@@ -87,6 +88,16 @@ def test_json_is_read_within_bounds(tmp_path: Path) -> None:
 def test_json_that_is_broken_or_absurd_is_refused(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parse_json(text)
+
+
+def test_json_of_too_many_values_is_refused_before_it_is_parsed() -> None:
+    with pytest.raises(ValueError, match="it has more than 11 values"):
+        parse_json("[" + "{}," * 6, most=11)
+    assert parse_json("[{}, 1, 2]", most=4) == [{}, 1, 2]
+    for text in ("{[,", '"{', '\\"{[,', "\\", 'a\\\\"'):
+        assert parse_json(json.dumps([text * 9, "b"]), most=2) == [text * 9, "b"]
+        with pytest.raises(ValueError, match="more than 2 values"):
+            parse_json(json.dumps([text * 9, "b", 1]), most=2)
 
 
 def test_a_name_may_have_to_have_one_value() -> None:
