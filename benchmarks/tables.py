@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +123,12 @@ def contention_table(results: Path) -> str:
     return "\n".join([*lines, "", command])
 
 
+def _sources(about: Mapping[str, Any]) -> str:
+    """The version that was attacked, and which commit of it, where the results say."""
+    commit = f" ({about['commit']} of {about['date']})" if "commit" in about else ""
+    return f"byheart {about['byheart']}{commit}"
+
+
 def attack_table(results: Path) -> str:
     """What ``python -m tests.faults.report`` tried, and how much of it got through, before and now."""
     stored = json.loads(results.read_text())
@@ -131,7 +137,7 @@ def attack_table(results: Path) -> str:
     for row in stored["now"]["rows"]:
         counts = [f"{run['failures']:,} of {run['tries']:,}" if run else "" for run in (before.get(row["name"]), row)]
         lines.append(f"| `{row['name']}` | {row['what']} | {counts[0]} | **{counts[1]}** |")
-    versions = " and ".join(f"byheart {stored[when]['about']['byheart']}" for when in ("before", "now"))
+    versions = "; ".join(f"{when}: {_sources(stored[when]['about'])}" for when in ("before", "now"))
     about = stored["now"]["about"]
     made = f"seed {about['seed']}; PyTorch {about['torch']}, transformers {about['transformers']}; {versions}"
     return "\n".join([*lines, "", f"Made by `make attack` ({made}) into `{results.relative_to(ROOT)}`."])

@@ -24,6 +24,11 @@ from typing import Any, BinaryIO, NoReturn, TypeVar
 
 import platformdirs
 
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None  # type: ignore[assignment]
+
 Value = TypeVar("Value")
 LONGEST_JSON = 64 << 20
 """Bytes of a JSON file; the tokenizer files of the largest vocabularies have a third of it."""
@@ -48,8 +53,15 @@ def require_regular(path: Path, *, inside: Path | None = None) -> Path:
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(f"'{path}' is no regular file")
     if inside is not None and not path.resolve().is_relative_to(inside.resolve()):
-        raise OSError(f"'{path}' lies outside the folder '{inside}'")
+        raise OSError(f"'{path}' lies outside the folder '{inside}'; put a copy of it there")
     return path
+
+
+def root(folder: Path) -> Path:
+    """What the files of a folder must lie in: itself, or the hub's cache of it, where they are links to its blobs."""
+    found = folder.resolve()
+    cache = found.parent.parent
+    return cache if found.parent.name == "snapshots" and (cache / "blobs").is_dir() else folder
 
 
 def open_regular(path: Path, *, inside: Path | None = None) -> BinaryIO:
@@ -72,12 +84,15 @@ def read_json(path: Path, *, inside: Path | None = None, longest: int = LONGEST_
     return parse_json(path.read_text(encoding="utf-8"))
 
 
-def parse_json(text: str, *, unique: bool = False) -> Any:
+def parse_json(text: str, *, unique: bool = False, most: int | None = None) -> Any:
     """What JSON text says. Raises ValueError where it is broken, nested too deep, or holds what is no number.
 
     Args:
         unique: refuse an object that has two values of one name.
+        most: values that it may have at the most; more are refused before time is spent on them.
     """
+    if most is not None:
+        _require_few(text, most)
     try:
         value = json.loads(
             text, parse_constant=_no_number, parse_float=_finite, object_pairs_hook=_distinct if unique else None
@@ -86,6 +101,19 @@ def parse_json(text: str, *, unique: bool = False) -> Any:
         raise ValueError("lists and objects are nested too deep") from error
     _require_shallow(value)
     return value
+
+
+def _require_few(text: str, most: int) -> None:
+    if _count_values(text) > most:
+        # Again, and slower, without what stands in strings.
+        bare = "".join(text.replace("\\\\", "").replace('\\"', "").split('"')[::2])
+        if _count_values(bare) > most:
+            raise ValueError(f"it has more than {most:,} values")
+
+
+def _count_values(text: str) -> int:
+    """How many values JSON text has at the least, were there no strings in it."""
+    return sum(map(text.count, "{[,"))
 
 
 def _require_shallow(value: Any) -> None:
@@ -122,10 +150,8 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     target = path.resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}.", suffix=".tmp")
-    scratch = Path(name)
+    held, scratch = _make_scratch(target)
     try:
-        os.close(handle)
         yield scratch
         with contextlib.suppress(FileNotFoundError):
             scratch.chmod(stat.S_IMODE(target.stat().st_mode))
@@ -135,19 +161,42 @@ def replacing(path: Path) -> Iterator[Path]:
             sync(target.parent)
     finally:
         scratch.unlink(missing_ok=True)
+        held.close()
+
+
+def _make_scratch(target: Path) -> tuple[BinaryIO, Path]:
+    """An empty file beside the target, and what says while it is open that somebody is writing that file."""
+    while True:
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}.", suffix=".tmp")
+        held = os.fdopen(handle, "rb")
+        if fcntl is None:
+            # There a file that is open cannot be renamed.
+            held.close()
+            return held, Path(name)
+        # Waits for one who is sweeping it, for it is new, and free.
+        with contextlib.suppress(OSError):
+            fcntl.flock(held, fcntl.LOCK_EX)
+        if os.path.exists(name):
+            return held, Path(name)
+        held.close()
 
 
 def sweep(path: Path) -> int:
-    """Remove what killed writers of ``path`` left beside it; gives the bytes. Nobody may be writing it meanwhile."""
+    """Remove what killed writers of ``path`` left beside it, and nothing of those at work; gives the bytes."""
     target = path.resolve()
     left = re.compile(rf"\.{re.escape(target.stem)}[.-]{_SCRATCH}")
-    removed = 0
-    for found in target.parent.glob(".*.tmp"):
-        if left.fullmatch(found.name):
-            with contextlib.suppress(FileNotFoundError):
-                removed += found.stat().st_size
-                found.unlink()
-    return removed
+    return sum(_remove_free(found) for found in target.parent.glob(".*.tmp") if left.fullmatch(found.name))
+
+
+def _remove_free(scratch: Path) -> int:
+    """Remove a file that nobody is writing; gives its bytes, 0 where it stays."""
+    # One that somebody is writing is locked, which is the error.
+    with contextlib.suppress(OSError), open_regular(scratch) as file:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        scratch.unlink()
+        return os.fstat(file.fileno()).st_size
+    return 0
 
 
 def recall(kind: str, key: str) -> Any:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -87,6 +90,16 @@ def test_json_that_is_broken_or_absurd_is_refused(text: str, message: str) -> No
         parse_json(text)
 
 
+def test_json_of_too_many_values_is_refused_before_it_is_parsed() -> None:
+    with pytest.raises(ValueError, match="it has more than 11 values"):
+        parse_json("[" + "{}," * 6, most=11)
+    assert parse_json("[{}, 1, 2]", most=4) == [{}, 1, 2]
+    for text in ("{[,", '"{', '\\"{[,', "\\", 'a\\\\"'):
+        assert parse_json(json.dumps([text * 9, "b"]), most=2) == [text * 9, "b"]
+        with pytest.raises(ValueError, match="more than 2 values"):
+            parse_json(json.dumps([text * 9, "b", 1]), most=2)
+
+
 def test_a_name_may_have_to_have_one_value() -> None:
     assert parse_json('{"a": 1, "a": 2}') == {"a": 2}
     with pytest.raises(ValueError, match="two values of one name"):
@@ -143,6 +156,33 @@ def test_what_killed_writers_left_is_swept_and_nothing_else(tmp_path: Path) -> N
     assert sweep(path) == 8
     assert sorted(os.listdir(tmp_path)) == sorted(others)
     assert sweep(path) == 0
+
+
+def test_what_is_being_written_is_not_swept(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    with replacing(path) as scratch:
+        scratch.write_text("one")
+        assert sweep(path) == 0
+    assert path.read_text() == "one"
+
+
+def test_writers_and_sweepers_at_the_same_time_lose_nothing(tmp_path: Path) -> None:
+    def write(who: int) -> None:
+        for _ in range(50):
+            sweep(tmp_path / "a.txt")
+            with replacing(tmp_path / "a.txt") as scratch:
+                scratch.write_text(f"{who}")
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(4)))
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_file_is_not_swept(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    make(tmp_path / ".a.x0yz9abc.tmp")
+    assert sweep(tmp_path / "a.txt") == 0
+    assert os.listdir(tmp_path) == [".a.x0yz9abc.tmp"]
 
 
 # ---- keeping ----

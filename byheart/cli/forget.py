@@ -23,9 +23,9 @@ def forget(name: options.Name, yes: Yes = False, home: options.Home = None, as_j
         raise UsageError(f"To forget '{name}' without being asked, give --yes.")
     if not yes:
         typer.confirm(f"Forget '{name}' for good?", abort=True)
-    store.forget(name)
+    target = store.forget(name)
     with terminal.acknowledging(f"'{name}' was forgotten"):
         if as_json:
-            terminal.show_json({"name": name, "forgotten": True})
+            terminal.show_json({"name": name, "forgotten": True, **({"path": str(target)} if target else {})})
         else:
-            terminal.say(f"Forgot '{name}'.")
+            terminal.say(f"Forgot '{name}'{f', and the file that it was a link to: {target}' if target else ''}.")

@@ -10,6 +10,8 @@ from byheart.cli import terminal
 from byheart.errors import InputError
 
 STDIN = "-"
+_LONGEST = 1 << 28
+"""Bytes of a text; a device or a pipe may have no end."""
 
 
 def read_text(source: str) -> str:
@@ -18,7 +20,9 @@ def read_text(source: str) -> str:
     try:
         if source == STDIN and sys.stdin.isatty():
             terminal.note("Type or paste the text, then press Ctrl-D.")
-        raw = sys.stdin.buffer.read() if source == STDIN else Path(os.path.expanduser(source)).read_bytes()
+        raw = sys.stdin.buffer.read(_LONGEST + 1) if source == STDIN else _read_file(source)
+        if len(raw) > _LONGEST:
+            raise InputError(f"{shown} has more than {_LONGEST >> 20} MiB of text; write it in parts.")
         text = raw.decode("utf-8").removeprefix("\ufeff").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise InputError(
@@ -29,3 +33,8 @@ def read_text(source: str) -> str:
     if not text.strip():
         raise InputError(f"{shown} holds no text to write.")
     return text
+
+
+def _read_file(source: str) -> bytes:
+    with Path(os.path.expanduser(source)).open("rb") as file:
+        return file.read(_LONGEST + 1)

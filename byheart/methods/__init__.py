@@ -94,6 +94,8 @@ def build(name: str, backbone: Backbone, /, **options: Any) -> Method:
     except (TypeError, ValueError, RuntimeError, MemoryError) as error:
         reason = str(error).partition("\n")[0]
         raise UsageError(f"method '{name}' does not take these options: {reason}.") from error
+    if (method.capacity or 0) > _LARGEST:
+        raise UsageError(f"method '{name}' would hold up to {method.capacity:,} slots; take a smaller memory.")
     method.mark_untrained()
     return method
 

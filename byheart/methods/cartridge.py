@@ -23,7 +23,7 @@ from torch import Tensor
 from byheart.errors import UsageError, require_not_negative, require_positive
 from byheart.model.backbone import Backbone
 from byheart.model.losses import make_reference, token_losses
-from byheart.model.optimize import descend
+from byheart.model.optimize import descend, require_steps
 from byheart.model.reading import KV, Reading
 from byheart.protocol.kv_method import SlotMethod
 from byheart.protocol.kv_slots import concat, kv_to_state, map_slots, state_to_kv
@@ -60,7 +60,8 @@ class Cartridge(SlotMethod):
         seed: int = 0,
     ) -> None:
         Method.__init__(self, backbone)
-        require_positive(steps=steps, learning_rate=learning_rate, clip=clip)
+        require_positive(learning_rate=learning_rate, clip=clip)
+        require_steps(steps)
         if min(slots, chunk_tokens) < 2:
             raise UsageError(f"slots and chunk_tokens must be 2 or more; they are {slots} and {chunk_tokens}.")
         require_not_negative(kl=kl)

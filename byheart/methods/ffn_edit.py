@@ -22,7 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 from byheart.errors import UsageError, require_not_negative, require_one_of, require_positive
 from byheart.model.backbone import Backbone
 from byheart.model.losses import LogitsBuffer, token_losses
-from byheart.model.optimize import descend
+from byheart.model.optimize import descend, require_steps
 from byheart.model.reading import DenseDelta, Reading
 from byheart.protocol.method import Method
 from byheart.protocol.segments import require_learnable, split_segments, write_in_step
@@ -60,7 +60,8 @@ class FFNEdit(Method):
         chunk_tokens: int = 1024,
     ) -> None:
         Method.__init__(self, backbone)
-        require_positive(steps=steps, learning_rate=learning_rate, clip=clip)
+        require_positive(learning_rate=learning_rate, clip=clip)
+        require_steps(steps)
         depth = len(backbone.layers)
         if chunk_tokens < 2:
             raise UsageError(f"chunk_tokens must be 2 or more, or no token has a next one; it is {chunk_tokens}.")

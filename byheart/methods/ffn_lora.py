@@ -18,7 +18,7 @@ from torch import Tensor
 from byheart.errors import UsageError, require_one_of, require_positive
 from byheart.model.backbone import Backbone
 from byheart.model.losses import next_token_loss
-from byheart.model.optimize import descend
+from byheart.model.optimize import descend, require_steps
 from byheart.model.reading import LowRankDelta, Reading
 from byheart.protocol.method import Method
 from byheart.protocol.segments import require_learnable, split_segments
@@ -54,7 +54,8 @@ class FFNLoRA(Method):
         seed: int = 0,
     ) -> None:
         Method.__init__(self, backbone)
-        require_positive(rank=rank, alpha=alpha, steps=steps, learning_rate=learning_rate, clip=clip)
+        require_positive(rank=rank, alpha=alpha, learning_rate=learning_rate, clip=clip)
+        require_steps(steps)
         depth = len(backbone.layers)
         if chunk_tokens < 2:
             raise UsageError(f"chunk_tokens must be 2 or more, or no token has a next one; it is {chunk_tokens}.")

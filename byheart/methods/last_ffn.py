@@ -24,7 +24,7 @@ from byheart.errors import InputError, UsageError, require_not_negative, require
 from byheart.model.backbone import Backbone, LayerCheckpoint
 from byheart.model.feed_forward import FeedForwardInput
 from byheart.model.losses import LogitsBuffer, Reference, make_reference, token_losses
-from byheart.model.optimize import descend
+from byheart.model.optimize import descend, require_steps
 from byheart.model.reading import DenseDelta, Reading
 from byheart.protocol.kv_slots import kv_template, kv_to_state, prefill_pieces, state_to_kv
 from byheart.protocol.method import Method
@@ -90,7 +90,8 @@ class LastFFN(Method):
         receipt: Sequence[int] = (),
     ) -> None:
         Method.__init__(self, backbone)
-        require_positive(steps=steps, learning_rate=learning_rate, layers=layers, clip=clip)
+        require_positive(learning_rate=learning_rate, layers=layers, clip=clip)
+        require_steps(steps)
         require_not_negative(kl=kl)
         require_known(backbone, header=header, footer=footer, opening=opening, receipt=receipt)
         if layers > len(backbone.layers):

@@ -19,7 +19,7 @@ import torch
 import transformers
 from huggingface_hub import try_to_load_from_cache
 from torch import Tensor
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from byheart.model.folder import weight_files
 
@@ -28,14 +28,21 @@ _AT_ONCE = 1 << 19
 # asks for. None of it changes the logits of a token.
 _INCIDENTAL = {
     "architectures",
+    "auto_mapping",
     "dtype",
+    "inference_mode",
     "initializer_range",
+    "peft_version",
     "pretraining_tp",
     "quantization_config",
+    "revision",
+    "task_type",
     "torch_dtype",
     "transformers_version",
     "use_cache",
 }
+# The token that memories may begin with; the other tokens that a config names are for generation.
+_FIRST = "bos_token_id"
 _INCIDENTAL_ENDS = ("_token_id", "dropout", "_pdrop", "_name_or_path")
 
 
@@ -63,7 +70,7 @@ def fingerprint(tensors: Mapping[str, Tensor], function: str = "") -> str:
 
 def fingerprint_model(model: PreTrainedModel) -> str:
     """The name of a model: its weights, and the settings that decide what they compute."""
-    return fingerprint(model.state_dict(), json.dumps(_function(model.config), sort_keys=True, default=str))
+    return fingerprint(model.state_dict(), json.dumps(_function(model), sort_keys=True, default=_as_json))
 
 
 def without_remainder(name: str) -> str:
@@ -122,19 +129,32 @@ def _hash_values(tensor: Tensor) -> tuple[str, str]:
     return rounded.hexdigest(), "" if fits else remainder.hexdigest()
 
 
-def _function(config: PretrainedConfig) -> dict[str, Any]:
-    """The settings that are not their family's defaults, without those that change no logits."""
+def _function(model: PreTrainedModel) -> dict[str, Any]:
+    """The settings that decide what a model's weights compute, and those of the adapters in it."""
+    function = {"model_type": model.config.model_type, **_unusual(model.config)}
+    # Models with an adapter of PEFT have it; the scale of an update is nowhere else.
+    adapters = getattr(model, "peft_config", {})
+    found = {name: {"kind": type(config).__name__, **_unusual(config)} for name, config in adapters.items()}
+    return {**function, "adapters": found} if found else function
+
+
+def _unusual(config: Any) -> dict[str, Any]:
+    """The settings that are not their kind's defaults, without those that change no logits."""
     usual: dict[str, Any] = type(config)().to_dict()
     missing = object()
-    kept = {name: value for name, value in config.to_dict().items() if usual.get(name, missing) != value}
-    return {"model_type": config.model_type, **_essential(kept)}
+    return _essential({name: value for name, value in config.to_dict().items() if usual.get(name, missing) != value})
+
+
+def _as_json(value: object) -> Any:
+    return sorted(map(str, value)) if isinstance(value, set) else str(value)
 
 
 def _essential(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: _essential(value) if isinstance(value, dict) else value
         for name, value in settings.items()
-        if name not in _INCIDENTAL and not str(name).startswith("_") and not str(name).endswith(_INCIDENTAL_ENDS)
+        if name == _FIRST
+        or (name not in _INCIDENTAL and not str(name).startswith("_") and not str(name).endswith(_INCIDENTAL_ENDS))
     }
 
 

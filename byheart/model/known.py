@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from byheart.files import cached, keep, recall
 from byheart.model.fingerprint import describe_files, without_remainder
+from byheart.model.folder import name_base
 from byheart.model.loading import is_alias, locate
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ def name_opened(backbone: Backbone) -> None:
     )
     backbone.fingerprint, backbone.sampled_fingerprint = names
     own = locate(backbone.source)
+    if not is_alias(own):
+        name_base(own)
     for key in {part for name in names for part in (name, without_remainder(name))}:
         keep(_OPENED, key, [own, *(other for other in _names(key) if other != own)][:_MOST])
 
@@ -37,7 +40,8 @@ def name_opened(backbone: Backbone) -> None:
 def find_model(fingerprint: str, name: str) -> str | None:
     """What opens the model of this fingerprint: what the user last called it, or ``name`` where that is an alias."""
     for found in (*_names(fingerprint), *_names(without_remainder(fingerprint))):
-        if not os.path.isabs(found) or os.path.exists(found):
+        # A folder that has come to stand where one works now is not the model of a hub that was opened by its name.
+        if is_alias(found) or os.path.isabs(found) == os.path.exists(found):
             return found
     return name if is_alias(name) else None
 

@@ -22,10 +22,10 @@ from safetensors.torch import load_file, save as serialize
 from torch import Tensor
 
 from byheart.errors import CheckpointError, StateMismatchError
-from byheart.files import read_json, replacing, require_regular, sweep
+from byheart.files import read_json, replacing, require_regular, root, sweep
 from byheart.protocol import format_1
 from byheart.protocol.method import Method
-from byheart.protocol.settings import Settings, parse, root
+from byheart.protocol.settings import Settings, parse
 
 CARD, WEIGHTS = "method.json", "method.safetensors"
 _OLD_CARD, _OLD_WEIGHTS = "memory.json", "memory.safetensors"

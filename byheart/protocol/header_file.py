@@ -18,7 +18,9 @@ from byheart.protocol.state import FORMAT, Header
 from byheart.protocol.tensor_file import TensorFile, open_tensors
 
 _LONGEST = 32 << 20
-"""Bytes of a header. As a string within JSON it may take twice as many, which safetensors still reads."""
+"""Bytes of a header. As a string within JSON it may take twice as many, which still leaves room for the tensors'."""
+_MOST_VALUES = 3_000_000
+"""In a header; as many as the shortest entries for what was written have in one of that length."""
 _Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
@@ -79,7 +81,7 @@ def parse_header(path: Path, text: str) -> Header:
     """
     if len(text) > _LONGEST:
         raise ValueError(f"it has {len(text)} characters, more than {_LONGEST}")
-    fields = validate(dict[str, Any], parse_json(text, unique=True))
+    fields = validate(dict[str, Any], parse_json(text, unique=True, most=_MOST_VALUES))
     version = fields.get("format")
     if version not in range(1, FORMAT + 1):
         raise StateMismatchError(

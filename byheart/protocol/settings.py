@@ -13,7 +13,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from byheart.errors import CheckpointError
-from byheart.files import read_json
+from byheart.files import read_json, root
 
 
 class Settings(BaseModel):
@@ -41,13 +41,6 @@ def parse(schema: type[S], found: object) -> S:
         return schema.model_validate(found)
     except ValidationError as error:
         raise ValueError(_problem(error)) from error
-
-
-def root(folder: Path) -> Path:
-    """The folder that a checkpoint's files must lie in: its own, or the hub's cache of it, whose files are links."""
-    found = folder.resolve()
-    cache = found.parent.parent
-    return cache if found.parent.name == "snapshots" and (cache / "blobs").is_dir() else folder
 
 
 def _problem(error: ValidationError) -> str:

@@ -19,7 +19,7 @@ from safetensors.torch import save as serialize
 from torch import Tensor
 
 from byheart.errors import CorruptStateError, StateError
-from byheart.files import replacing
+from byheart.files import replacing, sweep
 from byheart.model.fingerprint import as_bytes
 from byheart.protocol.header_file import (
     load_hash as load_hash,
@@ -61,6 +61,7 @@ def save(path: Path, state: State, header: Header) -> tuple[int, str]:
         text = json.dumps(asdict(header), sort_keys=True, allow_nan=False)
         parse_header(path, text)
         metadata = {"byheart": text, "hash": _hash(tensors, text)}
+        sweep(path)
         with replacing(path) as scratch:
             # safetensors' own writer makes a file of its own beside this one, which nobody would sweep.
             size = scratch.write_bytes(serialize(tensors, metadata=metadata))

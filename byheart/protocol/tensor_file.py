@@ -20,8 +20,12 @@ from byheart.files import open_regular, parse_json
 from byheart.protocol.schema import validate
 from byheart.protocol.state import State
 
-LONGEST_HEADER = 100_000_000
-"""Bytes of a header; safetensors has the same bound."""
+LONGEST_HEADER = 80_000_000
+"""Bytes of a header; safetensors has a larger bound, 100,000,000."""
+MOST_TENSORS = 100_000
+"""In a file; every linear layer of the largest mixtures of experts has fewer."""
+# A tensor is an object of three values; its shape has up to eight, its place two.
+_MOST_VALUES = 14 * MOST_TENSORS
 _LARGEST = 1 << 60
 _BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "I16": 2, "I32": 4, "I64": 8, "F16": 2, "BF16": 2, "F32": 4, "F64": 8}
 _Number = Annotated[int, Field(ge=0, le=_LARGEST, strict=True)]
@@ -85,8 +89,10 @@ def _parse(file: BinaryIO) -> TensorFile:
     length = int.from_bytes(first, "little")
     if len(first) < 8 or length > min(size - 8, LONGEST_HEADER):
         raise ValueError(f"its header should have {length} bytes, and the file has {size}")
-    header: dict[str, Any] = validate(dict, parse_json(file.read(length).decode(), unique=True))
+    header: dict[str, Any] = validate(dict, parse_json(file.read(length).decode(), unique=True, most=_MOST_VALUES))
     metadata = validate(dict[str, str], header.pop("__metadata__", {}))
+    if len(header) > MOST_TENSORS:
+        raise ValueError(f"it has {len(header):,} tensors, more than {MOST_TENSORS:,}")
     places: dict[str, _Place] = validate(dict[str, _Place], header)
     _require_whole(places, size - 8 - length)
     return TensorFile(metadata, places, file)

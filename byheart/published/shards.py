@@ -20,9 +20,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from byheart.errors import CheckpointError
-from byheart.files import require_regular
+from byheart.files import require_regular, root
 from byheart.protocol.checkpoint import DTYPE_NAMES, DTYPES, is_finite
-from byheart.protocol.settings import Settings, read_settings, root
+from byheart.protocol.settings import Settings, read_settings
 
 Shapes: TypeAlias = dict[str, tuple[int, ...]]
 _WHOLE = ("model.safetensors", "pytorch_model.bin")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from byheart.errors import CorruptStateError, InputError, UsageError
+from byheart.errors import CorruptStateError, InputError, StateError, UsageError
 from byheart.generation.contrast import require_contrast
 from byheart.generation.decoding import Decoding, DecodingOptions, with_options
 from byheart.generation.generate import Generation, Request
@@ -33,6 +33,12 @@ from byheart.text.encoder import ChatEncoder
 log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
+_SAMPLED = "%s was made by an older byheart: its model was compared by samples. Save it again to have all compared."
+_UNCOMPARED = (
+    "%s was made by an older byheart, with parts of its method that are not the ones here: starting values of another "
+    "processor, or trained ones. If they were trained, open it with them (method=FOLDER, --method FOLDER) before it is "
+    "saved; saved from here, it belongs to the starting values."
+)
 _DEFAULTS = Decoding()
 
 
@@ -247,6 +253,14 @@ class Session:
 
     def save(self, path: str | Path) -> int:
         """Write the memory to a file, atomically; gives its bytes. Raises StateError, the earlier file intact."""
+        # What is not opened again must not take the place of what is.
+        try:
+            self.method.require_own(self.state, written=bool(self.header.written))
+        except ValueError as error:
+            raise StateError(
+                f"'{path}' was not written, because it could not be opened again: {error}. The write diverged; write "
+                "with a lower learning_rate. The earlier memory is as it was."
+            ) from error
         header = replace(self.header, slots=self.method.prefix_slots(self.state))
         size, self.file_hash = state_file.save(Path(path), self.state, header)
         self.header = header
@@ -277,18 +291,17 @@ class Session:
         """Raise StateMismatchError unless a state with this header, from ``where``, can be read here."""
         if header.format not in SAMPLED_FORMATS:
             return header.require(self.header, where)
-        is_untrained = self.method.is_untrained and not header.learned
-        log.warning(
-            "%s was made by an older byheart: its model was compared by samples. Save it again to have all compared.",
-            where,
-        )
+        sampled = self.method.sampled_fingerprint
+        # Starting values differ in their last digits from one processor to another, and so do their names.
+        is_unknown = self.method.is_untrained and not header.learned and header.adapter != sampled
+        is_unknown = is_unknown and bool(self.method.state_dict())
+        log.warning(_UNCOMPARED if is_unknown else _SAMPLED, where)
         header.require(
             replace(
                 self.header,
                 backbone=self.backbone.sampled_fingerprint,
                 tokenizer=self.encoder.vocabulary_fingerprint,
-                # What was not trained differs in its last digits from one processor to another.
-                adapter=header.adapter if is_untrained else self.method.sampled_fingerprint,
+                adapter=header.adapter if is_unknown else sampled,
             ),
             where,
         )

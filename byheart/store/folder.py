@@ -11,7 +11,7 @@ import difflib
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,8 +89,9 @@ class Store:
 
     def entries(self) -> list[Entry]:
         """All memories; a damaged one says so and hides no other. Raises StoreError where the folder cannot be read."""
-        self._sweep()
-        return [entry for entry in map(self._examine, self.names()) if entry is not None]
+        names = self.names()
+        self._sweep(names)
+        return [entry for entry in map(self._examine, names) if entry is not None]
 
     def _examine(self, name: str) -> Entry | None:
         """A memory, whole or damaged; None where it was forgotten meanwhile."""
@@ -188,11 +189,21 @@ class Store:
             state_file.save(target, *state_file.load(source))
         return self.entry(new)
 
-    def forget(self, name: str) -> None:
-        """Delete a memory. Raises StoreError where there is none."""
+    def forget(self, name: str) -> Path | None:
+        """Delete a memory. Raises StoreError where there is none, or where it cannot be deleted.
+
+        Where it is a link to a state file, that file is deleted too, and its path given; any other file stays.
+        """
         path = self.existing(name)
         with self._locked(name):
-            path.unlink(missing_ok=True)
+            target = path.resolve() if path.is_symlink() and _is_state(path) else None
+            try:
+                for file in (target, path):
+                    if file is not None:
+                        file.unlink(missing_ok=True)
+            except OSError as error:
+                raise StoreError(f"Memory '{name}' cannot be forgotten: '{file}': {error.strerror}.") from error
+        return target
 
     @contextmanager
     def _locked(self, name: str) -> Iterator[None]:
@@ -227,14 +238,26 @@ class Store:
                 Path(lock.lock_file).unlink()
             lock.release()
 
-    def _sweep(self) -> None:
-        """Remove what killed writers left, but for memories that are being written now."""
+    def _sweep(self, names: Sequence[str]) -> None:
+        """Remove what killed writers left, but for memories that are being written now; beside a link's file too."""
+        for path in map(self.path, names):
+            if path.is_symlink():
+                with suppress(OSError):
+                    sweep(path)
         for name in {left[1] for left in map(_LEFT.fullmatch, self._files()) if left and _NAME.fullmatch(left[1])}:
             lock = self._lock(name)
             with suppress(OSError):
                 lock.acquire(timeout=0)
                 with self._holding(name, lock):
                     pass
+
+
+def _is_state(path: Path) -> bool:
+    try:
+        header_file.load_header(path)
+    except StateError:
+        return False
+    return True
 
 
 def _identify(path: Path) -> tuple[int, int, int] | None:

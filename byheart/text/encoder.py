@@ -58,14 +58,17 @@ class ChatEncoder:
     @cached_property
     def stop_tokens(self) -> set[int]:
         """Tokens that end an answer: the model's, the tokenizer's, and the chat template's end of turn."""
-        eos = self.tokenizer.eos_token_id
-        ends = [*self.model_stops, eos, *special_tokens(self.tokenizer, self.template.end)[:1]]
+        return {*self.model_stops, *self._own_stops()}
+
+    def _own_stops(self) -> set[int]:
+        """Those of the tokenizer and its chat template."""
+        ends = [self.tokenizer.eos_token_id, *special_tokens(self.tokenizer, self.template.end)[:1]]
         return {token for token in ends if token is not None}
 
     @cached_property
     def fingerprint(self) -> str:
-        """A name for the tokenizer and its chat template."""
-        return fingerprint_tokenizer(self.tokenizer)
+        """A name for the tokenizer, its chat template, and what else ends an answer."""
+        return fingerprint_tokenizer(self.tokenizer, stops=self.stop_tokens - self._own_stops())
 
     @cached_property
     def vocabulary_fingerprint(self) -> str:

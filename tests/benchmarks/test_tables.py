@@ -109,3 +109,17 @@ def test_all_three_ways_answer_alike(tiny_folder: Path) -> None:
     assert [text.strip() for text in questions.least(one, task, item)] == answers
     assert questions.one_by_one(one, task, item) == answers
     assert len(records[0]["context"].split()) == questions.WORDS
+
+
+def test_the_table_of_attacks_says_which_sources_were_attacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    about = {"byheart": "0.2.0", "torch": "2", "transformers": "5", "seed": 1}
+    row = {"name": "some.attack", "what": "what is tried", "failures": 1, "tries": 2_000}
+    stored = {
+        "before": {"about": about, "rows": [row]},
+        "now": {"about": {**about, "commit": "abc1234", "date": "2026-11-29"}, "rows": [row]},
+    }
+    (tmp_path / "attack.json").write_text(json.dumps(stored))
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    lines = tables.attack_table(tmp_path / "attack.json").splitlines()
+    assert lines[2] == "| `some.attack` | what is tried | 1 of 2,000 | **1 of 2,000** |"
+    assert "before: byheart 0.2.0; now: byheart 0.2.0 (abc1234 of 2026-11-29))" in lines[-1]

@@ -128,6 +128,17 @@ def test_a_name_that_is_taken(fails: Fails, cat: Path) -> None:
     assert "There is a memory 'cat' already" in fails("fork", "cat", "cat")
 
 
+@pytest.mark.parametrize("arguments", [["/dev/zero"], ["-"], ["long.txt"]])
+def test_a_text_without_end_is_refused(
+    fails: Fails, cat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    monkeypatch.setattr("byheart.cli.texts._LONGEST", 1 << 20)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "long.txt").write_bytes(b"a" * ((1 << 20) + 1))
+    line = fails("write", "cat", *arguments, stdin=b"a" * ((1 << 20) + 1))
+    assert line.endswith(" has more than 1 MiB of text; write it in parts.")
+
+
 def test_forgetting_unasked_takes_a_yes(fails: Fails, cat: Path) -> None:
     assert fails("forget", "cat", code=2) == "To forget 'cat' without being asked, give --yes."
 

@@ -230,6 +230,19 @@ def test_fork_and_forget(run: Run, cat: Path, home: Path) -> None:
     assert [entry["name"] for entry in run("list", "--json").json] == ["cat"]
 
 
+def test_forget_says_what_a_link_pointed_to(run: Run, cat: Path, tmp_path: Path) -> None:
+    target = tmp_path / "target.safetensors"
+    for arguments in ([], ["--json"]):
+        target.write_bytes(cat.read_bytes())
+        cat.with_name("linked.safetensors").symlink_to(target)
+        said = run("forget", "linked", "--yes", *arguments)
+        assert not target.exists()
+        if arguments:
+            assert said.json == {"name": "linked", "forgotten": True, "path": str(target)}
+        else:
+            assert said.out.split() == f"Forgot 'linked', and the file that it was a link to: {target}.".split()
+
+
 @pytest.mark.parametrize(("typed", "left"), [(b"y\n", []), (b"n\n", ["cat"])])
 def test_forget_asks_on_a_terminal(run: Run, cat: Path, typed: bytes, left: list[str]) -> None:
     assert run("forget", "cat", stdin=typed, terminal=True).code == (1 if left else 0)

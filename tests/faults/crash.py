@@ -73,6 +73,7 @@ def _beside(work: Callable[[], object]) -> Iterator[int]:
 # ---- killed writers ----
 
 _KILLS = 50
+_OPENED = "it was accepted"
 
 
 def kill_writers(folder: Path) -> Try:
@@ -116,6 +117,29 @@ def _check(store: Store, acknowledged: set[str]) -> list[str]:
     found = _sources(store, "m")
     lost = [f"'{source}' was lost" for source in acknowledged if source not in found]
     return lost + [f"'{source}' is there {count} times" for source, count in found.items() if count > 1]
+
+
+def kill_saves(folder: Path) -> Try:
+    """The same for saves to a path, where no store waits for other writers: the file is the one state or the other."""
+    backbone = _backbone(folder)
+
+    def attempt(number: int, random: Random) -> list[str]:
+        path = folder / f"home{number}" / "m.safetensors"
+        session = load(backbone, **_WINDOW)
+        session.write(CAT * 8, source="0")
+        session.save(path)
+        longer, problems = session.fork(), list[str]()
+        longer.write(CAT, source="1")
+        savers = itertools.cycle([session, longer])
+        for _ in range(_KILLS):
+            with _beside(lambda: next(savers).save(path)), _beside(lambda: longer.save(path)):
+                time.sleep(random.uniform(0.0, 0.03))
+            problems += [problem for problem in refused(lambda: session.fork().load(path)) if problem != _OPENED]
+        session.save(path)
+        left = [f"'{found.name}' was left" for found in path.parent.iterdir() if found != path]
+        return problems + left
+
+    return attempt
 
 
 def kill_commands(folder: Path) -> Try:
@@ -165,7 +189,7 @@ def read_beside_a_writer(folder: Path) -> Try:
         ]
         with _beside(lambda: _write(store, "m", writer, "more")):
             found = [refused(random.choice(uses)) for _ in range(_LOADS)]
-        return [problem for problems in found for problem in problems if problem != "it was accepted"]
+        return [problem for problems in found for problem in problems if problem != _OPENED]
 
     return attempt
 
@@ -319,6 +343,9 @@ def change_an_open_file(folder: Path) -> Try:
 
 ATTACKS = (
     Attack("crash.kill", "writers killed, then one write: texts lost, files left", kill_writers, 1_000, _KILLS, 120),
+    Attack(
+        "crash.saves", "saves to a path killed, then one save: states mixed, files left", kill_saves, 200, _KILLS, 120
+    ),
     Attack(
         "crash.commands", "`byheart write` killed, then one write: texts lost, files left", kill_commands, 20, 1, 120
     ),

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import socket
 import subprocess
+import time
+from operator import itemgetter
 from pathlib import Path
 from random import Random
 
@@ -103,6 +104,9 @@ def _escapes(header: str, random: Random) -> tuple[str, str]:
     return f"{place} {text!a}", json.dumps(fields)
 
 
+_LISTS = 3
+
+
 def list_many(folder: Path) -> Try:
     """A thousand memories, a hundred of them damaged, are listed within a second."""
     originals, home = Originals.make(folder, "window"), folder / "home"
@@ -115,16 +119,20 @@ def list_many(folder: Path) -> Try:
             if index % 10 == 0:
                 spoil_bytes(raw, random)
             (home / f"m{index}.safetensors").write_bytes(raw)
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        ended = subprocess.run(command("list", "--json", "--home", str(home)), capture_output=True, cwd=ROOT)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        # Of the processor: other work on the machine does not count.
-        seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        # The quickest of some: other work on the machine counts as little as it can.
+        seconds, ended = min((_time(home) for _ in range(_LISTS)), key=itemgetter(0))
         problems = [] if seconds <= 1 else [f"it took {seconds:.2f} s"]
         listed = len(json.loads(ended.stdout)) if ended.returncode == 0 else 0
         return problems + ([] if listed == 1_000 else [f"{listed} of 1,000 were listed: {ended.stderr[-200:]!r}"])
 
     return attempt
+
+
+def _time(home: Path) -> tuple[float, subprocess.CompletedProcess[bytes]]:
+    """The seconds that `list` takes, as its user waits for it, and how it ended."""
+    start = time.monotonic()
+    ended = subprocess.run(command("list", "--json", "--home", str(home)), capture_output=True, cwd=ROOT)
+    return time.monotonic() - start, ended
 
 
 ATTACKS = (

@@ -12,6 +12,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 
 from tests.faults import hub
@@ -134,12 +135,42 @@ def _sharded(folder: Path, marker: Path, random: Random) -> None:
     (folder / "model.safetensors").unlink()
     os.mkfifo(folder / "pipe.safetensors")
     shard = random.choice(
-        [f"../{outside.name}", str(outside), "/dev/zero", "/dev/stdin", "pipe.safetensors", ".", 5, None]
+        [f"../{outside.name}", str(outside), "/dev/zero", "/dev/stdin", "pipe.safetensors", "sub/a.safetensors", ".", 5]
     )
     index: Any = random.choice(
         [{"weight_map": dict.fromkeys(tensors, shard)}, {"weight_map": [shard]}, [], {"weight_map": 5}]
     )
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def _linked(folder: Path, marker: Path, random: Random) -> None:
+    """A file that is a link to one elsewhere."""
+    path = folder / random.choice(["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"])
+    outside = path.rename(folder.parent / f"{folder.name}-outside{path.suffix}")
+    path.symlink_to(random.choice([outside, Path("..") / outside.name]))
+
+
+def _adapter(folder: Path, marker: Path, random: Random) -> None:
+    """An adapter whose base is on a hub, or a folder like this one, or that is not to be read as it asks."""
+    base = shutil.copytree(folder, folder.parent / f"{folder.name}-base")
+    good: dict[str, Any] = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}
+    evil = random.choice(["hub", "hub", "base", "base", "pattern", "module"])
+    if evil == "base":
+        random.choice([_fifo, _device, _linked, _sharded])(base, marker, random)
+    elif evil == "pattern":
+        good[random.choice(["target_modules", "exclude_modules", "layers_pattern"])] = "(.*.*.*[a-z])*[a-z]*x"
+    elif evil == "module":
+        good |= {"megatron_config": {"a": 1}, "megatron_core": "antigravity"}
+    good["base_model_name_or_path"] = random.choice(["attacker/x", "gpt2"]) if evil == "hub" else str(base)
+    (folder / "config.json").unlink()
+    weights = {
+        f"base_model.model.model.layers.{layer}.self_attn.q_proj.lora_{side}.weight": torch.zeros(shape)
+        for layer in range(3)
+        for side, shape in {"A": (2, 32), "B": (32, 2)}.items()
+    }
+    (folder / "model.safetensors").unlink()
+    save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    (folder / "adapter_config.json").write_text(json.dumps(good))
 
 
 def _nonsense(folder: Path, marker: Path, random: Random) -> None:
@@ -174,8 +205,10 @@ def _good(folder: Path, marker: Path, random: Random) -> None:
 
 SPOILS: tuple[Spoil, ...] = (
     *(_custom_model, _custom_tokenizer, _custom_code_of_a_hub, _pickle, _template, _template, _fifo, _device),
-    *(_sharded, _nonsense, _settings, _settings, _quantised),
+    *(_sharded, _linked, _adapter, _adapter, _nonsense, _settings, _settings, _quantised),
 )
+_NEVER: tuple[Spoil, ...] = (_fifo, _device, _sharded, _linked, _adapter)
+"""Those after which a folder must not open."""
 
 # ---- tries ----
 
@@ -263,6 +296,7 @@ def named_by_the_user(folder: Path) -> Try:
         ended = run((*command, "--home", str(home), "--max-tokens", "2", "--model", str(target)), b"y\nyes\n")
         (home / "new.safetensors").unlink(missing_ok=True)
         problems = ended.problems() + _harm(target, asked, ended.out)
+        problems += ["it was opened"] if spoil in _NEVER and ended.code == 0 else []
         what = f"{spoil.__name__[1:]} {_difference(originals.model, target)}"
         return [f"{what} -> {problem}" for problem in problems]
 
@@ -345,7 +379,7 @@ ATTACKS = (
     ),
     Attack(
         "models.by_user",
-        "models with code, endless templates, pipes, absurd settings: run, hang, traceback",
+        "models with code, endless templates, pipes, links, adapters, absurd settings: run, hang, opened, traceback",
         named_by_the_user,
         300,
         seconds=60,

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from byheart import load, open_state
 from byheart.errors import ModelError, StateMismatchError
+from byheart.protocol import peft
 from byheart.testing import tiny_model
 from tests.conftest import CAT, tiny_tokenizer
 from tests.faults.attack import Attack, Try, refused
@@ -127,6 +128,7 @@ _SETTINGS: dict[str, dict[str, list[Any]]] = {
             {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0},
         ],
         "num_attention_heads": [2],
+        "bos_token_id": [40, 0],
     },
     "mistral": {"sliding_window": [8, 16, 300], "rms_norm_eps": [1e-3]},
     "granite": {
@@ -157,6 +159,22 @@ def _setting(folder: Path, random: Random) -> str:
         config |= {"num_key_value_heads": 1, "head_dim": 16}
     path.write_text(json.dumps({**config, key: value}))
     return f"{config['model_type']} {key} {value}"
+
+
+def _stops(folder: Path, random: Random) -> str:
+    """Other tokens that end an answer."""
+    path = folder / "generation_config.json"
+    value = random.choice([[2, 40], [2, 7, 41], 40])
+    path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": value}))
+    return f"eos_token_id {value}"
+
+
+def _scale(folder: Path, random: Random) -> str:
+    """Another scale of the adapter's update."""
+    path = folder / "adapter_config.json"
+    key, value = random.choice([("lora_alpha", 40), ("lora_alpha", 4.5), ("use_rslora", True)])
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    return f"{key} {value}"
 
 
 # ---- tokenizers ----
@@ -300,10 +318,16 @@ class _Pairs:
         self.folder = folder
         self.models = {family: self._make(family, tiny_tokenizer()) for family in _SETTINGS}
         self.models["merging"] = self._make("merging", merging_tokenizer())
+        self.models["adapted"] = self._make("adapted", tiny_tokenizer())
 
     def _make(self, family: str, tokenizer: PreTrainedTokenizerFast) -> Path:
         folder = self.folder / family
-        tiny_model("llama" if family == "merging" else family).save_pretrained(folder)
+        if family == "adapted":
+            torch.manual_seed(0)
+            linears = {f"layers.{i}.self_attn.q_proj": (torch.randn(2, 32), torch.randn(32, 2)) for i in range(3)}
+            peft.write(folder, linears, decoder="model", base=str(self.folder / "llama"), alpha=4.0)
+        else:
+            tiny_model(family if family in _SETTINGS else "llama").save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         session = load(str(folder), dtype="float32")
         session.write(CAT)
@@ -324,7 +348,8 @@ def differ(folder: Path) -> Try:
     """Whatever differs, the memory is refused."""
     pairs = _Pairs(folder)
     # Weights, settings and tokenizers in turn.
-    settings = {family: [_setting] for family in _SETTINGS}
+    settings: dict[str, list[Edit]] = {family: [_setting] for family in _SETTINGS}
+    settings |= {"adapted": [_scale], "llama": [_setting, _stops]}
     tokenizers = {"llama": _TOKENIZERS, "merging": _MERGING}
     kinds = ({"llama": _WEIGHTS, "gemma2": _WEIGHTS}, settings, settings, tokenizers)
 
@@ -356,7 +381,8 @@ def agree(folder: Path) -> Try:
     pairs = _Pairs(folder)
 
     def attempt(number: int, random: Random) -> list[str]:
-        said, opening = pairs.open(number, dict.fromkeys(pairs.models, _SAME), random)
+        whole = {family: _SAME for family in pairs.models if family != "adapted"}
+        said, opening = pairs.open(number, {**whole, "adapted": (_nothing,)}, random)
         problems = [problem for problem in refused(opening) if problem != "it was accepted"]
         return [f"{said} -> {problem}" for problem in problems]
 

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import signal
+import subprocess
 import sys
 import tempfile
 import warnings
@@ -74,9 +75,16 @@ def _report(given: argparse.Namespace) -> int:
         for example in found.examples:
             print(f"       --seed {given.seed} --only {found.name} --call {example}", flush=True)
     if given.out:
-        about = {**versions(), "seed": given.seed}
+        about = {**versions(), **_commit(), "seed": given.seed}
         _keep(given.out, "before" if given.before else "now", about, rows, [attack.name for attack in ATTACKS])
     return sum(row["failures"] for row in rows)
+
+
+def _commit() -> dict[str, str]:
+    """Which sources were attacked, and of which day; nothing where git does not know."""
+    command = ["git", "log", "-1", "--format=%h %cs"]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return dict(zip(("commit", "date"), ran.stdout.split(), strict=False))
 
 
 def _keep(out: Path, when: str, about: dict[str, Any], rows: list[dict[str, Any]], names: list[str]) -> None:

@@ -6,19 +6,25 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from byheart import open_state
-from byheart.errors import StateError
+from byheart.errors import ByheartError, StateError
+from byheart.session.session import Session
+from tests.conftest import CAT
 from tests.faults.attack import Attack, Try, refused
 from tests.faults.forgery import Originals, StateFile
 
 Tensors = Mapping[str, Tensor]
 
 
-def _opener(originals: Originals, path: Path) -> Callable[[], object]:
+_ACCEPTED = "it was accepted"
+
+
+def _opener(originals: Originals, path: Path) -> Callable[[], Session]:
     return lambda: open_state(path, model=originals.backbone, encoder=originals.encoder)
 
 
@@ -326,8 +332,51 @@ def wrong_headers(folder: Path) -> Try:
     return attempt
 
 
+# ---- options ----
+
+_EXTREME: Mapping[type, tuple[Any, ...]] = {
+    bool: (True, False),
+    int: (-1, 0, 10**9, 2**31, 2**40, 2**53),
+    float: (-1.0, 0.0, 1e-300, 1e15, 2.0**53, 2**53),
+    str: ("", "x", "a/b", "cuda"),
+    list: ([], [-1], [10**9], [0] * 5000, [2**53], ["x"]),
+}
+
+
+def extreme_options(folder: Path) -> Try:
+    """A header whose options are extreme is refused, or the memory can be written, saved and opened again."""
+    originals, path = _prepared(folder)
+    # There are no options without fields, and none of nothing.
+    names = sorted(name for name, file in originals.files.items() if json.loads(file.header)["options"])
+
+    def attempt(number: int, random: Random) -> list[str]:
+        method = random.choice(names)
+        header = json.loads(originals.files[method].header)
+        option = random.choice(sorted(header["options"]))
+        before = header["options"][option]
+        value = random.choice(_EXTREME.get(type(before), (None, -1, 2**40, "x", [1])))
+        header["options"][option] = value
+        originals.files[method].with_header(json.dumps(header)).write(path)
+
+        def use() -> None:
+            session = _opener(originals, path)()
+            session.write(CAT)
+            session.save(path)
+
+        problems = refused(use, ByheartError)
+        if problems == [_ACCEPTED]:
+            # What was saved is opened again.
+            problems = [problem for problem in refused(_opener(originals, path)) if problem != _ACCEPTED]
+        return [f"{method} {option} {str(value)[:40]} -> {problem}" for problem in problems]
+
+    return attempt
+
+
 ATTACKS = (
     Attack("states.bytes", "state files with changed bytes", change_bytes, 20_000, seconds=20),
     Attack("states.tensors", "state files with wrong tensors and a right hash", wrong_tensors, 1_500, seconds=20),
     Attack("states.headers", "state files with a wrong header and a right hash", wrong_headers, 1_500, seconds=20),
+    Attack(
+        "states.options", "state files with extreme options, opened and written: hang, traceback", extreme_options, 500
+    ),
 )

@@ -149,6 +149,11 @@ def test_a_name_like_no_other_is_answered_with_the_list() -> None:
         ("compressed-kv", {"tokens": 10**9}, "tokens must be at most 128, the model's vocabulary; it is 1000000000"),
         ("last-ffn", {"header": [3, 128]}, "header holds token 128, and the model knows those from 0 to 127"),
         ("retrieval", {"receipt": [-1]}, "receipt holds token -1, and the model knows those from 0 to 127"),
+        ("window", {"sinks": 1 << 53, "recent": 1}, "'window' would hold up to 9,007,199,254,740,993 slots; take a sm"),
+        *(
+            (name, {"steps": 1_000_001}, "steps must be at most 1,000,000; it is 1,000,001")
+            for name in ("last-ffn", "ffn-lora", "ffn-edit", "cartridge")
+        ),
         ("full", {"name": "x"}, "no option of full 'name'"),
         ("compressed-kv", {"merge": 3}, "merge of compressed-kv must be a word, such as 'concat'; it is 3"),
     ],

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -62,6 +63,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "norm epsilon": {"rms_norm_eps": 1e-3},
     "activation": {"hidden_act": "gelu"},
     "heads": {"num_attention_heads": 8, "head_dim": 4, "num_key_value_heads": 4},
+    # Of no weight, but of what memories begin with.
+    "the first token": {"bos_token_id": 40},
 }
 
 
@@ -113,6 +116,21 @@ def test_what_changes_no_logits_changes_no_name() -> None:
     model.config.architectures, model.config.name_or_path = ["Another"], "elsewhere"
     model.config.initializer_range = 0.5
     assert fingerprint_model(model) == named()
+
+
+def adapted(**settings: Any) -> str:
+    """The name of the tiny model as if it held an adapter of PEFT, whose weights are always the same."""
+    model = tiny_model()
+    model.peft_config = {"default": LoraConfig(r=2, target_modules=["q_proj", "k_proj", "v_proj"], **settings)}
+    return fingerprint_model(model)
+
+
+def test_settings_of_an_adapter_change_the_name() -> None:
+    own = adapted(lora_alpha=4)
+    assert own == adapted(
+        lora_alpha=4, lora_dropout=0.5, base_model_name_or_path="x", inference_mode=True, revision="x"
+    )
+    assert len({named(), own, adapted(lora_alpha=40), adapted(lora_alpha=4, use_rslora=True)}) == 4
 
 
 def test_the_start_of_a_name_is_the_same_in_any_precision() -> None:

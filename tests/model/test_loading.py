@@ -20,7 +20,9 @@ from safetensors.torch import load_file, save_file
 from byheart import load
 from byheart.errors import ModelError
 from byheart.model.backbone import Backbone
+from byheart.model.folder import examine, name_base
 from byheart.model.loading import locate, open_model, open_tokenizer
+from byheart.protocol import peft
 from tests.conftest import save_tiny
 
 Spoil = Callable[[Path], object]
@@ -58,6 +60,44 @@ def indexed(weights: object) -> Spoil:
     def spoil(folder: Path) -> None:
         (folder / "model.safetensors").rename(folder / "shard.safetensors")
         (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weights}))
+
+    return spoil
+
+
+def moved(shard: str) -> Spoil:
+    """The weights in one file, where an index names it."""
+
+    def spoil(folder: Path) -> None:
+        (folder / "sub").mkdir()
+        names = list(load_file(folder / "model.safetensors"))
+        (folder / "model.safetensors").rename(folder / shard)
+        index = {"metadata": {}, "weight_map": dict.fromkeys(names, shard)}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+    return spoil
+
+
+def linked(name: str) -> Spoil:
+    def spoil(folder: Path) -> None:
+        (folder / name).rename(folder.parent / name)
+        (folder / name).symlink_to(folder.parent / name)
+
+    return spoil
+
+
+def adapted(**settings: Any) -> Spoil:
+    """An adapter of PEFT in the place of the model, which stands beside it."""
+
+    def spoil(folder: Path) -> None:
+        for name, put in {"whole": Path.touch, "piped": os.mkfifo}.items():
+            shutil.copytree(folder, folder.parent / name)
+            (folder.parent / name / "generation_config.json").unlink()
+            put(folder.parent / name / "added_tokens.json")
+        (folder / "config.json").unlink()
+        (folder / "model.safetensors").unlink()
+        linears = {f"layers.{i}.self_attn.q_proj": (torch.ones(2, 32), torch.ones(32, 2)) for i in range(3)}
+        peft.write(folder, linears, decoder="model", base=str(folder.parent / "whole"), alpha=4.0)
+        edit(folder / "adapter_config.json", **settings)
 
     return spoil
 
@@ -101,6 +141,10 @@ SPOILT: dict[str, Spoil] = {
     "another width": configured(hidden_size=64),
     "more layers than weights": configured(num_hidden_layers=5),
     "weights elsewhere": configured(transformers_weights="../tiny.safetensors"),
+    "a million layers and no weights": lambda folder: [
+        (folder / "model.safetensors").unlink(),
+        configured(num_hidden_layers=10**6)(folder),
+    ],
     "a config of nothing": written("config.json", ""),
     "a config of a list": written("config.json", "[]"),
     "a deep config": written("config.json", '{"a":' + "[" * 10**5 + "]" * 10**5 + "}"),
@@ -124,6 +168,50 @@ SPOILT: dict[str, Spoil] = {
     "an index of numbers": indexed({"a": 3}),
     "an index of a missing shard": indexed({"a": "none.safetensors"}),
 }
+
+
+REFUSED: dict[str, tuple[Spoil, str]] = {
+    "weights in a folder within": (
+        moved("sub/part.safetensors"),
+        "'sub/part.safetensors', which is no file of weights",
+    ),
+    "weights of another kind": (moved("part.pt"), "'part.pt', which is no file of weights beside it"),
+    "weights that settings name": (
+        configured(transformers_weights="sub/a.bin"),
+        "'sub/a.bin', which is no file of weigh",
+    ),
+    "weights behind a link": (linked("model.safetensors"), "lies outside the folder '.*tiny'; put a copy of it there"),
+    "a tokenizer behind a link": (linked("tokenizer.json"), "lies outside the folder"),
+    "a million layers and empty weights": (
+        lambda folder: [os.truncate(folder / "model.safetensors", 0), configured(num_hidden_layers=10**6)(folder)],
+        "describes a model of at least",
+    ),
+    "an adapter of a hub's model": (
+        adapted(base_model_name_or_path="attacker/x"),
+        "'attacker/x', which you have not op",
+    ),
+    "an adapter of a folder with a pipe": (adapted(base_model_name_or_path="piped"), "is no regular file"),
+    "an adapter of nothing": (adapted(base_model_name_or_path=None), "'None', which you have not opened yet"),
+    "an adapter of an alias": (adapted(base_model_name_or_path="smollm2"), "'smollm2', which you have not opened yet"),
+    "an adapter of Megatron": (adapted(megatron_config={"a": 1}, megatron_core="this"), "asks for Megatron"),
+    "an adapter for an endless pattern": (
+        adapted(target_modules="(.*a)*x"),
+        r"'target_modules' '\(.*; list the modules",
+    ),
+    "an adapter for endless patterns": (adapted(rank_pattern={"(.*a)*x": 3}), "'rank_pattern' .*; list the modules"),
+}
+
+
+@pytest.mark.parametrize(("spoil", "message"), REFUSED.values(), ids=REFUSED)
+def test_a_folder_is_looked_at_before_anything_in_it_is_opened(
+    folder: Path, spoil: Spoil, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    spoil(folder)
+    with pytest.raises((OSError, ValueError), match=message):
+        examine(folder)
+    with pytest.raises(ModelError, match=message):
+        load(str(folder))
 
 
 @pytest.mark.parametrize("spoil", SPOILT.values(), ids=SPOILT)
@@ -185,6 +273,19 @@ def test_links_to_files_elsewhere_are_followed_as_the_cache_of_the_hub_has_them(
         (snapshot / path.name).symlink_to(path)
     assert Backbone.open(str(snapshot)).fingerprint == Backbone.open(str(blobs)).fingerprint
     assert open_tokenizer(str(snapshot)).get_vocab()
+
+
+def test_an_adapter_opens_over_a_folder_or_a_model_that_was_opened(folder: Path) -> None:
+    whole = Backbone.open(str(folder)).fingerprint
+    adapted()(folder)
+    assert Backbone.open(str(folder)).fingerprint != whole
+    edit(folder / "adapter_config.json", base_model_name_or_path="hub/model")
+    with pytest.raises(
+        ModelError, match=r"belongs to model 'hub/model', which you have not opened yet; open that first"
+    ):
+        Backbone.open(str(folder))
+    name_base("hub/model")
+    examine(folder)
 
 
 def test_shards_that_an_index_names_are_read(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,19 @@ def test_a_header_is_within_the_file(tmp_path: Path, length: int) -> None:
     (tmp_path / "a").write_bytes(length.to_bytes(8, "little") + bytes(8))
     with pytest.raises(ValueError, match=f"should have {length} bytes"), open_tensors(tmp_path / "a"):
         pass
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"), [(100_001, "100,001 tensors, more than 100,000"), (1_500_000, "values")]
+)
+def test_a_file_of_very_many_tensors_is_refused_within_seconds(tmp_path: Path, tensors: int, message: str) -> None:
+    empty = '{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
+    header = ("{" + ",".join(f'"{n}":{empty}' for n in range(tensors)) + "}").encode()[:79_000_000]
+    (tmp_path / "a").write_bytes(len(header).to_bytes(8, "little") + header)
+    start = time.process_time()
+    with pytest.raises(ValueError, match=message), open_tensors(tmp_path / "a"):
+        pass
+    assert time.process_time() - start < 8
 
 
 def test_a_file_that_becomes_shorter_is_noticed(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -15,7 +16,9 @@ import torch
 
 from byheart import load, open_state
 from byheart.errors import StateError, StateMismatchError
+from byheart.files import keep
 from byheart.model.backbone import Backbone
+from byheart.model.known import find_model
 from byheart.protocol import state_file
 from byheart.protocol.checkpoint import save_pretrained
 from byheart.protocol.state import Header
@@ -96,6 +99,20 @@ def test_of_two_copies_the_one_that_is_left_is_opened(saved: Path, folder: Path,
     assert open_state(saved).backbone.source == str(copy)
     copy.rename(tmp_path / "gone")
     assert open_state(saved).backbone.source == str(folder)
+
+
+def test_a_folder_here_is_not_the_model_of_a_hub_that_has_its_name(
+    saved: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forget_opened(tmp_path)
+    fingerprint = state_file.load_header(saved).backbone
+    keep("models-opened", fingerprint, ["hub/model"])
+    assert find_model(fingerprint, "") == "hub/model"
+    shutil.copytree(folder, tmp_path / "here" / "hub" / "model")
+    monkeypatch.chdir(tmp_path / "here")
+    assert find_model(fingerprint, "") is None
+    with pytest.raises(StateError, match="Say which model to open"):
+        open_state(saved)
 
 
 def test_a_model_is_compared_before_the_state_is_used(saved: Path, folder: Path, tmp_path: Path) -> None:
@@ -203,6 +220,29 @@ def test_an_older_state_opens_with_a_notice(older: Path, caplog: pytest.LogCaptu
     again = open_state(older)
     assert not caplog.records
     assert again.header.backbone == again.backbone.fingerprint
+
+
+def test_an_older_state_of_parts_that_cannot_be_compared_says_so(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    session, path = load(str(folder), method="compressed-kv", tokens=2), tmp_path / "kv.state"
+    session.write(CAT)
+    session.save(path)
+    state_file.save(path, session.state, as_of_0_2(session))
+    open_state(path)
+    assert "Save it again to have all compared" in caplog.text
+    caplog.clear()
+    with torch.no_grad():
+        session.method.get_parameter("embeddings").add_(1.0)
+    state_file.save(path, session.state, as_of_0_2(session))
+    open_state(path)
+    assert "parts of its method that are not the ones here" in caplog.text
+    assert "Save it again" not in caplog.text
+
+
+def test_an_older_state_of_parts_that_nobody_has_is_refused(older: Path) -> None:
+    with pytest.raises(StateMismatchError, match="other trained parts"):
+        open_state(rewrite(older, adapter="0" * 32))
 
 
 def test_an_older_state_of_another_model_is_refused(older: Path, tmp_path: Path) -> None:

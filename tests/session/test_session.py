@@ -581,6 +581,19 @@ def test_a_failed_save_or_load_leaves_the_session(tmp_path: Path) -> None:
     assert made.ask(QUESTION, **TALK) == before
 
 
+@pytest.mark.parametrize("name", ["last-ffn", "ffn-lora", "cartridge"])
+def test_a_write_that_diverged_is_not_saved(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "one.state"
+    read(name).save(path)
+    before = path.read_bytes()
+    made = session(name, learning_rate=1e15)
+    made.write(TEXT)
+    with pytest.raises(StateError, match=r"holds what is no finite number\. The write diverged; .* is as it was\.$"):
+        made.save(path)
+    assert path.read_bytes() == before
+    assert (made.file_hash, made.header.slots) == ("", 0)
+
+
 def test_a_session_knows_which_file_it_has(tmp_path: Path) -> None:
     made, other = read(), session()
     assert made.file_hash == ""

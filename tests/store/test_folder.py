@@ -304,6 +304,47 @@ def test_forgetting_removes_all_that_bears_the_name(store: Store, cat: Session) 
     assert _files(store) == ["cat.2.safetensors"]
 
 
+@pytest.fixture
+def linked(store: Store, cat: Session, tmp_path: Path) -> Path:
+    """The file that the memory ``cat`` is a link to, with what killed writers left beside it."""
+    target = tmp_path / "elsewhere" / "file.safetensors"
+    target.parent.mkdir()
+    store.path("cat").rename(target)
+    store.path("cat").symlink_to(target)
+    for name in (".file.a1b2c3d4.tmp", "other.txt"):
+        (target.parent / name).write_text("left")
+    return target
+
+
+def test_listing_removes_what_is_left_beside_the_file_of_a_link(store: Store, linked: Path) -> None:
+    assert [entry.problem for entry in store.entries()] == [""]
+    assert sorted(os.listdir(linked.parent)) == ["file.safetensors", "other.txt"]
+
+
+def test_forgetting_a_link_forgets_the_file_that_it_points_to(store: Store, linked: Path) -> None:
+    assert store.forget("cat") == linked
+    assert (_files(store), os.listdir(linked.parent)) == ([], ["other.txt"])
+
+
+def test_forgetting_a_link_to_no_memory_leaves_that_file(store: Store, linked: Path) -> None:
+    store.path("cat").unlink()
+    store.path("cat").symlink_to(linked.parent / "other.txt")
+    assert store.forget("cat") is None
+    assert _files(store) == []
+    assert (linked.parent / "other.txt").read_text() == "left"
+
+
+def test_a_memory_that_cannot_be_forgotten_stays(store: Store, linked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, **options: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refuse)
+        with pytest.raises(StoreError, match=r"'cat' cannot be forgotten: '.*file\.safetensors': Permission denied"):
+            store.forget("cat")
+    assert store.exists("cat")
+
+
 def test_listing_leaves_alone_what_is_being_written(store: Store, cat: Session) -> None:
     _leave(store, "cat")
     with FileLock(store.home / ".cat.lock"):
@@ -431,6 +472,23 @@ def test_a_save_that_fails_leaves_the_session_usable(
         assert header is not None
         assert len(header.written) == texts
         assert session.reading.slots == header.tokens
+
+
+def test_a_write_that_diverged_leaves_the_memory_and_the_session(
+    store: Store, cat: Session, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, write = store.path("cat").read_bytes(), type(cat.method).write
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            type(cat.method), "write", lambda *given: {name: t * torch.nan for name, t in write(*given).items()}
+        )
+        with pytest.raises(StateError, match="The write diverged"), store.updating("cat", cat):
+            cat.write("The dog is called Rex.")
+    assert store.path("cat").read_bytes() == before
+    assert len(cat.header.written) == 1
+    with store.updating("cat", cat):
+        cat.write("The dog is called Rex.")
+    assert len(store.open("cat", model=backbone).header.written) == 2
 
 
 def test_a_home_that_cannot_be_is_said_so(tmp_path: Path, new_session: NewSession) -> None:

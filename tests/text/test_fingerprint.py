@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 from tokenizers import Tokenizer
-from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast, ProphetNetTokenizer
 
+from byheart.text.encoder import ChatEncoder
 from byheart.text.fingerprint import fingerprint_tokenizer, fingerprint_vocabulary
 from tests.conftest import tiny_tokenizer
 
@@ -58,3 +59,23 @@ def test_a_name_stays_when_a_tokenizer_is_used_and_saved(tmp_path: Path) -> None
 def test_a_tokenizer_in_python_has_a_name() -> None:
     names = {fingerprint_tokenizer(ByT5Tokenizer(extra_ids=ids)) for ids in (0, 0, 5)}
     assert len(names) == 2
+
+
+def test_the_settings_of_a_tokenizer_in_python_are_part_of_its_name(tmp_path: Path) -> None:
+    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "The"]))
+    own, other = (ProphetNetTokenizer(tmp_path / "vocab.txt", do_lower_case=lower) for lower in (True, False))
+    assert own("The").input_ids != other("The").input_ids
+    assert fingerprint_tokenizer(own) != fingerprint_tokenizer(other)
+    own.save_pretrained(tmp_path / "saved")
+    assert fingerprint_tokenizer(ProphetNetTokenizer.from_pretrained(tmp_path / "saved")) == fingerprint_tokenizer(own)
+
+
+def test_what_ends_an_answer_besides_the_tokenizers_own_is_part_of_the_name() -> None:
+    own = tiny_tokenizer()
+    end, turn, other = own.eos_token_id, own.convert_tokens_to_ids("<|end|>"), 40
+    plain = fingerprint_tokenizer(own)
+    assert {ChatEncoder(own, model_stops=stops).fingerprint for stops in ((), (end,), (turn, end))} == {plain}
+    longer = {ChatEncoder(own, model_stops=stops).fingerprint for stops in ((other,), (end, other), (other, turn))}
+    assert len(longer) == 1
+    assert longer.pop().startswith(f"{plain}.")
+    assert ChatEncoder(own, model_stops=(other, 41)).fingerprint != ChatEncoder(own, model_stops=(other,)).fingerprint
