@@ -22,19 +22,12 @@ _TEXTS = options.group(
 def calibrate(model: Model, as_json: options.AsJSON = False, **choices: Any) -> None:
     """Measure a model once, so that its memories can be compact."""
     start = time.monotonic()
-    with terminal.progressing(f"opening {model}"):
+    with terminal.progressing(f"calibrating {model}", "texts") as progress:
         from byheart.model.loading import silence
-        from byheart.protocol.codec import shelf
-        from byheart.session.calibration import make_codec
-        from byheart.session.opening import load
+        from byheart.session.calibration import calibrate_model
 
         silence()
-        session = load(model, method="full", dtype=choices["dtype"], device=choices["device"])
-    with terminal.progressing(f"calibrating {model}", "texts") as progress:
-        codec = make_codec(session.backbone, session.encoder, source=choices["data"] or "", progress=progress)
-    if choices["out"] is not None:
-        shelf.save_codec(codec, choices["out"])
-    path = choices["out"] or shelf.keep(codec)
+        codec, path = calibrate_model(model, progress=progress, **choices)
     size, seconds = path.stat().st_size, round(time.monotonic() - start, 1)
     if as_json:
         made = {"model": model, "codec": codec.fingerprint, "bytes": size, "seconds": seconds, "path": str(path)}

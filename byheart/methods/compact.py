@@ -36,6 +36,7 @@ from byheart.protocol.template import length, zeros
 MOST_TIMES = 128
 _SINKS = 4
 _OPENING, _RECEIPT, _FIRST = 1, 2, 4
+_CHUNK = 2048
 
 
 class Run(NamedTuple):
@@ -58,8 +59,9 @@ class Compact(Method):
     name = "compact"
     text_format = "turn"
     needs_codec = True
+    # Counted without the chat template, which takes no bytes.
     size = Size(
-        lambda backbone, tokens, times: nbytes(backbone, tokens, times),
+        lambda backbone, tokens, times: _state_bytes(backbone, tokens, times),
         lambda tokens: range(MOST_TIMES, 1, -1),
         lambda times: {"times": times},
     )
@@ -69,7 +71,7 @@ class Compact(Method):
         backbone: Backbone,
         *,
         times: int = 30,
-        chunk_tokens: int = 2048,
+        chunk_tokens: int = _CHUNK,
         opening: Sequence[int] = (),
         receipt: Sequence[int] = (),
     ) -> None:
@@ -262,3 +264,10 @@ def nbytes(backbone: Backbone, tokens: int, times: int) -> int:
     """Bytes of the code of so many tokens: a share of what their slots take with 16 bits a number."""
     share = tokens * 2 * backbone.slot_bytes // (backbone.slot.keys[0].element_size() * times)
     return max(LEAST_BYTES + 4 * tokens, share) if tokens else 0
+
+
+def _state_bytes(backbone: Backbone, tokens: int, times: int) -> int:
+    """Bytes of the state of one text without the template: codes, three numbers per piece, and the first tokens."""
+    first = min(_SINKS, tokens)
+    coded = [min(_CHUNK, tokens - start) for start in range(first, tokens, _CHUNK)]
+    return sum(nbytes(backbone, piece, times) + 12 for piece in coded or [0]) + 4 * first

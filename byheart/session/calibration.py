@@ -16,6 +16,7 @@ from torch import Tensor
 from byheart import data
 from byheart.data.records import Record, read
 from byheart.model.backbone import Backbone
+from byheart.model.loading import locate, open_tokenizer
 from byheart.protocol.codec import shelf
 from byheart.protocol.codec.calibration import Example, calibrate
 from byheart.protocol.codec.codec import Codec
@@ -25,6 +26,30 @@ TEXTS = Path(data.__file__).parent / "calibration"
 """The texts that come with byheart."""
 _TEXT, _FOLLOWING, _SHORTEST = 320, 64, 32
 Progress = Callable[[int, int], None]
+
+
+def calibrate_model(
+    model: str,
+    *,
+    data: str | None = None,
+    out: Path | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> tuple[Codec, Path]:
+    """A codec for a model by name, and the file in which it is kept. Raises ModelError, InputError, CheckpointError.
+
+    Args:
+        data: texts, as for ``make_codec``.
+        out: a file for the codec, instead of the user's cache.
+    """
+    backbone = Backbone.open(locate(model), dtype=dtype, device=device)
+    encoder = ChatEncoder(open_tokenizer(backbone.source), model_stops=backbone.stop_tokens)
+    codec = make_codec(backbone, encoder, source=data or "", progress=progress)
+    if out is None:
+        return codec, shelf.keep(codec)
+    shelf.save_codec(codec, out)
+    return codec, out
 
 
 def ensure_codec(backbone: Backbone, encoder: ChatEncoder, progress: Progress | None = None) -> Codec:

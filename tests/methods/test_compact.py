@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from byheart.errors import CorruptStateError, UsageError
+from byheart.methods.budget import options_for
 from byheart.methods.compact import Compact, nbytes, runs_of
 from byheart.protocol.state import State
 from tests.samples import backbone, codec_of, tokens
@@ -140,3 +141,15 @@ def test_a_changed_code_is_found_when_it_is_read() -> None:
     codes[0, 25] ^= 64
     with pytest.raises(CorruptStateError, match="changed"):
         method.read({**state, "codes": codes})
+
+
+@pytest.mark.parametrize("share", [0.15, 0.2, 0.3])
+def test_a_budget_is_met_from_below(share: float) -> None:
+    own, length = backbone(), 100
+    codec_of(own)
+    budget = int(share * length * own.slot_bytes / 2)
+    options = options_for("compact", own, budget, length)
+    method = Compact(own, **options)
+    size = sum(part.nbytes for part in method.write(method.init(), tokens(length, seed=4)).values())
+    finer = Compact(own, times=options["times"] - 1)
+    assert size <= budget < sum(part.nbytes for part in finer.write(finer.init(), tokens(length, seed=4)).values())

@@ -25,7 +25,7 @@ from byheart.model.backbone import Backbone
 from byheart.model.reading import KV, Reading
 from byheart.protocol.codec.codec import Codec, Group
 from byheart.protocol.codec.levels import UNITS
-from byheart.protocol.codec.transform import Transform, features_of, to_int8
+from byheart.protocol.codec.transform import Transform, by_head, features_of, to_int8
 
 WIDEST_GROUP = 8192
 """Numbers of a token's keys, or values, that are coded together at most: covariances have the square of it."""
@@ -113,7 +113,7 @@ class _Moments:
 
     def _spread(self, made: Transform, features: Sequence[Tensor]) -> Float[Tensor, " C"]:
         """The mean size of each component."""
-        sums = [made.forward(x.float(), f).abs().sum(0) for x, f in zip(self.kept, features, strict=True)]
+        sums = [made.forward(x, f).abs().sum(1) for x, f in zip(self.kept, features, strict=True)]
         return torch.stack(sums).sum(0) / sum(map(len, self.kept))
 
 
@@ -215,14 +215,9 @@ def _roots(squares: Float[Tensor, "LH W W"]) -> Float[Tensor, "LH W W"]:
     return roots
 
 
-def _weigh(rows: Float[Tensor, "X N"], weights: Float[Tensor, "LH W W"]) -> Float[Tensor, "X N"]:
-    heads, width, _ = weights.shape
-    return torch.einsum("xhw,hwv->xhv", rows.view(-1, heads, width), weights).reshape(len(rows), -1)
-
-
 def _both_sides(square: Float[Tensor, "N N"], weights: Float[Tensor, "LH W W"]) -> Float[Tensor, "N N"]:
-    once = _weigh(square, weights)
-    twice = _weigh(once.T.contiguous(), weights)
+    once = by_head(square, weights)
+    twice = by_head(once.T.contiguous(), weights)
     return (twice + twice.T) / 2
 
 

@@ -19,6 +19,7 @@ from functools import cached_property
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 
 from byheart.errors import BudgetError, CorruptStateError
@@ -26,7 +27,7 @@ from byheart.model.backbone import Backbone
 from byheart.model.fingerprint import fingerprint
 from byheart.model.reading import KV
 from byheart.protocol.codec import levels as coding
-from byheart.protocol.codec.entropy import NARROWEST, Ints, LevelDecoder, LevelEncoder
+from byheart.protocol.codec.entropy import LevelDecoder, LevelEncoder
 from byheart.protocol.codec.transform import Transform, features_of
 
 _HEADER = struct.Struct("<IhI")
@@ -122,49 +123,48 @@ class Codec:
             raise CorruptStateError(f"A code says that it has {tokens} tokens; restore its file from a copy.")
         return tokens, step, checksum
 
-    def _components(self, kv: KV, tokens: Tensor) -> list[Float[Tensor, "T _"]]:
+    def _components(self, kv: KV, tokens: Tensor) -> list[Float[Tensor, "_ T"]]:
         features, components = self._features(tokens), []
         for group in self.groups:
             for part, tensors in ((group.keys, kv.keys), (group.values, kv.values)):
-                x = torch.stack(tensors[group.start : group.stop])[:, 0]
-                components.append(part.forward(x.permute(2, 0, 1, 3).reshape(len(tokens), -1).cpu(), features))
+                x = torch.cat(tensors[group.start : group.stop], dim=1)[0]
+                components.append(part.forward(x.transpose(0, 1).reshape(len(tokens), -1).cpu(), features))
         return components
 
-    def _slots(self, components: Sequence[Float[Tensor, "T _"]], tokens: Tensor) -> KV:
+    def _slots(self, components: Sequence[Float[Tensor, "_ T"]], tokens: Tensor) -> KV:
         features, slot, found = self._features(tokens), self.backbone.slot, iter(components)
         keys: list[Tensor] = []
         values: list[Tensor] = []
         for group in self.groups:
-            for part, into, like in ((group.keys, keys, slot.keys), (group.values, values, slot.values)):
-                x = part.back(next(found), features).view(len(tokens), group.stop - group.start, *like[0].shape[1::2])
-                into += [layer.transpose(0, 1)[None].to(like[0].device, like[0].dtype) for layer in x.unbind(1)]
+            for part, into, like in ((group.keys, keys, slot.keys[0]), (group.values, values, slot.values[0])):
+                x = part.back(next(found), features).view(len(tokens), -1, like.shape[3]).to(like.device, like.dtype)
+                into += torch.split(x.transpose(0, 1)[None], like.shape[1], dim=1)
         return KV(tuple(keys), tuple(values))
 
     def _features(self, tokens: Tensor) -> Float[Tensor, "T F"]:
         """Of each token, and of the one before it in the same code."""
         return features_of(self.backbone.embed(tokens[None])[0].float().cpu() - self.mean_embedding)
 
-    def _pack(self, ids: Ints, step: int, parts: Sequence[Tensor]) -> bytes:
-        coder, whole = LevelEncoder(), [coding.to_levels(part, step) for part in parts]
-        tables = [coding.grid(part.widths, step) for part in self._parts]
+    def _pack(self, ids: NDArray[np.int32], step: int, parts: Sequence[Tensor]) -> bytes:
+        coder, whole = LevelEncoder(), []
         coder.put_uniform(ids, self._vocabulary)
-        for levels, table in zip(whole, tables, strict=True):
-            levels[:, torch.from_numpy(table < NARROWEST)] = 0
-            coding.put_levels(coder, levels, table)
+        for y, part in zip(parts, self._parts, strict=True):
+            tables = coding.grid(part.widths, step)
+            whole.append(coding.to_levels(y[: coding.count_coded(tables)], step).numpy())
+            coding.put_levels(coder, whole[-1], tables)
         return _HEADER.pack(len(ids), step, _checksum(ids, whole)) + coder.bytes()
 
     def _find_step(self, parts: Sequence[Tensor], bits: float) -> int:
         """The finest step with which a sample of the tokens takes its share of the bits."""
-        tokens = len(parts[0])
-        every = max(1, tokens // _SAMPLE)
-        sample = [part[::every] for part in parts]
+        tokens = parts[0].shape[1]
+        sample = [part[:, :: max(1, tokens // _SAMPLE)].contiguous() for part in parts]
         share = (bits - 8 * _HEADER.size) / tokens - np.log2(self._vocabulary)
         low, high = _FINEST, _COARSEST
         while high - low > _NEAR:
             step = (low + high) // 2
             each = zip(sample, self._parts, strict=True)
             total = sum(coding.count_bits(coding.to_levels(y, step), coding.grid(p.widths, step)) for y, p in each)
-            low, high = (low, step) if total <= share * len(sample[0]) else (step, high)
+            low, high = (low, step) if total <= share * sample[0].shape[1] else (step, high)
         return high
 
     def tensors(self) -> dict[str, Tensor]:
@@ -207,8 +207,8 @@ def _transform(tensors: Mapping[str, Tensor], index: int) -> Transform:
     return Transform.of({name.removesuffix(end): tensor for name, tensor in tensors.items() if name.endswith(end)})
 
 
-def _checksum(ids: Ints, levels: Sequence[Tensor]) -> int:
-    value = zlib.crc32(ids.tobytes())
+def _checksum(ids: NDArray[np.int32], levels: Sequence[coding.Levels]) -> int:
+    value = zlib.crc32(ids.astype("<i4").tobytes())
     for part in levels:
-        value = zlib.crc32(part.contiguous().numpy().tobytes(), value)
+        value = zlib.crc32(part.astype("<i2", copy=False).data, value)
     return value

@@ -35,7 +35,8 @@ _TAIL, _WIDER = Decimal("0.03"), 4
 _REACH, _MOST_LEVELS = 9, 400
 _ROUNDED = 1 << 22
 
-Ints = NDArray[np.int32]
+Levels = NDArray[np.int16]
+Tables = NDArray[np.int8]
 _queue, _model = constriction.stream.queue, constriction.stream.model
 
 
@@ -45,19 +46,21 @@ class LevelEncoder:
     def __init__(self) -> None:
         self._coder = _queue.RangeEncoder()
 
-    def put(self, levels: Ints, widths: Ints) -> None:
-        """Code ``levels`` (N,), each by the table of its width (N,)."""
-        for width, places in _groups(widths):
-            _, model, most = _table(width)
+    def put(self, levels: Levels, tables: Tables) -> None:
+        """Code ``levels`` (N,), each by its table (N,)."""
+        for table, places in _groups(tables):
+            _, model, most = _table(table)
             some = levels[places].astype(np.int32)
-            inside = np.abs(some) <= most
-            self._coder.encode(np.where(inside, some + most, 2 * most + 1).astype(np.int32), model)
-            if not inside.all():
-                self._coder.encode((some[~inside] + LARGEST).astype(np.int32), _escaped())
+            escaped = np.abs(some) > most
+            if escaped.any():
+                self._coder.encode(np.where(escaped, 2 * most + 1, some + most).astype(np.int32), model)
+                self._coder.encode(some[escaped] + LARGEST, _escaped())
+            else:
+                self._coder.encode(some + most, model)
 
-    def put_uniform(self, numbers: Ints, size: int) -> None:
+    def put_uniform(self, numbers: NDArray[np.int32], size: int) -> None:
         """Code ``numbers`` (N,) from 0 to ``size`` - 1, all as likely."""
-        self._coder.encode(numbers.astype(np.int32), _model.Uniform(max(2, size)))
+        self._coder.encode(numbers, _model.Uniform(max(2, size)))
 
     def bytes(self) -> bytes:
         """All that was put in; the coder can go on after it."""
@@ -71,19 +74,19 @@ class LevelDecoder:
     def __init__(self, code: bytes) -> None:
         self._coder = _queue.RangeDecoder(np.frombuffer(code, "<u4").astype(np.uint32))
 
-    def take(self, widths: Ints) -> Ints:
-        """Levels (N,), for the widths with which they were coded."""
-        levels = np.zeros(len(widths), np.int32)
-        for width, places in _groups(widths):
-            _, model, most = _table(width)
-            some = self._coder.decode(model, len(places)).astype(np.int32) - most
+    def take(self, tables: Tables) -> Levels:
+        """Levels (N,), for the tables with which they were coded."""
+        levels = np.zeros(len(tables), np.int16)
+        for table, places in _groups(tables):
+            _, model, most = _table(table)
+            some = self._coder.decode(model, len(places)) - most
             escaped = some > most
             if escaped.any():
-                some[escaped] = self._coder.decode(_escaped(), int(escaped.sum())).astype(np.int32) - LARGEST
+                some[escaped] = self._coder.decode(_escaped(), int(escaped.sum())) - LARGEST
             levels[places] = some
         return levels
 
-    def take_uniform(self, count: int, size: int) -> Ints:
+    def take_uniform(self, count: int, size: int) -> NDArray[np.int32]:
         """``count`` numbers from 0 to ``size`` - 1."""
         return np.asarray(self._coder.decode(_model.Uniform(max(2, size)), count), np.int32)
 
@@ -109,13 +112,17 @@ def expected(width: int, cut: int, unit: int) -> int:
     return int((int(sizes @ counts[:-1]) + cut * int(counts[-1])) * unit // total)
 
 
-def _groups(widths: Ints) -> Iterator[tuple[int, NDArray[np.intp]]]:
-    """Each width that is on the grid above its narrow end, with the places where it stands."""
-    order = np.argsort(widths, kind="stable")
-    found, starts = np.unique(widths[order], return_index=True)
-    for width, places in zip(found.tolist(), np.split(order, starts[1:]), strict=True):
-        if width >= NARROWEST:
-            yield min(width, WIDEST), places
+def _groups(tables: Tables) -> Iterator[tuple[int, NDArray[np.intp]]]:
+    """Each table with the places where it stands; under ``NARROWEST`` nothing is coded."""
+    # Of one byte, they are sorted by counting.
+    order = np.argsort(tables, kind="stable")
+    counts = np.bincount(tables.astype(np.int16) - (NARROWEST - 1), minlength=WIDEST - NARROWEST + 2)
+    start = 0
+    for row in np.flatnonzero(counts).tolist():
+        stop = start + int(counts[row])
+        if row:
+            yield row + NARROWEST - 1, order[start:stop]
+        start = stop
 
 
 @lru_cache(maxsize=1)

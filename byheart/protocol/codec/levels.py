@@ -4,7 +4,7 @@ A token whose first components are larger than most is likely to be so in the ne
 is coded with is the component's own, wider or narrower by what the token's components before it were: ``_Heat``. It is
 counted in whole numbers, so that every machine reads what another wrote.
 
-Dimensions: T tokens, C components.
+Dimensions: C components, T tokens, K components of a block.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float32, Int16
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -24,68 +24,79 @@ from byheart.protocol.codec.entropy import (
     NARROWEST,
     PER_DOUBLING,
     WIDEST,
-    Ints,
     LevelDecoder,
     LevelEncoder,
+    Tables,
     costs,
     expected,
 )
 
 UNITS = 16 * PER_DOUBLING
 """In which widths and steps are given, per doubling: a step is within half a percent of the best."""
+_UNITS_PER_TABLE = UNITS // PER_DOUBLING
+_BLOCK = 16
+
+Levels = NDArray[np.int16]
 
 
-def grid(widths: Int[Tensor, " C"], step: int) -> Ints:
-    """The tables (C,) of components; under ``NARROWEST`` a component is not coded."""
-    finer = (widths.cpu().numpy().astype(np.int64) - step + UNITS // PER_DOUBLING // 2) // (UNITS // PER_DOUBLING)
-    return np.minimum(finer, WIDEST).astype(np.int32)
+def grid(widths: Tensor, step: int) -> Tables:
+    """The tables (C,) of components; one under ``NARROWEST`` is not coded."""
+    finer = (widths.cpu().numpy().astype(np.int64) - step + _UNITS_PER_TABLE // 2) // _UNITS_PER_TABLE
+    return np.clip(finer, NARROWEST - 1, WIDEST).astype(np.int8)
 
 
-def to_levels(y: Float[Tensor, "T C"], step: int) -> Int[Tensor, "T C"]:
+def count_coded(tables: Tables) -> int:
+    """How many components are coded: the first ones, since they stand in the order of their widths."""
+    return int((tables >= NARROWEST).sum())
+
+
+def to_levels(y: Float32[Tensor, "C T"], step: int) -> Int16[Tensor, "C T"]:
     """The nearest level of each number, nearer to 0 by the dead zone."""
-    size = (y.abs() / _size(step) + (1 - DEAD_ZONE)).floor().clamp(max=LARGEST)
-    return (size * y.sign()).to(torch.int32)
+    size = y.abs().mul_(1 / _size(step)).add_(1 - DEAD_ZONE).floor_().clamp_(max=LARGEST)
+    return size.copysign_(y).to(torch.int16)
 
 
-def count_bits(levels: Int[Tensor, "T C"], tables: Ints) -> float:
+def count_bits(levels: Int16[Tensor, "C T"], tables: Tables) -> float:
     """How many bits levels take, before what heat saves."""
-    coded = tables >= NARROWEST
-    bits = torch.from_numpy(costs())
-    rows = torch.from_numpy(tables[coded] - NARROWEST).long()
-    most = bits.shape[1] - 1
-    return float(bits[rows, levels[:, torch.from_numpy(coded)].abs().clamp(max=most).long()].sum())
+    coded = count_coded(tables)
+    bits = torch.from_numpy(costs()[tables[:coded].astype(np.int16) - NARROWEST])
+    return float(bits.gather(1, levels[:coded].abs().clamp(max=bits.shape[1] - 1).long()).sum())
 
 
-def put_levels(coder: LevelEncoder, levels: Int[Tensor, "T C"], tables: Ints) -> None:
-    """Code levels."""
-    columns, heat = levels.T.contiguous().cpu().numpy(), _Heat(len(levels))
+def put_levels(coder: LevelEncoder, levels: Levels, tables: Tables) -> None:
+    """Code levels (C, T), the components in order."""
+    heat = _Heat(levels.shape[1])
     for block in _blocks(tables):
-        coder.put(columns[block].ravel(), heat.tables(tables[block]).ravel())
-        heat.add(columns[block], tables[block])
+        coder.put(levels[block].ravel(), heat.tables(tables[block]).ravel())
+        heat.add(levels[block], tables[block])
 
 
-def take_levels(coder: LevelDecoder, tokens: int, tables: Ints) -> tuple[Int[Tensor, "T C"], Int[Tensor, "T C"]]:
-    """Levels as they were coded, and the tables of each."""
+def take_levels(coder: LevelDecoder, tokens: int, tables: Tables) -> tuple[Levels, NDArray[np.int8]]:
+    """Levels (C, T) of the components that were coded, and the table of each."""
     heat = _Heat(tokens)
-    levels, used = np.zeros((len(tables), tokens), np.int32), np.full((len(tables), tokens), NARROWEST, np.int32)
+    shape = count_coded(tables), tokens
+    levels, used = np.empty(shape, np.int16), np.empty(shape, np.int8)
     for block in _blocks(tables):
         used[block] = heat.tables(tables[block])
         levels[block] = coder.take(used[block].ravel()).reshape(-1, tokens)
         heat.add(levels[block], tables[block])
-    return torch.from_numpy(levels.T), torch.from_numpy(used.T)
+    return levels, used
 
 
-def _blocks(tables: Ints) -> Iterator[NDArray[np.intp]]:
-    """Components that are coded, so many at once."""
-    coded = np.flatnonzero(tables >= NARROWEST)
-    return (coded[start : start + _BLOCK] for start in range(0, len(coded), _BLOCK))
-
-
-def from_levels(levels: Int[Tensor, "T C"], used: Int[Tensor, "T C"], step: int) -> Float[Tensor, "T C"]:
+def from_levels(levels: Levels, used: NDArray[np.int8], step: int) -> Float[Tensor, "C T"]:
     """The mean of the numbers that have each level, by the Laplace distribution that it was coded with."""
-    inside = torch.from_numpy(_means())[used.long() - NARROWEST]
-    size = levels.abs().float() - (1 - DEAD_ZONE) + inside
-    return torch.where(levels == 0, 0.0, size * levels.sign()) * _size(step)
+    y = np.zeros(levels.shape, np.float32)
+    places = np.flatnonzero(levels)
+    found = levels.ravel()[places].astype(np.float32)
+    inside = _means()[used.ravel()[places].astype(np.int16) - NARROWEST] - (1 - DEAD_ZONE)
+    y.ravel()[places] = (found + np.copysign(inside, found)) * _size(step)
+    return torch.from_numpy(y)
+
+
+def _blocks(tables: Tables) -> Iterator[slice]:
+    """Components that are coded at once."""
+    coded = count_coded(tables)
+    return (slice(start, min(start + _BLOCK, coded)) for start in range(0, coded, _BLOCK))
 
 
 def _size(step: int) -> float:
@@ -99,13 +110,14 @@ class _Heat:
         self._seen = np.full(tokens, _PRIOR, np.int64)
         self._expected = _PRIOR
 
-    def tables(self, tables: Ints) -> NDArray[np.int32]:
-        """The tables (C, T) of the next components for each token."""
-        shift = np.searchsorted(_BOUNDS, self._seen * _ONE // self._expected, side="right") - _REACH
-        return np.clip(tables[:, None] + shift, NARROWEST, WIDEST).astype(np.int32)
+    def tables(self, tables: Tables) -> NDArray[np.int8]:
+        """The tables (K, T) of the next components for each token."""
+        shift = np.searchsorted(_BOUNDS, self._seen * _ONE // self._expected, side="right").astype(np.int16) - _REACH
+        shifted: NDArray[np.int16] = np.clip(tables.astype(np.int16)[:, None] + shift, NARROWEST, WIDEST)
+        return shifted.astype(np.int8)
 
-    def add(self, levels: NDArray[np.int32], tables: Ints) -> None:
-        """Take in components' levels (C, T)."""
+    def add(self, levels: Levels, tables: Tables) -> None:
+        """Take in components' levels (K, T)."""
         seen = np.minimum(np.abs(levels), _CUT).sum(0, dtype=np.int64) * _ONE
         self._seen += seen - (self._seen - _PRIOR) // _MEMORY
         awaited = sum(expected(table, _CUT, _ONE) for table in tables.tolist())
@@ -113,7 +125,7 @@ class _Heat:
 
 
 _ONE = 1 << 10
-_CUT, _MEMORY, _BLOCK = 15, 4, 16
+_CUT, _MEMORY = 15, 4
 _PRIOR = 8 * _ONE
 # A token is taken for at most twice as large, or half as large, as others.
 _REACH = PER_DOUBLING

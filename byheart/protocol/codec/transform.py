@@ -1,13 +1,13 @@
-"""Slots as numbers of which most are near zero: weighed, predicted from the tokens, and turned to principal components.
+"""Slots as numbers of which most are near zero: predicted from the tokens, weighed, and turned to principal components.
 
     x  the keys or the values of one token in a group of layers, all layers and heads in one vector, un-rotated
-    w  weights, one symmetric matrix per head: what an error in x costs those who read it
     f  what the token itself and the one before it say, by their embeddings
+    w  weights, one symmetric matrix per head: what an error in x costs those who read it
     y  components: (x - center - f prediction) w = y basis, in the sense of least squares
 
 Keys and values of one token have much in common across layers, and half of their energy is known from which token it is
 and which came before it. What is left has few large components (KVTC, Staniszewski and Łańcucki 2025, arXiv
-2511.01815, section 3: principal components over all layers; the prediction is byheart's own).
+2511.01815, section 3: principal components over all layers; the prediction and the weights are byheart's own).
 
 Dimensions: T tokens, L layers of the group, H heads, W head width, N = L H W numbers, F features, C components.
 """
@@ -19,8 +19,11 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import BFloat16, Float, Int
 from torch import Tensor
+
+# Processors have fast products for it, and slots have no more digits.
+_DTYPE = torch.bfloat16
 
 
 @dataclass(frozen=True)
@@ -48,19 +51,16 @@ class Transform:
         """Its tensors by the names of its fields."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
-    def forward(self, x: Float[Tensor, "T N"], features: Float[Tensor, "T F"]) -> Float[Tensor, "T C"]:
-        """The components of slots."""
-        left = _by_head(x.float() - self._known(features), self.weights)
-        return (left.to(self.synthesis.dtype) @ self.analysis).float()
+    def forward(self, x: Float[Tensor, "T N"], features: Float[Tensor, "T F"]) -> Float[Tensor, "C T"]:
+        """The components of slots, one after another."""
+        analysis, known = self._forward
+        return (analysis.T @ (x - self.center.to(x.dtype)).to(_DTYPE).T - known.T @ features.to(_DTYPE).T).float()
 
-    def back(self, y: Float[Tensor, "T C"], features: Float[Tensor, "T F"]) -> Float[Tensor, "T N"]:
-        """The slots that have these components."""
-        left = (y.to(self.synthesis.dtype) @ self.synthesis).float()
-        return _by_head(left, self._unweigh) + self._known(features)
-
-    def _known(self, features: Float[Tensor, "T F"]) -> Float[Tensor, "T N"]:
-        """What the tokens say of the slots."""
-        return (features.to(self._predict.dtype) @ self._predict).float() + self.center
+    def back(self, y: Float[Tensor, "C T"], features: Float[Tensor, "T F"]) -> BFloat16[Tensor, "T N"]:
+        """The slots that have these components; the last of them may be left out."""
+        # One product for both: what they give is rounded once.
+        told = torch.cat([y.to(_DTYPE), features.to(_DTYPE).T])
+        return torch.addmm(self.center.to(_DTYPE), told.T, torch.cat([self._synthesis[: len(y)], self._prediction]))
 
     def require_fit(self, *, heads: int, width: int, features: int) -> None:
         """Raise ValueError unless its tensors have these sizes, with finite numbers."""
@@ -77,40 +77,44 @@ class Transform:
         for name, tensor in self.tensors().items():
             if tuple(tensor.shape) != shapes[name]:
                 raise ValueError(f"{name} has shape {tuple(tensor.shape)}, and must have {shapes[name]}")
-            if not bool(torch.isfinite(tensor.float()).all()):
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise ValueError(f"{name} holds what is no finite number")
+        if bool((self.widths.diff() > 0).any()):
+            raise ValueError("its components are not in the order of their widths")
 
     @cached_property
-    def synthesis(self) -> Float[Tensor, "C N"]:
-        """From components to weighed slots; in bfloat16, for which processors have fast products."""
-        return (self.basis.float() * self.basis_scale[:, None]).to(torch.bfloat16)
+    def _synthesis(self) -> BFloat16[Tensor, "C N"]:
+        """From components to slots, weights taken off."""
+        return by_head(self._rows, torch.linalg.inv(self.weights)).to(_DTYPE)
 
     @cached_property
-    def analysis(self) -> Float[Tensor, "N C"]:
-        """From weighed slots to components, by least squares: rounding has left the basis not quite orthonormal."""
-        rows = self.synthesis.float()
-        solved: Tensor = torch.linalg.solve(rows @ rows.T, rows)
-        return solved.T.to(torch.bfloat16).contiguous()
+    def _prediction(self) -> BFloat16[Tensor, "F N"]:
+        return (self.prediction.float() * self.prediction_scale).to(_DTYPE)
 
     @cached_property
-    def _predict(self) -> Float[Tensor, "F N"]:
-        return (self.prediction.float() * self.prediction_scale).to(torch.bfloat16)
+    def _forward(self) -> tuple[BFloat16[Tensor, "N C"], BFloat16[Tensor, "F C"]]:
+        """From slots to components by least squares, and what of them is known from features.
 
-    @cached_property
-    def _unweigh(self) -> Float[Tensor, "LH W W"]:
-        inverse: Tensor = torch.linalg.inv(self.weights)
-        return inverse
+        Rounding has left the basis not quite orthonormal.
+        """
+        solved: Tensor = torch.linalg.solve(self._rows @ self._rows.T, self._rows)
+        analysis = by_head(solved, self.weights).T.to(_DTYPE).contiguous()
+        return analysis, (self._prediction.float() @ analysis.float()).to(_DTYPE)
 
-
-def _by_head(x: Float[Tensor, "T N"], weights: Float[Tensor, "LH W W"]) -> Float[Tensor, "T N"]:
-    """Each head's numbers by its own matrix."""
-    heads, width, _ = weights.shape
-    return torch.bmm(x.view(-1, heads, width).transpose(0, 1), weights).transpose(0, 1).reshape(len(x), -1)
+    @property
+    def _rows(self) -> Float[Tensor, "C N"]:
+        return self.basis.float() * self.basis_scale[:, None]
 
 
 def features_of(embeddings: Float[Tensor, "T D"]) -> Float[Tensor, "T F"]:
     """What is known of each token: its embedding and that of the one before it, zeros before the first."""
     return torch.cat([embeddings, torch.cat([torch.zeros_like(embeddings[:1]), embeddings[:-1]])], dim=1)
+
+
+def by_head(x: Float[Tensor, "T N"], weights: Float[Tensor, "LH W W"]) -> Float[Tensor, "T N"]:
+    """Each head's numbers by its own matrix."""
+    heads, width, _ = weights.shape
+    return torch.bmm(x.view(-1, heads, width).transpose(0, 1), weights).transpose(0, 1).reshape(len(x), -1)
 
 
 def to_int8(rows: Float[Tensor, "C X"]) -> tuple[Int[Tensor, "C X"], Float[Tensor, " C"]]:

@@ -8,14 +8,14 @@ from byheart.protocol.codec.entropy import LARGEST, NARROWEST, WIDEST, LevelDeco
 
 
 def drawn(widths: np.ndarray, *, seed: int = 0) -> np.ndarray:
-    numbers = np.random.default_rng(seed).laplace(size=widths.shape) * 2.0 ** (widths / 8)
-    return (np.sign(numbers) * np.floor(np.abs(numbers) + 0.4)).astype(np.int32)
+    numbers = np.random.default_rng(seed).laplace(size=widths.shape) * 2.0 ** (widths / 8.0)
+    return (np.sign(numbers) * np.floor(np.abs(numbers) + 0.4)).astype(np.int16)
 
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(-LARGEST, LARGEST), st.integers(NARROWEST, WIDEST)), min_size=1, max_size=60))
 def test_levels_come_back(pairs: list[tuple[int, int]]) -> None:
-    levels, widths = (np.array(column, np.int32) for column in zip(*pairs, strict=True))
+    levels, widths = np.array([pair[0] for pair in pairs], np.int16), np.array([pair[1] for pair in pairs], np.int8)
     coder = LevelEncoder()
     coder.put_uniform(np.array([3, 0], np.int32), 7)
     coder.put(levels, widths)
@@ -26,7 +26,7 @@ def test_levels_come_back(pairs: list[tuple[int, int]]) -> None:
 
 @pytest.mark.parametrize("width", [-16, 0, 8, 40])
 def test_levels_take_the_bits_that_their_distribution_asks_for(width: int) -> None:
-    widths = np.full(20_000, width, np.int32)
+    widths = np.full(20_000, width, np.int8)
     levels = drawn(widths)
     coder = LevelEncoder()
     coder.put(levels, widths)
@@ -38,13 +38,13 @@ def test_levels_take_the_bits_that_their_distribution_asks_for(width: int) -> No
 
 
 def test_what_is_under_the_grid_is_not_coded() -> None:
-    widths = np.full(5, NARROWEST - 1, np.int32)
+    widths = np.full(5, NARROWEST - 1, np.int8)
     coder = LevelEncoder()
-    coder.put(np.ones(5, np.int32), widths)
+    coder.put(np.ones(5, np.int16), widths)
     assert coder.bytes() == b""
     assert LevelDecoder(b"").take(widths).tolist() == [0] * 5
 
 
 def test_a_tables_mean_is_that_of_what_it_codes() -> None:
-    levels = np.abs(drawn(np.full(200_000, 20, np.int32)))
+    levels = np.abs(drawn(np.full(200_000, 20, np.int8)))
     assert expected(20, 15, 1024) / 1024 == pytest.approx(np.minimum(levels, 15).mean(), rel=0.05)
