@@ -14,6 +14,7 @@ Model = Annotated[str, typer.Argument(help="Alias, hub id, folder or .gguf file.
 _TEXTS = options.group(
     None,
     data=options.option(str | None, None, "Texts to calibrate on: a file, a folder or a hub data set; else byheart's."),
+    use=options.option(Path | None, None, "A codec's file, made elsewhere, to keep here; nothing is calibrated."),
     out=options.option(Path | None, None, "Write the codec to this file instead of keeping it in the cache."),
 )
 
@@ -33,4 +34,4 @@ def calibrate(model: Model, as_json: options.AsJSON = False, **choices: Any) -> 
         made = {"model": model, "codec": codec.fingerprint, "bytes": size, "seconds": seconds, "path": str(path)}
         terminal.show_json(made)
         return
-    terminal.say(f"Calibrated {model} in {seconds:.0f} s; the codec takes {terminal.size(size)}: {path}")
+    terminal.say(f"The codec of {model} was made in {seconds:.0f} s and takes {terminal.size(size)}: {path}")

@@ -33,6 +33,7 @@ def calibrate_model(
     *,
     data: str | None = None,
     out: Path | None = None,
+    use: Path | None = None,
     dtype: str = "auto",
     device: str = "auto",
     progress: Progress | None = None,
@@ -42,10 +43,14 @@ def calibrate_model(
     Args:
         data: texts, as for ``make_codec``.
         out: a file for the codec, instead of the user's cache.
+        use: the file of a codec that was made elsewhere, to be kept here; nothing is calibrated.
     """
     backbone = Backbone.open(locate(model), dtype=dtype, device=device)
     encoder = ChatEncoder(open_tokenizer(backbone.source), model_stops=backbone.stop_tokens)
-    codec = make_codec(backbone, encoder, source=data or "", progress=progress)
+    if use is not None:
+        codec = shelf.open_codec(use, backbone)
+    else:
+        codec = make_codec(backbone, encoder, source=data or "", progress=progress)
     if out is None:
         return codec, shelf.keep(codec)
     shelf.save_codec(codec, out)

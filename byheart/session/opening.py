@@ -14,6 +14,7 @@ from byheart.model.known import find_model
 from byheart.model.loading import DEFAULT, PRECISIONS, locate, open_tokenizer
 from byheart.protocol import state_file
 from byheart.protocol.checkpoint import is_learned, load_pretrained, read_card
+from byheart.protocol.codec import shelf
 from byheart.protocol.state import Header
 from byheart.session.calibration import ensure_codec
 from byheart.session.session import Session
@@ -61,6 +62,7 @@ def _build(
     *,
     encoder: ChatEncoder | Tokenizer | None,
     trained: bool = True,
+    may_calibrate: bool = True,
 ) -> Session:
     """A session with an empty memory, its method by name or from the folder ``learned``."""
     card: dict[str, Any] = read_card(learned) if learned else {"method": method, "options": {}}
@@ -71,7 +73,7 @@ def _build(
     # Methods that know what stands around a text have an option for it.
     around = {name: tokens for name, tokens in own.template_tokens().items() if name in known}
     if find(card["method"]).needs_codec:
-        ensure_codec(backbone, own)
+        ensure_codec(backbone, own) if may_calibrate else shelf.require(backbone)
     made = build(card["method"], backbone, **{**around, **card["options"], **options})
     if learned or folder is not None:
         load_pretrained(made, learned or str(folder))
@@ -116,7 +118,7 @@ def open_state(
             raise StateError(f"'{path}' was made in precision {_quote(header.dtype)}, which byheart does not know.")
         model = Backbone.open(locate(model), dtype=header.dtype if dtype == "auto" else dtype, device=device)
     try:
-        session = _build(model, method or header.method, learned, header.options, encoder=encoder)
+        session = _build(model, method or header.method, learned, header.options, encoder=encoder, may_calibrate=False)
     except UsageError as error:
         raise StateError(f"'{path}' cannot be opened with its method and options: {error}") from error
     session.load(path)

@@ -306,15 +306,17 @@ def test_import_brings_a_released_adapter_for_its_base(run: Run, tmp_path: Path)
 
 
 def test_calibrate_makes_a_codec_and_says_where(run: Run, tiny_folder: Path, tmp_path: Path) -> None:
-    text = " ".join(f"the cat number {n} sat on mat {n * 7 % 31} and saw {n % 5} birds" for n in range(900))
+    text = " ".join(f"the cat number {n} sat on mat {n * 7 % 31} and saw {n % 5} birds" for n in range(120))
     (tmp_path / "text.txt").write_text(text, encoding="utf-8")
     out = tmp_path / "codec.safetensors"
     made = run("calibrate", tiny_folder, "--data", tmp_path / "text.txt", "--out", out, "--json").json
     assert made["path"] == str(out)
     assert made["bytes"] == out.stat().st_size
     shown = run("calibrate", tiny_folder, "--data", tmp_path / "text.txt", "--dtype", "float32").out
-    assert shown.startswith("Calibrated")
+    assert shown.startswith("The codec of")
+    kept = run("calibrate", tiny_folder, "--use", out, "--dtype", "float32", "--json").json
+    assert kept["codec"] == made["codec"]
     assert (
-        run("write", "small", "--model", tiny_folder, "--method", "compact", "--dtype", "float32", stdin=b"cats").rc
+        run("write", "small", "--model", tiny_folder, "--method", "compact", "--dtype", "float32", stdin=b"cats").code
         == 0
     )

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from byheart.session import load
 from tests.conftest import Run
-from tests.samples import ROOT
+from tests.samples import ROOT, codec_of
 
 EXAMPLES = ROOT / "examples"
 
@@ -36,6 +37,10 @@ def test_the_demonstration_compares_memories_and_asks_from_other_processes(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    # What is kept for the model is made before processes are only pretended.
+    session = load(str(tiny_folder), method="full", dtype="float32")
+    assert session.encoder.template.receipt
+    codec_of(session.backbone)
     article = tmp_path / "cat.txt"
     article.write_text("The cat is called Muck.", encoding="utf-8")
     processes: list[list[str]] = []
@@ -51,7 +56,7 @@ def test_the_demonstration_compares_memories_and_asks_from_other_processes(
     for name in demo.METHODS:
         assert f"{name}: written in" in said
     assert said.count("$ byheart") == 3
-    assert "compressed-kv keeps" in said
+    assert "compact keeps" in said
     assert max(len(line) for line in said.splitlines() if "$ byheart" not in line) <= 90
     assert [command[3] for command in processes] == ["write", "ask", "ask"]
 
