@@ -13,10 +13,11 @@ from transformers import PreTrainedTokenizerFast
 from byheart import Decoding, open_state
 from byheart.cli import options
 from byheart.methods import BUILT_IN
+from byheart.model.backbone import Backbone
 from byheart.published.convert import KINDS
 from byheart.session.session import Session
 from tests.conftest import CAT, Run, tiny_tokenizer
-from tests.samples import ROOT
+from tests.samples import ROOT, codec_of
 
 GOLDEN = ROOT / "tests" / "golden"
 QUICK = {"last-ffn": ["-o", "steps=1"], "ffn-lora": ["-o", "steps=1"], "latent-pool": ["-o", "slots=4"]}
@@ -78,6 +79,8 @@ def test_a_memory_continues_with_its_own_options(run: Run, tiny_folder: Path) ->
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_every_method_is_written_and_asked_from_the_command_line(run: Run, tiny_folder: Path, name: str) -> None:
     made = ["--model", tiny_folder, "--method", name, *QUICK.get(name, [])]
+    if name == "compact":
+        codec_of(Backbone.open(str(tiny_folder), dtype="float32"))
     assert run("write", "cat", *made, stdin=CAT.encode()).code == 0
     assert run("write", "cat", stdin=b"More.").code == 0
     ran = run("ask", "cat", "Who?", "--max-tokens", 4, "--json")

@@ -3,7 +3,7 @@
     x  the keys or the values of one token in a group of layers, all layers and heads in one vector, un-rotated
     f  what the token itself and the one before it say, by their embeddings
     w  weights, one symmetric matrix per head: what an error in x costs those who read it
-    y  components: y basis = (x - center - f prediction) w, nearly
+    y  components: y basis = (x - center - f prediction) w, in the sense of least squares
 
 Keys and values of one token have much in common across layers, and half of their energy is known from which token it is
 and which came before it. What is left has few large components (KVTC, Staniszewski and Łańcucki 2025, arXiv
@@ -93,12 +93,9 @@ class Transform:
 
     @cached_property
     def _analysis(self) -> BFloat16[Tensor, "N C"]:
-        """From slots to components.
-
-        The basis is orthonormal but for what rounding took; least squares would mend that, with no gain that was seen.
-        """
-        rows = self._rows
-        return by_head(rows / rows.pow(2).sum(1, keepdim=True), self.weights).T.to(_DTYPE).contiguous()
+        """From slots to components, by least squares: rounding has left the basis not quite orthonormal."""
+        solved = torch.cholesky_solve(self._rows, torch.linalg.cholesky(self._rows @ self._rows.T))
+        return by_head(solved, self.weights).T.to(_DTYPE).contiguous()
 
     @property
     def _rows(self) -> Float[Tensor, "C N"]:
