@@ -138,7 +138,8 @@ class Compact(Method):
             return {}
         batch = 1
         runs = length(state, "runs", 1, most=1 << 20)
-        size = sum(run.bytes for run in runs_of(state)) if "runs" in state else 1
+        shape = state["runs"].shape if "runs" in state and state["runs"].dtype == torch.int32 else ()
+        size = max(0, int(state["runs"][0, :, 2].sum())) if tuple(shape) == (batch, runs, 3) else 1
         first = length(state, "first", 1, most=_SINKS, least=0)
         return {
             "codes": zeros(batch, size, dtype=torch.uint8),

@@ -270,22 +270,29 @@ class Session:
         """Continue from a saved memory. Raises StateError; the present memory then stays."""
         with state_file.opened(Path(path)) as file:
             self.require(file.header, f"'{path}'")
-            state = self._require_own(file.read(), file)
+            state, reading = self._require_own(file.read(), file)
         self._hold(state, replace(self.header, written=file.header.written, slots=file.header.slots))
-        self.file_hash = file.hash
+        self.file_hash, self._reading = file.hash, reading
 
-    def _require_own(self, state: State, file: OpenedState) -> State:
-        """The same state on the model's device. Raises CorruptStateError where the method could not have made it."""
+    @torch.no_grad()
+    def _require_own(self, state: State, file: OpenedState) -> tuple[State, Reading]:
+        """The same state on the model's device, and what the model sees of it.
+
+        Raises CorruptStateError where the method could not have made it.
+        """
         try:
             self.method.require_own(state, written=bool(file.header.written))
             state = {name: tensor.to(self.backbone.device) for name, tensor in state.items()}
-            if (slots := self.method.prefix_slots(state)) != file.header.slots:
-                raise ValueError(f"it has {slots} slots, and its header says {file.header.slots}")
+            reading = self.method.read(state)
+            if reading.slots != file.header.slots:
+                raise ValueError(f"it has {reading.slots} slots, and its header says {file.header.slots}")
+        except CorruptStateError as error:
+            raise CorruptStateError(f"'{file.path}' cannot be read: {error}") from error
         except ValueError as error:
             raise CorruptStateError(
                 f"'{file.path}' holds no state of {self.method.name}: {error}; restore it from a copy."
             ) from error
-        return state
+        return state, reading
 
     def require(self, header: Header, where: str) -> None:
         """Raise StateMismatchError unless a state with this header, from ``where``, can be read here."""

@@ -177,6 +177,8 @@ def _not_finite(tensors: Tensors, random: Random) -> Tensors:
         cell = random.choice([0, flat.numel() - 1, random.randrange(flat.numel())])
         if tensor.is_floating_point():
             flat[cell] = random.choice([float("nan"), float("inf"), float("-inf")])
+        elif tensor.dtype == torch.uint8:
+            flat[cell] = int(flat[cell]) ^ random.randint(1, 255)
         else:
             # A number of writes may be large; a token of the vocabulary may not.
             flat[cell] = random.choice([-1, -100] if tensor.numel() == 1 else [-1, -100, 128, 2**31 - 1])

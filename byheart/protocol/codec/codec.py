@@ -1,6 +1,6 @@
 """A codec: what a model's keys and values have in common, measured once, so that a text's own take few bytes.
 
-    code    header (tokens, step, checksum), then by the range coder: token ids, and levels, group after group
+    code    header (tokens, step, words, checksum), then by the range coder: token ids, and levels, group after group
 
 A code stands for the slots of one text, or of a part of one. It is decoded with the model and the codec that made it;
 a code that was changed is found by its checksum.
@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from byheart.errors import BudgetError, CorruptStateError
+from byheart.errors import BudgetError, CorruptStateError, InputError
 from byheart.model.backbone import Backbone
 from byheart.model.fingerprint import fingerprint
 from byheart.model.reading import KV
@@ -30,7 +30,7 @@ from byheart.protocol.codec import levels as coding
 from byheart.protocol.codec.entropy import LevelDecoder, LevelEncoder
 from byheart.protocol.codec.transform import Transform, features_of
 
-_HEADER = struct.Struct("<IhI")
+_HEADER = struct.Struct("<IhII")
 LEAST_BYTES = _HEADER.size + 8
 """Of a code, beside four for each token."""
 # Steps that can be chosen, in ``UNITS`` per doubling, as a header holds them.
@@ -83,9 +83,11 @@ class Codec:
 
     @torch.no_grad()
     def encode(self, kv: KV, tokens: Int[Tensor, " T"], nbytes: int) -> bytes:
-        """The slots (1, H, M, W) of ``tokens``, un-rotated, in ``nbytes`` bytes. Raises BudgetError."""
+        """The slots (1, H, M, W) of ``tokens``, un-rotated, in ``nbytes`` bytes. Raises BudgetError or InputError."""
         ids = tokens.cpu().numpy().astype(np.int32)
         parts = self._components(kv, tokens)
+        if not all(bool(part.isfinite().all()) for part in parts):
+            raise InputError("The model's keys and values of this text are no finite numbers; open it in float32.")
         best, allowed = b"", 8.0 * nbytes
         for _ in range(_TRIES):
             code = self._pack(ids, self._find_step(parts, allowed), parts)
@@ -102,26 +104,27 @@ class Codec:
     @torch.no_grad()
     def decode(self, code: bytes) -> tuple[KV, Int[Tensor, " T"]]:
         """Slots (1, H, M, W), un-rotated, and their tokens. Raises CorruptStateError for a code that was changed."""
-        tokens, step, checksum = self.header(code)
+        tokens, step, words, checksum = self.header(code)
+        end = _HEADER.size + 4 * words
         try:
-            coder = LevelDecoder(code[_HEADER.size : _HEADER.size + (len(code) - _HEADER.size) // 4 * 4])
+            coder = LevelDecoder(code[_HEADER.size : end])
             ids = coder.take_uniform(tokens, self._vocabulary)
             taken = [coding.take_levels(coder, tokens, coding.grid(part.widths, step)) for part in self._parts]
         except (ValueError, AssertionError) as error:
             raise CorruptStateError(_CHANGED) from error
-        if checksum != _checksum(ids, [levels for levels, _ in taken]):
+        if checksum != _checksum(ids, [levels for levels, _ in taken]) or code[end:].strip(b"\0"):
             raise CorruptStateError(_CHANGED)
         found = torch.from_numpy(ids).long()
         return self._slots([coding.from_levels(*part, step) for part in taken], found), found
 
-    def header(self, code: bytes) -> tuple[int, int, int]:
-        """Tokens, step and checksum of a code. Raises CorruptStateError."""
+    def header(self, code: bytes) -> tuple[int, int, int, int]:
+        """Tokens, step, words and checksum of a code. Raises CorruptStateError."""
         if len(code) < _HEADER.size:
             raise CorruptStateError("A code is cut off; restore its file from a copy.")
-        tokens, step, checksum = _HEADER.unpack_from(code)
-        if not 0 < tokens <= self.backbone.positions:
-            raise CorruptStateError(f"A code says that it has {tokens} tokens; restore its file from a copy.")
-        return tokens, step, checksum
+        tokens, step, words, checksum = _HEADER.unpack_from(code)
+        if not 0 < tokens <= self.backbone.positions or _HEADER.size + 4 * words > len(code):
+            raise CorruptStateError(_CHANGED)
+        return tokens, step, words, checksum
 
     def _components(self, kv: KV, tokens: Tensor) -> list[Float[Tensor, "_ T"]]:
         features, components = self._features(tokens), []
@@ -152,7 +155,8 @@ class Codec:
             tables = coding.grid(part.widths, step)
             whole.append(coding.to_levels(y[: coding.count_coded(tables)], step).numpy())
             coding.put_levels(coder, whole[-1], tables)
-        return _HEADER.pack(len(ids), step, _checksum(ids, whole)) + coder.bytes()
+        words = coder.bytes()
+        return _HEADER.pack(len(ids), step, len(words) // 4, _checksum(ids, whole)) + words
 
     def _find_step(self, parts: Sequence[Tensor], bits: float) -> int:
         """The finest step with which a sample of the tokens takes its share of the bits."""

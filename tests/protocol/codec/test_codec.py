@@ -93,3 +93,10 @@ def test_layers_are_coded_in_groups_where_there_are_many(monkeypatch: pytest.Mon
     codec = calibrate(backbone(), [Example(row[:0], row[:50], row[50:], 0) for row in rows])
     assert len(codec.groups) > 1
     assert error(codec, 8000) < 3 * error(codec_of(backbone()), 8000)
+
+
+def test_slots_that_are_no_numbers_are_refused() -> None:
+    keys = tuple(part.clone() for part in slots().keys)
+    keys[1][0, 0, 3] = torch.inf
+    with pytest.raises(InputError, match="no finite numbers"):
+        codec_of(backbone()).encode(KV(keys, slots().values), TEXT[0], 2000)
