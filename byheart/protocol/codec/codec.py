@@ -163,7 +163,7 @@ class Codec:
         tokens = parts[0].shape[1]
         sample = [part[:, :: max(1, tokens // _SAMPLE)].contiguous() for part in parts]
         share = (bits - 8 * _HEADER.size) / tokens - np.log2(self._vocabulary)
-        low, high = _FINEST, _COARSEST
+        low, high = max(_FINEST, *(coding.finest_step(y) for y in parts)), _COARSEST
         while high - low > _NEAR:
             step = (low + high) // 2
             each = zip(sample, self._parts, strict=True)

@@ -9,6 +9,7 @@ Dimensions: C components, T tokens, K components of a block.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import lru_cache
 
@@ -48,6 +49,12 @@ def grid(widths: Tensor, step: int) -> Tables:
 def count_coded(tables: Tables) -> int:
     """How many components are coded: the first ones, since they stand in the order of their widths."""
     return int((tables >= NARROWEST).sum())
+
+
+def finest_step(y: Float32[Tensor, "C T"]) -> int:
+    """A step with which the largest number still has a level."""
+    largest = max(float(y.abs().max()), torch.finfo(torch.float32).tiny)
+    return math.ceil(math.log2(largest / LARGEST) * UNITS)
 
 
 def to_levels(y: Float32[Tensor, "C T"], step: int) -> Int16[Tensor, "C T"]:

@@ -3,11 +3,12 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from byheart.protocol.codec.entropy import NARROWEST, LevelDecoder, LevelEncoder
+from byheart.protocol.codec.entropy import LARGEST, NARROWEST, LevelDecoder, LevelEncoder
 from byheart.protocol.codec.levels import (
     UNITS,
     count_bits,
     count_coded,
+    finest_step,
     from_levels,
     grid,
     put_levels,
@@ -70,3 +71,10 @@ def test_loud_and_quiet_tokens_are_told_apart() -> None:
     for y, least, most in ((even, 0.97, 1.03), (uneven, 0.7, 0.95)):
         size, _ = coded(y, 0)
         assert least < 8 * size / count_bits(to_levels(y.T, 0), tables) < most
+
+
+def test_no_level_is_cut_off_at_the_finest_step() -> None:
+    y = 1e4 * components(50).T.contiguous()
+    step = finest_step(y)
+    assert int(to_levels(y, step).abs().max()) <= LARGEST
+    assert (to_levels(y, step) * 2 ** (step / UNITS) - y).abs().max() <= 2 ** (step / UNITS)
