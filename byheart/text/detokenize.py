@@ -61,6 +61,14 @@ def decode_stream(tokens: Iterator[int | None], encoder: ChatEncoder, stops: Seq
 def _pending(text: str, stops: Sequence[str]) -> int:
     """Characters at the end of ``text`` that more tokens may change or make into a stop string."""
     # Some tokenizers show a character that is not whole yet as one mark, some as a mark for each byte.
-    broken = len(text) - len(text.rstrip("\ufffd"))
-    begun = [n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n])]
+    whole = text.rstrip("\ufffd")
+    broken = len(text) - len(whole)
+    # A stop string may go on in the character that is not whole.
+    begun = [
+        len(text) - len(shown) + n
+        for shown in {text, whole}
+        for stop in stops
+        for n in range(1, len(stop))
+        if shown.endswith(stop[:n])
+    ]
     return max([broken, *begun])

@@ -95,6 +95,10 @@ def accept(made: Session, path: Path, what: str) -> None:
     pytest.fail(f"accepted: {what}")
 
 
+def _is_same(tensor: torch.Tensor, other: torch.Tensor) -> bool:
+    return tensor.dtype == other.dtype and torch.equal(tensor, other)
+
+
 def wrong(state: State) -> Mapping[str, State]:
     """Many states that no method makes, from one that a method made."""
     found = {what: change(state) for what, change in STATES.items()}
@@ -102,7 +106,7 @@ def wrong(state: State) -> Mapping[str, State]:
         found |= {
             f"{what}: {name}": {**state, name: changed}
             for what, change in TENSORS.items()
-            if (changed := change(tensor)) is not None
+            if (changed := change(tensor)) is not None and not _is_same(changed, tensor)
         }
         others = {other: kept for other, kept in state.items() if other != name}
         found |= {f"without {name}": others, f"{name} by another name": {**others, f"{name}.0": tensor}}
@@ -116,7 +120,9 @@ def test_what_a_method_could_not_have_made_is_refused(case: str, tmp_path: Path)
     cases = {**wrong(made.state), "other slots": made.state}
     for what, state in cases.items():
         save(path, state, replace(header, slots=header.slots + (what == "other slots")))
-        with pytest.raises(CorruptStateError, match=rf"one\.state' holds no state of {made.method.name}: .*restore it"):
+        # A code is decoded, and then found to be another one.
+        said = f"(holds no state of {made.method.name}|cannot be read): .*restore it"
+        with pytest.raises(CorruptStateError, match=rf"one\.state' {said}"):
             accept(other, path, what)
     assert len(cases) >= 15
     assert other.state is before

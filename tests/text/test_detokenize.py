@@ -60,6 +60,12 @@ def test_an_answer_may_break_off_in_a_character(kind: str) -> None:
 
 
 @both_kinds
+def test_a_stop_string_may_go_on_in_a_character_that_is_not_whole(kind: str) -> None:
+    assert "".join(streamed(kind, "a0é", "0é")) == "a"
+    assert "".join(streamed(kind, "a0éb", "0è")) == "a0éb"
+
+
+@both_kinds
 @given(text=st.text(max_size=12), stops=st.lists(st.text(min_size=1, max_size=3), max_size=3))
 def test_what_is_streamed_is_the_text_up_to_a_stop(kind: str, text: str, stops: list[str]) -> None:
     pieces = streamed(kind, text, *stops)
