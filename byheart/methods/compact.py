@@ -171,7 +171,9 @@ class Compact(Method):
         """All slots, decoded. Raises CorruptStateError for a code that was changed."""
         if not state:
             return Reading()
-        rows = [self._read_row(row) for row in ([state] if len(state["runs"]) == 1 else unstack(state))]
+        if len(state["runs"]) == 1:
+            return Reading(self._read_row(state))
+        rows = [self._read_row(row) for row in unstack(state)]
         return Reading(map_slots(lambda *parts: torch.cat(parts), *rows), batch=len(rows))
 
     def _write_piece(self, state: State, piece: Int[Tensor, "B t"]) -> State:

@@ -54,11 +54,6 @@ def hold(codec: Codec) -> None:
     _known[without_remainder(codec.backbone.fingerprint)] = codec
 
 
-def drop(codec: Codec) -> None:
-    """Let this process look for the model's codec anew."""
-    _known.pop(without_remainder(codec.backbone.fingerprint), None)
-
-
 def keep(codec: Codec) -> Path:
     """Keep a codec for this process and later ones; gives its file. Raises CheckpointError."""
     hold(codec)

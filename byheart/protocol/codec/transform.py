@@ -58,9 +58,8 @@ class Transform:
 
     def back(self, y: Float[Tensor, "C T"], features: Float[Tensor, "T F"]) -> BFloat16[Tensor, "T N"]:
         """The slots that have these components; the last of them may be left out."""
-        # One product for both: what they give is rounded once.
-        told = torch.cat([y.to(_DTYPE), features.to(_DTYPE).T])
-        return torch.addmm(self.center.to(_DTYPE), told.T, torch.cat([self._synthesis[: len(y)], self._prediction]))
+        known = torch.cat([features.to(_DTYPE).T, y.to(_DTYPE)])
+        return torch.addmm(self.center.to(_DTYPE), known.T, self._synthesis[: len(known)])
 
     def require_fit(self, *, heads: int, width: int, features: int) -> None:
         """Raise ValueError unless its tensors have these sizes, with finite numbers."""
@@ -83,9 +82,9 @@ class Transform:
             raise ValueError("its components are not in the order of their widths")
 
     @cached_property
-    def _synthesis(self) -> BFloat16[Tensor, "C N"]:
-        """From components to slots, weights taken off."""
-        return by_head(self._rows, torch.linalg.inv(self.weights)).to(_DTYPE)
+    def _synthesis(self) -> BFloat16[Tensor, "FC N"]:
+        """From features, then components with their weights taken off, to slots: one product, rounded once."""
+        return torch.cat([self._prediction, by_head(self._rows, torch.linalg.inv(self.weights)).to(_DTYPE)])
 
     @cached_property
     def _prediction(self) -> BFloat16[Tensor, "F N"]:

@@ -7,8 +7,9 @@ import torch
 
 from byheart.errors import CheckpointError, UsageError
 from byheart.protocol.codec import shelf
+from byheart.protocol.codec.calibration import Example, calibrate
 from byheart.testing import tiny_backbone
-from tests.samples import backbone, codec_of
+from tests.samples import backbone, codec_of, tokens
 
 
 @pytest.fixture(autouse=True)
@@ -17,12 +18,15 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_codec_that_was_kept_is_found_by_another_process(cache: Path) -> None:
-    codec = codec_of(backbone())
-    path = shelf.keep(codec)
+def test_a_codec_that_another_process_kept_is_found(cache: Path) -> None:
+    path = shelf.keep(codec_of(backbone()))
     assert path.is_relative_to(cache)
-    shelf.drop(codec)
-    found = shelf.find(backbone())
+    other = tiny_backbone("llama", seed=78)
+    rows = tokens(60, seed=21, batch=40)
+    codec = calibrate(other, [Example(row[:0], row[:50], row[50:], 0) for row in rows])
+    assert shelf.find(other) is None
+    shelf.save_codec(codec, path.with_stem(other.fingerprint.partition(".")[0]))
+    found = shelf.find(other)
     assert found is not None
     assert found is not codec
     assert found.fingerprint == codec.fingerprint
