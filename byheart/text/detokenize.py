@@ -6,6 +6,9 @@ from collections.abc import Iterator, Sequence
 
 from byheart.text.encoder import ChatEncoder
 
+# Some tokenizers show a character that is not whole yet as one mark, some as a mark for each byte.
+_BROKEN = "\ufffd"
+
 
 class Detokenizer:
     """The text of one answer while its tokens are made: no half characters, and nothing that may yet be a stop string.
@@ -28,18 +31,19 @@ class Detokenizer:
             return self.finish()
         self._tokens.append(token)
         decoded = self.encoder.decode(self._tokens)
-        places = [decoded.find(stop) for stop in self.stops if stop in decoded]
-        if places:
+        whole = decoded.rstrip(_BROKEN)
+        if (end := _find_stop(whole, self.stops)) is not None:
             self.ended = True
-            return self._give(decoded[: min(places)])
-        return self._give(decoded[: len(decoded) - _pending(decoded, self.stops)])
+            return self._give(whole[:end])
+        return self._give(whole[: len(whole) - _begun(whole, self.stops)])
 
     def finish(self) -> str:
         """The text that was held back, at the end of the tokens."""
         if self.ended:
             return ""
         self.ended = True
-        return self._give(self.encoder.decode(self._tokens))
+        decoded = self.encoder.decode(self._tokens)
+        return self._give(decoded[: _find_stop(decoded, self.stops)])
 
     def _give(self, text: str) -> str:
         new, self.text = text[len(self.text) :], max(text, self.text, key=len)
@@ -58,17 +62,13 @@ def decode_stream(tokens: Iterator[int | None], encoder: ChatEncoder, stops: Seq
         yield text
 
 
-def _pending(text: str, stops: Sequence[str]) -> int:
-    """Characters at the end of ``text`` that more tokens may change or make into a stop string."""
-    # Some tokenizers show a character that is not whole yet as one mark, some as a mark for each byte.
-    whole = text.rstrip("\ufffd")
-    broken = len(text) - len(whole)
-    # A stop string may go on in the character that is not whole.
-    begun = [
-        len(text) - len(shown) + n
-        for shown in {text, whole}
-        for stop in stops
-        for n in range(1, len(stop))
-        if shown.endswith(stop[:n])
-    ]
-    return max([broken, *begun])
+def _find_stop(text: str, stops: Sequence[str]) -> int | None:
+    """Where the stop string that is complete first begins, or an earlier one that ends with it; None without one."""
+    ends = [text.find(stop) + len(stop) for stop in stops if stop in text]
+    read = text[: min(ends, default=0)]
+    return min((read.find(stop) for stop in stops if stop in read), default=None)
+
+
+def _begun(text: str, stops: Sequence[str]) -> int:
+    """Characters at the end of ``text`` that more tokens may make into a stop string."""
+    return max((n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)

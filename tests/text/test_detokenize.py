@@ -66,7 +66,22 @@ def test_a_stop_string_may_go_on_in_a_character_that_is_not_whole(kind: str) -> 
 
 
 @both_kinds
-@given(text=st.text(max_size=12), stops=st.lists(st.text(min_size=1, max_size=3), max_size=3))
+def test_the_mark_of_a_broken_character_is_no_stop_string_but_the_character_is(kind: str) -> None:
+    assert "".join(streamed(kind, "aéb", "\ufffd")) == "aéb"
+    assert "".join(streamed(kind, "a\ufffdb", "\ufffd")) == "a"
+    assert "".join(streamed(kind, "a\ufffd", "\ufffd")) == "a"
+    assert "".join(streamed(kind, "a\ufffdb", "\ufffd", "a\ufffdb")) == "a"
+
+
+# Characters of one to four bytes, one of no shape, and the mark of a broken one.
+SOME = "0aé漢😺\x80\ufffd"
+
+
+@both_kinds
+@given(
+    text=st.text(max_size=12) | st.text(SOME, max_size=12),
+    stops=st.lists(st.text(min_size=1, max_size=3) | st.text(SOME, min_size=1, max_size=3), max_size=3),
+)
 def test_what_is_streamed_is_the_text_up_to_a_stop(kind: str, text: str, stops: list[str]) -> None:
     pieces = streamed(kind, text, *stops)
     assert "".join(pieces) == until(text, stops)
