@@ -1,9 +1,10 @@
 """The text's own keys and values, all of them, in a small share of their bytes: what most memories should be.
 
 Nothing is left out: every slot is coded (``protocol.codec``), with as many bits as bear on what the model predicts from
-it. The text is read once. What stands around it, the chat template and the first tokens, is kept as tokens and read
-exactly: slots of the template say nothing of the text, and models put weight on the first slots whatever they say
-(Xiao et al. 2024, arXiv 2309.17453). A text that is added is coded by itself, so that earlier codes stay as they were.
+it, but those of the first layers, which are run again on the text's tokens. The text is read once. What stands around
+it, the chat template and the first tokens, is kept as tokens and read exactly: slots of the template say nothing of the
+text, and models put weight on the first slots whatever they say (Xiao et al. 2024, arXiv 2309.17453). A text that is
+added is coded by itself, so that earlier codes stay as they were.
 
 State: `codes` (1, N) bytes, one code after another; `runs` (1, S, 3) per written piece: what is read exactly around it
 (see ``Run``), its coded tokens, its bytes; `first` (1, E) tokens that begin a text without the template.
@@ -196,9 +197,11 @@ class Compact(Method):
         if tokens.shape[1] == before:
             return torch.zeros(len(tokens), 0, dtype=torch.uint8)
         past = self.read(state).prefix
-        kv, start = self.backbone.prefill(tokens, past), past.slots if past else 0
+        with self.backbone.input_of(self.codec.start) as taken:
+            kv, start = self.backbone.prefill(tokens, past), past.slots if past else 0
         kv = self.backbone.rotate(kv, -torch.arange(start, start + kv.slots, device=kv.keys[0].device)).slice(before)
-        codes = [self.codec.encode(row, ids, size) for row, ids in zip(kv.rows(), tokens[:, before:], strict=True)]
+        rows = zip(kv.rows(), taken[0][:, before:], tokens[:, before:], strict=True)
+        codes = [self.codec.encode(row, hidden, ids, size) for row, hidden, ids in rows]
         return torch.stack([torch.frombuffer(bytearray(code), dtype=torch.uint8) for code in codes])
 
     def _framed(self, piece: Int[Tensor, "B t"], *, first: bool = True) -> tuple[int, int]:
@@ -214,21 +217,26 @@ class Compact(Method):
         """The prefix of one session, of which what was read before is not decoded again."""
         known, done = self._known_part(state)
         runs, codes = runs_of(state), list(self._codes(state))
-        total, kv = self.prefix_slots(state), known
+        total = self.prefix_slots(state)
         with self.backbone.reading([Reading()]) as cache:
             if known is not None:
                 cache.append(known, room=total - known.slots)
             for run, code in list(zip(runs, codes, strict=True))[done:]:
                 self._read_exactly(cache, self._before(run, state))
                 if run.tokens:
-                    kv, _ = self.codec.decode(code)
-                    held = cache.get_seq_length()
-                    turned = self.backbone.rotate(kv, torch.arange(held, held + kv.slots, device=kv.keys[0].device))
-                    cache.append(turned, room=total - held - kv.slots)
+                    self._read_code(cache, code, room=total - cache.get_seq_length() - run.tokens)
                 self._read_exactly(cache, self._after(run))
         found = cache.rows_from(0)
         self._memo = state, found
         return found
+
+    def _read_code(self, cache: PrefixCache, code: bytes, *, room: int) -> None:
+        components, tokens = self.codec.decode(code)
+        start, held = self.codec.start, cache.get_seq_length()
+        hidden = self.backbone.lower(tokens[None].to(self.backbone.device), start, cache)[0]
+        kv = self.codec.slots(components, hidden)
+        places = torch.arange(held, held + len(tokens), device=kv.keys[0].device)
+        cache.append(self.backbone.rotate(kv, places, start=start), room=room, start=start)
 
     def _read_exactly(self, cache: PrefixCache, tokens: Sequence[int]) -> None:
         if tokens:

@@ -42,6 +42,14 @@ class Anatomy:
     cache_argument: str
 
 
+class Stopped(Exception):
+    """Raised by a hook where a layer and those after it are not needed; ``hidden`` is what the layer was given."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        super().__init__()
+        self.hidden = hidden
+
+
 @contextmanager
 def hooked(handles: Iterable[Any]) -> Iterator[None]:
     """Before: hooks about to be registered, or just so. After: all of them removed, whatever happened inside."""

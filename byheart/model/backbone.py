@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from byheart.errors import UnsupportedModelError, UsageError
 from byheart.model import attention
-from byheart.model.anatomy import Anatomy, hooked, keyless_linears, measure, noise, skipped, tap, with_cache
+from byheart.model.anatomy import Anatomy, Stopped, hooked, keyless_linears, measure, noise, skipped, tap, with_cache
 from byheart.model.feed_forward import FeedForward, FeedForwardInput, feed_forward, find_values
 from byheart.model.fingerprint import fingerprint_model, sample_fingerprint, without_remainder
 from byheart.model.known import name_opened
@@ -193,10 +193,13 @@ class Backbone:
         with torch.no_grad():
             return [keyless_linears(layer, given, x, index) for index, (layer, given) in layers]
 
-    def rotate(self, kv: KV, steps: int | Tensor | Sequence[Tensor]) -> KV:
-        """The same memory with its keys ``steps`` positions later; one number, a tensor, or one tensor per layer."""
-        each = [steps] * len(self.layers) if isinstance(steps, (int, Tensor)) else steps
-        rotated = zip(self.anatomy.rotations, kv.keys, each, strict=True)
+    def rotate(self, kv: KV, steps: int | Tensor | Sequence[Tensor], *, start: int = 0) -> KV:
+        """The same memory with its keys ``steps`` positions later; one number, a tensor, or one tensor per layer.
+
+        ``start`` is the layer that the memory begins with.
+        """
+        each = [steps] * len(kv.keys) if isinstance(steps, (int, Tensor)) else steps
+        rotated = zip(self.anatomy.rotations[start:], kv.keys, each, strict=True)
         return KV(tuple(rotation.rotate(k, step) for rotation, k, step in rotated), kv.values)
 
     @cached_property
@@ -297,7 +300,27 @@ class Backbone:
 
         return hooked(layer.register_forward_hook(hook(i)) for i, layer in enumerate(self.layers))
 
-    # ---- running a part again ----
+    @contextmanager
+    def input_of(self, index: int) -> Iterator[list[Float[Tensor, "B T D"]]]:
+        """Keep what layer ``index`` is given. Inside: a pre-hook, an item per pass. After: none."""
+        taken: list[Tensor] = []
+        with hooked([self.layers[index].register_forward_pre_hook(lambda module, args: taken.append(args[0]))]):
+            yield taken
+
+    # ---- running a part ----
+
+    def lower(self, tokens: Int[Tensor, "B T"], index: int, cache: PrefixCache) -> Float[Tensor, "B T D"]:
+        """What layer ``index`` is given for ``tokens``; only the layers below it run, and add to the cache."""
+
+        def stop(module: nn.Module, args: tuple[Any, ...]) -> None:
+            raise Stopped(args[0])
+
+        with hooked([self.layers[index].register_forward_pre_hook(stop)]):
+            try:
+                self.hidden(tokens, cache=cache)
+            except Stopped as stopped:
+                return stopped.hidden
+        raise UnsupportedModelError(f"Layer {index} did not run.")
 
     def feed_forward(self, index: int) -> FeedForward:
         """Where layer ``index`` has its feed-forward block. Raises UnsupportedModelError."""

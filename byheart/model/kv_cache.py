@@ -137,9 +137,9 @@ class PrefixCache(Cache):
             cache.valid = torch.arange(longest, device=held.device) >= longest - held[:, None]
         return cache
 
-    def append(self, kv: KV, *, room: int = _ROOM) -> None:
-        """Take in slots, rotated to where they come to stand, with room for ``room`` more."""
-        for layer, keys, values in zip(self._grown(), kv.keys, kv.values, strict=True):
+    def append(self, kv: KV, *, room: int = _ROOM, start: int = 0) -> None:
+        """Take in slots of the layers from ``start`` on, rotated to where they come to stand, with room for more."""
+        for layer, keys, values in zip(self._grown()[start:], kv.keys, kv.values, strict=True):
             layer.append(keys, values, room)
 
     def _grown(self) -> list[GrowingLayer]:

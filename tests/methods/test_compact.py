@@ -6,6 +6,7 @@ import torch
 from byheart.errors import CorruptStateError, UsageError
 from byheart.methods.budget import options_for
 from byheart.methods.compact import Compact, nbytes, runs_of
+from byheart.protocol.codec.calibration import Example, calibrate
 from byheart.protocol.state import State
 from tests.samples import backbone, codec_of, tokens
 
@@ -89,6 +90,20 @@ def test_a_reading_does_not_depend_on_what_was_read_before() -> None:
         assert found is not None
         assert alone is not None
         torch.testing.assert_close(found.values, alone.values)
+
+
+def test_layers_that_are_run_again_are_exact() -> None:
+    method = made(times=8)
+    rows = tokens(60, seed=5, batch=40)
+    method.codec = calibrate(backbone(), [Example(row[:0], row[:50], row[50:], 0) for row in rows], start=1)
+    first, second = turn(40, seed=1, first=True), turn(20, seed=2, first=False)
+    state = method.write(method.write(method.init(), first), second)
+    kv, exact = method.read(state).prefix, backbone().prefill(torch.cat([first, second], dim=1))
+    assert kv is not None
+    torch.testing.assert_close(kv.keys[0], exact.keys[0], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(kv.values[0], exact.values[0], atol=1e-5, rtol=1e-4)
+    coded = [float((a - b).pow(2).sum()) for a, b in zip(kv.values[1:], exact.values[1:], strict=True)]
+    assert all(error > 1e-3 for error in coded)
 
 
 def test_fewer_bytes_lose_more() -> None:

@@ -16,7 +16,7 @@ from byheart.errors import UnsupportedModelError, UsageError
 from byheart.model.anatomy import keyless_linears, skipped, tap
 from byheart.model.backbone import Backbone
 from byheart.model.kv_cache import PrefixCache
-from byheart.model.reading import DenseDelta, LowRankDelta, Reading
+from byheart.model.reading import KV, DenseDelta, LowRankDelta, Reading
 from byheart.testing import tiny_backbone, tiny_model
 from tests.samples import ALL_FAMILIES, backbone, hooks, logits, tokens, weights_hash
 
@@ -528,3 +528,25 @@ def test_a_skipped_layer_computes_one_token() -> None:
         handle.remove()
     assert rows == [1]
     assert out.shape[:2] == (2, 7)
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_lower_layers_run_alone(index: int) -> None:
+    own, text = backbone(), tokens(12, seed=4)
+    with own.input_of(index) as taken:
+        whole = own.prefill(text)
+    with own.reading([Reading()]) as cache:
+        hidden = own.lower(text, index, cache)
+        assert cache.get_seq_length() == (text.shape[1] if index else 0)
+    torch.testing.assert_close(hidden, taken[0])
+    assert len(taken) == 1
+    if index:
+        torch.testing.assert_close(cache.layers[0].keys, whole.keys[0])
+    assert not own.layers[index]._forward_pre_hooks
+
+
+def test_slots_of_upper_layers_are_rotated_by_their_own_layers() -> None:
+    own = backbone()
+    kv = own.prefill(tokens(6, seed=4))
+    upper = KV(kv.keys[1:], kv.values[1:])
+    torch.testing.assert_close(own.rotate(upper, 5, start=1).keys, own.rotate(kv, 5).keys[1:])

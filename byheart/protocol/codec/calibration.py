@@ -25,18 +25,20 @@ from byheart.model.backbone import Backbone
 from byheart.model.reading import KV, Reading
 from byheart.protocol.codec.codec import Codec, Group
 from byheart.protocol.codec.levels import UNITS
-from byheart.protocol.codec.transform import Transform, by_head, features_of, to_int8
+from byheart.protocol.codec.transform import Transform, by_head, explaining, features_of, to_int8
 
 WIDEST_GROUP = 8192
-"""Numbers of a token's keys, or values, that are coded together at most: covariances have the square of it."""
-COMPONENTS = 1728
-"""Components that are kept at most; later ones get no bits at the rates that are worth having."""
+"""Numbers of a token that are coded together at most: covariances have the square of it."""
+COMPONENTS = 2816
+"""Components of a group that are kept; later ones get no bits at the rates that are worth having."""
+RUN_AGAIN = 5
+"""One layer in so many is run again instead of being coded."""
 FEWEST_TOKENS = 2000
 _RIDGE = 1e-3
 # Least share of a head's largest weight: a direction that no prediction used is not free of cost.
 _FLAT = 1e-5
-_ITERATIONS, _SPARE = 5, 100
-_KEPT, _AT_ONCE = 4096, 1024
+_KEPT, _AT_ONCE = 16384, 1024
+_PENALTY, _STEPS, _MOST = 1e-2, 60, 8.0
 
 
 @dataclass(frozen=True)
@@ -54,23 +56,24 @@ class Example:
 
 
 class _Moments:
-    """Second moments of the keys or the values of a group, beside those of the features, and what errors cost."""
+    """Second moments of the slots of a group of layers, beside those of the features, and what errors cost."""
 
     def __init__(self, layers: range, slot: Tensor, features: int) -> None:
         self.layers = layers
         heads, width = slot.shape[1::2]
-        numbers = len(layers) * heads * width
+        self.heads = 2 * len(layers) * heads
+        numbers = self.heads * width
         self.slots = torch.zeros(numbers, numbers)
         self.crossed = torch.zeros(features, numbers)
-        self.costs = torch.zeros(len(layers) * heads, width, width)
-        self.kept: list[Tensor] = []
+        self.costs = torch.zeros(self.heads, width, width)
+        self.kept: list[tuple[Tensor, Tensor]] = []
         self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []
 
-    def add(self, tensors: Sequence[Tensor], features: Tensor, gradients: Sequence[Tensor], *, keep: int) -> None:
+    def add(self, slots: KV, features: Tensor, gradients: KV, *, keep: int) -> None:
         """Take in slots (1, H, M, W) per layer, and the gradients of a prediction's logarithm."""
-        x = self._flat(tensors)
-        self.kept.append(x[::keep].to(torch.bfloat16))
-        self._waiting.append((x, features, self._flat(gradients)))
+        x, costs = self._flat(slots), self._flat(gradients)
+        self.kept.append((x[::keep].to(torch.bfloat16), costs[::keep].to(torch.bfloat16)))
+        self._waiting.append((x, features, costs))
         if sum(len(part[0]) for part in self._waiting) >= _AT_ONCE:
             self.settle()
 
@@ -85,16 +88,17 @@ class _Moments:
         each = gradients.view(-1, *self.costs.shape[:2]).transpose(0, 1)
         self.costs.baddbmm_(each.mT, each)
 
-    def _flat(self, tensors: Sequence[Tensor]) -> Float[Tensor, "M N"]:
-        x = torch.stack([tensors[index][0] for index in self.layers]).float().cpu()
-        return x.permute(2, 0, 1, 3).reshape(x.shape[2], -1)
+    def _flat(self, kv: KV) -> Float[Tensor, "M N"]:
+        own = slice(self.layers.start, self.layers.stop)
+        x = torch.cat([*kv.keys[own], *kv.values[own]])
+        return x.float().cpu().permute(2, 0, 1, 3).reshape(x.shape[2], -1)
 
-    def transform(self, squared: Tensor, tokens: int, components: int, features: Sequence[Tensor]) -> Transform:
+    def transform(self, squared: Tensor, tokens: int, components: int, known: Sequence[Tensor]) -> Transform:
         """What codes them, once all texts were taken in.
 
         Args:
             squared: the features' own second moments.
-            features: those of the kept tokens.
+            known: the features of the kept tokens, text by text.
         """
         self.settle()
         center = self.crossed[-1] / tokens
@@ -104,85 +108,92 @@ class _Moments:
         among = squared[:-1, :-1] - torch.outer(squared[-1, :-1], squared[-1, :-1])
         ridge = _RIDGE * among.diagonal().mean() * torch.eye(len(among))
         predicted = torch.linalg.solve(among + ridge, crossed)
-        left = _both_sides(centered - crossed.T @ predicted, weights)
-        basis, scale = to_int8(_leading(left, min(components, len(left))).T)
+        leading = torch.linalg.eigh(_both_sides(centered - crossed.T @ predicted, weights))[1].flip(1)
+        basis, scale = to_int8(leading[:, :components].T)
         prediction, its_scale = to_int8(predicted.T)
         widths = torch.zeros(len(basis), dtype=torch.int32)
-        made = Transform(center, weights, basis, scale, prediction.T.contiguous(), its_scale, widths)
-        return _sorted(made, self._spread(made, features))
+        made = Transform(center, weights, basis, scale, prediction.T.contiguous(), its_scale, widths, torch.zeros(0))
+        return self._finish(made, known)
 
-    def _spread(self, made: Transform, features: Sequence[Tensor]) -> Float[Tensor, " C"]:
-        """The mean size of each component."""
-        sums = [made.forward(x, f).abs().sum(1) for x, f in zip(self.kept, features, strict=True)]
-        return torch.stack(sums).sum(0) / sum(map(len, self.kept))
+    def _finish(self, made: Transform, known: Sequence[Tensor]) -> Transform:
+        """The same with its components in the order of their widths, and with what tells a token's importance."""
+        components = [made.forward(x.float(), f) for (x, _), f in zip(self.kept, known, strict=True)]
+        spread = torch.cat(components, dim=1).abs().mean(1)
+        order = spread.argsort(descending=True)
+        widths = (spread[order].clamp(min=1e-12).log2() * UNITS).round().to(torch.int32)
+        made = replace(made, basis=made.basis[order], basis_scale=made.basis_scale[order], widths=widths)
+        telling = [explaining(y[order], widths, f) for y, f in zip(components, known, strict=True)]
+        costs = [made.cost(gradients.float()) for _, gradients in self.kept]
+        return replace(made, importance=_explain(telling, costs))
 
 
 def calibrate(
     backbone: Backbone,
     examples: Sequence[Example],
     *,
+    start: int | None = None,
     components: int = COMPONENTS,
     progress: Callable[[int, int], None] | None = None,
 ) -> Codec:
     """A codec for a model's keys and values in texts like these. Raises InputError for too few of them.
 
     Args:
-        components: of each group's keys, and of its values, at most.
+        start: the first layer that is coded; one in ``RUN_AGAIN`` stands below it where nothing is said.
+        components: of each group's keys and values.
         progress: called with the examples done and the examples in all.
     """
     require_positive(components=components)
     tokens = sum(len(example.text) for example in examples)
     if tokens < FEWEST_TOKENS:
         raise InputError(f"A codec needs {FEWEST_TOKENS} tokens of text to be calibrated; these are {tokens}.")
-    embedded = [backbone.embed(example.text[None])[0].detach().float().cpu() for example in examples]
-    mean = torch.cat(embedded).mean(0)
-    spans = _spans(backbone)
-    features = 2 * backbone.dim + 1
-    parts = [_Moments(span, backbone.slot.keys[0], features) for span in spans for _ in range(2)]
+    first = len(backbone.layers) // RUN_AGAIN if start is None else start
+    spans = _spans(backbone, first)
+    features = backbone.dim + 1
+    parts = [_Moments(span, backbone.slot.keys[0], features) for span in spans]
     squared = torch.zeros(features, features)
     kept: list[Tensor] = []
     keep = max(1, tokens // _KEPT)
     generator = torch.Generator().manual_seed(0)
-    for done, (example, embeddings) in enumerate(zip(examples, embedded, strict=True), start=1):
-        kv, gradients = _read(backbone, example, generator)
-        own = features_of(embeddings - mean)
+    for done, example in enumerate(examples, start=1):
+        kv, hidden, gradients = _read(backbone, example, first, generator)
+        own = features_of(hidden)
         with_one = torch.cat([own, torch.ones(len(own), 1)], dim=1)
         squared.addmm_(with_one.T, with_one)
         kept.append(own[::keep])
-        for part, tensors, costs in zip(parts, (kv.keys, kv.values) * len(spans), gradients * len(spans), strict=True):
-            part.add(tensors, with_one, costs, keep=keep)
+        for part in parts:
+            part.add(kv, with_one, gradients, keep=keep)
         if progress is not None:
             progress(done, len(examples))
-    made = [part.transform(squared / tokens, tokens, components, kept) for part in parts]
+    mean = squared[-1, :-1] / tokens
+    known = [own - mean for own in kept]
     groups = [
-        Group(span.start, span.stop, keys, values)
-        for span, keys, values in zip(spans, made[::2], made[1::2], strict=True)
+        Group(part.layers.start, part.layers.stop, part.transform(squared / tokens, tokens, components, known))
+        for part in parts
     ]
     return Codec(backbone, groups, mean)
 
 
-def _spans(backbone: Backbone) -> list[range]:
-    """Layers in groups of about one size, each with no more numbers than ``WIDEST_GROUP``."""
+def _spans(backbone: Backbone, first: int) -> list[range]:
+    """Layers from ``first`` on, in groups of about one size, each with no more numbers than ``WIDEST_GROUP``."""
     shapes = {tuple(part.shape) for part in (*backbone.slot.keys, *backbone.slot.values)}
     if len(shapes) > 1:
         raise UsageError(
             f"The model's layers have keys and values of different shapes ({len(shapes)}), which a codec cannot take "
             "together; use a method that needs none (window, full, attention-score)."
         )
-    layers = len(backbone.layers)
-    groups = math.ceil(layers * backbone.slot.keys[0][0, :, 0].numel() / WIDEST_GROUP)
-    ends = [round(layers * group / groups) for group in range(groups + 1)]
+    layers = len(backbone.layers) - first
+    groups = math.ceil(2 * layers * backbone.slot.keys[0][0, :, 0].numel() / WIDEST_GROUP)
+    ends = [first + round(layers * group / groups) for group in range(groups + 1)]
     return [range(start, stop) for start, stop in pairwise(ends)]
 
 
-def _read(
-    backbone: Backbone, example: Example, generator: torch.Generator
-) -> tuple[KV, tuple[tuple[Tensor, ...], ...]]:
-    """The un-rotated slots of an example's text, and the gradients of what is predicted from them."""
+def _read(backbone: Backbone, example: Example, first: int, generator: torch.Generator) -> tuple[KV, Tensor, KV]:
+    """The un-rotated slots of an example's text, what layer ``first`` is given, and the slots' gradients."""
     with torch.no_grad():
         opening = backbone.prefill(example.opening[None]) if len(example.opening) else None
         start = len(example.opening)
-        kv = backbone.prefill(example.text[None], opening)
+        with backbone.input_of(first) as taken:
+            kv = backbone.prefill(example.text[None], opening)
     leaves = KV(*(tuple(part.detach().clone().requires_grad_() for part in parts) for parts in (kv.keys, kv.values)))
     prefix = opening.append(leaves) if opening else leaves
     with torch.enable_grad():
@@ -196,17 +207,35 @@ def _read(
     layers = len(leaves.keys)
     steps = -torch.arange(start, start + kv.slots, device=kv.keys[0].device)
     turned = backbone.rotate(KV(gradients[:layers], gradients[layers:]), steps)
-    return backbone.rotate(kv, steps), (turned.keys, turned.values)
+    return backbone.rotate(kv, steps), taken[0][0], turned
 
 
-def _sorted(made: Transform, spread: Float[Tensor, " C"]) -> Transform:
-    """The same transform with its widest components first, and their widths."""
-    order = spread.argsort(descending=True)
-    widths = (spread[order].clamp(min=1e-12).log2() * UNITS).round().to(torch.int32)
-    return replace(made, basis=made.basis[order], basis_scale=made.basis_scale[order], widths=widths)
+def _explain(telling: Sequence[Float[Tensor, "T I"]], costs: Sequence[Float[Tensor, " T"]]) -> Float[Tensor, " I"]:
+    """What tells a token's share of its text's costs, in doublings: the linear map of the greatest likelihood.
+
+    Costs are of single predictions, so they scatter about their mean as squares do: the divergence of a gamma
+    distribution, which is convex, is made least.
+    """
+    x = torch.cat(list(telling))
+    shares = torch.cat([each / each.mean().clamp(min=torch.finfo(torch.float32).tiny) for each in costs])
+    x = torch.cat([x, torch.ones(len(x), 1)], dim=1)
+    penalty = _PENALTY * x.pow(2).mean(0)
+    found = torch.zeros(x.shape[1], requires_grad=True)
+    steps = torch.optim.LBFGS([found], max_iter=_STEPS, line_search_fn="strong_wolfe")
+
+    def divergence() -> Tensor:
+        steps.zero_grad()
+        logarithm = (x @ found).clamp(-_MOST, _MOST)
+        loss: Tensor = (shares * (-logarithm).exp() + logarithm).mean() + (penalty * found.pow(2)).sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    with torch.enable_grad():
+        steps.step(divergence)  # type: ignore[no-untyped-call]
+    return found.detach()[:-1] / math.log(2)
 
 
-def _roots(squares: Float[Tensor, "LH W W"]) -> Float[Tensor, "LH W W"]:
+def _roots(squares: Float[Tensor, "heads W W"]) -> Float[Tensor, "heads W W"]:
     """The symmetric square roots of matrices, no direction of which is taken for free."""
     values, vectors = torch.linalg.eigh(squares)
     most = values.amax()
@@ -215,18 +244,7 @@ def _roots(squares: Float[Tensor, "LH W W"]) -> Float[Tensor, "LH W W"]:
     return roots
 
 
-def _both_sides(square: Float[Tensor, "N N"], weights: Float[Tensor, "LH W W"]) -> Float[Tensor, "N N"]:
+def _both_sides(square: Float[Tensor, "N N"], weights: Float[Tensor, "heads W W"]) -> Float[Tensor, "N N"]:
     once = by_head(square, weights)
     twice = by_head(once.T.contiguous(), weights)
     return (twice + twice.T) / 2
-
-
-def _leading(square: Float[Tensor, "N N"], count: int) -> Float[Tensor, "N C"]:
-    """The eigenvectors of the largest eigenvalues, nearly, by subspace iteration (Halko et al. 2011, section 4.5)."""
-    start = torch.randn(len(square), min(len(square), count + _SPARE), generator=torch.Generator().manual_seed(0))
-    span = torch.linalg.qr(square @ start)[0]
-    for _ in range(_ITERATIONS):
-        span = torch.linalg.qr(square @ span)[0]
-    _, vectors = torch.linalg.eigh(span.T @ square @ span)
-    leading: Tensor = (span @ vectors.flip(1))[:, :count]
-    return leading

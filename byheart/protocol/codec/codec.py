@@ -1,9 +1,12 @@
 """A codec: what a model's keys and values have in common, measured once, so that a text's own take few bytes.
 
-    code    header (tokens, step, words, checksum), then by the range coder: token ids, and levels, group after group
+    code    header (tokens, step, words, checksum), then by the range coder: token ids; each group's shifts and levels
 
 A code stands for the slots of one text, or of a part of one. It is decoded with the model and the codec that made it;
 a code that was changed is found by its checksum.
+
+Only layers from ``start`` on are coded. Those below are run again on the tokens when a code is read: they give their
+own keys and values exactly, and with them the hidden states from which most of the upper layers' slots are known.
 
 Dimensions: M slots, as many as T tokens; L layers, H heads, W head width, N numbers, C components, D hidden.
 """
@@ -39,39 +42,57 @@ _CHANGED = "A code was changed after it was written; restore its file from a cop
 _TRIES, _FILLED = 5, 0.985
 # So many tokens are enough to find a step that is nearly right.
 _SAMPLE, _NEAR = 64, 2
+_SHIFTS = 2 * coding.MOST_SHIFT + 1
 
 
 @dataclass(frozen=True)
 class Group:
-    """Layers ``start`` to ``stop``, coded together."""
+    """Layers ``start`` to ``stop``, whose keys and values are coded together."""
 
     start: int
     stop: int
-    keys: Transform
-    values: Transform
+    transform: Transform
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A group's components, enlarged by their tokens' shifts, and the widths of a token without."""
+
+    y: Float[Tensor, "C T"]
+    shifts: coding.Shifts
+    widths: Int[Tensor, " C"]
+
+    def sample(self, every: int) -> _Part:
+        """One in so many tokens."""
+        return _Part(self.y[:, ::every].contiguous(), self.shifts[::every], self.widths)
+
+    def count_bits(self, step: int) -> float:
+        """How many bits it takes with a step, nearly."""
+        grid = coding.Grid.of(self.widths, step, self.shifts)
+        return coding.count_bits(coding.coded_levels(self.y, step, grid), grid)
 
 
 class Codec:
     """Codes the slots of one model.
 
     Args:
-        mean_embedding: what token embeddings are measured from.
+        groups: from layer ``start`` to the last.
+        mean: what features of hidden states are measured from.
     """
 
-    def __init__(self, backbone: Backbone, groups: Sequence[Group], mean_embedding: Float[Tensor, " D"]) -> None:
+    def __init__(self, backbone: Backbone, groups: Sequence[Group], mean: Float[Tensor, " D"]) -> None:
         self.backbone = backbone
         self.groups = tuple(groups)
-        self.mean_embedding = mean_embedding
+        self.mean = mean
+        self.start = self.groups[0].start if self.groups else 0
 
     @classmethod
     def of(cls, backbone: Backbone, tensors: Mapping[str, Tensor]) -> Codec:
         """A codec from its ``tensors``. Raises ValueError where they are not those of a codec for this model."""
         try:
-            groups = [
-                Group(start, stop, *(_transform(tensors, 2 * index + half) for half in (0, 1)))
-                for index, (start, stop) in enumerate(tensors["spans"].tolist())
-            ]
-            codec = cls(backbone, groups, tensors["mean_embedding"])
+            spans = enumerate(tensors["spans"].tolist())
+            groups = [Group(start, stop, _transform(tensors, index)) for index, (start, stop) in spans]
+            codec = cls(backbone, groups, tensors["mean"])
         except (KeyError, TypeError) as error:
             raise ValueError(f"it lacks {error}") from error
         codec._require_fit()
@@ -79,43 +100,63 @@ class Codec:
 
     def over(self, backbone: Backbone) -> Codec:
         """The same codec for the same model, opened again or in another precision."""
-        return self if backbone is self.backbone else Codec(backbone, self.groups, self.mean_embedding)
+        return self if backbone is self.backbone else Codec(backbone, self.groups, self.mean)
 
     @torch.no_grad()
-    def encode(self, kv: KV, tokens: Int[Tensor, " T"], nbytes: int) -> bytes:
-        """The slots (1, H, M, W) of ``tokens``, un-rotated, in ``nbytes`` bytes. Raises BudgetError or InputError."""
+    def encode(self, kv: KV, hidden: Float[Tensor, "T D"], tokens: Int[Tensor, " T"], nbytes: int) -> bytes:
+        """The slots of ``tokens`` in ``nbytes`` bytes. Raises BudgetError or InputError.
+
+        Args:
+            kv: slots (1, H, M, W) of all layers, un-rotated.
+            hidden: what layer ``start`` was given.
+        """
         ids = tokens.cpu().numpy().astype(np.int32)
-        parts = self._components(kv, tokens)
-        if not all(bool(part.isfinite().all()) for part in parts):
-            raise InputError("The model's keys and values of this text are no finite numbers; open it in float32.")
+        parts = list(self._components(kv, hidden))
         best, allowed = b"", 8.0 * nbytes
         for _ in range(_TRIES):
-            code = self._pack(ids, self._find_step(parts, allowed), parts)
+            step, expected = self._find_step(parts, allowed)
+            code = self._pack(ids, step, parts)
             if len(code) <= nbytes:
                 best = max(best, code, key=len)
             if _FILLED * nbytes <= len(best):
                 break
             # What heat saves, and how unlike the sample the other tokens are, is known once a code was made.
-            allowed *= (1 + _FILLED) / 2 * nbytes / len(code)
+            allowed = min(allowed, expected) * (1 + _FILLED) / 2 * nbytes / len(code)
         if not best:
             raise BudgetError("codec", nbytes, len(code))
         return best.ljust(nbytes, b"\0")
 
-    @torch.no_grad()
-    def decode(self, code: bytes) -> tuple[KV, Int[Tensor, " T"]]:
-        """Slots (1, H, M, W), un-rotated, and their tokens. Raises CorruptStateError for a code that was changed."""
+    def decode(self, code: bytes) -> tuple[list[Float[Tensor, "_ T"]], Int[Tensor, " T"]]:
+        """Components, for ``slots``, and the tokens. Raises CorruptStateError for a code that was changed."""
         tokens, step, words, checksum = self.header(code)
         end = _HEADER.size + 4 * words
+        components, read = [], []
         try:
             coder = LevelDecoder(code[_HEADER.size : end])
             ids = coder.take_uniform(tokens, self._vocabulary)
-            taken = [coding.take_levels(coder, tokens, coding.grid(part.widths, step)) for part in self._parts]
+            for group in self.groups:
+                shifts = coder.take_uniform(tokens, _SHIFTS).astype(np.int16) - coding.MOST_SHIFT
+                levels, used = coding.take_levels(coder, coding.Grid.of(group.transform.widths, step, shifts))
+                components.append(coding.from_levels(levels, used, step, shifts))
+                read += [shifts, levels]
         except (ValueError, AssertionError) as error:
             raise CorruptStateError(_CHANGED) from error
-        if checksum != _checksum(ids, [levels for levels, _ in taken]) or code[end:].strip(b"\0"):
+        if checksum != _checksum(ids, read) or code[end:].strip(b"\0"):
             raise CorruptStateError(_CHANGED)
-        found = torch.from_numpy(ids).long()
-        return self._slots([coding.from_levels(*part, step) for part in taken], found), found
+        return components, torch.from_numpy(ids).long()
+
+    @torch.no_grad()
+    def slots(self, components: Sequence[Float[Tensor, "_ T"]], hidden: Float[Tensor, "T D"]) -> KV:
+        """Slots (1, H, M, W) of the layers from ``start`` on, un-rotated, from what layer ``start`` is given."""
+        features, like, found = self._features(hidden), self.backbone.slot.keys[0], iter(components)
+        keys: list[Tensor] = []
+        values: list[Tensor] = []
+        for group in self.groups:
+            x = group.transform.back(next(found), features).to(like.device, like.dtype)
+            each = torch.split(x.view(len(hidden), -1, like.shape[3]).transpose(0, 1)[None], like.shape[1], dim=1)
+            keys += each[: group.stop - group.start]
+            values += each[group.stop - group.start :]
+        return KV(tuple(keys), tuple(values))
 
     def header(self, code: bytes) -> tuple[int, int, int, int]:
         """Tokens, step, words and checksum of a code. Raises CorruptStateError."""
@@ -126,57 +167,53 @@ class Codec:
             raise CorruptStateError(_CHANGED)
         return tokens, step, words, checksum
 
-    def _components(self, kv: KV, tokens: Tensor) -> list[Float[Tensor, "_ T"]]:
-        features, components = self._features(tokens), []
+    def _components(self, kv: KV, hidden: Tensor) -> Iterator[_Part]:
+        features = self._features(hidden)
         for group in self.groups:
-            for part, tensors in ((group.keys, kv.keys), (group.values, kv.values)):
-                x = torch.cat(tensors[group.start : group.stop], dim=1)[0]
-                components.append(part.forward(x.transpose(0, 1).reshape(len(tokens), -1).cpu(), features))
-        return components
+            span = slice(group.start, group.stop)
+            x = torch.cat([*kv.keys[span], *kv.values[span]], dim=1)[0]
+            y = group.transform.forward(x.transpose(0, 1).reshape(len(hidden), -1).cpu(), features)
+            if not bool(y.isfinite().all()):
+                raise InputError("The model's keys and values of this text are no finite numbers; open it in float32.")
+            shifts = coding.shifts_of(group.transform.importance_of(y, features))
+            yield _Part(coding.enlarge(y, shifts), shifts, group.transform.widths)
 
-    def _slots(self, components: Sequence[Float[Tensor, "_ T"]], tokens: Tensor) -> KV:
-        features, slot, found = self._features(tokens), self.backbone.slot, iter(components)
-        keys: list[Tensor] = []
-        values: list[Tensor] = []
-        for group in self.groups:
-            for part, into, like in ((group.keys, keys, slot.keys[0]), (group.values, values, slot.values[0])):
-                x = part.back(next(found), features).view(len(tokens), -1, like.shape[3]).to(like.device, like.dtype)
-                into += torch.split(x.transpose(0, 1)[None], like.shape[1], dim=1)
-        return KV(tuple(keys), tuple(values))
+    def _features(self, hidden: Tensor) -> Float[Tensor, "T D"]:
+        return features_of(hidden) - self.mean
 
-    def _features(self, tokens: Tensor) -> Float[Tensor, "T F"]:
-        """Of each token, and of the one before it in the same code."""
-        return features_of(self.backbone.embed(tokens[None])[0].float().cpu() - self.mean_embedding)
-
-    def _pack(self, ids: NDArray[np.int32], step: int, parts: Sequence[Tensor]) -> bytes:
-        coder, whole = LevelEncoder(), []
+    def _pack(self, ids: NDArray[np.int32], step: int, parts: Sequence[_Part]) -> bytes:
+        coder, written = LevelEncoder(), []
         coder.put_uniform(ids, self._vocabulary)
-        for y, part in zip(parts, self._parts, strict=True):
-            tables = coding.grid(part.widths, step)
-            whole.append(coding.to_levels(y[: coding.count_coded(tables)], step).numpy())
-            coding.put_levels(coder, whole[-1], tables)
+        for part in parts:
+            coder.put_uniform((part.shifts + coding.MOST_SHIFT).astype(np.int32), _SHIFTS)
+            grid = coding.Grid.of(part.widths, step, part.shifts)
+            levels = coding.coded_levels(part.y, step, grid)
+            coding.put_levels(coder, levels, grid)
+            written += [part.shifts, levels]
         words = coder.bytes()
-        return _HEADER.pack(len(ids), step, len(words) // 4, _checksum(ids, whole)) + words
+        return _HEADER.pack(len(ids), step, len(words) // 4, _checksum(ids, written)) + words
 
-    def _find_step(self, parts: Sequence[Tensor], bits: float) -> int:
-        """The finest step with which a sample of the tokens takes its share of the bits."""
-        tokens = parts[0].shape[1]
-        sample = [part[:, :: max(1, tokens // _SAMPLE)].contiguous() for part in parts]
-        share = (bits - 8 * _HEADER.size) / tokens - np.log2(self._vocabulary)
-        low, high = max(_FINEST, *(coding.finest_step(y) for y in parts)), _COARSEST
+    def _find_step(self, parts: Sequence[_Part], bits: float) -> tuple[int, float]:
+        """The finest step with which a sample of the tokens takes its share of the bits, and what all will take."""
+        tokens = len(parts[0].shifts)
+        sample = [part.sample(max(1, tokens // _SAMPLE)) for part in parts]
+        constant = np.log2(self._vocabulary) + len(parts) * np.log2(_SHIFTS) + 8 * _HEADER.size / tokens
+        low, high, expected = max(_FINEST, *(coding.finest_step(part.y) for part in parts)), _COARSEST, 0.0
         while high - low > _NEAR:
             step = (low + high) // 2
-            each = zip(sample, self._parts, strict=True)
-            total = sum(coding.count_bits(coding.to_levels(y, step), coding.grid(p.widths, step)) for y, p in each)
-            low, high = (low, step) if total <= share * sample[0].shape[1] else (step, high)
-        return high
+            each = sum(part.count_bits(step) for part in sample) / len(sample[0].shifts) + constant
+            if each * tokens <= bits:
+                high, expected = step, each * tokens
+            else:
+                low = step
+        return high, expected or bits
 
     def tensors(self) -> dict[str, Tensor]:
         """All that decides how it codes, as a file holds it; see ``of``."""
         spans = torch.tensor([[group.start, group.stop] for group in self.groups])
-        named = {"mean_embedding": self.mean_embedding, "spans": spans}
-        for index, part in enumerate(self._parts):
-            named |= {f"{name}.{index}": tensor for name, tensor in part.tensors().items()}
+        named = {"mean": self.mean, "spans": spans}
+        for index, group in enumerate(self.groups):
+            named |= {f"{name}.{index}": tensor for name, tensor in group.transform.tensors().items()}
         return named
 
     @cached_property
@@ -184,22 +221,17 @@ class Codec:
         """A name for all that decides how it codes."""
         return fingerprint(self.tensors())
 
-    @property
-    def _parts(self) -> Iterator[Transform]:
-        return (part for group in self.groups for part in (group.keys, group.values))
-
     def _require_fit(self) -> None:
         """Raise ValueError unless the tensors have the shapes that this model's slots ask for."""
         slot, dim = self.backbone.slot, self.backbone.dim
         ends = [end for group in self.groups for end in (group.start, group.stop)]
-        if ends[:1] != [0] or ends[-1] != len(slot.keys) or ends[1:-1:2] != ends[2::2] or ends != sorted(ends):
+        if not ends or ends[-1] != len(slot.keys) or ends[1:-1:2] != ends[2::2] or [0, *ends] != sorted([0, *ends]):
             raise ValueError("its groups are not the model's layers")
-        if self.mean_embedding.shape != (dim,):
-            raise ValueError("its embeddings are not the model's")
+        if self.mean.shape != (dim,) or not bool(torch.isfinite(self.mean).all()):
+            raise ValueError("its hidden states are not the model's")
         heads, width = slot.keys[0].shape[1::2]
         for group in self.groups:
-            for part in (group.keys, group.values):
-                part.require_fit(heads=(group.stop - group.start) * heads, width=width, features=2 * dim)
+            group.transform.require_fit(heads=2 * (group.stop - group.start) * heads, width=width, features=dim)
 
     @cached_property
     def _vocabulary(self) -> int:
@@ -211,8 +243,8 @@ def _transform(tensors: Mapping[str, Tensor], index: int) -> Transform:
     return Transform.of({name.removesuffix(end): tensor for name, tensor in tensors.items() if name.endswith(end)})
 
 
-def _checksum(ids: NDArray[np.int32], levels: Sequence[coding.Levels]) -> int:
+def _checksum(ids: NDArray[np.int32], rest: Sequence[NDArray[np.int16]]) -> int:
     value = zlib.crc32(ids.astype("<i4").tobytes())
-    for part in levels:
+    for part in rest:
         value = zlib.crc32(part.astype("<i2", copy=False).data, value)
     return value

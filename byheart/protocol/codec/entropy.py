@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 
 PER_DOUBLING = 8
 """Widths of the grid from one width to its double."""
-NARROWEST, WIDEST = -32, 64
-"""Ends of the grid: a sixteenth of a step, below which all numbers are taken for 0, and 256 steps."""
+NARROWEST, WIDEST = -16, 64
+"""Ends of the grid: a quarter of a step, below which all numbers are taken for 0, and 256 steps."""
 DEAD_ZONE = 0.6
 LARGEST = (1 << 15) - 1
 """The largest level."""
@@ -93,9 +93,12 @@ class LevelDecoder:
 
 @lru_cache(maxsize=2)
 def costs() -> NDArray[np.float32]:
-    """Bits (widths, levels) of levels 0 to the most that a table has; further ones cost an escape."""
-    rows = np.empty((WIDEST - NARROWEST + 1, _MOST_LEVELS + 1), np.float32)
-    for row, width in zip(rows, range(NARROWEST, WIDEST + 1), strict=True):
+    """Bits (widths, levels) of levels 0 to the most that a table has; further ones cost an escape.
+
+    The first row is that of the width below ``NARROWEST``, which is not coded.
+    """
+    rows = np.zeros((WIDEST - NARROWEST + 2, _MOST_LEVELS + 1), np.float32)
+    for row, width in zip(rows[1:], range(NARROWEST, WIDEST + 1), strict=True):
         counts, _, most = _table(width)
         bits = -np.log2(counts / counts.sum())
         row[: most + 1] = bits[most : 2 * most + 1]
@@ -103,13 +106,15 @@ def costs() -> NDArray[np.float32]:
     return rows
 
 
-@lru_cache(maxsize=1024)
-def expected(width: int, cut: int, unit: int) -> int:
-    """The mean size of levels up to ``cut``, larger ones taken for it, in ``unit`` parts of one."""
-    counts, _, most = _table(width)
-    sizes = np.minimum(np.abs(np.arange(-most, most + 1)), cut)
-    total = int(counts.sum())
-    return int((int(sizes @ counts[:-1]) + cut * int(counts[-1])) * unit // total)
+@lru_cache(maxsize=2)
+def expectations(cut: int, unit: int) -> NDArray[np.int64]:
+    """The mean sizes of levels up to ``cut``, larger ones taken for it, in ``unit`` parts of one; rows as of costs."""
+    means = np.zeros(WIDEST - NARROWEST + 2, np.int64)
+    for row, width in enumerate(range(NARROWEST, WIDEST + 1), start=1):
+        counts, _, most = _table(width)
+        sizes = np.minimum(np.abs(np.arange(-most, most + 1)), cut)
+        means[row] = (int(sizes @ counts[:-1]) + cut * int(counts[-1])) * unit // int(counts.sum())
+    return means
 
 
 def _groups(tables: Tables) -> Iterator[tuple[int, NDArray[np.intp]]]:

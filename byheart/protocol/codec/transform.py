@@ -1,15 +1,15 @@
-"""Slots as numbers of which most are near zero: predicted from the tokens, weighed, and turned to principal components.
+"""Slots as numbers of which most are near zero: predicted, weighed, and turned to principal components.
 
-    x  the keys or the values of one token in a group of layers, all layers and heads in one vector, un-rotated
-    f  what the token itself and the one before it say, by their embeddings
+    x  the keys and the values of one token in a group of layers, all layers and heads in one vector, un-rotated
+    f  what the first of the coded layers is given, scaled to unit size: the layers below are run again
     w  weights, one symmetric matrix per head: what an error in x costs those who read it
     y  components: y basis = (x - center - f prediction) w, in the sense of least squares
 
-Keys and values of one token have much in common across layers, and half of their energy is known from which token it is
-and which came before it. What is left has few large components (KVTC, Staniszewski and Łańcucki 2025, arXiv
-2511.01815, section 3: principal components over all layers; the prediction and the weights are byheart's own).
+Keys and values of one token have much in common across layers, and most of what upper layers make is known from what
+they are given. What is left has few large components (KVTC, Staniszewski and Łańcucki 2025, arXiv 2511.01815, section
+3: principal components over all layers; the prediction and the weights are byheart's own).
 
-Dimensions: T tokens, L layers of the group, H heads, W head width, N = L H W numbers, F features, C components.
+Dimensions: T tokens, L layers of the group, H heads, W head width, N = 2 L H W numbers, F features, C components.
 """
 
 from __future__ import annotations
@@ -22,25 +22,31 @@ import torch
 from jaxtyping import BFloat16, Float, Int
 from torch import Tensor
 
+from byheart.protocol.codec.levels import UNITS
+
 # Processors have fast products for it, and slots have no more digits.
 _DTYPE = torch.bfloat16
+EXPLAINING = 256
+"""How many components tell how much depends on a token."""
 
 
 @dataclass(frozen=True)
 class Transform:
-    """Keys or values of a group of layers, to components and back.
+    """Keys and values of a group of layers, to components and back.
 
     ``widths`` are the components' spreads, ``levels.UNITS`` per doubling, in whole numbers so that every machine codes
     alike. ``basis`` and ``prediction`` are int8, each row of the one and column of the other with a scale.
+    ``importance`` is what features, then the first components, say about how much depends on a token, in doublings.
     """
 
     center: Float[Tensor, " N"]
-    weights: Float[Tensor, "LH W W"]
+    weights: Float[Tensor, "heads W W"]
     basis: Int[Tensor, "C N"]
     basis_scale: Float[Tensor, " C"]
     prediction: Int[Tensor, "F N"]
     prediction_scale: Float[Tensor, " N"]
     widths: Int[Tensor, " C"]
+    importance: Float[Tensor, " I"]
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> Transform:
@@ -61,6 +67,14 @@ class Transform:
         known = torch.cat([features.to(_DTYPE).T, y.to(_DTYPE)])
         return torch.addmm(self.center.to(_DTYPE), known.T, self._synthesis[: len(known)])
 
+    def cost(self, gradients: Float[Tensor, "T N"]) -> Float[Tensor, " T"]:
+        """What an error of unit size in each component costs, added up, by the gradients of a prediction."""
+        return (gradients @ by_head(self._rows, torch.linalg.inv(self.weights)).T).pow(2).sum(1)
+
+    def importance_of(self, y: Float[Tensor, "C T"], features: Float[Tensor, "T F"]) -> Float[Tensor, " T"]:
+        """How many doublings an error in each token costs more than in another, as far as they tell."""
+        return explaining(y, self.widths, features) @ self.importance
+
     def require_fit(self, *, heads: int, width: int, features: int) -> None:
         """Raise ValueError unless its tensors have these sizes, with finite numbers."""
         numbers, components = heads * width, len(self.widths)
@@ -72,6 +86,7 @@ class Transform:
             "prediction": (features, numbers),
             "prediction_scale": (numbers,),
             "widths": (components,),
+            "importance": (features + min(components, EXPLAINING),),
         }
         for name, tensor in self.tensors().items():
             if tuple(tensor.shape) != shapes[name]:
@@ -101,12 +116,21 @@ class Transform:
         return self.basis.float() * self.basis_scale[:, None]
 
 
-def features_of(embeddings: Float[Tensor, "T D"]) -> Float[Tensor, "T F"]:
-    """What is known of each token: its embedding and that of the one before it, zeros before the first."""
-    return torch.cat([embeddings, torch.cat([torch.zeros_like(embeddings[:1]), embeddings[:-1]])], dim=1)
+def features_of(hidden: Float[Tensor, "T D"]) -> Float[Tensor, "T F"]:
+    """What is known of each token, of unit size: a few tokens have hidden states a hundred times as large."""
+    known = hidden.float().cpu()
+    return known / known.pow(2).mean(-1, keepdim=True).sqrt().clamp(min=torch.finfo(torch.float32).tiny)
 
 
-def by_head(x: Float[Tensor, "T N"], weights: Float[Tensor, "LH W W"]) -> Float[Tensor, "T N"]:
+def explaining(
+    y: Float[Tensor, "C T"], widths: Int[Tensor, " C"], features: Float[Tensor, "T F"]
+) -> Float[Tensor, "T I"]:
+    """What tells a token's importance: its features, and its first components as parts of their spread."""
+    first = widths[:EXPLAINING]
+    return torch.cat([features, (y[: len(first)] / torch.exp2(first / UNITS)[:, None]).T], dim=1)
+
+
+def by_head(x: Float[Tensor, "T N"], weights: Float[Tensor, "heads W W"]) -> Float[Tensor, "T N"]:
     """Each head's numbers by its own matrix."""
     heads, width, _ = weights.shape
     return torch.bmm(x.view(-1, heads, width).transpose(0, 1), weights).transpose(0, 1).reshape(len(x), -1)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from byheart.protocol.codec.entropy import LARGEST, NARROWEST, WIDEST, LevelDecoder, LevelEncoder, costs, expected
+from byheart.protocol.codec.entropy import LARGEST, NARROWEST, WIDEST, LevelDecoder, LevelEncoder, costs, expectations
 
 
 def drawn(widths: np.ndarray, *, seed: int = 0) -> np.ndarray:
@@ -30,7 +30,7 @@ def test_levels_take_the_bits_that_their_distribution_asks_for(width: int) -> No
     levels = drawn(widths)
     coder = LevelEncoder()
     coder.put(levels, widths)
-    said = costs()[width - NARROWEST][np.abs(levels)].sum()
+    said = costs()[width - NARROWEST + 1][np.abs(levels)].sum()
     assert 8 * len(coder.bytes()) == pytest.approx(said, rel=0.002, abs=64)
     shares = np.unique(levels, return_counts=True)[1] / len(levels)
     entropy = -(shares * np.log2(shares)).sum() * len(levels)
@@ -47,4 +47,4 @@ def test_what_is_under_the_grid_is_not_coded() -> None:
 
 def test_a_tables_mean_is_that_of_what_it_codes() -> None:
     levels = np.abs(drawn(np.full(200_000, 20, np.int8)))
-    assert expected(20, 15, 1024) / 1024 == pytest.approx(np.minimum(levels, 15).mean(), rel=0.05)
+    assert expectations(15, 1024)[20 - NARROWEST + 1] / 1024 == pytest.approx(np.minimum(levels, 15).mean(), rel=0.05)

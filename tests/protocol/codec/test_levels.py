@@ -5,18 +5,22 @@ import torch
 
 from byheart.protocol.codec.entropy import LARGEST, NARROWEST, LevelDecoder, LevelEncoder
 from byheart.protocol.codec.levels import (
+    MOST_SHIFT,
     UNITS,
+    Grid,
+    Shifts,
+    coded_levels,
     count_bits,
-    count_coded,
+    enlarge,
     finest_step,
     from_levels,
-    grid,
     put_levels,
+    shifts_of,
     take_levels,
     to_levels,
 )
 
-WIDTHS = torch.arange(600, -400, -20, dtype=torch.int32)
+WIDTHS = torch.arange(600, -400, -5, dtype=torch.int32)
 
 
 def components(tokens: int, *, loud: float = 1.0) -> torch.Tensor:
@@ -27,14 +31,20 @@ def components(tokens: int, *, loud: float = 1.0) -> torch.Tensor:
     return sign * size * each[:, None] * 2.0 ** (WIDTHS / UNITS)
 
 
-def coded(y: torch.Tensor, step: int) -> tuple[int, torch.Tensor]:
-    tables, coder = grid(WIDTHS, step), LevelEncoder()
-    levels = to_levels(y.T, step)[: count_coded(tables)].numpy()
-    put_levels(coder, levels, tables)
-    taken, used = take_levels(LevelDecoder(coder.bytes()), len(y), tables)
+def unshifted(tokens: int) -> Shifts:
+    return np.zeros(tokens, np.int16)
+
+
+def coded(y: torch.Tensor, step: int, shifts: Shifts | None = None) -> tuple[int, torch.Tensor]:
+    """The bytes of components (T, C), and what comes back."""
+    shifts = unshifted(len(y)) if shifts is None else shifts
+    grid, coder = Grid.of(WIDTHS, step, shifts), LevelEncoder()
+    levels = coded_levels(enlarge(y.T, shifts), step, grid)
+    put_levels(coder, levels, grid)
+    taken, used = take_levels(LevelDecoder(coder.bytes()), grid)
     assert (taken == levels).all()
     back = torch.zeros(y.shape)
-    back[:, : len(levels)] = from_levels(taken, used, step).T
+    back[:, : len(levels)] = from_levels(taken, used, step, shifts).T
     return len(coder.bytes()), back
 
 
@@ -42,7 +52,7 @@ def test_components_come_back_within_a_step() -> None:
     y = components(200)
     for step in (-300, 0, 300):
         _, back = coded(y, step)
-        assert (back - y)[:, :30].abs().max() <= 2 ** (step / UNITS)
+        assert (back - y)[:, :60].abs().max() <= 2 ** (step / UNITS)
         assert (back - y).abs().mean() < 0.3 * 2 ** (step / UNITS)
 
 
@@ -56,21 +66,21 @@ def test_a_finer_step_costs_more_and_loses_less() -> None:
 
 def test_the_mean_of_a_level_is_nearer_than_its_middle() -> None:
     y, step = components(2000), 256
-    levels, tables = to_levels(y.T, step).numpy(), grid(WIDTHS, step)
-    used = np.broadcast_to(tables.clip(NARROWEST)[:, None], levels.shape)
+    grid = Grid.of(WIDTHS, step, unshifted(len(y)))
+    levels, used = coded_levels(y.T, step, grid), grid.part(slice(None))
     middle = np.sign(levels) * (np.abs(levels) - 0.1) * 2 ** (step / UNITS)
     nonzero = levels != 0
-    exact = y.T.numpy()
-    error = (from_levels(levels, used, step).numpy() - exact)[nonzero]
+    exact = y.T[: grid.coded].numpy()
+    error = (from_levels(levels, used, step, unshifted(len(y))).numpy() - exact)[nonzero]
     assert (error**2).mean() < 0.98 * ((middle - exact)[nonzero] ** 2).mean()
 
 
 def test_loud_and_quiet_tokens_are_told_apart() -> None:
     even, uneven = components(200), components(200, loud=3.0)
-    tables = grid(WIDTHS, 0)
+    grid = Grid.of(WIDTHS, 0, unshifted(200))
     for y, least, most in ((even, 0.97, 1.03), (uneven, 0.7, 0.95)):
         size, _ = coded(y, 0)
-        assert least < 8 * size / count_bits(to_levels(y.T, 0), tables) < most
+        assert least < 8 * size / count_bits(coded_levels(y.T, 0, grid), grid) < most
 
 
 def test_no_level_is_cut_off_at_the_finest_step() -> None:
@@ -78,3 +88,40 @@ def test_no_level_is_cut_off_at_the_finest_step() -> None:
     step = finest_step(y)
     assert int(to_levels(y, step).abs().max()) <= LARGEST
     assert (to_levels(y, step) * 2 ** (step / UNITS) - y).abs().max() <= 2 ** (step / UNITS)
+
+
+def test_a_token_on_which_more_depends_loses_less() -> None:
+    y = components(400)
+    shifts = np.where(np.arange(400) < 200, 8, -8).astype(np.int16)
+    (even, plain), (uneven, shifted) = coded(y, 0), coded(y, 0, shifts)
+    assert abs(uneven / even - 1) < 0.1
+    first, rest = (
+        (shifted - y)[part].abs().mean() / (plain - y)[part].abs().mean() for part in (slice(200), slice(200, 400))
+    )
+    assert first < 0.65
+    assert rest > 1.4
+
+
+def test_fine_tokens_have_components_that_others_do_not() -> None:
+    one, two = (Grid.of(WIDTHS, 400, shifts) for shifts in (unshifted(2), np.array([0, 16], np.int16)))
+    assert one.coded < two.coded
+    some = slice(one.coded, two.coded)
+    assert (two.part(some)[:, 0] < NARROWEST).all()
+    assert (two.part(some)[:, 1] >= NARROWEST).all()
+    levels = coded_levels(torch.full((len(WIDTHS), 2), 1e3), 400, two)
+    assert (levels[some, 0] == 0).all()
+    assert (levels[some, 1] > 0).all()
+
+
+def test_shifts_are_half_of_what_depends_on_a_token() -> None:
+    assert shifts_of(torch.tensor([0.0, 2.0, 1.0])).tolist() == [-4, 4, 0]
+    assert shifts_of(torch.tensor([-50.0, 50.0])).tolist() == [-MOST_SHIFT, MOST_SHIFT]
+    assert shifts_of(torch.tensor([7.0])).tolist() == [0]
+
+
+def test_without_components_nothing_is_coded() -> None:
+    grid, coder = Grid.of(WIDTHS, 9000, unshifted(3)), LevelEncoder()
+    assert grid.coded == 0
+    put_levels(coder, coded_levels(components(3).T, 9000, grid), grid)
+    levels, _ = take_levels(LevelDecoder(coder.bytes()), grid)
+    assert levels.shape == (0, 3)
