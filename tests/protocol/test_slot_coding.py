@@ -29,6 +29,12 @@ def coded(slots: int, bits: int, *, seed: int = 0) -> CodedKV:
     return encode_slots(some(slots, seed=seed), bits=bits)
 
 
+def slots_of(state: State, kept: slice = slice(None)) -> State:
+    """Some slots of a state, as they stand there."""
+    parts = ("keys.", "values.", "key_ranges.", "value_ranges.")
+    return {name: tensor[:, :, kept] for name, tensor in state.items() if name.startswith(parts)}
+
+
 def equal(ours: KV, theirs: KV) -> bool:
     return all(map(torch.equal, ours.keys + ours.values, theirs.keys + theirs.values))
 
@@ -135,14 +141,14 @@ def test_few_bits_say_nearly_what_all_do(name: str, bits: int) -> None:
 
 
 @BITS
-@pytest.mark.parametrize("name", ["full", "every-kth", "mean-pooled"])
+@pytest.mark.parametrize("name", ["full", "every-kth", "mean-pooled", "compressed-kv", "last-ffn"])
 def test_what_was_kept_is_as_it_was_whatever_is_added(name: str, bits: int) -> None:
     made = fresh(name, backbone(), bits=bits)
     first = written(made, tokens(20, seed=1))
     held, state = kv_slots(first), first
     for seed in range(4):
         state = written(made, tokens(9, seed=seed), start=state)
-        same({part: tensor[:, :, :held] for part, tensor in state.items()}, first)
+        same(slots_of(state, slice(0, held)), slots_of(first))
 
 
 @BITS
@@ -178,8 +184,28 @@ def test_a_thousand_writes_lose_nothing(name: str, bits: int, kept: slice) -> No
     for seed in range(1000):
         state = written(made, tokens(1, seed=seed), start=state)
     assert kv_slots(state) == (8 if name == "window" else 1040)
-    early = [{part: tensor[:, :, kept] for part, tensor in one.items()} for one in (state, first)]
-    same(*early)
+    same(slots_of(state, kept), slots_of(first, kept))
+
+
+@BITS
+def test_a_pool_codes_the_slots_that_it_renews_and_no_other(bits: int) -> None:
+    made = fresh("latent-pool", backbone(), bits=bits)
+    full = written(made, tokens(128, seed=1))
+    later = written(made, tokens(20, seed=2), start=full)
+    before, after = slots_of(full), slots_of(later)
+    for name, tensor in before.items():
+        unlike = (tensor != after[name]).any(dim=-1).sum(dim=-1)
+        assert tensor.shape[2] == 25
+        # Numbers that are unlike may have like ranges or codes by chance.
+        assert (unlike <= 8).all(), name
+    assert any(not torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
+def test_a_method_that_is_trained_has_exact_slots() -> None:
+    for name in ("latent-pool", "compressed-kv"):
+        made = fresh(name, backbone(), bits=4).train()
+        assert written(made, tokens(20))["keys.0"].dtype == torch.float32
+        assert written(made.eval(), tokens(20))["keys.0"].dtype == torch.uint8
 
 
 @BITS
