@@ -2,7 +2,7 @@
 
 Groups lie within one slot, so that a slot's code depends on nothing but the slot: slots are kept, dropped and reordered
 as codes. Ranges per channel over many slots, which fit keys better, would tie slots together; on SmolLM2-135M they save
-a quarter of the divergence of 4 bits (docs/explanation/log.md), and where one slot is written at a time they would take
+a fifth of the divergence of 4 bits (docs/explanation/log.md), and where one slot is written at a time they would take
 more bytes than its numbers.
 
 Dimensions: S slots in any shape, W numbers of a key or value, G groups, E = 2 G ends of ranges, N bytes of codes.
