@@ -70,7 +70,8 @@ class Candidate:
         decoding = {key: value for key, value in method.options.items() if key in DECODING_OPTIONS}
         options = {key: value for key, value in method.options.items() if key not in DECODING_OPTIONS}
         if budget and tokens:
-            options = {**options_for(method.name, opened.backbone, budget, tokens), **options}
+            bits = options.get("bits", 16)
+            options = {**options_for(method.name, opened.backbone, budget, tokens, bits=bits), **options}
         session = load(opened.backbone, method=method.name, encoder=opened.encoder, **options)
         return cls(spec, session, decoding, budget)
 

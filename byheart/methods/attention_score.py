@@ -10,7 +10,7 @@ What one write looks at, six tokens of which two are observed (each column's mea
     1 1 1 1 1 .
     1 1 1 1 1 1
 
-State: `keys.l`, `values.l` (B, H, M, W) per layer, keys as of position 0; M <= slots.
+State: `keys.l`, `values.l` (B, H, M, W) per layer, keys as of position 0; M <= slots; coded where ``bits`` is not 16.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from byheart.model.backbone import Backbone
 from byheart.model.reading import KV
 from byheart.protocol.kv_method import KVMethod, NewKV
 from byheart.protocol.kv_slots import concat, gather, top_indices
-from byheart.protocol.method import Method
 from byheart.protocol.size import slots_size
 
 
@@ -35,6 +34,7 @@ class AttentionScore(KVMethod):
         observed: how many last tokens of each chunk score all slots; their own slots are kept.
         pooled: over how many neighbouring slots scores are averaged; an odd number.
         chunk_tokens: how many tokens are read at once after what is kept; slots are dropped after each.
+        bits: of each number that is kept; 8 or 4 code it once, when it is written.
     """
 
     name = "attention-score"
@@ -43,9 +43,16 @@ class AttentionScore(KVMethod):
     size = slots_size(lambda slots: {"slots": slots, "observed": min(32, max(1, slots // 4))})
 
     def __init__(
-        self, backbone: Backbone, *, slots: int = 512, observed: int = 32, pooled: int = 5, chunk_tokens: int = 1024
+        self,
+        backbone: Backbone,
+        *,
+        slots: int = 512,
+        observed: int = 32,
+        pooled: int = 5,
+        chunk_tokens: int = 1024,
+        bits: int = 16,
     ) -> None:
-        Method.__init__(self, backbone)
+        KVMethod.__init__(self, backbone, bits=bits)
         require_positive(slots=slots, observed=observed, pooled=pooled, chunk_tokens=chunk_tokens)
         if observed > slots:
             raise UsageError(f"observed must be at most slots, {slots}: its slots are kept; it is {observed}.")

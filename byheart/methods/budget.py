@@ -13,14 +13,19 @@ from typing import Any
 from byheart.errors import BudgetError, UsageError, require_positive
 from byheart.methods import find
 from byheart.model.backbone import Backbone
+from byheart.protocol.quantise import require_bits
+from byheart.protocol.slot_coding import SlotCoding
 
 _UNITS = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
 # Specs of published results say KB; everywhere in byheart it means 1,024 bytes.
 _UNITS |= {"KB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30}
 
 
-def options_for(name: str, backbone: Backbone, budget_bytes: int, tokens: int) -> dict[str, Any]:
+def options_for(name: str, backbone: Backbone, budget_bytes: int, tokens: int, *, bits: int = 16) -> dict[str, Any]:
     """Options of a method whose state for one text of ``tokens`` tokens takes at most ``budget_bytes``.
+
+    Args:
+        bits: the option ``bits`` of a method that has one.
 
     Options that are not returned are the defaults. Raises UnknownNameError for the name, BudgetError where even the
     least state takes more, and UsageError where the method has no size to choose.
@@ -30,8 +35,12 @@ def options_for(name: str, backbone: Backbone, budget_bytes: int, tokens: int) -
     if size is None:
         raise UsageError(f"'{name}' has no size to choose for a budget of bytes; take another method.")
 
+    require_bits(bits)
+    saved = backbone.slot_bytes - SlotCoding(backbone, bits).slot_bytes
+
     def nbytes(choice: int) -> int:
-        return size.nbytes(backbone, tokens, choice)
+        slots = size.slots(tokens, choice) if size.slots else 0
+        return size.nbytes(backbone, tokens, choice) - slots * saved
 
     sizes = size.sizes(tokens)
     fitting = bisect_right(sizes, budget_bytes, key=nbytes)

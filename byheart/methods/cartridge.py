@@ -8,7 +8,8 @@ paper, next-token loss on the text alone answers worse.
 
 Later texts tune the same slots further, so earlier ones fade.
 
-State: `keys.l`, `values.l` (B, H, M, W) per layer, keys at positions 0 to M - 1; M <= slots.
+State: `keys.l`, `values.l` (B, H, M, W) per layer, keys at positions 0 to M - 1; M <= slots; coded where ``bits``
+is not 16.
 
 Dimensions: B batch, H heads, M slots, T tokens, D hidden, W head width.
 """
@@ -26,8 +27,7 @@ from byheart.model.losses import make_reference, token_losses
 from byheart.model.optimize import descend, require_steps
 from byheart.model.reading import KV, Reading
 from byheart.protocol.kv_method import SlotMethod
-from byheart.protocol.kv_slots import concat, kv_to_state, map_slots, state_to_kv
-from byheart.protocol.method import Method
+from byheart.protocol.kv_slots import concat, map_slots
 from byheart.protocol.segments import require_learnable, require_positions
 from byheart.protocol.size import slots_size
 from byheart.protocol.state import State
@@ -42,6 +42,7 @@ class Cartridge(SlotMethod):
         kl: weight of the divergence from the model that has the whole text in front of it; the text must then be no
             longer than the model's positions.
         seed: of the choice of chunks.
+        bits: of each number that is kept; 8 or 4 code what was tuned, and the first slot once.
     """
 
     name = "cartridge"
@@ -58,8 +59,9 @@ class Cartridge(SlotMethod):
         kl: float = 0.0,
         clip: float = 1.0,
         seed: int = 0,
+        bits: int = 16,
     ) -> None:
-        Method.__init__(self, backbone)
+        SlotMethod.__init__(self, backbone, bits=bits)
         require_positive(learning_rate=learning_rate, clip=clip)
         require_steps(steps)
         if min(slots, chunk_tokens) < 2:
@@ -74,13 +76,13 @@ class Cartridge(SlotMethod):
         require_learnable(segment)
         tokens = segment.to(self.backbone.device)
         with torch.no_grad():
-            start = self._start(state_to_kv(state), tokens)
+            start = self._start(self.coding.to_kv(state), tokens)
             teacher = self._read_whole(tokens) if self.kl else None
-        return kv_to_state(self._tune(start, tokens, teacher))
+        return self.coding.to_state(start.slice(0, 1).append(self._tune(start, tokens, teacher)))
 
     def read(self, state: State) -> Reading:
         """The slots, as they were tuned."""
-        kv = state_to_kv(state)
+        kv = self.coding.to_plain(state)
         return Reading(kv, batch=kv.batch) if kv else Reading()
 
     def _start(self, past: KV | None, tokens: Tensor) -> KV:
@@ -98,7 +100,8 @@ class Cartridge(SlotMethod):
     # Tensors made in inference mode cannot be tuned, whatever mode the caller is in.
     @torch.inference_mode(False)
     def _tune(self, start: KV, tokens: Tensor, teacher: Tensor | None) -> KV:
-        sink, tokens = start.slice(0, 1), tokens.clone()
+        """The slots after the first one, tuned."""
+        sink, tokens = map_slots(Tensor.detach, start.slice(0, 1)), tokens.clone()
         chunks = draw_chunks(tokens.shape[1], chunk_tokens=self.chunk_tokens, seed=self.seed)
         # Each row of the batch has leaves of its own: gradients are clipped per text.
         # In float32: small steps would vanish in bfloat16.
@@ -120,7 +123,7 @@ class Cartridge(SlotMethod):
 
         groups = [[*row.keys, *row.values] for row in leaves]
         descend(groups, loss, steps=self.steps, learning_rate=self.learning_rate, clip=self.clip)
-        return map_slots(Tensor.detach, sink.append(self._stack(leaves)))
+        return map_slots(Tensor.detach, self._stack(leaves))
 
     def _stack(self, rows: list[KV]) -> KV:
         """Rows of a batch that are tuned apart, as one batch in the model's type."""

@@ -22,7 +22,8 @@ positions; a reader's positions differ by one constant, so rounding does not bui
 float32.
 
 State: `keys.l`, `values.l` (B, H, S + M, W) per layer, keys rotated to absolute positions, sink first;
-`tokens` (B,), text tokens read; `segments` (B,), segments compressed.
+`tokens` (B,), text tokens read; `segments` (B,), segments compressed. Keys and values are coded where ``bits`` is
+not 16.
 
 Dimensions: B batch, H heads, M memory slots, S sink slots (0 or 1), T tokens, W head width.
 """
@@ -43,11 +44,13 @@ from byheart.model.reading import KV, Reading
 from byheart.model.segment_attention import Together, together
 from byheart.protocol.episode import Batch
 from byheart.protocol.episode_loss import episode_loss
-from byheart.protocol.kv_slots import kv_template, kv_to_state, map_slots, state_to_kv
+from byheart.protocol.kv_slots import map_slots
 from byheart.protocol.method import Method
 from byheart.protocol.objective import TARGETS_ONLY, Objective
+from byheart.protocol.quantise import require_bits
 from byheart.protocol.segments import split_segments
 from byheart.protocol.size import fixed_size
+from byheart.protocol.slot_coding import SlotCoding
 from byheart.protocol.state import State, kv_slots
 
 
@@ -66,11 +69,16 @@ class CompressedKV(Method):
         conditional: whether the LoRA is active at compression tokens alone; else it is active at every token of writes
             and questions, as in the published baseline.
         linears: which layers it updates: the ``attention``'s, as published, or ``all``.
+        bits: of each number of the keys and values; 8 or 4 code a slot once, when it is written. While the method is
+            trained they are exact. A mean changes with every segment, and has 16.
     """
 
     name = "compressed-kv"
     # Learned parts belong to one number of slots per segment, so the defaults fit or do not.
-    size = fixed_size(lambda backbone, tokens: 4 * math.ceil(tokens / 64) * backbone.slot_bytes + 16)
+    size = fixed_size(
+        lambda backbone, tokens: 4 * math.ceil(tokens / 64) * backbone.slot_bytes + 16,
+        slots=lambda tokens: 4 * math.ceil(tokens / 64),
+    )
 
     def __init__(
         self,
@@ -86,17 +94,21 @@ class CompressedKV(Method):
         alpha: float = 16.0,
         linears: str = "attention",
         conditional: bool = True,
+        bits: int = 16,
     ) -> None:
         Method.__init__(self, backbone)
+        require_bits(bits)
         require_positive(tokens=tokens, rank=rank)
         if tokens > (known := backbone.embedding.num_embeddings):
             raise UsageError(f"tokens must be at most {known}, the model's vocabulary; it is {tokens}.")
         require_not_negative(segment_tokens=segment_tokens)
         require_one_of("merge", merge, ("concat", "mean"))
         require_one_of("linears", linears, ("attention", "all"))
+        if merge == "mean" and bits != 16:
+            raise UsageError(f"bits must be 16 where merge is 'mean', which changes with every segment; it is {bits}.")
         self.tokens, self.merge, self.recurrent, self.sink = tokens, merge, recurrent, sink
         self.segment_tokens, self.rank, self.alpha, self.linears = segment_tokens, rank, alpha, linears
-        self.first_slot, self.conditional = first_slot, conditional
+        self.first_slot, self.conditional, self.bits = first_slot, conditional, bits
         self.capacity = tokens + sink + first_slot if merge == "mean" else None
         # One start for each compression token: the mean of every ``tokens``-th embedding, near the mean of them all.
         means = [backbone.embedding.weight[k::tokens].float().mean(0) for k in reversed(range(tokens))]
@@ -107,6 +119,11 @@ class CompressedKV(Method):
         # (L, 2, H, 1, W): keys and values; it stands at position 0, and the text from 1 on.
         self.first = nn.Parameter(_first_slot(backbone)) if first_slot else None
 
+    @property
+    def coding(self) -> SlotCoding:
+        """How slots stand in the state. Codes have no gradients, so that training has none."""
+        return SlotCoding(self.backbone, 16 if self.training else self.bits)
+
     def init(self) -> State:
         """No slots."""
         zero = torch.zeros(1, dtype=torch.long, device=self.backbone.device)
@@ -114,16 +131,17 @@ class CompressedKV(Method):
 
     def template(self, state: State, *, written: bool) -> State:
         """Counts, and slots once something was written; those of a mean are in float32."""
-        kv = kv_template(self.backbone, state, most=None) if written else {}
+        kv = self.coding.template(state) if written else {}
         mean = self.merge == "mean"
         return {**self.init(), **{name: part.float() if mean else part for name, part in kv.items()}}
 
     def require_values(self, state: State) -> None:
-        """Every segment has tokens, and as many slots as the method gives it."""
-        kv, tokens, segments = state_to_kv(state), int(state["tokens"]), int(state["segments"])
+        """Every segment has tokens, and as many slots as the method gives it; codes have ranges."""
+        self.coding.require_values(state)
+        held, tokens, segments = kv_slots(state), int(state["tokens"]), int(state["segments"])
         slots = self.tokens * (min(1, segments) if self.merge == "mean" else segments) + (self.sink and segments > 0)
-        if not segments <= tokens or slots != (kv.slots if kv else 0):
-            raise ValueError(f"{segments} segments of {tokens} tokens have {slots} slots, not {kv.slots if kv else 0}")
+        if not segments <= tokens or slots != held:
+            raise ValueError(f"{segments} segments of {tokens} tokens have {slots} slots, not {held}")
 
     def pieces(self, segment: Tensor) -> Iterator[Tensor]:
         """Segments of at most ``segment_tokens``."""
@@ -146,7 +164,7 @@ class CompressedKV(Method):
         """Sink and memory, rotated so that the next token stands right after them."""
         batch = state["tokens"].shape[0]
         deltas = {} if self.conditional else self.lora.deltas(batch)
-        return Reading(self._to_reader(state_to_kv(state), state["tokens"]), deltas, batch=batch)
+        return Reading(self._to_reader(self.coding.to_kv(state), state["tokens"]), deltas, batch=batch)
 
     def _gate(self, length: int) -> slice | None:
         """The positions of a segment of ``length`` tokens and its marks at which the LoRA is active."""
@@ -171,7 +189,7 @@ class CompressedKV(Method):
 
     def _compress(self, state: State, piece: Tensor) -> State:
         batch, length = piece.shape
-        kept, tokens = state_to_kv(state), state["tokens"]
+        kept, tokens = self.coding.to_kv(state), state["tokens"]
         seen = kept if self.recurrent or kept is None else (kept.slice(0, 1) if self.sink else None)
         prefix = self._to_reader(seen, tokens)
         start = prefix.slots if prefix else 0
@@ -191,7 +209,7 @@ class CompressedKV(Method):
         memory = kept.slice(1) if kept and self.sink else kept
         merged = self._merge(memory, new, state["segments"])
         return {
-            **kv_to_state(sink.append(merged) if sink else merged),
+            **self.coding.to_state(sink.append(merged) if sink else merged),
             "tokens": tokens + length,
             "segments": state["segments"] + 1,
         }
@@ -223,7 +241,7 @@ class CompressedKV(Method):
         ):
             flat = (part.flatten(0, 1) for part in (real, places + front))
             hidden = self.backbone.hidden(embeds=embeds, cache=cache, mask=next(flat), positions=next(flat))
-        state = {**kv_to_state(self._collect(cache, texts, first)), "tokens": lengths.sum(1)}
+        state = {**self.coding.to_state(self._collect(cache, texts, first)), "tokens": lengths.sum(1)}
         state["segments"] = torch.full_like(state["tokens"], rows)
         return state, hidden[:, :length].reshape(texts, rows, length, -1)
 

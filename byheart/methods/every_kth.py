@@ -12,7 +12,7 @@ Each write keeps a slot for every k of its own tokens, at least one, and reads i
 A slot takes the position of its place in the memory, as if the slots were the text: on SmolLM2-135M that predicts
 better than the slots' own distances to the reader.
 
-State: `keys.l`, `values.l` (B, H, M, W) per layer, keys as of position 0.
+State: `keys.l`, `values.l` (B, H, M, W) per layer, keys as of position 0; coded where ``bits`` is not 16.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ class EveryKth(EveryMethod):
     Args:
         sinks: how many of a first text's slots are its very first ones.
         chunk_tokens: how many tokens are read at once; longer text is written in such pieces.
+        bits: of each number that is kept; 8 or 4 code it once, when it is written.
     """
 
     name = "every-kth"

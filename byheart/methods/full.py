@@ -1,20 +1,21 @@
 """The exact keys and values of the whole text: the ceiling of every comparison, at the highest price.
 
-State: `keys.l`, `values.l` (B, H, M, W) per layer, keys rotated to their positions in the text.
+State: `keys.l`, `values.l` (B, H, M, W) per layer, keys rotated to their positions in the text; coded where
+``bits`` is not 16.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor
 
 from byheart.errors import require_positive
 from byheart.model.backbone import Backbone
 from byheart.model.reading import Reading
 from byheart.protocol.kv_method import SlotMethod
-from byheart.protocol.kv_slots import kv_to_state, prefill_pieces, state_to_kv
-from byheart.protocol.method import Method
+from byheart.protocol.kv_slots import concat
 from byheart.protocol.segments import require_positions, split_segments
 from byheart.protocol.size import fixed_size
 from byheart.protocol.state import State, kv_slots
@@ -24,15 +25,17 @@ class Full(SlotMethod):
     """Keeps every key and value; a question then costs no more than if the text had been read just before it.
 
     Args:
-        chunk_tokens: how many tokens are read at once; bounds the room a write takes, changes nothing.
+        chunk_tokens: how many tokens are read at once; bounds the room a write takes, and changes nothing unless slots
+            are coded.
+        bits: of each number that is kept; 8 or 4 code it once, when it is written.
     """
 
     name = "full"
     text_format = "turn"
-    size = fixed_size(lambda backbone, tokens: tokens * backbone.slot_bytes)
+    size = fixed_size(lambda backbone, tokens: tokens * backbone.slot_bytes, slots=lambda tokens: tokens)
 
-    def __init__(self, backbone: Backbone, *, chunk_tokens: int = 1024) -> None:
-        Method.__init__(self, backbone)
+    def __init__(self, backbone: Backbone, *, chunk_tokens: int = 1024, bits: int = 16) -> None:
+        SlotMethod.__init__(self, backbone, bits=bits)
         require_positive(chunk_tokens=chunk_tokens)
         self.chunk_tokens = chunk_tokens
 
@@ -44,16 +47,18 @@ class Full(SlotMethod):
         """One more per token."""
         return kv_slots(state) + segment.shape[1]
 
+    @torch.no_grad()
     def write(self, state: State, segment: Tensor) -> State:
         """Read ``segment`` after the text so far. Raises InputError past the model's positions."""
-        past = state_to_kv(state)
-        total = (past.slots if past else 0) + segment.shape[1]
+        total = kv_slots(state) + segment.shape[1]
         advice = "write less of it, or use a method of fixed size (window, latent-pool, compressed-kv)"
         require_positions(self.backbone, total, advice)
-        kv = prefill_pieces(self.backbone, self.pieces(segment), past)
-        return kv_to_state(kv) if kv else state
+        for piece in self.pieces(segment):
+            past = self.coding.to_kv(state)
+            state = self.coding.to_state(concat(past, self.backbone.prefill(piece, past)))
+        return state
 
     def read(self, state: State) -> Reading:
         """The text's own keys and values."""
-        kv = state_to_kv(state)
+        kv = self.coding.to_plain(state)
         return Reading(kv, batch=kv.batch if kv else 1)

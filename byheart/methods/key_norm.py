@@ -4,7 +4,7 @@ A key of small L2 norm tends to get much attention, whatever the query, so in ev
 with the shortest keys are kept and the others dropped. The first slots stay too, as attention sinks, and the last
 ones, which are the context of what comes next. Rotating a key does not change its norm.
 
-State: `keys.l`, `values.l` (B, H, M, W) per layer, keys as of position 0; M <= slots.
+State: `keys.l`, `values.l` (B, H, M, W) per layer, keys as of position 0; M <= slots; coded where ``bits`` is not 16.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from byheart.model.backbone import Backbone
 from byheart.model.reading import KV
 from byheart.protocol.kv_method import KVMethod
 from byheart.protocol.kv_slots import concat, gather, top_indices
-from byheart.protocol.method import Method
 from byheart.protocol.size import slots_size
 
 
@@ -25,6 +24,7 @@ class KeyNorm(KVMethod):
         sinks: slots kept from the very beginning.
         recent: slots kept from the end.
         chunk_tokens: how many tokens are read at once after what is kept; slots are dropped after each.
+        bits: of each number that is kept; 8 or 4 code it once, when it is written.
     """
 
     name = "key-norm"
@@ -33,9 +33,16 @@ class KeyNorm(KVMethod):
     size = slots_size(lambda slots: {"slots": slots, "sinks": min(4, slots // 4), "recent": min(32, slots // 4)})
 
     def __init__(
-        self, backbone: Backbone, *, slots: int = 512, sinks: int = 4, recent: int = 32, chunk_tokens: int = 1024
+        self,
+        backbone: Backbone,
+        *,
+        slots: int = 512,
+        sinks: int = 4,
+        recent: int = 32,
+        chunk_tokens: int = 1024,
+        bits: int = 16,
     ) -> None:
-        Method.__init__(self, backbone)
+        KVMethod.__init__(self, backbone, bits=bits)
         require_positive(slots=slots, chunk_tokens=chunk_tokens)
         if min(sinks, recent) < 0 or sinks + recent > slots:
             raise UsageError(

@@ -6,7 +6,7 @@ ordinary ones: they are the prefix, as the paper prompts with the text too. What
 change of each weight; steps of 1e-5 would vanish in bfloat16 weights.
 
 State: `delta.<path>` (B, out, in) for each tuned weight, float32; `keys.l`, `values.l` (B, H, M, W) where the text is
-kept.
+kept, coded where ``bits`` is not 16.
 
 Dimensions: B batch, H heads, M slots, T tokens, D hidden, W head width.
 """
@@ -26,8 +26,9 @@ from byheart.model.feed_forward import FeedForwardInput
 from byheart.model.losses import LogitsBuffer, Reference, make_reference, token_losses
 from byheart.model.optimize import descend, require_steps
 from byheart.model.reading import DenseDelta, Reading
-from byheart.protocol.kv_slots import kv_template, kv_to_state, prefill_pieces, state_to_kv
+from byheart.protocol.kv_slots import prefill_pieces
 from byheart.protocol.method import Method
+from byheart.protocol.quantise import require_bits
 from byheart.protocol.segments import (
     common_prefix_length,
     require_known,
@@ -35,6 +36,7 @@ from byheart.protocol.segments import (
     require_positions,
     split_segments,
 )
+from byheart.protocol.slot_coding import SlotCoding
 from byheart.protocol.state import State, kv_slots, stack, unstack
 
 
@@ -70,6 +72,7 @@ class LastFFN(Method):
         opening, receipt: tokens that stand around the text where it is kept as a turn of a conversation. They are in
             the prefix and are not learned: the paper learns the bare text, in an assistant turn, and prompts with it
             in a user's.
+        bits: of each number of the text's keys and values; 8 or 4 code it once, when it is written.
     """
 
     name = "last-ffn"
@@ -88,8 +91,10 @@ class LastFFN(Method):
         footer: Sequence[int] = (),
         opening: Sequence[int] = (),
         receipt: Sequence[int] = (),
+        bits: int = 16,
     ) -> None:
         Method.__init__(self, backbone)
+        require_bits(bits)
         require_positive(learning_rate=learning_rate, layers=layers, clip=clip)
         require_steps(steps)
         require_not_negative(kl=kl)
@@ -97,7 +102,8 @@ class LastFFN(Method):
         if layers > len(backbone.layers):
             raise UsageError(f"layers must be at most {len(backbone.layers)}, the model's depth; it is {layers}.")
         self.steps, self.learning_rate, self.kl, self.layers = steps, learning_rate, kl, layers
-        self.keep_text, self.clip = keep_text, clip
+        self.keep_text, self.clip, self.bits = keep_text, clip, bits
+        self.coding = SlotCoding(backbone, bits)
         # Without the text there is no conversation for a question to continue.
         self.text_format = "turn" if keep_text else "text"
         self.header, self.footer = list(header), list(footer)
@@ -135,12 +141,16 @@ class LastFFN(Method):
 
     def template(self, state: State, *, written: bool) -> State:
         """The changes, and the text's slots once it was written."""
-        kv = kv_template(self.backbone, state, most=None) if self.keep_text and written else {}
+        kv = self.coding.template(state) if self.keep_text and written else {}
         return {**self.init(), **kv}
+
+    def require_values(self, state: State) -> None:
+        """Raise ValueError where a code's range is none."""
+        self.coding.require_values(state)
 
     def read(self, state: State) -> Reading:
         """The text's prefix, where kept, and the change of the last blocks."""
-        return Reading(state_to_kv(state), self._deltas(state), batch=next(iter(state.values())).shape[0])
+        return Reading(self.coding.to_plain(state), self._deltas(state), batch=next(iter(state.values())).shape[0])
 
     def tune(self, tokens: Tensor, *, start: int) -> Tuned:
         """Tune on ``tokens`` (1, T): those from ``start`` on are learned, the ones before are only read."""
@@ -153,12 +163,12 @@ class LastFFN(Method):
         """Everything kept but the changes: the text's keys and values, which only deeper tuning touches."""
         if not self.keep_text:
             return {}
-        past = state_to_kv(state)
+        past = self.coding.to_kv(state)
         total = (past.slots if past else 0) + segment.shape[1]
         require_positions(self.backbone, total, "write less of it, or make the method with keep_text=False")
         with self.backbone.deltas([self._deltas(changes) if self.layers > 1 else {}]):
             kv = prefill_pieces(self.backbone, split_segments(segment, longest=1024), past)
-        return kv_to_state(kv) if kv else {}
+        return self.coding.to_state(kv) if kv else {}
 
     def _bare(self, text: Tensor) -> Tensor:
         """The text (1, T) without what it has of the opening and the receipt."""

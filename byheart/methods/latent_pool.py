@@ -15,7 +15,8 @@ where a dropped one was, and `place` says where each stands in the order of age.
 
 State: `keys.l`, `values.l` (B, H, 1 + M, W) per layer, slot 0 the first (a learned BOS), keys as of position 0;
 `place` (B, L, M), the position of each slot, 1 the oldest; `recent` (B, L, E, D), hidden states of the newest slots in
-order; `hidden` (B, L, M, D) as stored, where kept; `writes`, `seed` (B,).
+order; `hidden` (B, L, M, D) as stored, where kept; `writes`, `seed` (B,). Keys and values are coded where ``bits`` is
+not 16; a slot that stays is not coded again.
 
 Dimensions: B batch, L layers, H heads, M slots, K renewed slots, E <= K newest slots, T tokens, D hidden, W head width.
 """
@@ -33,10 +34,12 @@ from byheart.errors import UsageError, require_one_of, require_positive
 from byheart.model.backbone import Backbone
 from byheart.model.lora import LoRA
 from byheart.model.reading import KV, Reading
-from byheart.protocol.kv_slots import kv_to_state, map_slots, rotate_to_slots, state_to_kv
+from byheart.protocol.kv_slots import rotate_to_slots
 from byheart.protocol.method import Method
+from byheart.protocol.quantise import require_bits
 from byheart.protocol.segments import split_segments
 from byheart.protocol.size import Size
+from byheart.protocol.slot_coding import SlotCoding, move_slots
 from byheart.protocol.state import State, kv_slots
 from byheart.protocol.template import length, zeros
 
@@ -67,6 +70,8 @@ class LatentPool(Method):
         adapt: ``all`` has a LoRA for writing and another for reading, which projects the pool and serves the tokens
             that read it, as published; ``kept`` has one for writing alone, active at the tokens that are kept.
         targets: names of the linear layers that the LoRAs update.
+        bits: of each number of the keys and values; 8 or 4 code a slot once, when it is written. While the method is
+            trained they are exact.
     """
 
     name = "latent-pool"
@@ -75,6 +80,7 @@ class LatentPool(Method):
         _full_bytes,
         lambda tokens: range(2, _BLOCKS + 1),
         lambda blocks: {"slots": _SLOTS, "blocks": blocks} if blocks < _BLOCKS else {},
+        lambda tokens, blocks: 1 + blocks * _SLOTS,
     )
 
     def __init__(
@@ -93,8 +99,10 @@ class LatentPool(Method):
         rank: int = 0,
         alpha: float = 32.0,
         targets: tuple[str, ...] | list[str] = ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj", "gate_proj"),
+        bits: int = 16,
     ) -> None:
         Method.__init__(self, backbone)
+        require_bits(bits)
         require_positive(slots=slots, blocks=blocks, longest=longest, shortest=shortest)
         if blocks < 2:
             raise UsageError(f"blocks must be 2 or more, or every write would replace the whole pool; it is {blocks}.")
@@ -105,7 +113,7 @@ class LatentPool(Method):
         require_one_of("adapt", adapt, ("all", "kept"))
         self.slots, self.blocks, self.forget, self.seed = slots, blocks, forget, seed
         self.longest, self.shortest, self.keep_hidden = longest, shortest, keep_hidden
-        self.feed, self.adapt = feed, adapt
+        self.feed, self.adapt, self.bits = feed, adapt, bits
         self.rank, self.alpha, self.targets = rank, alpha, list(targets)
         self.capacity = 1 + slots * blocks
         layers = len(backbone.layers)
@@ -127,6 +135,11 @@ class LatentPool(Method):
         """Let every session start from ``pool`` (L, M, D), hidden states in order of age, as a trained pool does."""
         self.initial = pool.to(self.backbone.device, self.backbone.dtype)
 
+    @property
+    def coding(self) -> SlotCoding:
+        """How slots stand in the state. Codes have no gradients, so that training has none."""
+        return SlotCoding(self.backbone, 16 if self.training else self.bits)
+
     def init(self) -> State:
         """The first slot alone, or the trained pool."""
         layers = len(self.backbone.layers)
@@ -136,7 +149,7 @@ class LatentPool(Method):
         device = self.backbone.device
         place = torch.arange(1, 1 + pool.shape[1], device=device).expand(1, layers, -1).clone()
         state = {
-            **kv_to_state(self._project(hidden)),
+            **self.coding.to_state(self._project(hidden)),
             "place": place,
             "recent": pool[None, :, max(0, pool.shape[1] - self.slots) :].clone(),
             "writes": torch.zeros(1, dtype=torch.long, device=device),
@@ -148,7 +161,7 @@ class LatentPool(Method):
         """The first slot, and a pool of any size up to the method's."""
         layers, dim, dtype = len(self.backbone.layers), self.backbone.dim, self.backbone.dtype
         slots = length(state, "place", 2, most=self.slots * self.blocks, least=int(written))
-        kv = kv_to_state(map_slots(lambda part: part.expand(-1, -1, 1 + slots, -1), self.backbone.slot))
+        kv = self.coding.slots(1 + slots)
         hidden = {"hidden": zeros(1, layers, slots, dim, dtype=dtype)} if self.keep_hidden else {}
         return {
             **kv,
@@ -160,7 +173,8 @@ class LatentPool(Method):
         }
 
     def require_values(self, state: State) -> None:
-        """Each layer's places are 1 to M, in any order; the seed is the method's."""
+        """Each layer's places are 1 to M, in any order; the seed is the method's; codes have ranges."""
+        self.coding.require_values(state)
         place = state["place"]
         ages = torch.arange(1, 1 + place.shape[2], device=place.device)
         if not torch.equal(place.sort(dim=2).values, ages.expand_as(place)):
@@ -237,8 +251,12 @@ class LatentPool(Method):
         gone = self._gone(state, dropped) if kept is None else _others(place, kept, dropped)
         projected = self._project(delta)
         slots, place = _assign_slots(place, gone, new)
+
+        def put(kv: KV, fresh: KV) -> KV:
+            return _replace(kv, fresh, slots + 1)
+
         after = {
-            **kv_to_state(_replace(_pool_kv(state), projected, slots + 1)),
+            **self.coding.to_state(move_slots(put, self._pool_kv(state), projected)),
             "place": place,
             "recent": delta if new == self.slots else torch.cat([state["recent"], delta], dim=2)[:, :, -self.slots :],
             "writes": state["writes"] + 1,
@@ -252,7 +270,7 @@ class LatentPool(Method):
 
     def read(self, state: State) -> Reading:
         """The first slot and the pool, each slot at its position in the order of age, and the reading LoRA."""
-        kv, batch = _pool_kv(state), state["writes"].shape[0]
+        kv, batch = self._pool_kv(state), state["writes"].shape[0]
         deltas = self.reading.deltas(batch) if self.reading is not None else {}
         place = torch.cat([state["place"].new_zeros(batch, state["place"].shape[1], 1), state["place"]], dim=2)
         # (M,) for a batch of one, so that one table of angles serves it; else (B, M).
@@ -266,6 +284,13 @@ class LatentPool(Method):
         order = state["place"].argsort(dim=2)[..., None]
         return torch.take_along_dim(state["hidden"], order, dim=2)
 
+    def _pool_kv(self, state: State) -> KV:
+        """The keys and values of a pool. Raises UsageError."""
+        kv = self.coding.to_kv(state)
+        if kv is None:
+            raise UsageError("This state has no pool; make one with init().")
+        return kv
+
     def _gate(self, length: int, marked: int) -> slice | None:
         """The tokens of a segment at which the writing LoRA is active."""
         return slice(length - marked, length) if self.adapt == "kept" else None
@@ -276,7 +301,7 @@ class LatentPool(Method):
 
     def _context(self, state: State, before: int) -> KV:
         """What a segment is read after: the first slot and the ``before`` oldest of the newest, at positions 0 on."""
-        kv = _pool_kv(state)
+        kv = self._pool_kv(state)
         if self.writing is not None and self.adapt == "all":
             newest = state["recent"][:, :, :before]
             hidden = torch.cat([self.first.to(newest.dtype).expand(len(newest), -1, -1, -1), newest], 2)
@@ -300,14 +325,6 @@ class LatentPool(Method):
 
 def _maybe(lora: LoRA | None, backbone: Backbone, gate: slice | None = None) -> Any:
     return lora.active(backbone, gate=gate) if lora is not None else nullcontext()
-
-
-def _pool_kv(state: State) -> KV:
-    """The keys and values of a pool. Raises UsageError."""
-    kv = state_to_kv(state)
-    if kv is None:
-        raise UsageError("This state has no pool; make one with init().")
-    return kv
 
 
 def _others(place: Tensor, kept: Tensor, dropped: int) -> Tensor:

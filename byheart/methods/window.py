@@ -3,7 +3,8 @@
 The first tokens are attention sinks: models put weight on them whatever they say. Everything between them and the most
 recent tokens is dropped.
 
-State: `keys.l`, `values.l` (B, H, M, W) per layer, keys as of position 0; M <= sinks + recent.
+State: `keys.l`, `values.l` (B, H, M, W) per layer, keys as of position 0; M <= sinks + recent; coded where
+``bits`` is not 16.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from byheart.model.backbone import Backbone
 from byheart.model.reading import KV
 from byheart.protocol.kv_method import KVMethod
 from byheart.protocol.kv_slots import concat
-from byheart.protocol.method import Method
 from byheart.protocol.size import slots_size
 
 
@@ -24,6 +24,7 @@ class Window(KVMethod):
         sinks: slots kept from the very beginning.
         recent: slots kept from the end.
         chunk_tokens: how many tokens are read at once after the window.
+        bits: of each number that is kept; 8 or 4 code it once, when it is written.
     """
 
     name = "window"
@@ -31,8 +32,10 @@ class Window(KVMethod):
     # Four slots are sinks where there are more.
     size = slots_size(lambda slots: {"sinks": min(4, slots - 1), "recent": slots - min(4, slots - 1)})
 
-    def __init__(self, backbone: Backbone, *, sinks: int = 4, recent: int = 508, chunk_tokens: int = 256) -> None:
-        Method.__init__(self, backbone)
+    def __init__(
+        self, backbone: Backbone, *, sinks: int = 4, recent: int = 508, chunk_tokens: int = 256, bits: int = 16
+    ) -> None:
+        KVMethod.__init__(self, backbone, bits=bits)
         require_positive(recent=recent, chunk_tokens=chunk_tokens)
         require_not_negative(sinks=sinks)
         self.sinks, self.recent, self.chunk_tokens = sinks, recent, chunk_tokens

@@ -3,7 +3,7 @@
 A reading is a value: making or using one changes no weight, so rows of one batch can read different memories.
 It does not know which method made it, nor the model that will read it.
 
-Dimensions: B batch, H key-value heads, M slots of memory, W head width, R rank, T tokens.
+Dimensions: B batch, H key-value heads, M slots of memory, K slots that are chosen, W head width, R rank, T tokens.
 """
 
 from __future__ import annotations
@@ -15,16 +15,19 @@ from operator import itemgetter
 from typing import TypeAlias
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
 class KV:
-    """Keys and values of every layer, (B, H, M, W) each; keys are rotated, the next token sits at position M."""
+    """Keys and values of every layer, (B, H, M, W) each; keys are rotated, the next token sits at position M.
 
-    keys: tuple[Float[Tensor, "B H M W"], ...]
-    values: tuple[Float[Tensor, "B H M W"], ...]
+    Codes of keys and values, which are integers, are handled the same way before they are decoded.
+    """
+
+    keys: tuple[Num[Tensor, "B H M W"], ...]
+    values: tuple[Num[Tensor, "B H M W"], ...]
 
     @property
     def batch(self) -> int:
@@ -43,6 +46,14 @@ class KV:
     def slice(self, start: int, stop: int | None = None) -> KV:
         """The slots from ``start`` to ``stop``, as views."""
         return map_slots(lambda part: part[:, :, start:stop], self)
+
+    def gather(self, indices: Sequence[Int[Tensor, "B H K"]]) -> KV:
+        """The slots at the indices of each layer and head."""
+
+        def take(part: Tensor, index: Tensor) -> Tensor:
+            return part.gather(2, index[..., None].expand(-1, -1, -1, part.shape[3]))
+
+        return KV(tuple(map(take, self.keys, indices)), tuple(map(take, self.values, indices)))
 
     def append(self, other: KV) -> KV:
         """These slots, then those of ``other``."""

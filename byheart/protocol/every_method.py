@@ -7,7 +7,6 @@ from torch import Tensor
 from byheart.errors import require_not_negative, require_positive
 from byheart.model.backbone import Backbone
 from byheart.protocol.kv_method import KVMethod
-from byheart.protocol.method import Method
 from byheart.protocol.size import every_size, every_slots
 from byheart.protocol.state import State, kv_slots
 
@@ -17,8 +16,10 @@ class EveryMethod(KVMethod):
 
     size = every_size(sinks=1, chunk_tokens=1024)
 
-    def __init__(self, backbone: Backbone, *, every: int = 16, sinks: int = 1, chunk_tokens: int = 1024) -> None:
-        Method.__init__(self, backbone)
+    def __init__(
+        self, backbone: Backbone, *, every: int = 16, sinks: int = 1, chunk_tokens: int = 1024, bits: int = 16
+    ) -> None:
+        KVMethod.__init__(self, backbone, bits=bits)
         require_positive(every=every, chunk_tokens=chunk_tokens)
         require_not_negative(sinks=sinks)
         self.every, self.sinks, self.chunk_tokens = every, sinks, chunk_tokens

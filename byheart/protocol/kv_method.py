@@ -4,7 +4,8 @@ The model reads a piece of text after the slots that were kept before; of both, 
 kept un-rotated, as of position 0, and take the position of their place in the memory: text of any length is read at
 positions the model knows, and rounding does not build up over writes. Nothing here knows why a slot is kept.
 
-State: `keys.l`, `values.l` (B, H, M, W) per layer l, keys as of position 0.
+State: `keys.l`, `values.l` (B, H, M, W) per layer l, keys as of position 0; coded where ``bits`` is not 16, see
+``slot_coding``.
 
 Dimensions: B batch, H key-value heads, M slots, C past and new slots, W head width.
 """
@@ -15,18 +16,22 @@ import abc
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from byheart.model.backbone import Backbone
 from byheart.model.observed_attention import observing
 from byheart.model.reading import KV, Reading
-from byheart.protocol.kv_slots import kv_template, kv_to_state, map_slots, rotate_to_slots, state_to_kv
+from byheart.protocol.kv_slots import map_slots, rotate_to_slots
 from byheart.protocol.method import Method
+from byheart.protocol.quantise import require_bits
 from byheart.protocol.segments import split_segments
-from byheart.protocol.state import State
+from byheart.protocol.slot_coding import SlotCoding
+from byheart.protocol.state import State, kv_slots
 
 
 @dataclass(frozen=True)
@@ -43,13 +48,34 @@ class NewKV(KV):
 class SlotMethod(Method):
     """A method whose state is slots and nothing else: none at first, and none of another shape than the model makes."""
 
+    bits: int = 16
+    """What each number of a slot takes: 16 as the model makes it, 8 or 4 coded when it is written, once."""
+
+    def __init__(self, backbone: Backbone, *, bits: int = 16) -> None:
+        Method.__init__(self, backbone)
+        require_bits(bits)
+        self.bits = bits
+
+    @cached_property
+    def coding(self) -> SlotCoding:
+        """How slots stand in the state."""
+        return SlotCoding(self.backbone, self.bits)
+
     def init(self) -> State:
         """No slots."""
         return {}
 
+    def prefix_slots(self, state: State) -> int:
+        """Those of the state; nothing is decoded."""
+        return kv_slots(state)
+
     def template(self, state: State, *, written: bool) -> State:
-        """Slots within capacity, as the model makes them."""
-        return kv_template(self.backbone, state, most=self.capacity) if written else {}
+        """Slots within capacity, as the model makes them or as they are coded."""
+        return self.coding.template(state, most=self.capacity) if written else {}
+
+    def require_values(self, state: State) -> None:
+        """Raise ValueError where a code's range is none."""
+        self.coding.require_values(state)
 
 
 class KVMethod(SlotMethod):
@@ -67,7 +93,8 @@ class KVMethod(SlotMethod):
         """The slots that stay, in order, once a piece was read.
 
         Args:
-            past: what was kept before, None before the first piece; un-rotated, as is what is returned.
+            past: what was kept before, None before the first piece; un-rotated, as is what is returned. Its slots
+                may have codes, which ``slice``, ``gather`` and ``append`` keep; numbers made anew are coded anew.
             new: the piece's own slots. A method that observes no attention may take it as a plain KV.
         """
 
@@ -78,14 +105,14 @@ class KVMethod(SlotMethod):
     @torch.no_grad()
     def write(self, state: State, segment: Tensor) -> State:
         """Read ``segment`` after the kept slots, piece by piece, and keep what ``keep`` says."""
-        past = state_to_kv(state)
         for piece in self.pieces(segment):
-            past = self.keep(past, self._prefill(piece, past))
-        return kv_to_state(past) if past else state
+            past = self.coding.to_kv(state)
+            state = self.coding.to_state(self.keep(past, self._prefill(piece, past)))
+        return state
 
     def read(self, state: State) -> Reading:
         """The slots at positions 0 to M - 1."""
-        kept = state_to_kv(state)
+        kept = self.coding.to_kv(state)
         return Reading(rotate_to_slots(self.backbone, kept), batch=kept.batch) if kept else Reading()
 
     def _prefill(self, piece: Tensor, past: KV | None) -> NewKV:

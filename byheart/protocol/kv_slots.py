@@ -17,7 +17,8 @@ from torch import Tensor
 from byheart.model.backbone import Backbone
 from byheart.model.reading import KV, map_slots as map_slots
 from byheart.protocol.state import State
-from byheart.protocol.template import length
+
+_NAMES = ("keys", "values")
 
 
 def concat(past: KV | None, new: KV) -> KV:
@@ -52,34 +53,21 @@ def top_indices(scores: Float[Tensor, "B H M"], slots: int, *, sinks: int = 0, r
 
 def gather(kv: KV, indices: Sequence[Int[Tensor, "B H K"]]) -> KV:
     """The slots of ``kv`` at the indices of each layer and head."""
-
-    def take(part: Tensor, index: Tensor) -> Tensor:
-        return part.gather(2, index[..., None].expand(-1, -1, -1, part.shape[3]))
-
-    return KV(tuple(map(take, kv.keys, indices)), tuple(map(take, kv.values, indices)))
+    return kv.gather(indices)
 
 
-def kv_to_state(kv: KV) -> dict[str, Tensor]:
-    """Keys and values as tensors of a state, ``keys.0``, ``values.0`` and so on."""
+def kv_to_state(kv: KV, names: tuple[str, str] = _NAMES) -> dict[str, Tensor]:
+    """Keys and values as tensors of a state, ``keys.0``, ``values.0`` and so on, or by other names."""
     return {
-        f"{part}.{index}": tensor
-        for part, tensors in (("keys", kv.keys), ("values", kv.values))
+        f"{name}.{index}": tensor
+        for name, tensors in zip(names, (kv.keys, kv.values), strict=True)
         for index, tensor in enumerate(tensors)
     }
 
 
-def kv_template(backbone: Backbone, state: State, *, most: int | None, least: int = 1) -> dict[str, Tensor]:
-    """Keys and values as the model makes them, of as many slots as a state has, from ``least`` to ``most``.
-
-    Without ``most`` there are no more than the model's positions.
-    """
-    slots = length(state, "keys.0", 2, most=most or backbone.positions, least=least)
-    return kv_to_state(map_slots(lambda part: part.expand(-1, -1, slots, -1), backbone.slot))
-
-
-def state_to_kv(state: State) -> KV | None:
+def state_to_kv(state: State, names: tuple[str, str] = _NAMES) -> KV | None:
     """The keys and values in a state, or None where it has none."""
-    layers = sum(name.startswith("keys.") for name in state)
+    layers = sum(name.startswith(f"{names[0]}.") for name in state)
     if layers == 0:
         return None
-    return KV(*(tuple(state[f"{part}.{index}"] for index in range(layers)) for part in ("keys", "values")))
+    return KV(*(tuple(state[f"{name}.{index}"] for index in range(layers)) for name in names))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import abc
 import inspect
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -150,7 +150,10 @@ class Method(nn.Module, abc.ABC):
             return self.backbone.hidden(tokens, cache=cache, mask=mask)
 
     def options(self) -> dict[str, Any]:
-        """The keyword-only arguments that this method was made with."""
+        """The keyword-only arguments that this method was made with.
+
+        An option that comes later has what was before as its default: files that do not name it have that.
+        """
         return {name: vars(self)[name] for name in defaults(type(self))}
 
     @property
@@ -205,6 +208,11 @@ class Method(nn.Module, abc.ABC):
 def defaults(kind: type) -> dict[str, Any]:
     """The options of a method or task, the keyword-only arguments of its class, and their defaults."""
     return {p.name: p.default for p in inspect.signature(kind).parameters.values() if p.kind is p.KEYWORD_ONLY}
+
+
+def with_defaults(kind: type, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options that a file names, and those that are newer than the file at their defaults."""
+    return {**defaults(kind), **options}
 
 
 def _shapes(state: State, segment: Tensor) -> tuple[Hashable, ...]:

@@ -19,17 +19,20 @@ class Size:
     """The sizes that a method can have, from the least state to the largest.
 
     ``nbytes``: (backbone, tokens of the text, size) -> bytes of the state. ``sizes``: tokens of the text -> what there
-    is to choose from. ``options``: size -> the method's options for it; an empty dict means the defaults.
+    is to choose from. ``options``: size -> the method's options for it; an empty dict means the defaults. ``slots``:
+    (tokens of the text, size) -> how many slots among the bytes its option ``bits`` makes smaller, if it has one.
     """
 
     nbytes: Callable[[Backbone, int, int], int]
     sizes: Callable[[int], range]
     options: Callable[[int], dict[str, Any]]
+    slots: Callable[[int, int], int] | None = None
 
 
-def fixed_size(nbytes: Callable[[Backbone, int], int]) -> Size:
-    """Nothing to choose: the defaults take ``nbytes(backbone, tokens)``."""
-    return Size(lambda backbone, tokens, _: nbytes(backbone, tokens), lambda tokens: range(1), lambda _: {})
+def fixed_size(nbytes: Callable[[Backbone, int], int], *, slots: Callable[[int], int] | None = None) -> Size:
+    """Nothing to choose: the defaults take ``nbytes(backbone, tokens)``, ``slots(tokens)`` among them where given."""
+    counted = None if slots is None else lambda tokens, _: slots(tokens)
+    return Size(lambda backbone, tokens, _: nbytes(backbone, tokens), lambda tokens: range(1), lambda _: {}, counted)
 
 
 def slots_size(options: Callable[[int], dict[str, Any]], *, least: int = 1, within_text: bool = False) -> Size:
@@ -38,7 +41,14 @@ def slots_size(options: Callable[[int], dict[str, Any]], *, least: int = 1, with
     def sizes(tokens: int) -> range:
         return range(least, max(least, tokens) + 1 if within_text else sys.maxsize)
 
-    return Size(lambda backbone, tokens, slots: slots * backbone.slot_bytes, sizes, options)
+    return _of_slots(lambda tokens, slots: slots, sizes, options)
+
+
+def _of_slots(
+    slots: Callable[[int, int], int], sizes: Callable[[int], range], options: Callable[[int], dict[str, Any]]
+) -> Size:
+    """Slots are all that is kept."""
+    return Size(lambda backbone, tokens, size: slots(tokens, size) * backbone.slot_bytes, sizes, options, slots)
 
 
 def every_size(*, sinks: int, chunk_tokens: int) -> Size:
@@ -49,11 +59,11 @@ def every_size(*, sinks: int, chunk_tokens: int) -> Size:
         chunk_tokens: how many tokens of the text are read at once.
     """
 
-    def nbytes(backbone: Backbone, tokens: int, every: int) -> int:
+    def slots(tokens: int, every: int) -> int:
         chunks = [min(chunk_tokens, tokens - start) for start in range(0, tokens, chunk_tokens)]
-        return every_slots(chunks, every=every, sinks=sinks) * backbone.slot_bytes
+        return every_slots(chunks, every=every, sinks=sinks)
 
-    return Size(nbytes, lambda tokens: range(chunk_tokens, 0, -1), lambda every: {"every": every})
+    return _of_slots(slots, lambda tokens: range(chunk_tokens, 0, -1), lambda every: {"every": every})
 
 
 def every_slots(chunks: Sequence[int], *, every: int, sinks: int) -> int:

@@ -272,9 +272,15 @@ def _identify(path: Path) -> tuple[int, int, int] | None:
 def _require_agreement(name: str, header: Header, method: str | None, options: dict[str, Any]) -> None:
     """Raise UsageError for a choice that is not how the memory was made. The model is compared by its weights later."""
     recorded = {"method": header.learned or header.method, **header.options}
+    if options.keys() - recorded.keys():
+        # Methods are looked up here, since listing needs none of them, nor PyTorch.
+        from byheart.methods import find
+        from byheart.protocol.method import with_defaults
+
+        recorded |= with_defaults(find(header.method), header.options)
     for choice, value in {"method": method, **options}.items():
         if choice not in recorded:
-            raise UnknownNameError(f"option of {header.method}", choice, header.options)
+            raise UnknownNameError(f"option of {header.method}", choice, recorded.keys() - {"method"})
         if value not in (None, recorded[choice]):
             raise UsageError(
                 f"Memory '{name}' was made with {choice} {recorded[choice]!r}, not {value!r}; "

@@ -149,6 +149,8 @@ def test_options_that_are_given_go_before_those_that_fit_the_bytes(opened: Sessi
     given = Candidate.of("window:recent=400@8KB", opened, tokens=200)
     assert given.session.header.options["recent"] == 400
     assert fitted.session.header.options["sinks"] == given.session.header.options["sinks"]
+    coded = Candidate.of("window:bits=8@8KB", opened, tokens=200)
+    assert coded.session.header.options["recent"] > fitted.session.header.options["recent"]
     # Without a text to fit there is nothing to choose.
     assert (
         Candidate.of("window@8KB", opened).session.header.options

@@ -16,7 +16,7 @@ from byheart.model.backbone import Backbone
 from byheart.protocol.size import Size, every_size
 from byheart.protocol.state import nbytes
 from byheart.testing import tiny_backbone
-from tests.samples import tokens, written
+from tests.samples import CODED, tokens, written
 
 TOKENS = 1100
 # What the next size up is, of those that have one; the others take what they take.
@@ -65,6 +65,26 @@ def test_what_is_kept_fits_and_the_next_size_does_not(name: str, times: float, d
         assert kept(name, dtype, **LARGER[name](options)) > budget
     else:
         assert options == {}
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("name", [name for name in CODED if name in SIZED])
+def test_fewer_bits_leave_room_for_more(name: str, bits: int) -> None:
+    own, budget = roomy(), int(1.2 * least(name))
+    options = options_for(name, own, budget, TOKENS, bits=bits)
+    assert kept(name, torch.float32, bits=bits, **options) <= budget
+    if name in LARGER:
+        # The default pool is the largest.
+        assert not options or kept(name, torch.float32, bits=bits, **LARGER[name](options)) > budget
+        assert options != options_for(name, own, budget, TOKENS)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_all_keys_and_values_fit_less_room_in_fewer_bits(bits: int) -> None:
+    needed = kept("full", torch.float32, bits=bits)
+    assert options_for("full", roomy(), needed, TOKENS, bits=bits) == {}
+    with pytest.raises(BudgetError, match=f"needs at least {needed}"):
+        options_for("full", roomy(), needed - 1, TOKENS, bits=bits)
 
 
 @pytest.mark.parametrize("name", SIZED)
@@ -162,6 +182,8 @@ def test_the_largest_size_within_a_budget_is_found_wherever_it_stands(monkeypatc
 def test_what_cannot_be_asked_is_refused() -> None:
     with pytest.raises(UnknownNameError, match="There is no method 'windw'"):
         options_for("windw", roomy(), 1000, 10)
+    with pytest.raises(UsageError, match="bits must be one of 16, 8, 4; it is 3"):
+        options_for("window", roomy(), 1000, 10, bits=3)
     with pytest.raises(UsageError, match="budget_bytes must be above 0; it is 0"):
         options_for("window", roomy(), 0, 10)
     with pytest.raises(UsageError, match="tokens must be above 0; it is 0"):

@@ -43,6 +43,17 @@ def test_parts_are_found_by_their_options(folder: Path, own: Backbone) -> None:
     assert shipped.find("compressed-kv", "another model", {}) is None
 
 
+@pytest.mark.parametrize("bits", [16, 8, 4])
+def test_the_same_parts_serve_slots_in_any_bits(folder: Path, own: Backbone, tiny_folder: Path, bits: int) -> None:
+    card = folder / "a-concat" / "method.json"
+    older = json.loads(card.read_text())
+    del older["options"]["bits"]
+    card.write_text(json.dumps(older))
+    made = byheart.load(own, method="compressed-kv", encoder=open_tokenizer(str(tiny_folder)), bits=bits)
+    assert made.method.fingerprint == fresh("compressed-kv", own).fingerprint
+    assert made.header.options["bits"] == bits
+
+
 def test_a_session_gets_the_trained_parts_unless_told_not_to(folder: Path, own: Backbone, tiny_folder: Path) -> None:
     words = open_tokenizer(str(tiny_folder))
     expected = fresh("compressed-kv mean", own)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from byheart.model.reading import Reading
 from byheart.protocol.method import Method
 from byheart.protocol.state import State
 from tests.conftest import Run
-from tests.samples import backbone, tokens
+from tests.samples import CODED, backbone, tokens
 
 
 class Diary(Method):
@@ -120,7 +121,7 @@ def test_a_name_like_no_other_is_answered_with_the_list() -> None:
     ("name", "options", "message"),
     [
         ("latent-pool", {"slot": 3}, r"no option of latent-pool 'slot'\. Did you mean 'slots'\?"),
-        ("full", {"keep": 1}, r"no option of full 'keep'\. There are: chunk_tokens"),
+        ("full", {"keep": 1}, r"no option of full 'keep'\. There are: bits, chunk_tokens"),
         ("nothing", {"slots": 1}, r"no option of nothing 'slots'"),
         ("latent-pool", {"slots": "8"}, "slots of latent-pool must be a whole number, such as 64; it is '8'"),
         ("latent-pool", {"slots": 8.0}, "slots of latent-pool must be a whole number, such as 64; it is 8.0"),
@@ -154,6 +155,13 @@ def test_a_name_like_no_other_is_answered_with_the_list() -> None:
             (name, {"steps": 1_000_001}, "steps must be at most 1,000,000; it is 1,000,001")
             for name in ("last-ffn", "ffn-lora", "ffn-edit", "cartridge")
         ),
+        *(
+            (name, {"bits": bits}, f"bits must be one of 16, 8, 4; it is {bits}")
+            for name, bits in itertools.product(CODED, (0, 2, 32))
+        ),
+        ("full", {"bits": "8"}, "bits of full must be a whole number, such as 16; it is '8'"),
+        ("nothing", {"bits": 8}, "no option of nothing 'bits'"),
+        ("compressed-kv", {"bits": 8, "merge": "mean"}, "bits must be 16 where merge is 'mean', .*; it is 8"),
         ("full", {"name": "x"}, "no option of full 'name'"),
         ("compressed-kv", {"merge": 3}, "merge of compressed-kv must be a word, such as 'concat'; it is 3"),
     ],

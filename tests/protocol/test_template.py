@@ -40,6 +40,16 @@ def kind(wanted: bool, change: Change) -> Change:
     return lambda tensor: change(tensor) if tensor.is_floating_point() == wanted and tensor.numel() else None
 
 
+def counts(change: Change) -> Change:
+    """A change of integers that are no codes of slots: any byte is one."""
+
+    def changed(tensor: Tensor) -> Tensor | None:
+        is_code = tensor.dtype == torch.uint8 and tensor.ndim == 4
+        return None if is_code or tensor.is_floating_point() else change(tensor)
+
+    return changed
+
+
 def spoilt_value(value: float) -> Change:
     def change(tensor: Tensor) -> Tensor:
         spoilt = tensor.clone()
@@ -68,8 +78,8 @@ TENSORS: dict[str, Change] = {
     "as bytes": kind(False, lambda tensor: tensor.to(torch.uint8)),
     "not a number": kind(True, spoilt_value(float("nan"))),
     "infinite": kind(True, spoilt_value(float("-inf"))),
-    "negative": kind(False, spoilt_value(-1)),
-    "huge": kind(False, lambda tensor: torch.full_like(tensor, torch.iinfo(tensor.dtype).max)),
+    "negative": counts(spoilt_value(-1)),
+    "huge": counts(lambda tensor: torch.full_like(tensor, torch.iinfo(tensor.dtype).max)),
 }
 # What is done to a whole state; an equal one where it cannot be.
 STATES: dict[str, Callable[[State], State]] = {
@@ -136,6 +146,14 @@ def test_a_token_that_the_model_does_not_know_is_refused() -> None:
     state["tokens"][0, 3] = 128
     with pytest.raises(ValueError, match="tensor 'tokens' holds 128, and the model knows tokens below 128"):
         method("retrieval").require_own(state, written=True)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_range_begins_before_it_ends(bits: int) -> None:
+    state = dict(read(f"window {bits} bits").state)
+    state["value_ranges.1"] = state["value_ranges.1"].flip(-1)
+    with pytest.raises(ValueError, match=r"tensor 'value_ranges\.1' holds a range that ends before it begins"):
+        method(f"window {bits} bits").require_own(state, written=True)
 
 
 def test_slots_of_a_pool_have_an_order() -> None:

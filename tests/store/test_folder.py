@@ -159,6 +159,14 @@ def test_choices_must_be_how_the_memory_was_made(store: Store, cat: Session, oth
         store.open("cat", dtype=dtype)
 
 
+def test_an_option_that_is_newer_than_a_memory_is_at_its_default(store: Store, cat: Session) -> None:
+    older = replace(cat.header, options={"chunk_tokens": 1024})
+    states.save(store.existing("cat"), cat.state, older)
+    assert store.open("cat", bits=16).header == cat.header
+    with pytest.raises(UsageError, match="was made with bits 16, not 8"):
+        store.open("cat", bits=8)
+
+
 def test_a_trained_memory_is_opened_again_with_its_learned_parts(
     store: Store, backbone: Backbone, tiny_folder: Path, tmp_path: Path
 ) -> None:

@@ -19,15 +19,17 @@ from byheart.model.fingerprint import without_remainder
 
 # A package that is installed is a folder: the weights are read in place.
 FOLDER = Path(__file__).parent
+# Options that do not bear on what is learned.
+_FREE = {"bits"}
 
 
 def find(method: str, backbone: str, options: Mapping[str, Any]) -> Path | None:
     """The folder of this method's pretrained parts for the model of fingerprint ``backbone`` that has these options.
 
-    They serve the model in any precision. Options that are not given may have any value; of several folders, the first
-    by name. None where there is none.
+    They serve the model in any precision, and slots in any ``bits``. Options that are not given may have any value; of
+    several folders, the first by name. None where there is none.
     """
-    wanted = json.loads(json.dumps(dict(options)))
+    wanted = json.loads(json.dumps({name: value for name, value in options.items() if name not in _FREE}))
     for file in sorted(FOLDER.glob("*/method.json")):
         card = json.loads(file.read_text(encoding="utf-8"))
         same = (card["method"], without_remainder(card["backbone"])) == (method, without_remainder(backbone))
