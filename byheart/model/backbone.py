@@ -22,7 +22,17 @@ from transformers import PreTrainedModel
 
 from byheart.errors import UnsupportedModelError, UsageError
 from byheart.model import attention
-from byheart.model.anatomy import Anatomy, hooked, keyless_linears, measure, noise, skipped, tap, with_cache
+from byheart.model.anatomy import (
+    Anatomy,
+    hides_slots,
+    hooked,
+    keyless_linears,
+    measure,
+    noise,
+    skipped,
+    tap,
+    with_cache,
+)
 from byheart.model.feed_forward import FeedForward, FeedForwardInput, feed_forward, find_values
 from byheart.model.fingerprint import fingerprint_model, sample_fingerprint, without_remainder
 from byheart.model.known import name_opened
@@ -197,7 +207,7 @@ class Backbone:
         """The same memory with its keys ``steps`` positions later; one number, a tensor, or one tensor per layer."""
         each = [steps] * len(self.layers) if isinstance(steps, (int, Tensor)) else steps
         rotated = zip(self.anatomy.rotations, kv.keys, each, strict=True)
-        return KV(tuple(rotation.rotate(k, step) for rotation, k, step in rotated), kv.values)
+        return KV(tuple(rotation.rotate(k, step) for rotation, k, step in rotated), kv.values, kv.masks)
 
     @cached_property
     def slot(self) -> KV:
@@ -229,9 +239,20 @@ class Backbone:
         the cache stays usable, but without the deltas.
         """
         rows = [row for reading in readings for row in reading.rows()]
+        if any(row.prefix.masks for row in rows if row.prefix) and not self.hides_slots:
+            raise UnsupportedModelError(
+                f"{type(self.model).__name__} cannot hide slots from single heads, as this memory needs it; open it "
+                "with Backbone.open, or set its attn_implementation to 'byheart'."
+            )
         cache = PrefixCache.of(rows, layers=len(self.layers), dtype=self.dtype, room=room)
         with self.deltas([row.deltas for row in rows]):
             yield cache
+
+    @cached_property
+    def hides_slots(self) -> bool:
+        """Whether single heads can be kept from seeing a slot: the model runs on byheart's attention."""
+        x = noise(2, self.dim, self.dtype, self.device)
+        return hides_slots(lambda cache: self.hidden(embeds=x, cache=cache), self.slot)
 
     def deltas(self, rows: Sequence[Mapping[str, Delta]]) -> AbstractContextManager[None]:
         """Let linear layers add each batch row's change. Inside: hooks on those layers. After: none."""
