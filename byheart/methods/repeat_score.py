@@ -125,13 +125,13 @@ class RepeatScore(Method):
     def write(self, state: State, segment: Int[Tensor, "B T"]) -> State:
         """Read ``segment`` after what was kept, repeat it, and keep the slots of the highest scores.
 
-        Raises InputError past the model's positions, and UnsupportedModelError.
+        Raises InputError where the model has no positions for that, and UnsupportedModelError.
         """
         before, after = self.frame.split(segment, first=not state)
         read, text = segment[:, : segment.shape[1] - after], segment[:, before : segment.shape[1] - after]
         past = self.read(state).prefix
         start = (past.slots if past else 0) + before
-        require_positions(self.backbone, start + text.shape[1] + after, _ADVICE)
+        self._require_room(start + text.shape[1], after)
         room = read.shape[1] + min(text.shape[1], self.repeat_tokens)
         with self.backbone.reading([Reading(past, batch=len(segment))], room=room) as cache:
             for piece in split_segments(read, longest=self.chunk_tokens):
@@ -238,10 +238,11 @@ class RepeatScore(Method):
     def scores(self, cache: PrefixCache, text: Int[Tensor, "B T"], start: int) -> Float[Tensor, "B P T"]:
         """The most attention that each slot of ``text``, held from ``start`` on, gets from a token that repeats it.
 
-        Raises UnsupportedModelError, and InputError where the model has no positions left for a repetition.
+        Raises UnsupportedModelError.
         """
         held, found = cache.get_seq_length(), []
-        for asked, part in self._requests(text.to(self.backbone.device), self.backbone.positions - held):
+        longest = min(self.repeat_tokens, self.backbone.positions - held - self._asked)
+        for asked, part in self._requests(text.to(self.backbone.device), longest):
             # The last token that asks is the one that predicts the first of the text.
             quiet = max(0, asked.shape[1] - 1)
             for piece in split_segments(asked[:, :quiet], longest=self.chunk_tokens) if quiet else ():
@@ -255,18 +256,30 @@ class RepeatScore(Method):
             cache.crop(held - cache.get_seq_length())
         return found[0]
 
-    def _requests(self, text: Int[Tensor, "B T"], room: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """What asks for each part of ``text`` (B, _), and the part (B, _); both within ``room`` tokens."""
+    @property
+    def _asked(self) -> int:
+        """How many tokens ask for a part of a text, at most."""
+        more = len(self.repeat_from) + _CUE + len(self.repeat_answer)
+        return len(self.receipt) + max(len(self.repeat), more)
+
+    def _require_room(self, held: int, after: int) -> None:
+        """Raise InputError where a text that ends at position ``held`` cannot be kept, or not be repeated."""
+        require_positions(self.backbone, held + after, _ADVICE)
+        if self.share < 1 and held + self._asked >= self.backbone.positions:
+            raise InputError(
+                f"The text has {held} tokens in all, and the model reads at most {self.backbone.positions}, which "
+                f"leaves too few to ask for it again as {self.name} does; {_ADVICE}."
+            )
+
+    def _requests(self, text: Int[Tensor, "B T"], longest: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """What asks for each part of ``text`` (B, _), and the part (B, _), of at most ``longest`` tokens."""
         whole, rest = [*self.receipt, *self.repeat], [*self.receipt, *self.repeat_from]
-        longest = room - max(len(whole), len(rest) + _CUE + len(self.repeat_answer))
-        if longest < 1:
-            raise InputError(f"The text leaves no room to be repeated, as {self.name} needs it; {_ADVICE}.")
 
         def rows(tokens: Sequence[int]) -> Tensor:
             return text.new_tensor(tokens, dtype=torch.long).expand(len(text), -1)
 
         stop = 0
-        for part in split_segments(text, longest=min(self.repeat_tokens, longest)):
+        for part in split_segments(text, longest=longest):
             cue = [rows(rest), text[:, max(0, stop - _CUE) : stop], rows(self.repeat_answer)]
             yield torch.cat(cue if stop else [rows(whole)], dim=1), part
             stop += part.shape[1]
