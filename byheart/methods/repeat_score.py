@@ -319,7 +319,7 @@ def _packed(pairs: int) -> int:
 
 def _count_pairs(backbone: Backbone) -> int:
     """How many pairs of a layer and a head there are. Raises UnsupportedModelError where their widths differ."""
-    for parts in _both(backbone.slot):
+    for parts in (backbone.slot.keys, backbone.slot.values):
         if len(widths := {part.shape[3] for part in parts}) > 1:
             raise UnsupportedModelError(
                 f"The model's layers have heads of different widths ({', '.join(map(str, sorted(widths)))}), which "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -221,7 +222,7 @@ def test_a_model_with_another_attention_is_refused() -> None:
 def test_layers_with_heads_of_different_widths_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     own = tiny_backbone()
     keys = (*own.slot.keys[:-1], own.slot.keys[-1][..., :4])
-    monkeypatch.setitem(vars(own), "slot", type(own.slot)(keys, own.slot.values))
+    monkeypatch.setitem(vars(own), "slot", SimpleNamespace(keys=keys, values=own.slot.values))
     with pytest.raises(UnsupportedModelError, match=r"heads of different widths \(4, 8\).*use another method"):
         made(own)
 
