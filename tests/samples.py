@@ -42,6 +42,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "mean-pooled": {"every": 3, "chunk_tokens": 16},
     "key-norm": {"slots": 16, "sinks": 2, "recent": 4, "chunk_tokens": 12},
     "attention-score": {"slots": 16, "observed": 4, "chunk_tokens": 12},
+    "repeat-score": {"share": 0.4, "chunk_tokens": 16, "repeat_tokens": 24, "repeat": [5, 6], "repeat_from": [7]},
     "retrieval": {"tokens": 24, "segment_tokens": 4, "chunk_tokens": 16},
     "cartridge": {"slots": 8, "steps": 2, "learning_rate": 1e-1, "chunk_tokens": 16},
 }

@@ -23,6 +23,7 @@ from byheart.methods.last_ffn import LastFFN
 from byheart.methods.latent_pool import LatentPool
 from byheart.methods.mean_pooled import MeanPooled
 from byheart.methods.nothing import Nothing
+from byheart.methods.repeat_score import RepeatScore
 from byheart.methods.retrieval import Retrieval
 from byheart.methods.window import Window
 from byheart.model.backbone import Backbone
@@ -47,6 +48,7 @@ BUILT_IN: dict[str, type[Method]] = {
         MeanPooled,
         KeyNorm,
         AttentionScore,
+        RepeatScore,
         Retrieval,
     )
 }

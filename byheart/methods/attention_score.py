@@ -19,8 +19,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from byheart.errors import UnsupportedModelError, UsageError, require_positive
+from byheart.errors import UsageError, require_positive
 from byheart.model.backbone import Backbone
+from byheart.model.observed_attention import require_observed
 from byheart.model.reading import KV
 from byheart.protocol.kv_method import KVMethod, NewKV
 from byheart.protocol.kv_slots import concat, gather, top_indices
@@ -64,11 +65,7 @@ class AttentionScore(KVMethod):
     def keep(self, past: KV | None, new: NewKV) -> KV:
         """The slots of the highest scores, and the observed ones. Raises UnsupportedModelError."""
         kv = concat(past, new)
-        if len(new.attention) != len(kv.keys):
-            raise UnsupportedModelError(
-                f"{self.name} needs a model that runs on byheart's attention, and saw {len(new.attention)} of "
-                f"{len(kv.keys)} layers; open it with Backbone.open, or set its attn_implementation to 'byheart'."
-            )
+        require_observed(new.attention, len(kv.keys), name=self.name)
         if kv.slots <= self.slots:
             return kv
         scores = map(self._smooth, new.attention)

@@ -2,19 +2,18 @@
 
 Nothing is left out: every slot is coded (``protocol.codec``), with as many bits as bear on what the model predicts from
 it, but those of the first layers, which are run again on the text's tokens. The text is read once. What stands around
-it, the chat template and the first tokens, is kept as tokens and read exactly: slots of the template say nothing of the
-text, and models put weight on the first slots whatever they say (Xiao et al. 2024, arXiv 2309.17453). A text that is
+it, the chat template and the first tokens, is kept as tokens and read exactly (``protocol.chat_frame``). A text that is
 added is coded by itself, so that earlier codes stay as they were.
 
 State: `codes` (1, N) bytes, one code after another; `runs` (1, S, 3) per written piece: what is read exactly around it
-(see ``Run``), its coded tokens, its bytes; `first` (1, E) tokens that begin a text without the template.
+(see ``ChatFrame``), its coded tokens, its bytes; `first` (1, E) tokens that begin a text without the template.
 
 Dimensions: B batch, S pieces, T tokens, M slots.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
@@ -25,7 +24,9 @@ from torch import Tensor
 from byheart.errors import UsageError, require_positive
 from byheart.model.backbone import Backbone
 from byheart.model.kv_cache import PrefixCache
+from byheart.model.lower_layers import input_of, run_lower
 from byheart.model.reading import KV, Reading, map_slots
+from byheart.protocol.chat_frame import SINKS, ChatFrame, keeps_first, require_kind
 from byheart.protocol.codec import shelf
 from byheart.protocol.codec.codec import LEAST_BYTES, Codec
 from byheart.protocol.method import Method
@@ -35,8 +36,6 @@ from byheart.protocol.state import State, unstack
 from byheart.protocol.template import length, zeros
 
 MOST_TIMES = 128
-_SINKS = 4
-_OPENING, _RECEIPT, _FIRST = 1, 2, 4
 _CHUNK = 2048
 
 
@@ -83,6 +82,7 @@ class Compact(Method):
             raise UsageError(f"times must be from 2 to {MOST_TIMES}; it is {times}.")
         self.times, self.chunk_tokens = times, chunk_tokens
         self.opening, self.receipt = list(opening), list(receipt)
+        self.frame = ChatFrame(self.opening, self.receipt)
         self._memo: tuple[State, KV] | None = None
 
     @cached_property
@@ -114,7 +114,7 @@ class Compact(Method):
 
     def pieces(self, segment: Int[Tensor, "B T"]) -> Iterator[Int[Tensor, "B t"]]:
         """Parts of at most ``chunk_tokens`` tokens of text; the template stays with its own. Raises InputError."""
-        before, after = self._framed(segment)
+        before, after = self.frame.split(segment)
         text = segment[:, before : segment.shape[1] - after]
         if before and not text.shape[1]:
             yield segment
@@ -125,6 +125,11 @@ class Compact(Method):
             first, last = start == 0, stop == text.shape[1]
             yield segment[:, 0 if first else before + start : segment.shape[1] if last else before + stop]
             start = stop
+
+    def batch_key(self, state: State, segment: Int[Tensor, "1 _"]) -> Hashable:
+        """Shapes, and what stands around the text."""
+        framed = self.frame.split(segment, first=not state)
+        return Method.batch_key(self, state, segment), framed, tuple(runs_of(state))
 
     @torch.no_grad()
     def write(self, state: State, segment: Int[Tensor, "B T"]) -> State:
@@ -141,7 +146,7 @@ class Compact(Method):
         runs = length(state, "runs", 1, most=1 << 20)
         shape = state["runs"].shape if "runs" in state and state["runs"].dtype == torch.int32 else ()
         size = max(0, int(state["runs"][0, :, 2].sum())) if tuple(shape) == (batch, runs, 3) else 1
-        first = length(state, "first", 1, most=_SINKS, least=0)
+        first = length(state, "first", 1, most=SINKS, least=0)
         return {
             "codes": zeros(batch, size, dtype=torch.uint8),
             "runs": zeros(batch, runs, 3, dtype=torch.int32),
@@ -151,13 +156,7 @@ class Compact(Method):
     def require_values(self, state: State) -> None:
         """Raise ValueError where runs, codes and tokens do not belong together."""
         for place, run in enumerate(runs_of(state)):
-            known = run.around in (0, _OPENING, _RECEIPT, _OPENING | _RECEIPT, _FIRST, _FIRST | _RECEIPT)
-            if (
-                not known
-                or (place and run.around & (_OPENING | _FIRST))
-                or run.tokens < (0 if run.around & _FIRST else 1)
-            ):
-                raise ValueError(f"run {place} is none that it writes")
+            require_kind(run.around, place, run.tokens)
             if run.bytes != nbytes(self.backbone, run.tokens, self.times):
                 raise ValueError(f"run {place} has {run.bytes} bytes, which is not what its tokens take")
         if "first" in state and bool((state["first"] >= self.backbone.embedding.num_embeddings).any()):
@@ -178,12 +177,11 @@ class Compact(Method):
         return Reading(map_slots(lambda *parts: torch.cat(parts), *rows), batch=len(rows))
 
     def _write_piece(self, state: State, piece: Int[Tensor, "B t"]) -> State:
-        before, after = self._framed(piece, first=not state)
-        is_opening = bool(before) and piece[0, :before].tolist() == self.opening
-        around = (_OPENING if is_opening else _FIRST if before else 0) | (_RECEIPT if after else 0)
+        before, after = self.frame.split(piece, first=not state)
+        around = self.frame.kind(piece, before, after)
         text = piece[:, before : piece.shape[1] - after]
         run = torch.tensor([[[around, text.shape[1], nbytes(self.backbone, text.shape[1], self.times)]]])
-        first = piece[:, : 0 if is_opening else before].to("cpu", torch.int32)
+        first = piece[:, : before if keeps_first(around) else 0].to("cpu", torch.int32)
         added = {
             "codes": self._encode(state, piece[:, : piece.shape[1] - after], before, int(run[0, 0, 2])),
             "runs": run.to(torch.int32).expand(len(piece), -1, -1),
@@ -197,21 +195,12 @@ class Compact(Method):
         if tokens.shape[1] == before:
             return torch.zeros(len(tokens), 0, dtype=torch.uint8)
         past = self.read(state).prefix
-        with self.backbone.input_of(self.codec.start) as taken:
+        with input_of(self.backbone, self.codec.start) as taken:
             kv, start = self.backbone.prefill(tokens, past), past.slots if past else 0
         kv = self.backbone.rotate(kv, -torch.arange(start, start + kv.slots, device=kv.keys[0].device)).slice(before)
         rows = zip(kv.rows(), taken[0][:, before:], tokens[:, before:], strict=True)
         codes = [self.codec.encode(row, hidden, ids, size) for row, hidden, ids in rows]
         return torch.stack([torch.frombuffer(bytearray(code), dtype=torch.uint8) for code in codes])
-
-    def _framed(self, piece: Int[Tensor, "B t"], *, first: bool = True) -> tuple[int, int]:
-        """How many tokens before and after the text are read exactly; all rows of a batch begin and end alike."""
-        row, opening, receipt = piece[0].tolist(), self.opening, self.receipt
-        opened, received = len(opening) or 1, len(receipt) or 1
-        after = len(receipt) if row[-received:] == receipt and len(row) > len(receipt) else 0
-        if first and row[:opened] == opening and len(row) > len(opening) + after:
-            return len(opening), after
-        return (min(_SINKS, len(row) - after) if first else 0), after
 
     def _read_row(self, state: State) -> KV:
         """The prefix of one session, of which what was read before is not decoded again."""
@@ -233,7 +222,7 @@ class Compact(Method):
     def _read_code(self, cache: PrefixCache, code: bytes, *, room: int) -> None:
         components, tokens = self.codec.decode(code)
         start, held = self.codec.start, cache.get_seq_length()
-        hidden = self.backbone.lower(tokens[None].to(self.backbone.device), start, cache)[0]
+        hidden = run_lower(self.backbone, tokens[None].to(self.backbone.device), start, cache)[0]
         kv = self.codec.slots(components, hidden)
         places = torch.arange(held, held + len(tokens), device=kv.keys[0].device)
         cache.append(self.backbone.rotate(kv, places, start=start), room=room, start=start)
@@ -252,12 +241,10 @@ class Compact(Method):
 
     def _before(self, run: Run, state: State) -> list[int]:
         """The tokens before a run's text."""
-        if run.around & _OPENING:
-            return self.opening
-        return state["first"][0].tolist() if run.around & _FIRST else []
+        return self.frame.before(run.around, state["first"][:1])[0]
 
     def _after(self, run: Run) -> list[int]:
-        return self.receipt if run.around & _RECEIPT else []
+        return self.frame.after(run.around)
 
     def _codes(self, state: State) -> Iterator[bytes]:
         start, data = 0, state["codes"][0].cpu().numpy().tobytes() if state else b""
@@ -279,6 +266,6 @@ def nbytes(backbone: Backbone, tokens: int, times: int) -> int:
 
 def _state_bytes(backbone: Backbone, tokens: int, times: int) -> int:
     """Bytes of the state of one text without the template: codes, three numbers per piece, and the first tokens."""
-    first = min(_SINKS, tokens)
+    first = min(SINKS, tokens)
     coded = [min(_CHUNK, tokens - start) for start in range(first, tokens, _CHUNK)]
     return sum(nbytes(backbone, piece, times) + 12 for piece in coded or [0]) + 4 * first

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from byheart.errors import UnsupportedModelError
 from byheart.model.kv_cache import KeyValueTap, PrefixCache, Tapped
+from byheart.model.reading import KV, Reading
 from byheart.model.rope import Rotation
 
 # Powers of two: a float32 product of position and frequency is exact there, so the measured frequency is too.
@@ -40,14 +41,6 @@ class Anatomy:
     rotations: tuple[Rotation, ...]
     norms: tuple[nn.Module, ...]
     cache_argument: str
-
-
-class Stopped(Exception):
-    """Raised by a hook where a layer and those after it are not needed; ``hidden`` is what the layer was given."""
-
-    def __init__(self, hidden: Tensor) -> None:
-        super().__init__()
-        self.hidden = hidden
 
 
 @contextmanager
@@ -248,6 +241,17 @@ def skipped(linears: Sequence[nn.Linear]) -> Iterator[None]:
     handles = [linear.register_forward_pre_hook(shorten) for linear in linears]
     with hooked([*handles, *(linear.register_forward_hook(lengthen) for linear in linears)]):
         yield
+
+
+def hides_slots(run: Callable[[PrefixCache], Tensor], slot: KV) -> bool:
+    """Whether what stands in a slot that is hidden from every head changes nothing of what ``run`` gives."""
+    masks = tuple(torch.zeros(part.shape[:3], dtype=torch.bool, device=part.device) for part in slot.keys)
+    outs = []
+    for number in (0, 1):
+        kv = KV(tuple(number * part for part in slot.keys), tuple(number + part for part in slot.values), masks)
+        with torch.no_grad():
+            outs.append(run(PrefixCache.of([Reading(kv)], layers=len(slot.keys), dtype=slot.keys[0].dtype)))
+    return torch.equal(*outs)
 
 
 def with_cache(arguments: dict[str, Any], cache: PrefixCache | None) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
 from byheart.errors import UnsupportedModelError
+from byheart.model.head_masks import with_head_mask
 from byheart.model.observed_attention import causal_mask, show
 from byheart.model.segment_attention import attended
 
@@ -33,8 +34,8 @@ def grouped_attention(
 ) -> Tensor:
     """Attention in two matrix products per key-value head; gives (B, T, H * G, W).
 
-    ``query`` (B, H * G, T, W), ``key`` and ``value`` (B, H, M, W), ``mask`` (B or 1, 1, T, M): True or 0.0 where a
-    query sees a key. Scores are made in the model's type and normalised in float32, as in eager attention.
+    ``query`` (B, H * G, T, W), ``key`` and ``value`` (B, H, M, W), ``mask`` (B or 1, H or 1, T, M): True or 0.0
+    where a query sees a key. Scores are made in the model's type and normalised in float32, as in eager attention.
     """
     batch, heads, rows, width = query.shape
     kv_heads = key.shape[1]
@@ -152,6 +153,7 @@ def _attention(
             "attention with learned sinks (gpt-oss) is not supported; open the model with sdpa."
         )
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    attention_mask = with_head_mask(query, key, attention_mask)
     show(query, key, attention_mask, scaling=scale, softcap=softcap)
 
     def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
@@ -159,6 +161,9 @@ def _attention(
         if kernel == "folded":
             return folded_attention(query, key, value, mask, scaling=scale)
         if kernel == "stock":
+            if mask is not None and mask.shape[1] > 1:
+                # One for each query head.
+                mask = mask.repeat_interleave(query.shape[1] // mask.shape[1], dim=1)
             out: Tensor = sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **kwargs)[0]
             return out
         if mask is None and query.shape[2] > 1:

@@ -22,7 +22,17 @@ from transformers import PreTrainedModel
 
 from byheart.errors import UnsupportedModelError, UsageError
 from byheart.model import attention
-from byheart.model.anatomy import Anatomy, Stopped, hooked, keyless_linears, measure, noise, skipped, tap, with_cache
+from byheart.model.anatomy import (
+    Anatomy,
+    hides_slots,
+    hooked,
+    keyless_linears,
+    measure,
+    noise,
+    skipped,
+    tap,
+    with_cache,
+)
 from byheart.model.feed_forward import FeedForward, FeedForwardInput, feed_forward, find_values
 from byheart.model.fingerprint import fingerprint_model, sample_fingerprint, without_remainder
 from byheart.model.known import name_opened
@@ -200,7 +210,7 @@ class Backbone:
         """
         each = [steps] * len(kv.keys) if isinstance(steps, (int, Tensor)) else steps
         rotated = zip(self.anatomy.rotations[start:], kv.keys, each, strict=True)
-        return KV(tuple(rotation.rotate(k, step) for rotation, k, step in rotated), kv.values)
+        return KV(tuple(rotation.rotate(k, step) for rotation, k, step in rotated), kv.values, kv.masks)
 
     @cached_property
     def slot(self) -> KV:
@@ -232,9 +242,20 @@ class Backbone:
         the cache stays usable, but without the deltas.
         """
         rows = [row for reading in readings for row in reading.rows()]
+        if any(row.prefix.masks for row in rows if row.prefix) and not self.hides_slots:
+            raise UnsupportedModelError(
+                f"{type(self.model).__name__} cannot hide slots from single heads, as this memory needs it; open it "
+                "with Backbone.open, or set its attn_implementation to 'byheart'."
+            )
         cache = PrefixCache.of(rows, layers=len(self.layers), dtype=self.dtype, room=room)
         with self.deltas([row.deltas for row in rows]):
             yield cache
+
+    @cached_property
+    def hides_slots(self) -> bool:
+        """Whether single heads can be kept from seeing a slot: the model runs on byheart's attention."""
+        x = noise(2, self.dim, self.dtype, self.device)
+        return hides_slots(lambda cache: self.hidden(embeds=x, cache=cache), self.slot)
 
     def deltas(self, rows: Sequence[Mapping[str, Delta]]) -> AbstractContextManager[None]:
         """Let linear layers add each batch row's change. Inside: hooks on those layers. After: none."""
@@ -300,27 +321,7 @@ class Backbone:
 
         return hooked(layer.register_forward_hook(hook(i)) for i, layer in enumerate(self.layers))
 
-    @contextmanager
-    def input_of(self, index: int) -> Iterator[list[Float[Tensor, "B T D"]]]:
-        """Keep what layer ``index`` is given. Inside: a pre-hook, an item per pass. After: none."""
-        taken: list[Tensor] = []
-        with hooked([self.layers[index].register_forward_pre_hook(lambda module, args: taken.append(args[0]))]):
-            yield taken
-
-    # ---- running a part ----
-
-    def lower(self, tokens: Int[Tensor, "B T"], index: int, cache: PrefixCache) -> Float[Tensor, "B T D"]:
-        """What layer ``index`` is given for ``tokens``; only the layers below it run, and add to the cache."""
-
-        def stop(module: nn.Module, args: tuple[Any, ...]) -> None:
-            raise Stopped(args[0])
-
-        with hooked([self.layers[index].register_forward_pre_hook(stop)]):
-            try:
-                self.hidden(tokens, cache=cache)
-            except Stopped as stopped:
-                return stopped.hidden
-        raise UnsupportedModelError(f"Layer {index} did not run.")
+    # ---- running a part again ----
 
     def feed_forward(self, index: int) -> FeedForward:
         """Where layer ``index`` has its feed-forward block. Raises UnsupportedModelError."""

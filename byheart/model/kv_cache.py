@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
+from byheart.model.head_masks import attach_mask
 from byheart.model.reading import KV, Reading, map_slots
 
 _ROOM = 256
@@ -23,11 +24,15 @@ _MANY_EMPTY, _WORTH = 64, 4
 
 
 class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
-    """One layer's keys and values, a view of the filled part of a buffer with room after it."""
+    """One layer's keys and values, a view of the filled part of a buffer with room after it.
+
+    ``mask`` (B, H, P) says which of the first P slots each head sees, or is None where all heads see all slots.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._buffers: tuple[Tensor, ...] = ()
+        self.mask: Tensor | None = None
 
     def hold(self, keys: Tensor, values: Tensor, room: int, dtype: torch.dtype) -> None:
         """Copy ``keys`` and ``values`` (B, H, M, W) in, with room for ``room`` more slots."""
@@ -52,7 +57,11 @@ class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """Append (B, H, T, W) and return all slots."""
+        """Append (B, H, T, W) and return all slots, the keys with the mask of what heads see of them."""
+        keys, values = self._extend(key_states, value_states)
+        return (keys if self.mask is None else attach_mask(keys, self.mask)), values
+
+    def _extend(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
         new = key_states.shape[2]
         held = self.get_seq_length()
         if not torch.is_grad_enabled() and self._has_room(held + new):
@@ -66,9 +75,13 @@ class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         self.hold(keys, values, new + _ROOM, key_states.dtype)
         return self._put(held, key_states, value_states)
 
-    def append(self, keys: Tensor, values: Tensor, room: int) -> None:
+    def append(self, keys: Tensor, values: Tensor, mask: Tensor | None, room: int) -> None:
         """Take in slots; the buffer, where it has to grow, gets room for ``room`` more."""
         held = self.get_seq_length()
+        if mask is not None:
+            earlier = self.whole_mask()
+            earlier = mask.new_ones(*mask.shape[:2], held) if earlier is None else earlier
+            self.mask = torch.cat([earlier, mask], dim=2)
         if not self._has_room(held + keys.shape[2]):
             past = self.past() if held else (keys[:, :, :0], values[:, :, :0])
             self.hold(*past, keys.shape[2] + room, keys.dtype)
@@ -101,12 +114,40 @@ class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
             buffer[row, :, :held] = buffer[last, :, :held]
         self._buffers = tuple(buffer[:last] for buffer in self._buffers)
         self._set(*(buffer[:, :, :held] for buffer in self._buffers))
+        if self.mask is not None:
+            self.mask = _without_row(self.mask, row)
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last ``-tokens_to_remove`` slots; the buffer stays."""
         if tokens_to_remove and self.get_seq_length():
             left = self.get_seq_length() - abs(tokens_to_remove)
             self._set(*(part[:, :, :left] for part in self.past()))
+            if self.mask is not None:
+                self.mask = self.mask[:, :, :left]
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat each row of the batch."""
+        super().batch_repeat_interleave(repeats)
+        if self.mask is not None:
+            self.mask = self.mask.repeat_interleave(repeats, dim=0)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep these rows of the batch."""
+        super().batch_select_indices(indices)
+        if self.mask is not None:
+            self.mask = self.mask[indices]
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Keep these rows of the batch, as beam search does."""
+        super().reorder_cache(beam_idx)  # type: ignore[arg-type]
+        if self.mask is not None:
+            self.mask = self.mask.index_select(0, beam_idx.to(self.mask.device))
+
+    def whole_mask(self) -> Tensor | None:
+        """What each head sees of all slots held (B, H, M), or None where that is all."""
+        if self.mask is None:
+            return None
+        return torch.nn.functional.pad(self.mask, (0, self.get_seq_length() - self.mask.shape[2]), value=True)
 
 
 class PrefixCache(Cache):
@@ -132,6 +173,9 @@ class PrefixCache(Cache):
             keys = _stacked([prefix.keys[index] for prefix in prefixes], longest)
             values = _stacked([prefix.values[index] for prefix in prefixes], longest)
             layer.hold(keys, values, room, dtype)
+            if any(prefix.masks for prefix in prefixes):
+                masks = [prefix.masks[index] if prefix.masks else None for prefix in prefixes]
+                layer.mask = _stacked_masks(masks, [prefix.keys[index] for prefix in prefixes], longest)
         if any(reading.slots != longest for reading in readings):
             held = torch.tensor([reading.slots for reading in readings], device=some.keys[0].device)
             cache.valid = torch.arange(longest, device=held.device) >= longest - held[:, None]
@@ -139,8 +183,9 @@ class PrefixCache(Cache):
 
     def append(self, kv: KV, *, room: int = _ROOM, start: int = 0) -> None:
         """Take in slots of the layers from ``start`` on, rotated to where they come to stand, with room for more."""
-        for layer, keys, values in zip(self._grown()[start:], kv.keys, kv.values, strict=True):
-            layer.append(keys, values, room)
+        masks = kv.masks or (None,) * len(kv.keys)
+        for layer, keys, values, mask in zip(self._grown()[start:], kv.keys, kv.values, masks, strict=True):
+            layer.append(keys, values, mask, room)
 
     def _grown(self) -> list[GrowingLayer]:
         return [layer for layer in self.layers if isinstance(layer, GrowingLayer)]
@@ -166,8 +211,7 @@ class PrefixCache(Cache):
         for layer in self._grown():
             layer.drop(row)
         if self.valid is not None:
-            last = len(self.valid) - 1
-            self.valid = self.valid[[last if number == row else number for number in range(last)]]
+            self.valid = _without_row(self.valid, row)
 
     def trim(self) -> None:
         """Leave out first columns in which no row has a token, where they are a good part of all."""
@@ -178,6 +222,7 @@ class PrefixCache(Cache):
             for layer in self._grown():
                 keys, values = layer.past()
                 layer.hold(keys[:, :, empty:], values[:, :, empty:], _ROOM, keys.dtype)
+                layer.mask = None if layer.mask is None else layer.mask[:, :, empty:]
             self.valid = self.valid[:, empty:]
         if bool(self.valid.all()):
             self.valid = None
@@ -188,11 +233,12 @@ class PrefixCache(Cache):
         longest = max(ours, theirs)
         masks = [cache._mask(held) for cache, held in ((self, ours), (other, theirs))]
         for layer, more in zip(self._grown(), other._grown(), strict=True):
-            keys, values = (
-                torch.cat([_padded(part, longest) for part in pair])
-                for pair in zip(layer.past(), more.past(), strict=True)
-            )
+            parts = [layer.past(), more.past()]
+            head_masks = [layer.whole_mask(), more.whole_mask()]
+            keys, values = (torch.cat([_padded(part, longest) for part in pair]) for pair in zip(*parts, strict=True))
             layer.hold(keys, values, _ROOM, keys.dtype)
+            if any(mask is not None for mask in head_masks):
+                layer.mask = _stacked_masks(head_masks, [keys for keys, _ in parts], longest)
         valid = torch.cat([torch.nn.functional.pad(mask, (longest - mask.shape[1], 0)) for mask in masks])
         self.valid = None if bool(valid.all()) else valid
 
@@ -210,9 +256,11 @@ class PrefixCache(Cache):
             self.valid = self.valid[:, : -abs(tokens_to_remove)]
 
     def rows_from(self, start: int, stop: int | None = None) -> KV:
-        """Copies of the slots ``start`` to ``stop``, keys as rotated."""
+        """Copies of the slots ``start`` to ``stop``, keys as rotated; with masks where some are hidden."""
         past = KV(*zip(*(layer.past() for layer in self._grown()), strict=True))
-        return map_slots(lambda part: part[:, :, start:stop].clone(), past)
+        copies = map_slots(lambda part: part[:, :, start:stop].clone(), past)
+        masks = [mask[:, :, start:stop].clone() for layer in self._grown() if (mask := layer.whole_mask()) is not None]
+        return copies if all(map(Tensor.all, masks)) else KV(copies.keys, copies.values, tuple(masks))
 
 
 def _stacked(rows: Sequence[Tensor], length: int) -> Tensor:
@@ -223,6 +271,21 @@ def _stacked(rows: Sequence[Tensor], length: int) -> Tensor:
     for b, row in enumerate(rows):
         out[b, :, length - row.shape[2] :] = row[0]
     return out
+
+
+def _stacked_masks(masks: Sequence[Tensor | None], keys: Sequence[Tensor], length: int) -> Tensor:
+    """What heads see, (B, H, ``length``), of batch rows of different lengths; rows without a mask see all."""
+    whole = [
+        key.new_ones(key.shape[:3], dtype=torch.bool) if mask is None else mask
+        for mask, key in zip(masks, keys, strict=True)
+    ]
+    return torch.cat([torch.nn.functional.pad(mask, (length - mask.shape[2], 0), value=True) for mask in whole])
+
+
+def _without_row(part: Tensor, row: int) -> Tensor:
+    """A tensor without a row, whose place the last one takes."""
+    last = len(part) - 1
+    return part[[last if number == row else number for number in range(last)]]
 
 
 def _padded(part: Tensor, length: int) -> Tensor:

@@ -15,7 +15,7 @@ from operator import itemgetter
 from typing import TypeAlias
 
 import torch
-from jaxtyping import Float, Int, Num
+from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor, nn
 
 
@@ -23,11 +23,13 @@ from torch import Tensor, nn
 class KV:
     """Keys and values of every layer, (B, H, M, W) each; keys are rotated, the next token sits at position M.
 
-    Codes of keys and values, which are integers, are handled the same way before they are decoded.
+    ``masks``: True where a key-value head sees a slot, one of every layer; empty where all heads see all slots. Codes
+    of keys and values, which are integers, are handled the same way before they are decoded.
     """
 
     keys: tuple[Num[Tensor, "B H M W"], ...]
     values: tuple[Num[Tensor, "B H M W"], ...]
+    masks: tuple[Bool[Tensor, "B H M"], ...] = ()
 
     @property
     def batch(self) -> int:
@@ -41,11 +43,11 @@ class KV:
 
     def rows(self) -> list[KV]:
         """One KV per batch row, as views."""
-        return [map_slots(itemgetter(slice(b, b + 1)), self) for b in range(self.batch)]
+        return [self._part(itemgetter(slice(b, b + 1))) for b in range(self.batch)]
 
     def slice(self, start: int, stop: int | None = None) -> KV:
         """The slots from ``start`` to ``stop``, as views."""
-        return map_slots(lambda part: part[:, :, start:stop], self)
+        return self._part(lambda part: part[:, :, start:stop])
 
     def gather(self, indices: Sequence[Int[Tensor, "B H K"]]) -> KV:
         """The slots at the indices of each layer and head."""
@@ -57,11 +59,23 @@ class KV:
 
     def append(self, other: KV) -> KV:
         """These slots, then those of ``other``."""
-        return map_slots(lambda *pair: torch.cat(pair, dim=2), self, other)
+        joined = map_slots(lambda *pair: torch.cat(pair, dim=2), self, other)
+        if not (self.masks or other.masks):
+            return joined
+        masks = zip(self.masks or self._seen(), other.masks or other._seen(), strict=True)
+        return KV(joined.keys, joined.values, tuple(torch.cat(pair, dim=2) for pair in masks))
+
+    def _part(self, function: Callable[[Tensor], Tensor]) -> KV:
+        """What ``function`` takes out of each tensor, masks too."""
+        return KV(*(tuple(map(function, parts)) for parts in (self.keys, self.values, self.masks)))
+
+    def _seen(self) -> list[Tensor]:
+        """Masks that hide nothing."""
+        return [torch.ones(part.shape[:3], dtype=torch.bool, device=part.device) for part in self.keys]
 
 
 def map_slots(function: Callable[..., Tensor], *kvs: KV) -> KV:
-    """``function`` of the tensors (B, H, M, W) that these have in the same layer, for keys and for values."""
+    """``function`` of the tensors (B, H, M, W) that these have in the same layer, for keys and for values; no masks."""
     return KV(tuple(map(function, *(kv.keys for kv in kvs))), tuple(map(function, *(kv.values for kv in kvs))))
 
 
@@ -136,7 +150,7 @@ class Reading:
     @property
     def bytes(self) -> int:
         """Bytes of the tensors it holds."""
-        slots = self.prefix.keys + self.prefix.values if self.prefix else ()
+        slots = self.prefix.keys + self.prefix.values + self.prefix.masks if self.prefix else ()
         changes = [part for delta in self.deltas.values() for part in vars(delta).values()]
         return sum(tensor.nbytes for tensor in (*slots, *changes))
 

@@ -123,4 +123,4 @@ class KVMethod(SlotMethod):
             new = map_slots(Tensor.float, new)
         start = past.slots if past else 0
         new = self.backbone.rotate(new, -torch.arange(start, start + new.slots, device=new.keys[0].device))
-        return NewKV(new.keys, new.values, tuple(seen.layers) if seen else ())
+        return NewKV(new.keys, new.values, attention=tuple(seen.layers) if seen else ())

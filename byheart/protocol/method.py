@@ -116,11 +116,15 @@ class Method(nn.Module, abc.ABC):
         """The part of ``state`` that bears on a question: ``state`` itself, unless the method reads some of it only."""
         return state
 
+    def batch_key(self, state: State, segment: Int[Tensor, "1 _"]) -> Hashable:
+        """What sessions must have in common to be written as one batch: here shapes."""
+        return segment.shape[1], *((name, tensor.shape) for name, tensor in sorted(state.items()))
+
     def write_many(self, states: Sequence[State], segments: Sequence[Int[Tensor, "1 _"]]) -> list[State]:
-        """Write one segment into each of many sessions; those of one shape go through the model as one batch."""
+        """Write one segment into each of many sessions; those with one ``batch_key`` are one batch."""
         pairs = list(zip(states, segments, strict=True))
         out: list[State | None] = [None] * len(pairs)
-        for members in group(range(len(pairs)), lambda n: _shapes(*pairs[n])).values():
+        for members in group(range(len(pairs)), lambda n: self.batch_key(*pairs[n])).values():
             written = self.write(stack([states[n] for n in members]), torch.cat([segments[n] for n in members]))
             for n, state in zip(members, unstack(written), strict=True):
                 out[n] = state
@@ -213,7 +217,3 @@ def defaults(kind: type) -> dict[str, Any]:
 def with_defaults(kind: type, options: Mapping[str, Any]) -> dict[str, Any]:
     """Options that a file names, and those that are newer than the file at their defaults."""
     return {**defaults(kind), **options}
-
-
-def _shapes(state: State, segment: Tensor) -> tuple[Hashable, ...]:
-    return segment.shape[1], *((name, tensor.shape) for name, tensor in sorted(state.items()))

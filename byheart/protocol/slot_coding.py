@@ -29,7 +29,7 @@ from byheart.protocol.template import length
 _RANGES = ("key_ranges", "value_ranges")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CodedKV(KV):
     """Slots decoded, and their codes, which go where the slots go; slots that are appended are coded."""
 
@@ -61,7 +61,7 @@ def encode_slots(kv: KV, *, bits: int) -> CodedKV:
         return kv
     parts = [[quantise(numbers, bits=bits) for numbers in part] for part in (kv.keys, kv.values)]
     codes, ranges = (KV(*(tuple(code[end] for code in part) for part in parts)) for end in (0, 1))
-    return CodedKV(kv.keys, kv.values, codes, ranges, bits)
+    return CodedKV(kv.keys, kv.values, codes=codes, ranges=ranges, bits=bits)
 
 
 def move_slots(move: Callable[..., KV], *kvs: KV) -> KV:
@@ -76,7 +76,7 @@ def move_slots(move: Callable[..., KV], *kvs: KV) -> KV:
     coded = [encode_slots(kv, bits=bits) for kv in kvs]
     plain = move(*(kv.plain for kv in coded))
     codes, ranges = move(*(kv.codes for kv in coded)), move(*(kv.ranges for kv in coded))
-    return CodedKV(plain.keys, plain.values, codes, ranges, bits)
+    return CodedKV(plain.keys, plain.values, codes=codes, ranges=ranges, bits=bits)
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class SlotCoding:
         if codes is None or ranges is None:
             return None
         kv = map_slots(self._decode, codes, ranges, self.backbone.slot)
-        return CodedKV(kv.keys, kv.values, codes, ranges, self.bits)
+        return CodedKV(kv.keys, kv.values, codes=codes, ranges=ranges, bits=self.bits)
 
     def to_plain(self, state: State) -> KV | None:
         """The slots of a state, for a model to read; None where it has none."""

@@ -21,6 +21,7 @@ from byheart.errors import ModelError
 from byheart.files import cached
 
 RECEIPT = "I have read it."
+REPEAT = "Repeat the previous context exactly"
 _TEXT, _QUESTION = "\u2063text\u2063", "\u2063question\u2063"
 _LONGEST = 1 << 20
 # Most of it is the start of Python; the program itself bounds the time that it computes.

@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from byheart.errors import InputError
-from byheart.text.chat_template import RECEIPT, ChatTemplate, special_tokens
+from byheart.text.chat_template import RECEIPT, REPEAT, ChatTemplate, special_tokens
 from byheart.text.fingerprint import fingerprint_tokenizer, fingerprint_vocabulary
 
 Tokenizer: TypeAlias = PreTrainedTokenizerBase
@@ -131,14 +131,19 @@ class ChatEncoder:
         """What stands around texts, as a method may need it among its options.
 
         ``header`` and ``footer`` open and close an assistant turn; ``opening`` and ``receipt`` stand before and after
-        a text that is written as a turn, the opening before the first one alone.
+        a text that is written as a turn, the opening before the first one alone. ``repeat`` asks for the text again
+        after its receipt; ``repeat_from`` asks for it from some words on, which follow, before ``repeat_answer``.
         """
         template, plain = self.template, {"add_special_tokens": False}
+        asked = "" if self.has_template else template.question
         return {
             "header": self._started(self.tokenizer(template.turn, **plain).input_ids),
             "footer": special_tokens(self.tokenizer, template.end)[:1],
             "opening": self._started(self.tokenizer(template.opening, **plain).input_ids),
             "receipt": list(self.tokenizer(template.receipt, **plain).input_ids),
+            "repeat": list(self.tokenizer(f"{asked}{REPEAT}.{template.answer}", **plain).input_ids),
+            "repeat_from": list(self.tokenizer(f"{asked}{REPEAT}, starting with", **plain).input_ids),
+            "repeat_answer": list(self.tokenizer(template.answer, **plain).input_ids),
         }
 
     def decode(self, tokens: Sequence[int] | Tensor) -> str:

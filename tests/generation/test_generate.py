@@ -261,7 +261,7 @@ EVERY_WAY: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("options", EVERY_WAY, ids=str)
-@pytest.mark.parametrize("case", ["last-ffn", "ffn-lora", "full"])
+@pytest.mark.parametrize("case", ["last-ffn", "ffn-lora", "full", "repeat-score"])
 def test_an_interrupted_answer_puts_the_cache_back(case: str, options: dict[str, Any]) -> None:
     own, reading, how = backbone(), read(case), Decoding(max_tokens=STEPS, seed=0, **options)
     with own.reading([replace(reading, deltas={})]) as cache:
@@ -410,6 +410,7 @@ def finished(generation: Generation) -> None:
 def ways() -> list[Request]:
     """Requests of every kind, whose answers end at different lengths."""
     readings = [read("full"), read("last-ffn"), read("ffn-lora"), read("window"), Reading(), read("last-ffn")]
+    readings.append(read("repeat-score"))
     decodings = [
         Decoding(max_tokens=5),
         Decoding(max_tokens=8, contrast=0.5),
@@ -417,6 +418,7 @@ def ways() -> list[Request]:
         Decoding(max_tokens=7, context_aware=0.5),
         Decoding(max_tokens=6, dola="high"),
         Decoding(max_tokens=8, temperature=1.5, seed=3),
+        Decoding(max_tokens=6),
     ]
     prompts = [tokens(4 + n, seed=20 + n)[0] for n in range(len(readings))]
     return [Request(*parts) for parts in zip(prompts, readings, decodings, strict=True)]
@@ -438,7 +440,7 @@ def test_every_sequence_is_decoded_in_its_own_way() -> None:
     assert hooks(backbone()) == []
 
 
-@pytest.mark.parametrize("order", [[0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0], [3, 0, 5, 1, 4, 2]], ids=str)
+@pytest.mark.parametrize("order", [[0, 1, 2, 3, 4, 5, 6], [6, 5, 4, 3, 2, 1, 0], [3, 0, 5, 6, 1, 4, 2]], ids=str)
 def test_sequences_join_between_steps(order: list[int]) -> None:
     requests, generation = ways(), Generation(backbone())
     sequences = {}
@@ -454,7 +456,7 @@ def test_a_sequence_that_is_removed_leaves_the_others_as_they_are() -> None:
     sequences = generation.add(requests)
     generation.step()
     generation.remove([sequences[3], sequences[0]])
-    assert [n for n, sequence in enumerate(sequences) if sequence in generation.running] == [1, 2, 4, 5]
+    assert [n for n, sequence in enumerate(sequences) if sequence in generation.running] == [1, 2, 4, 5, 6]
     finished(generation)
     for number, sequence in enumerate(sequences):
         expected = alone(requests[number])
@@ -466,7 +468,7 @@ def test_a_sequence_may_be_removed_before_its_first_token() -> None:
     sequences = generation.add(requests)
     generation.remove(sequences[1:])
     finished(generation)
-    assert [sequence.tokens for sequence in sequences] == [alone(requests[0]), [], [], [], [], []]
+    assert [sequence.tokens for sequence in sequences] == [alone(requests[0]), *[[]] * 6]
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])

@@ -26,6 +26,7 @@ LARGER: dict[str, Any] = {
     "mean-pooled": lambda options: {**options, "every": options["every"] - 1},
     "key-norm": lambda options: {**options, "slots": options["slots"] + 1},
     "attention-score": lambda options: {**options, "slots": options["slots"] + 1},
+    "repeat-score": lambda options: {"share": (round(1e4 * options["share"]) + 1) / 1e4},
     "latent-pool": lambda options: {**options, "blocks": options["blocks"] + 1},
     "cartridge": lambda options: {**options, "slots": options["slots"] + 1},
 }

@@ -530,21 +530,6 @@ def test_a_skipped_layer_computes_one_token() -> None:
     assert out.shape[:2] == (2, 7)
 
 
-@pytest.mark.parametrize("index", [0, 1])
-def test_lower_layers_run_alone(index: int) -> None:
-    own, text = backbone(), tokens(12, seed=4)
-    with own.input_of(index) as taken:
-        whole = own.prefill(text)
-    with own.reading([Reading()]) as cache:
-        hidden = own.lower(text, index, cache)
-        assert cache.get_seq_length() == (text.shape[1] if index else 0)
-    torch.testing.assert_close(hidden, taken[0])
-    assert len(taken) == 1
-    if index:
-        torch.testing.assert_close(cache.layers[0].keys, whole.keys[0])
-    assert not own.layers[index]._forward_pre_hooks
-
-
 def test_slots_of_upper_layers_are_rotated_by_their_own_layers() -> None:
     own = backbone()
     kv = own.prefill(tokens(6, seed=4))

@@ -57,7 +57,8 @@ def test_codes_go_where_the_slots_go(bits: int) -> None:
 def test_what_is_appended_is_coded_and_what_was_there_is_not_coded_again(bits: int) -> None:
     kv, new = coded(4, bits), some(3, seed=1)
     # Codes that belong to no numbers: they would change if they were made again.
-    kv = CodedKV(kv.keys, kv.values, map_slots(lambda part: part ^ 5, kv.codes), kv.ranges, bits)
+    changed = map_slots(lambda part: part ^ 5, kv.codes)
+    kv = CodedKV(kv.keys, kv.values, codes=changed, ranges=kv.ranges, bits=bits)
     both = concat(kv, new)
     assert isinstance(both, CodedKV)
     assert equal(both.codes.slice(0, 4), kv.codes)

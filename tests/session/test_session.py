@@ -631,8 +631,8 @@ def test_a_file_opens_its_own_model(tmp_path: Path) -> None:
 
 
 def test_sessions_asked_together_answer_as_alone() -> None:
-    made = [read(name, TEXT * (n + 1)) for n, name in enumerate(METHODS)]
-    questions = [f"{'Really? ' * n}{QUESTION}" for n in range(len(made))]
+    made = [read(name, TEXT * (n % 9 + 1)) for n, name in enumerate(METHODS)]
+    questions = [f"{'Really? ' * (n % 7)}{QUESTION}" for n in range(len(made))]
     alone = [one.ask(question, max_tokens=12) for one, question in zip(made, questions, strict=True)]
     assert ask_many(made, questions, max_tokens=12) == alone
     assert len(set(alone)) > 2

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from byheart.errors import InputError, UsageError, require_positive
 from byheart.model.backbone import Backbone
+from byheart.model.lower_layers import input_of
 from byheart.model.reading import KV, Reading
 from byheart.protocol.codec.codec import Codec, Group
 from byheart.protocol.codec.levels import UNITS
@@ -192,7 +193,7 @@ def _read(backbone: Backbone, example: Example, first: int, generator: torch.Gen
     with torch.no_grad():
         opening = backbone.prefill(example.opening[None]) if len(example.opening) else None
         start = len(example.opening)
-        with backbone.input_of(first) as taken:
+        with input_of(backbone, first) as taken:
             kv = backbone.prefill(example.text[None], opening)
     leaves = KV(*(tuple(part.detach().clone().requires_grad_() for part in parts) for parts in (kv.keys, kv.values)))
     prefix = opening.append(leaves) if opening else leaves

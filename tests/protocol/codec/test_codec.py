@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from byheart.errors import BudgetError, CorruptStateError, InputError
+from byheart.model.lower_layers import input_of
 from byheart.model.reading import KV
 from byheart.protocol.codec.calibration import Example, calibrate
 from byheart.protocol.codec.codec import LEAST_BYTES, Codec
@@ -19,7 +20,7 @@ TEXT = tokens(80, seed=31)
 def read(start: int = 0) -> tuple[KV, Tensor]:
     """Un-rotated slots of all layers, and what layer ``start`` is given."""
     own = backbone()
-    with own.input_of(start) as taken:
+    with input_of(own, start) as taken:
         kv = own.prefill(TEXT)
     return own.rotate(kv, -torch.arange(TEXT.shape[1])), taken[0][0]
 
