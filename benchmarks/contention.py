@@ -57,7 +57,7 @@ def write_repeatedly(model: str, rounds: int) -> None:
 
     from byheart import load
 
-    session = load(model)
+    session = load(model, method="full")
     text = (ROOT / "examples" / "warsaw.txt").read_text(encoding="utf-8")
     text = session.encoder.decode(session.encoder.continuation(text)[:TOKENS])
     with torch.inference_mode():

@@ -147,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "questions.json")
     given = parser.parse_args(argv)
     silence()
-    opened = load(given.model, device="cpu")
+    opened = load(given.model, method="nothing", device="cpu")
     (item,) = Questions().items(records(given.data), seed=0)
     rows: list[Row] = []
     for spec in split_specs(given.method):

@@ -1,6 +1,6 @@
 """A memory for language models: write text once, keep it as a small state, read it in any later conversation.
 
-session = byheart.load("smollm2", method="full")
+session = byheart.load("smollm2")
 session.write("The cat is called Muck.")
 session.ask("What is the cat called?")
 """

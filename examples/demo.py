@@ -27,7 +27,7 @@ from byheart.cli import threads
 ARTICLE = Path(__file__).with_name("warsaw.txt")
 METHODS = ("nothing", "full", "compact", "retrieval", "last-ffn")
 QUESTIONS = (
-    "Which king moved the capital from Kraków to Warsaw?",
+    "Which king moved his court from Kraków to Warsaw?",
     "When was the oldest armed seal of Warsaw made?",
     "In which year was the first historical reference to Warsaw?",
     "What was the campaign to rebuild Warsaw after the war called?",
@@ -82,9 +82,9 @@ def show_that_it_lasts(console: Console, model: str, article: Path) -> None:
     with tempfile.TemporaryDirectory() as home:
         environment = {**os.environ, "BYHEART_HOME": home}
         for command in (
-            ["write", "warsaw", os.path.relpath(article), "--model", model, "--method", "compact"],
+            ["write", "warsaw", os.path.relpath(article), "--model", model],
             ["ask", "warsaw", QUESTIONS[0], "--max-tokens", str(ANSWER_TOKENS)],
-            ["ask", "warsaw", QUESTIONS[1], "--max-tokens", str(ANSWER_TOKENS)],
+            ["ask", "warsaw", QUESTIONS[3], "--max-tokens", str(ANSWER_TOKENS)],
         ):
             console.print(f"$ byheart {shlex.join(command)}", style="bold", highlight=False, soft_wrap=True)
             with console.status("a process of its own"):

@@ -22,7 +22,10 @@ from byheart import load
 from byheart.cli import main
 from byheart.cli.threads import count_cpus
 from byheart.files import cache_folder
+from byheart.model.backbone import Backbone
+from byheart.protocol.codec import shelf
 from byheart.testing import tiny_model
+from tests.samples import codec_of
 
 # More threads than cores make tiny models many times slower.
 torch.set_num_threads(1)
@@ -79,13 +82,26 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny(tmp_path_factory.mktemp("tiny"))
+    """A tiny model with the codec that compact memories need, made from few texts: byheart's own take seconds."""
+    folder = save_tiny(tmp_path_factory.mktemp("tiny"))
+    shelf.keep(codec_of(Backbone.open(str(folder), dtype="float32")))
+    return folder
 
 
 @pytest.fixture(scope="session")
 def other_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Another model of the same shape."""
     return save_tiny(tmp_path_factory.mktemp("other"), seed=1)
+
+
+@pytest.fixture
+def no_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No model may be calibrated here."""
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise AssertionError("a model is calibrated")
+
+    monkeypatch.setattr("byheart.session.calibration.make_codec", refuse)
 
 
 @dataclass(frozen=True)
@@ -107,7 +123,7 @@ Run = Callable[..., Ran]
 @pytest.fixture(scope="session")
 def saved_cat(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The state file of a memory into which one sentence was written."""
-    session = load(str(tiny_folder))
+    session = load(str(tiny_folder), method="full")
     session.write(CAT, source="standard input")
     path = tmp_path_factory.mktemp("cat") / "cat.safetensors"
     session.save(path)

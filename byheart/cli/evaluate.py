@@ -70,7 +70,7 @@ def evaluate(tasks: Tasks, method: Methods, data: Data, as_json: options.AsJSON 
     with terminal.progressing("measuring", "steps") as progress:
         # Unknown names are found before the model is opened.
         built = [build(name, **options.method_options(task_options)) for name in tasks]
-        backbone = load(model, **where).backbone
+        backbone = load(model, method="nothing", **where).backbone
         rows = [
             row for task in built for row in measure(task, data, specs, model=backbone, progress=progress, **choices)
         ]

@@ -18,10 +18,10 @@ def open_memory(
 ) -> tuple[Store, Session]:
     """The store and a session for a memory, without the messages that transformers prints on the way."""
     method_options = options.method_options(option)
-    with terminal.progressing(f"opening {name}"):
+    with terminal.progressing(f"opening {name}", "texts") as progress:
         from byheart.model.loading import silence
         from byheart.store.folder import Store
 
         silence()
         store = Store(home)
-        return store, store.open(name, **choices, **method_options)
+        return store, store.open(name, progress=progress, **choices, **method_options)

@@ -61,7 +61,10 @@ WHERE: Group = {"dtype": (DType, "auto"), "device": (Device, "auto")}
 METHOD = group(
     _MADE,
     method=option(
-        str | None, None, "Method, or a folder with a trained one; full for a new memory. `byheart methods` lists them."
+        str | None,
+        None,
+        "Method, or a folder with a trained one; compact for a new memory, or full where no codec can be made. "
+        "`byheart methods` lists them.",
     ),
     option=option(list[str] | None, None, "Of the method; repeatable.", "--option", "-o", metavar="KEY=VALUE"),
 )
@@ -83,7 +86,9 @@ DECODING = group(
     dola=option(str | None, None, "Against earlier layers: high, low or 4,6,8."),
 )
 """The options of ``generation.Decoding``."""
-ARGUMENTS = frozenset(("self", "name", "new", "model", "backbone", "method", "dtype", "device", "encoder", "trained"))
+ARGUMENTS = frozenset(
+    ("self", "name", "new", "model", "backbone", "method", "dtype", "device", "encoder", "trained", "progress")
+)
 """What else is given by keyword to those who take the options of a method or task."""
 
 

@@ -77,7 +77,7 @@ def evaluate(
     if not sources:
         raise UsageError("There are no data to measure on; give a file, a folder or a data set.")
     specs = list(dict.fromkeys([*task.references, *methods]))
-    opened = load(model, dtype=dtype, device=device)
+    opened = load(model, method="nothing", dtype=dtype, device=device)
     settings = {"limit": limit, "skip": skip, "against": against}
     candidates = _Candidates(specs, opened)
     sheets = [_Sheet.open(task, source, candidates, settings, seed) for source in sources]

@@ -6,6 +6,7 @@ question where it has one.
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,9 +16,10 @@ from torch import Tensor
 
 from byheart import data
 from byheart.data.records import Record, read
+from byheart.errors import ModelError, UsageError
 from byheart.model.backbone import Backbone
 from byheart.model.loading import locate, open_tokenizer
-from byheart.protocol.codec import shelf
+from byheart.protocol.codec import calibration, shelf
 from byheart.protocol.codec.calibration import Example, calibrate
 from byheart.protocol.codec.codec import Codec
 from byheart.text.encoder import ChatEncoder
@@ -26,6 +28,13 @@ TEXTS = Path(data.__file__).parent / "calibration"
 """The texts that come with byheart."""
 _TEXT, _FOLLOWING, _SHORTEST = 320, 64, 32
 Progress = Callable[[int, int], None]
+_ANNOUNCEMENT = (
+    "There is no codec for model '%s' yet, so the model is calibrated first: it reads a few hundred texts, once. On a "
+    "CPU that takes minutes for a small model, and longer for a large one. Method full needs no codec "
+    '(method="full", --method full).'
+)
+
+log = logging.getLogger(__name__)
 
 
 def calibrate_model(
@@ -58,18 +67,34 @@ def calibrate_model(
 
 
 def ensure_codec(backbone: Backbone, encoder: ChatEncoder, progress: Progress | None = None) -> Codec:
-    """The codec of a model, made and kept where there is none yet."""
+    """The codec of a model, made and kept where there is none yet, which is logged before.
+
+    Raises UsageError where none can be made or kept, before anything is read.
+    """
     found = shelf.find(backbone)
     if found is None:
+        obstacle = find_obstacle(backbone)
+        if obstacle:
+            raise UsageError(
+                f"No codec can be made for this model: {obstacle}; use a method that needs none, such as full."
+            )
+        log.warning(_ANNOUNCEMENT, backbone.source)
         found = make_codec(backbone, encoder, progress=progress)
         shelf.keep(found)
     return found
 
 
+def find_obstacle(backbone: Backbone) -> str:
+    """Why a model can get no codec; empty where it has one, or can get one. Nothing is calibrated to find out."""
+    if shelf.find(backbone) is not None:
+        return ""
+    return calibration.find_obstacle(backbone) or shelf.find_obstacle()
+
+
 def make_codec(
     backbone: Backbone, encoder: ChatEncoder, *, source: str = "", progress: Progress | None = None
 ) -> Codec:
-    """A codec for a model. Raises InputError for too little text.
+    """A codec for a model. Raises InputError for too little text, ModelError for a model that computes no numbers.
 
     Args:
         source: a file, a folder or a hub data set of texts; those that byheart brings without it.
@@ -78,7 +103,14 @@ def make_codec(
     records = read(source or str(TEXTS)).records
     examples = [example for record in records for example in _examples(record, encoder)]
     random.Random(0).shuffle(examples)
-    return calibrate(backbone, examples, progress=progress)
+    try:
+        return calibrate(backbone, examples, progress=progress)
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        raise ModelError(
+            f"Model '{backbone.source}' could not be calibrated: {reason}. Take a method that needs no codec: "
+            'method="full" (--method full).'
+        ) from error
 
 
 def _examples(record: Record, encoder: ChatEncoder) -> Iterator[Example]:

@@ -16,7 +16,8 @@ from byheart.protocol import state_file
 from byheart.protocol.checkpoint import is_learned, load_pretrained, read_card
 from byheart.protocol.codec import shelf
 from byheart.protocol.state import Header
-from byheart.session.calibration import ensure_codec
+from byheart.session.calibration import Progress, ensure_codec
+from byheart.session.default_method import default_method
 from byheart.session.session import Session
 from byheart.text.encoder import ChatEncoder, Tokenizer
 
@@ -26,27 +27,33 @@ _LEARNED = "methods-opened"
 def load(
     model: str | Backbone = DEFAULT,
     *,
-    method: str = "full",
+    method: str | None = None,
     dtype: str = "auto",
     device: str = "auto",
     encoder: ChatEncoder | Tokenizer | None = None,
     trained: bool = True,
+    progress: Progress | None = None,
     **options: Any,
 ) -> Session:
     """A session with an empty memory over a model.
 
+    A method that codes keys and values, as the default does, needs a codec. One for the default model comes with
+    byheart; any other model is calibrated at first use, once, which is logged before and takes minutes or longer.
+
     Args:
         model: an alias (``smollm2``), a hub id, a local folder, a GGUF file, or an opened Backbone.
         method: how the memory is made, see ``byheart.methods.BUILT_IN``; or a folder that ``save_pretrained`` wrote,
-            with its learned parts and options.
+            with its learned parts and options. Without it ``compact``, or ``full`` where the model can have no codec.
         encoder: an opened one, or a tokenizer; the model's own without it.
         trained: use the learned parts that come with byheart, where there are some for this model and these options.
+        progress: called with the texts done and the texts in all, while the model is calibrated.
         options: of the method.
 
     Raises ModelError, UnknownNameError, UsageError, CheckpointError or StateMismatchError.
     """
     backbone = model if isinstance(model, Backbone) else Backbone.open(locate(model), dtype=dtype, device=device)
-    return _build(backbone, method, folder_of(method), options, encoder=encoder, trained=trained)
+    method = default_method(backbone) if method is None else method
+    return _build(backbone, method, folder_of(method), options, encoder=encoder, trained=trained, progress=progress)
 
 
 def folder_of(method: str) -> str:
@@ -63,6 +70,7 @@ def _build(
     encoder: ChatEncoder | Tokenizer | None,
     trained: bool = True,
     may_calibrate: bool = True,
+    progress: Progress | None = None,
 ) -> Session:
     """A session with an empty memory, its method by name or from the folder ``learned``."""
     card: dict[str, Any] = read_card(learned) if learned else {"method": method, "options": {}}
@@ -72,9 +80,10 @@ def _build(
     own = _encoder(backbone, encoder)
     # Methods that know what stands around a text have an option for it.
     around = {name: tokens for name, tokens in own.template_tokens().items() if name in known}
-    if find(card["method"]).needs_codec:
-        ensure_codec(backbone, own) if may_calibrate else shelf.require(backbone)
     made = build(card["method"], backbone, **{**around, **card["options"], **options})
+    # Last, since it may take long: an option that cannot be is said before.
+    if made.needs_codec:
+        ensure_codec(backbone, own, progress) if may_calibrate else shelf.require(backbone)
     if learned or folder is not None:
         load_pretrained(made, learned or str(folder))
     if learned:

@@ -11,7 +11,7 @@ import difflib
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,6 +126,7 @@ class Store:
         method: str | None = None,
         dtype: str = "auto",
         device: str = "auto",
+        progress: Callable[[int, int], None] | None = None,
         **options: Any,
     ) -> Session:
         """A session that continues a memory.
@@ -134,6 +135,7 @@ class Store:
             new: where there is no such memory, begin an empty one; it exists once it is saved.
             model, method, options: of a new memory, as for ``session.load``; an old one must have been made with them.
                 An opened Backbone serves any number of memories: a model is then opened once in a process.
+            progress: of a new memory whose model is calibrated first, as for ``session.load``.
 
         Raises StoreError, StateError, ModelError or UsageError.
         """
@@ -143,7 +145,7 @@ class Store:
         if new and not self.exists(name):
             named: dict[str, Any] = {"model": model, "method": method}
             chosen = {choice: value for choice, value in named.items() if value is not None}
-            return opening.load(**chosen, dtype=dtype, device=device, **options)
+            return opening.load(**chosen, dtype=dtype, device=device, progress=progress, **options)
         path = self.existing(name)
         header = header_file.load_header(path)
         # Learned parts may have moved: where they are now is not how the memory was made.

@@ -101,7 +101,7 @@ def test_questions_are_timed_in_three_ways(tiny_folder: Path, tmp_path: Path) ->
 
 def test_all_three_ways_answer_alike(tiny_folder: Path) -> None:
     """Else one would be timed on less."""
-    opened = byheart.load(str(tiny_folder), dtype="float32")
+    opened = byheart.load(str(tiny_folder), method="full", dtype="float32")
     task, records = Questions(), questions.records(None)
     (item,) = task.items([{**record, "context": "The cat is Muck."} for record in records], 0)
     one = Candidate.of("full:max_tokens=5", opened)

@@ -13,11 +13,10 @@ from transformers import PreTrainedTokenizerFast
 from byheart import Decoding, open_state
 from byheart.cli import options
 from byheart.methods import BUILT_IN
-from byheart.model.backbone import Backbone
 from byheart.published.convert import KINDS
 from byheart.session.session import Session
-from tests.conftest import CAT, Run, tiny_tokenizer
-from tests.samples import ROOT, codec_of
+from tests.conftest import CAT, Run, save_tiny, tiny_tokenizer
+from tests.samples import ROOT
 
 GOLDEN = ROOT / "tests" / "golden"
 QUICK = {"last-ffn": ["-o", "steps=1"], "ffn-lora": ["-o", "steps=1"], "latent-pool": ["-o", "slots=4"]}
@@ -79,8 +78,6 @@ def test_a_memory_continues_with_its_own_options(run: Run, tiny_folder: Path) ->
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_every_method_is_written_and_asked_from_the_command_line(run: Run, tiny_folder: Path, name: str) -> None:
     made = ["--model", tiny_folder, "--method", name, *QUICK.get(name, [])]
-    if name == "compact":
-        codec_of(Backbone.open(str(tiny_folder), dtype="float32"))
     assert run("write", "cat", *made, stdin=CAT.encode()).code == 0
     assert run("write", "cat", stdin=b"More.").code == 0
     ran = run("ask", "cat", "Who?", "--max-tokens", 4, "--json")
@@ -308,18 +305,18 @@ def test_import_brings_a_released_adapter_for_its_base(run: Run, tmp_path: Path)
     assert not (tmp_path / "own" / "model").exists()
 
 
-def test_calibrate_makes_a_codec_and_says_where(run: Run, tiny_folder: Path, tmp_path: Path) -> None:
+def test_calibrate_makes_a_codec_and_says_where(run: Run, tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "tiny", seed=62)
     text = " ".join(f"the cat number {n} sat on mat {n * 7 % 31} and saw {n % 5} birds" for n in range(120))
     (tmp_path / "text.txt").write_text(text, encoding="utf-8")
     out = tmp_path / "codec.safetensors"
-    made = run("calibrate", tiny_folder, "--data", tmp_path / "text.txt", "--out", out, "--json").json
+    made = run("calibrate", folder, "--data", tmp_path / "text.txt", "--out", out, "--json").json
     assert made["path"] == str(out)
     assert made["bytes"] == out.stat().st_size
-    shown = run("calibrate", tiny_folder, "--data", tmp_path / "text.txt", "--dtype", "float32").out
+    shown = run("calibrate", folder, "--data", tmp_path / "text.txt", "--dtype", "float32").out
     assert shown.startswith("The codec of")
-    kept = run("calibrate", tiny_folder, "--use", out, "--dtype", "float32", "--json").json
+    kept = run("calibrate", folder, "--use", out, "--dtype", "float32", "--json").json
     assert kept["codec"] == made["codec"]
     assert (
-        run("write", "small", "--model", tiny_folder, "--method", "compact", "--dtype", "float32", stdin=b"cats").code
-        == 0
+        run("write", "small", "--model", folder, "--method", "compact", "--dtype", "float32", stdin=b"cats").code == 0
     )

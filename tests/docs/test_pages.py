@@ -66,9 +66,9 @@ def test_the_tutorial_does_what_it_says(capsys: pytest.CaptureFixture[str]) -> N
     printed = capsys.readouterr().out
     lines = [line.split() for line in printed.splitlines() if line.split()[:1] and line.split()[0] in BUILT_IN]
     sizes = {name: int(size) for name, size, *_ in lines}
-    assert sizes["retrieval"] < sizes["compressed-kv"] < sizes["full"]
+    assert sizes["retrieval"] < sizes["compact"] < sizes["compressed-kv"] < sizes["full"]
     assert printed.count("Muck") >= 3
-    assert printed.count("deck") == 2, "only the memory that was told where the dog sleeps knows it"
+    assert printed.count("Rex") == 2, "only the memory that was told what the dog is called knows it"
     session, later, other = (cast(Session, names[name]) for name in ("session", "later", "other"))
     assert [len(memory.header.written) for memory in (session, later, other)] == [1, 2, 0]
     assert Path("muck.safetensors").exists()

@@ -47,9 +47,12 @@ def test_it_fits_two_screens() -> None:
     assert all(len(line) <= 120 for line in TEXT.splitlines() if not line.startswith(("|", "!", "byheart")))
 
 
-def test_the_session_remembers(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_session_remembers_without_a_calibration(
+    capsys: pytest.CaptureFixture[str], no_calibration: None, caplog: pytest.LogCaptureFixture
+) -> None:
     threads = torch.get_num_threads()
-    execute(SESSION)
+    assert execute(SESSION)["session"].method.name == "compact"  # type: ignore[attr-defined]
+    assert not caplog.records
     first, second = capsys.readouterr().out.splitlines()
     assert "Muck" in first
     assert "engine room" in second
@@ -107,7 +110,8 @@ def test_the_seconds_it_opens_with_are_those_of_the_result_files() -> None:
     costs = {row["name"]: row for row in json.loads((RESULTS / "cost.json").read_text())["rows"]}["stored text"]
     questions = {row["name"]: row["value"] for row in json.loads((RESULTS / "questions.json").read_text())["rows"]}
     assert (
-        f"takes {costs['floor_seconds']:.1f} seconds; from a memory on disk it takes {costs['seconds']:.2f}" in opening
+        f"takes {costs['floor_seconds']:.1f} seconds; from a memory on disk it takes {costs['seconds']:.2f} seconds, "
+        "with the method `full`" in opening
     )
     assert f"take {questions['full: evaluation']:.1f} seconds with one write" in opening
     assert f"{questions['full: one by one']:.1f} seconds when the text is read for each" in opening

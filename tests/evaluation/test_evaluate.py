@@ -64,7 +64,7 @@ def data(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def opened(tiny_folder: Path) -> Session:
-    return load(str(tiny_folder), dtype="float32")
+    return load(str(tiny_folder), method="full", dtype="float32")
 
 
 def count_writes(one: Candidate, writes: list[int], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ from byheart.session.session import Session
 
 @pytest.fixture
 def opened(tiny_folder: Path) -> Session:
-    return load(str(tiny_folder), dtype="float32")
+    return load(str(tiny_folder), method="full", dtype="float32")
 
 
 # ---- reading a spec ----

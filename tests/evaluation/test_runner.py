@@ -53,7 +53,7 @@ TEXTS = ("The cat is called Muck.", "A dog.", "The bird is called Lu and sings."
 
 @pytest.fixture
 def opened(tiny_folder: Path) -> Session:
-    return load(str(tiny_folder), dtype="float32")
+    return load(str(tiny_folder), method="full", dtype="float32")
 
 
 def remember(opened: Session, *texts: str) -> Session:

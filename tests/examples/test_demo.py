@@ -13,7 +13,7 @@ import pytest
 
 from byheart.session import load
 from tests.conftest import Run
-from tests.samples import ROOT, codec_of
+from tests.samples import ROOT
 
 EXAMPLES = ROOT / "examples"
 
@@ -40,7 +40,6 @@ def test_the_demonstration_compares_memories_and_asks_from_other_processes(
     # What is kept for the model is made before processes are only pretended.
     session = load(str(tiny_folder), method="full", dtype="float32")
     assert session.encoder.template.receipt
-    codec_of(session.backbone)
     article = tmp_path / "cat.txt"
     article.write_text("The cat is called Muck.", encoding="utf-8")
     processes: list[list[str]] = []

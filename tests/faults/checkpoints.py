@@ -324,7 +324,7 @@ def learned(folder: Path) -> Try:
     """The same of a folder of learned parts in byheart's own format."""
     model = save_tiny(folder / "model")
     backbone = Backbone.open(str(model), dtype="float32")
-    encoder = load(backbone).encoder
+    encoder = load(backbone, method="full").encoder
     source = folder / "good"
     save_pretrained(load(backbone, method="compressed-kv", encoder=encoder, tokens=2, rank=2).method, source)
     changes = (_card, _card, _tensor, _names, _bytes, _files)

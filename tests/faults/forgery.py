@@ -15,9 +15,10 @@ from torch import Tensor
 from byheart import load
 from byheart.errors import ByheartError
 from byheart.model.backbone import Backbone
+from byheart.protocol.codec import shelf
 from byheart.text.encoder import ChatEncoder
 from tests.conftest import CAT, save_tiny
-from tests.samples import METHODS, OPTIONS
+from tests.samples import METHODS, OPTIONS, codec_of
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,9 @@ class Originals:
     def make(cls, folder: Path, *methods: str) -> Originals:
         model = save_tiny(folder / "model")
         backbone = Backbone.open(str(model), dtype="float32")
-        encoder, files = load(backbone).encoder, {}
+        # For this process and others; byheart's own texts would take seconds.
+        shelf.keep(codec_of(backbone))
+        encoder, files = load(backbone, method="full").encoder, {}
         for method in methods or METHODS:
             session = load(backbone, method=method, encoder=encoder, **OPTIONS.get(method, {}))
             try:

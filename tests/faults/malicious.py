@@ -292,7 +292,7 @@ def named_by_the_user(folder: Path) -> Try:
         target = _copy(originals.model, folder / f"evil{number}", spoil, random)
         asked = hub.requests()
         name = random.choice(["evil", "new"])
-        command = ("chat", name) if name == "new" else ("ask", name, "Who?")
+        command = ("chat", name, "--method", "full") if name == "new" else ("ask", name, "Who?")
         ended = run((*command, "--home", str(home), "--max-tokens", "2", "--model", str(target)), b"y\nyes\n")
         (home / "new.safetensors").unlink(missing_ok=True)
         problems = ended.problems() + _harm(target, asked, ended.out)

@@ -329,7 +329,7 @@ class _Pairs:
         else:
             tiny_model(family if family in _SETTINGS else "llama").save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        session = load(str(folder), dtype="float32")
+        session = load(str(folder), method="full", dtype="float32")
         session.write(CAT)
         session.save(self.folder / f"{family}.safetensors")
         return folder

@@ -304,7 +304,9 @@ def test_an_adapter_becomes_a_model(tiny_folder: Path, tmp_path: Path, capsys: p
     ).run(tmp_path / "trained")
     merge.main([str(tmp_path / "trained"), str(tmp_path / "merged"), "--model", str(tiny_folder), "--dtype", "float32"])
     trained = load(str(tiny_folder), method=str(tmp_path / "trained"), dtype="float32")
-    merged, before = (load(str(folder), dtype="float32") for folder in (tmp_path / "merged", tiny_folder))
+    merged, before = (
+        load(str(folder), method="full", dtype="float32") for folder in (tmp_path / "merged", tiny_folder)
+    )
     prompt = tokens(12)
     reading = trained.method.read(trained.method.init())
     found = logits(trained.backbone, reading, prompt)

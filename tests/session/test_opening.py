@@ -43,7 +43,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def saved(folder: Path, tmp_path: Path) -> Path:
     """A state of a model that this user has opened."""
-    session = load(str(folder))
+    session = load(str(folder), method="full")
     session.write(CAT)
     session.save(tmp_path / "cat.state")
     return tmp_path / "cat.state"
@@ -95,7 +95,7 @@ def test_a_model_that_is_gone_is_asked_for(saved: Path, folder: Path, tmp_path: 
 
 def test_of_two_copies_the_one_that_is_left_is_opened(saved: Path, folder: Path, tmp_path: Path) -> None:
     copy = save_tiny(tmp_path / "copy")
-    load(str(copy))
+    load(str(copy), method="full")
     assert open_state(saved).backbone.source == str(copy)
     copy.rename(tmp_path / "gone")
     assert open_state(saved).backbone.source == str(folder)

@@ -174,13 +174,20 @@ def calibrate(
     return Codec(backbone, groups, mean)
 
 
+def find_obstacle(backbone: Backbone) -> str:
+    """Why a model can have no codec; empty where it can. Nothing is calibrated to find out."""
+    shapes = {tuple(part.shape) for part in (*backbone.slot.keys, *backbone.slot.values)}
+    if len(shapes) == 1:
+        return ""
+    return f"its layers have keys and values of {len(shapes)} different shapes, which cannot be coded together"
+
+
 def _spans(backbone: Backbone, first: int) -> list[range]:
     """Layers from ``first`` on, in groups of about one size, each with no more numbers than ``WIDEST_GROUP``."""
-    shapes = {tuple(part.shape) for part in (*backbone.slot.keys, *backbone.slot.values)}
-    if len(shapes) > 1:
+    obstacle = find_obstacle(backbone)
+    if obstacle:
         raise UsageError(
-            f"The model's layers have keys and values of different shapes ({len(shapes)}), which a codec cannot take "
-            "together; use a method that needs none (window, full, attention-score)."
+            f"No codec can be made for this model: {obstacle}; use a method that needs none, such as full."
         )
     layers = len(backbone.layers) - first
     groups = math.ceil(2 * layers * backbone.slot.keys[0][0, :, 0].numel() / WIDEST_GROUP)

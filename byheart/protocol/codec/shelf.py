@@ -8,6 +8,7 @@ A file's metadata says for which model it is. Codecs are made by ``byheart calib
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -45,8 +46,22 @@ def require(backbone: Backbone) -> Codec:
     codec = find(backbone)
     if codec is None:
         name = backbone.source or "MODEL"
-        raise UsageError(f"There is no codec for this model yet; make one, once: byheart calibrate {name}.")
+        raise UsageError(
+            f"There is no codec for this model yet; make one, once: byheart calibrate {name}. A memory from elsewhere "
+            f"needs the codec that it was made with: byheart calibrate {name} --use FILE."
+        )
     return codec
+
+
+def find_obstacle() -> str:
+    """Why a codec that is made now could not be kept for later processes; empty where it could."""
+    folder = _cached("").parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return ""
+    except OSError as error:
+        return f"codecs cannot be kept in '{folder}' ({error.strerror}; $BYHEART_CACHE names another folder)"
 
 
 def hold(codec: Codec) -> None:

@@ -48,7 +48,7 @@ def talk(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def opened(tiny_folder: Path) -> Session:
-    return load(str(tiny_folder), dtype="float32")
+    return load(str(tiny_folder), method="full", dtype="float32")
 
 
 def items_of(task: Gap, opened: Session, source: Path, seed: int = 0) -> list[Item]:

@@ -349,7 +349,7 @@ def test_longbench_keeps_the_last_words_and_scores_by_data_set() -> None:
 
 
 def test_answers_have_the_tokens_of_their_question(tiny_folder: Path) -> None:
-    opened = load(str(tiny_folder), dtype="float32")
+    opened = load(str(tiny_folder), method="full", dtype="float32")
     limits = (None, 3, 5, 3)
     texts = [Item(("A cat.",), (Question("Who?", ("b",), max_tokens=limit),)) for limit in limits]
     memory = opened.fork()
