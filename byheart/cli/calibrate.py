@@ -15,7 +15,8 @@ _TEXTS = options.group(
     None,
     data=options.option(str | None, None, "Texts to calibrate on: a file, a folder or a hub data set; else byheart's."),
     use=options.option(Path | None, None, "A codec's file, made elsewhere, to keep here; nothing is calibrated."),
-    out=options.option(Path | None, None, "Write the codec to this file instead of keeping it in the cache."),
+    out=options.option(Path | None, None, "Write the codec that there is, or else a new one, to this file."),
+    anew=options.option(bool, False, "Make a new codec even where there is one.", "--anew"),
 )
 
 
@@ -34,4 +35,4 @@ def calibrate(model: Model, as_json: options.AsJSON = False, **choices: Any) -> 
         made = {"model": model, "codec": codec.fingerprint, "bytes": size, "seconds": seconds, "path": str(path)}
         terminal.show_json(made)
         return
-    terminal.say(f"The codec of {model} was made in {seconds:.0f} s and takes {terminal.size(size)}: {path}")
+    terminal.say(f"The codec of {model} takes {terminal.size(size)}, after {seconds:.0f} s: {path}")

@@ -43,6 +43,7 @@ def calibrate_model(
     data: str | None = None,
     out: Path | None = None,
     use: Path | None = None,
+    anew: bool = False,
     dtype: str = "auto",
     device: str = "auto",
     progress: Progress | None = None,
@@ -51,7 +52,8 @@ def calibrate_model(
 
     Args:
         data: texts, as for ``make_codec``.
-        out: a file for the codec, instead of the user's cache.
+        out: a file for the codec, instead of the user's cache. A codec that there is already is written to it as it is,
+            for another machine, unless ``data`` or ``anew`` asks for another one.
         use: the file of a codec that was made elsewhere, to be kept here; nothing is calibrated.
     """
     backbone = Backbone.open(locate(model), dtype=dtype, device=device)
@@ -59,7 +61,8 @@ def calibrate_model(
     if use is not None:
         codec = shelf.open_codec(use, backbone)
     else:
-        codec = make_codec(backbone, encoder, source=data or "", progress=progress)
+        known = None if out is None or anew or data else shelf.find(backbone)
+        codec = known or make_codec(backbone, encoder, source=data or "", progress=progress)
     if out is None:
         return codec, shelf.keep(codec)
     shelf.save_codec(codec, out)

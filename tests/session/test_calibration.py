@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,7 +10,7 @@ from byheart.data.records import read
 from byheart.errors import InputError
 from byheart.protocol.codec import shelf
 from byheart.session import load
-from byheart.session.calibration import TEXTS, ensure_codec, make_codec
+from byheart.session.calibration import TEXTS, calibrate_model, ensure_codec, make_codec
 from tests.conftest import save_tiny
 
 
@@ -67,3 +68,21 @@ def test_the_texts_that_come_along_are_of_many_kinds() -> None:
     assert {record.task for record in read(str(TEXTS)).records} == {"lm", "qa"}
     licences = (TEXTS / "LICENCES").read_text(encoding="utf-8")
     assert all(f"{kind}.jsonl" in licences for kind in kinds)
+
+
+def test_the_codec_that_there_is_goes_to_another_machine(
+    folder: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BYHEART_CACHE", str(tmp_path / "here"))
+    made, _ = calibrate_model(str(folder), data=str(texts), dtype="float32")
+    read_texts: list[int] = []
+    how: dict[str, Any] = {"dtype": "float32", "progress": lambda done, total: read_texts.append(done)}
+    copied, path = calibrate_model(str(folder), out=tmp_path / "codec.safetensors", **how)
+    assert copied.fingerprint == made.fingerprint
+    assert not read_texts
+    calibrate_model(str(folder), out=tmp_path / "new.safetensors", data=str(texts), **how)
+    assert read_texts
+    monkeypatch.setenv("BYHEART_CACHE", str(tmp_path / "there"))
+    used, kept = calibrate_model(str(folder), use=path, dtype="float32")
+    assert used.fingerprint == made.fingerprint
+    assert kept.is_relative_to(tmp_path / "there")
