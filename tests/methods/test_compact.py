@@ -168,3 +168,11 @@ def test_a_budget_is_met_from_below(share: float) -> None:
     size = sum(part.nbytes for part in method.write(method.init(), tokens(length, seed=4)).values())
     finer = Compact(own, times=options["times"] - 1)
     assert size <= budget < sum(part.nbytes for part in finer.write(finer.init(), tokens(length, seed=4)).values())
+
+
+def test_sessions_of_other_frames_are_not_written_as_one_batch() -> None:
+    method = made()
+    # Of one shape: a turn, and bare text of as many tokens.
+    segments = [turn(20, seed=1, first=True), tokens(28, seed=2)]
+    for state, segment in zip(method.write_many([{}, {}], segments), segments, strict=True):
+        assert torch.equal(state["codes"], method.write({}, segment)["codes"])
