@@ -72,11 +72,13 @@ def questions_table(results: Path) -> str:
 
 
 SHOWN = (
-    *("nothing", "full", "retrieval", "retrieval:tokens=128", "last-ffn", "compressed-kv", "compressed-kv:merge=mean"),
-    *("latent-pool", "window@2MB", "attention-score@2MB", "key-norm@2MB"),
+    *("nothing", "full", "compact@256KB", "compact@128KB", "compact@64KB", "repeat-score@256KB"),
+    *("attention-score@256KB", "window@256KB", "retrieval", "compressed-kv", "latent-pool"),
 )
-# Of each measure of ``benchmarks/results.toml``: what its column is called, and the rows that are its number.
+# Each measure of ``benchmarks/results.toml`` that has numbers for a column: the column, and the rows that are its
+# number. Where two have one, they asked the same questions.
 COLUMNS: dict[str, tuple[str, dict[str, Any]]] = {
+    "frontier": ("answers about a paragraph", {"metric": "contains"}),
     "questions": ("answers about a paragraph", {"metric": "contains"}),
     "needle": ("needles in 1,000 words", {"metric": "accuracy", "words": 1000}),
     "edit": ("edits (score)", {"metric": "score", "dataset": "counterfact"}),
@@ -88,20 +90,18 @@ def tasks_table(results: Path) -> str:
     """The best of ``docs/explanation/results.md``: a row a memory, a column a measure, the mean over its rows."""
     cells: dict[str, dict[str, str]] = {}
     keeps: dict[str, int] = {}
-    for measure, (_, wanted) in COLUMNS.items():
+    for measure, (title, wanted) in COLUMNS.items():
         rows = json.loads((results / measure / "rows.json").read_text())["rows"]
         found = [row for row in rows if all(row.get(name) == value for name, value in wanted.items())]
         for method in dict.fromkeys(row["method"] for row in found):
             own = [row for row in found if row["method"] == method]
             value = sum(row["value"] * row["n"] for row in own) / sum(row["n"] for row in own)
-            cells.setdefault(method, {})[measure] = f"{value:.0f}" if measure == "dialogue" else f"{value:.2f}"
+            cells.setdefault(method, {}).setdefault(title, f"{value:.0f}" if measure == "dialogue" else f"{value:.2f}")
             keeps.setdefault(method, own[0]["bytes"])
-    lines = [
-        f"| method | keeps of a paragraph | {' | '.join(title for title, _ in COLUMNS.values())} |",
-        "|---|" + "---|" * (len(COLUMNS) + 1),
-    ]
+    titles = list(dict.fromkeys(title for title, _ in COLUMNS.values()))
+    lines = [f"| method | keeps of a paragraph | {' | '.join(titles)} |", "|---|" + "---|" * (len(titles) + 1)]
     for method in SHOWN:
-        numbers = " | ".join(cells.get(method, {}).get(measure, "") for measure in COLUMNS)
+        numbers = " | ".join(cells.get(method, {}).get(title, "") for title in titles)
         lines.append(f"| `{method}` | {keeps.get(method, 0) / 1000:,.1f} kB | {numbers} |")
     command = "python benchmarks/results.py --data eval && python benchmarks/tables.py"
     made = f"Made by `{command}` from `benchmarks/results/{results.name}`."
