@@ -6,7 +6,7 @@ e' F e / 2, F being the Fisher information of the predictions about the slots (M
 6). It is kept per head, so weights are one matrix each. The targets are drawn from the model's own predictions, as the
 Fisher information asks.
 
-Dimensions: T tokens, L layers of a group, H heads, W head width, N = L H W numbers, F features, C components, D hidden.
+Dimensions: T tokens, L layers of a group, H heads, W head width, N = 2 L H W numbers, F features, C components.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ FEWEST_TOKENS = 2000
 _RIDGE = 1e-3
 # Least share of a head's largest weight: a direction that no prediction used is not free of cost.
 _FLAT = 1e-5
+# Tokens whose slots and gradients are kept for what is measured last, and tokens that are added up at once.
 _KEPT, _AT_ONCE = 16384, 1024
+# Of the regression of importance: the penalty of what a feature explains, steps, and the largest logarithm.
 _PENALTY, _STEPS, _MOST = 1e-2, 60, 8.0
 
 
@@ -136,11 +138,11 @@ def calibrate(
     components: int = COMPONENTS,
     progress: Callable[[int, int], None] | None = None,
 ) -> Codec:
-    """A codec for a model's keys and values in texts like these. Raises InputError for too few of them.
+    """A codec for a model's keys and values in texts like these. Raises InputError for too few, UsageError.
 
     Args:
         start: the first layer that is coded; one in ``RUN_AGAIN`` stands below it where nothing is said.
-        components: of each group's keys and values.
+        components: of each group, at most.
         progress: called with the examples done and the examples in all.
     """
     require_positive(components=components)
@@ -148,6 +150,8 @@ def calibrate(
     if tokens < FEWEST_TOKENS:
         raise InputError(f"A codec needs {FEWEST_TOKENS} tokens of text to be calibrated; these are {tokens}.")
     first = len(backbone.layers) // RUN_AGAIN if start is None else start
+    if not 0 <= first < len(backbone.layers):
+        raise UsageError(f"start must be one of the model's {len(backbone.layers)} layers; it is {first}.")
     spans = _spans(backbone, first)
     features = backbone.dim + 1
     parts = [_Moments(span, backbone.slot.keys[0], features) for span in spans]
