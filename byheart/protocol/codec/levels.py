@@ -139,13 +139,9 @@ def from_levels(levels: Levels, used: Tables, step: int, shifts: Shifts) -> Floa
 
     They are as large again as before ``enlarge``.
     """
-    y = np.zeros(levels.shape, np.float32)
-    places = np.flatnonzero(levels)
-    found = levels.ravel()[places].astype(np.float32)
-    inside = _means()[used.ravel()[places].astype(np.int16) - NARROWEST] - (1 - DEAD_ZONE)
-    sizes = _size(step) / _factors(shifts)
-    y.ravel()[places] = (found + np.copysign(inside, found)) * sizes[places % len(shifts)]
-    return torch.from_numpy(y)
+    found = torch.from_numpy(levels).float()
+    inside = torch.from_numpy(_means())[torch.from_numpy(used).int() - (NARROWEST - 1)] * found.sign()
+    return found.add_(inside).mul_(torch.from_numpy(_size(step) / _factors(shifts)))
 
 
 def _blocks(grid: Grid) -> Iterator[slice]:
@@ -192,7 +188,7 @@ _BOUNDS = np.array([round(_ONE * 2 ** ((shift + 0.5) / PER_DOUBLING)) for shift 
 
 @lru_cache(maxsize=1)
 def _means() -> NDArray[np.float32]:
-    """Where in its bin, in steps from the near end, the mean of a level above 0 lies, for each table."""
-    scale = 2.0 ** (np.arange(NARROWEST, WIDEST + 1) / PER_DOUBLING)
-    # 1 / r - 1 / (e^r - 1) with r = 1 / scale.
-    return (scale - 1 / np.expm1(1 / scale)).astype(np.float32)
+    """How far from a level above 0 the mean of its numbers lies, in steps, for each table; the first codes nothing."""
+    scale = 2.0 ** (np.arange(NARROWEST - 1, WIDEST + 1) / PER_DOUBLING)
+    # From the near end of a bin it is 1 / r - 1 / (e^r - 1) with r = 1 / scale.
+    return (scale - 1 / np.expm1(1 / scale) - (1 - DEAD_ZONE)).astype(np.float32)
