@@ -11,11 +11,13 @@ import os
 import random
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -115,7 +117,10 @@ def tensor(name: str, kind: str, change: Callable[[Tensor], object]) -> Case:
 
 def as_bin(folder: Path, stored: object, **options: Any) -> None:
     (folder / "model.safetensors").unlink()
-    torch.save(stored, folder / "pytorch_model.bin", **options)
+    # To name what it writes, pickle asks every module for it, and older transformers then imports all of its own.
+    with mock.patch.dict(sys.modules):
+        sys.modules.pop("transformers", None)
+        torch.save(stored, folder / "pytorch_model.bin", **options)
 
 
 def indexed(target: Any) -> Spoil:
