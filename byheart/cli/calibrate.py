@@ -35,4 +35,4 @@ def calibrate(model: Model, as_json: options.AsJSON = False, **choices: Any) -> 
         made = {"model": model, "codec": codec.fingerprint, "bytes": size, "seconds": seconds, "path": str(path)}
         terminal.show_json(made)
         return
-    terminal.say(f"The codec of {model} takes {terminal.size(size)}, after {seconds:.0f} s: {path}")
+    terminal.say(f"The codec of {model} is in {path} ({terminal.size(size)}, {seconds:.0f} s).")

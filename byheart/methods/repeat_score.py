@@ -194,16 +194,15 @@ class RepeatScore(Method):
         """All tokens at their positions; heads see of the texts what was kept, and all of what stands around them."""
         if not state:
             return Reading()
-        batch, token, slot = len(state["first"]), 0, 0
-        with self.backbone.reading([Reading(batch=batch)], room=self.prefix_slots(state)) as cache:
+        batch, total, token, slot = len(state["first"]), self.prefix_slots(state), 0, 0
+        with self.backbone.reading([Reading(batch=batch)], room=total) as cache:
             for run in runs_of(state):
                 count = slots_of(run.tokens, self._pairs, self.share)
                 self._read_exactly(cache, self.frame.before(run.around, state["first"]))
                 if run.tokens:
                     kept = unpack(state["kept"][:, token : token + run.tokens], self._pairs)
                     keys, values = (state[name][:, slot : slot + count] for name in ("keys", "values"))
-                    left = self.prefix_slots(state) - cache.get_seq_length()
-                    cache.append(self._place(keys, values, kept), room=left)
+                    cache.append(self._place(keys, values, kept), room=total - cache.get_seq_length())
                 self._read_exactly(cache, [self.frame.after(run.around)] * batch)
                 token, slot = token + run.tokens, slot + count
         return Reading(cache.rows_from(0), batch=batch)

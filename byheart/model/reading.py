@@ -55,7 +55,8 @@ class KV:
         def take(part: Tensor, index: Tensor) -> Tensor:
             return part.gather(2, index[..., None].expand(-1, -1, -1, part.shape[3]))
 
-        return KV(tuple(map(take, self.keys, indices)), tuple(map(take, self.values, indices)))
+        masks = tuple(mask.gather(2, index) for mask, index in zip(self.masks, indices, strict=bool(self.masks)))
+        return KV(tuple(map(take, self.keys, indices)), tuple(map(take, self.values, indices)), masks)
 
     def append(self, other: KV) -> KV:
         """These slots, then those of ``other``."""

@@ -42,10 +42,12 @@ def test_masks_go_with_their_slots() -> None:
     one, two, plain = prefix(5, seed=1), prefix(3, seed=2), prefix(4, seed=3, masked=False)
     assert torch.equal(one.slice(1, 4).masks[1], one.masks[1][:, :, 1:4])
     assert torch.equal(one.append(two).masks[0], torch.cat([one.masks[0], two.masks[0]], dim=2))
+    chosen = torch.tensor([3, 1]).expand(1, H, 2)
+    assert torch.equal(one.gather([chosen] * LAYERS).masks[1], one.masks[1][:, :, [3, 1]])
     ones = torch.ones(1, H, 4, dtype=torch.bool)
     assert torch.equal(plain.append(one).masks[0], torch.cat([ones, one.masks[0]], dim=2))
     assert torch.equal(one.append(plain).masks[0], torch.cat([one.masks[0], ones], dim=2))
-    assert plain.append(plain).masks == ()
+    assert plain.append(plain).masks == plain.gather([chosen] * LAYERS).masks == ()
     assert all(map(torch.equal, one.rows()[0].masks, one.masks))
     assert Reading(one).bytes == Reading(map_slots(lambda part: part, one)).bytes + LAYERS * H * 5
 

@@ -54,7 +54,7 @@ class Grid:
     they stand in the order of their widths.
     """
 
-    tables: Shifts
+    tables: NDArray[np.int16]
     shifts: Shifts
 
     @classmethod
