@@ -182,9 +182,10 @@ class PrefixCache(Cache):
         return cache
 
     def append(self, kv: KV, *, room: int = _ROOM, start: int = 0) -> None:
-        """Take in slots of the layers from ``start`` on, rotated to where they come to stand, with room for more."""
+        """Take in slots of some layers from ``start`` on, rotated to where they come to stand, with room for more."""
         masks = kv.masks or (None,) * len(kv.keys)
-        for layer, keys, values, mask in zip(self._grown()[start:], kv.keys, kv.values, masks, strict=True):
+        layers = self._grown()[start : start + len(kv.keys)]
+        for layer, keys, values, mask in zip(layers, kv.keys, kv.values, masks, strict=True):
             layer.append(keys, values, mask, room)
 
     def _grown(self) -> list[GrowingLayer]:
@@ -255,11 +256,16 @@ class PrefixCache(Cache):
         if self.valid is not None and tokens_to_remove:
             self.valid = self.valid[:, : -abs(tokens_to_remove)]
 
-    def rows_from(self, start: int, stop: int | None = None) -> KV:
-        """Copies of the slots ``start`` to ``stop``, keys as rotated; with masks where some are hidden."""
-        past = KV(*zip(*(layer.past() for layer in self._grown()), strict=True))
+    def rows_from(self, start: int, stop: int | None = None, *, layers: int | None = None) -> KV:
+        """Copies of the slots ``start`` to ``stop``, keys as rotated; with masks where some are hidden.
+
+        Args:
+            layers: only the first so many.
+        """
+        some = self._grown()[:layers]
+        past = KV(*zip(*(layer.past() for layer in some), strict=True))
         copies = map_slots(lambda part: part[:, :, start:stop].clone(), past)
-        masks = [mask[:, :, start:stop].clone() for layer in self._grown() if (mask := layer.whole_mask()) is not None]
+        masks = [mask[:, :, start:stop].clone() for layer in some if (mask := layer.whole_mask()) is not None]
         return copies if all(map(Tensor.all, masks)) else KV(copies.keys, copies.values, tuple(masks))
 
 

@@ -69,7 +69,7 @@ def refused(read: Callable[[Path], object], folder: Path, file: str = "") -> str
     with pytest.raises(CheckpointError) as caught:
         read(folder)
     # Of this thread alone, so that a busy machine does not count.
-    assert time.thread_time() - start < 1
+    assert time.thread_time() - start < 10
     said = str(caught.value)
     assert str(folder / file) in said
     assert said.isprintable()
@@ -119,7 +119,8 @@ def as_bin(folder: Path, stored: object, **options: Any) -> None:
     (folder / "model.safetensors").unlink()
     # To name what it writes, pickle asks every module for it, and older transformers then imports all of its own.
     with mock.patch.dict(sys.modules):
-        sys.modules.pop("transformers", None)
+        for name in [name for name in sys.modules if name.partition(".")[0] == "transformers"]:
+            del sys.modules[name]
         torch.save(stored, folder / "pytorch_model.bin", **options)
 
 

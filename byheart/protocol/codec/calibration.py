@@ -121,11 +121,11 @@ class _Moments:
     def _finish(self, made: Transform, known: Sequence[Tensor]) -> Transform:
         """The same with its components in the order of their widths, and with what tells a token's importance."""
         components = [made.forward(x.float(), f) for (x, _), f in zip(self.kept, known, strict=True)]
-        spread = torch.cat(components, dim=1).abs().mean(1)
+        spread = torch.cat(components).abs().mean(0)
         order = spread.argsort(descending=True)
         widths = (spread[order].clamp(min=1e-12).log2() * UNITS).round().to(torch.int32)
         made = replace(made, basis=made.basis[order], basis_scale=made.basis_scale[order], widths=widths)
-        telling = [explaining(y[order], widths, f) for y, f in zip(components, known, strict=True)]
+        telling = [explaining(y[:, order], widths, f) for y, f in zip(components, known, strict=True)]
         costs = [made.cost(gradients.float()) for _, gradients in self.kept]
         return replace(made, importance=_explain(telling, costs))
 

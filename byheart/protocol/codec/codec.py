@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 import torch
@@ -39,9 +39,9 @@ LEAST_BYTES = _HEADER.size + 8
 # Steps that can be chosen, in ``UNITS`` per doubling, as a header holds them.
 _FINEST, _COARSEST = -1 << 13, 1 << 13
 _CHANGED = "A code was changed after it was written; restore its file from a copy."
-_TRIES, _FILLED = 5, 0.985
-# So many tokens are enough to find a step that is nearly right.
-_SAMPLE, _NEAR = 64, 2
+_TRIES, _FILLED = 5, 0.98
+# So many tokens, at least, are enough to find a step that is nearly right.
+_SAMPLE, _NEAR = 96, 1
 _SHIFTS = 2 * coding.MOST_SHIFT + 1
 
 
@@ -58,18 +58,17 @@ class Group:
 class _Part:
     """A group's components, enlarged by their tokens' shifts, and the widths of a token without."""
 
-    y: Float[Tensor, "C T"]
+    y: Float[Tensor, "T C"]
     shifts: coding.Shifts
     widths: Int[Tensor, " C"]
 
     def sample(self, every: int) -> _Part:
         """One in so many tokens."""
-        return _Part(self.y[:, ::every].contiguous(), self.shifts[::every], self.widths)
+        return _Part(self.y[::every], self.shifts[::every], self.widths)
 
     def count_bits(self, step: int) -> float:
         """How many bits it takes with a step, nearly."""
-        grid = coding.Grid.of(self.widths, step, self.shifts)
-        return coding.count_bits(coding.coded_levels(self.y, step, grid), grid)
+        return coding.count_bits(self.y, step, coding.Grid.of(self.widths, step, self.shifts))
 
 
 class Codec:
@@ -112,9 +111,13 @@ class Codec:
         """
         ids = tokens.cpu().numpy().astype(np.int32)
         parts = list(self._components(kv, hidden))
-        best, allowed = b"", 8.0 * nbytes
+        bits = self._rate(parts)
+        best, allowed, tried = b"", 8.0 * nbytes, set[int]()
         for _ in range(_TRIES):
-            step, expected = self._find_step(parts, allowed)
+            step, expected = _find_step(parts, bits, allowed)
+            if step in tried:
+                break
+            tried.add(step)
             code = self._pack(ids, step, parts)
             if len(code) <= nbytes:
                 best = max(best, code, key=len)
@@ -126,27 +129,27 @@ class Codec:
             raise BudgetError("codec", nbytes, len(code))
         return best.ljust(nbytes, b"\0")
 
-    def decode(self, code: bytes) -> tuple[list[Float[Tensor, "_ T"]], Int[Tensor, " T"]]:
+    def decode(self, code: bytes) -> tuple[list[Float[Tensor, "T _"]], Int[Tensor, " T"]]:
         """Components, for ``slots``, and the tokens. Raises CorruptStateError for a code that was changed."""
         tokens, step, words, checksum = self.header(code)
         end = _HEADER.size + 4 * words
-        components, read = [], []
+        components, sums = [], []
         try:
             coder = LevelDecoder(code[_HEADER.size : end])
             ids = coder.take_uniform(tokens, self._vocabulary)
             for group in self.groups:
                 shifts = coder.take_uniform(tokens, _SHIFTS).astype(np.int16) - coding.MOST_SHIFT
-                levels, used = coding.take_levels(coder, coding.Grid.of(group.transform.widths, step, shifts))
-                components.append(coding.from_levels(levels, used, step, shifts))
-                read += [shifts, levels]
+                y, sum_ = coding.take_levels(coder, step, coding.Grid.of(group.transform.widths, step, shifts))
+                components.append(y)
+                sums.append(sum_)
         except (ValueError, AssertionError) as error:
             raise CorruptStateError(_CHANGED) from error
-        if checksum != _checksum(ids, read) or code[end:].strip(b"\0"):
+        if checksum != _checksum(tokens, step, code[_HEADER.size : end], sums) or code[end:].strip(b"\0"):
             raise CorruptStateError(_CHANGED)
         return components, torch.from_numpy(ids).long()
 
     @torch.no_grad()
-    def slots(self, components: Sequence[Float[Tensor, "_ T"]], hidden: Float[Tensor, "T D"]) -> KV:
+    def slots(self, components: Sequence[Float[Tensor, "T _"]], hidden: Float[Tensor, "T D"]) -> KV:
         """Slots (1, H, M, W) of the layers from ``start`` on, un-rotated, from what layer ``start`` is given."""
         features, like, found = self._features(hidden), self.backbone.slot.keys[0], iter(components)
         keys: list[Tensor] = []
@@ -182,31 +185,26 @@ class Codec:
         return features_of(hidden) - self.mean
 
     def _pack(self, ids: NDArray[np.int32], step: int, parts: Sequence[_Part]) -> bytes:
-        coder, written = LevelEncoder(), []
+        coder, sums = LevelEncoder(), []
         coder.put_uniform(ids, self._vocabulary)
         for part in parts:
             coder.put_uniform((part.shifts + coding.MOST_SHIFT).astype(np.int32), _SHIFTS)
-            grid = coding.Grid.of(part.widths, step, part.shifts)
-            levels = coding.coded_levels(part.y, step, grid)
-            coding.put_levels(coder, levels, grid)
-            written += [part.shifts, levels]
+            sums.append(coding.put_levels(coder, part.y, step, coding.Grid.of(part.widths, step, part.shifts)))
         words = coder.bytes()
-        return _HEADER.pack(len(ids), step, len(words) // 4, _checksum(ids, written)) + words
+        return _HEADER.pack(len(ids), step, len(words) // 4, _checksum(len(ids), step, words, sums)) + words
 
-    def _find_step(self, parts: Sequence[_Part], bits: float) -> tuple[int, float]:
-        """The finest step with which a sample of the tokens takes its share of the bits, and what all will take."""
+    def _rate(self, parts: Sequence[_Part]) -> Callable[[int], float]:
+        """How many bits all tokens take with a step, as a sample of them tells."""
         tokens = len(parts[0].shifts)
         sample = [part.sample(max(1, tokens // _SAMPLE)) for part in parts]
         constant = np.log2(self._vocabulary) + len(parts) * np.log2(_SHIFTS) + 8 * _HEADER.size / tokens
-        low, high, expected = max(_FINEST, *(coding.finest_step(part.y) for part in parts)), _COARSEST, 0.0
-        while high - low > _NEAR:
-            step = (low + high) // 2
-            each = sum(part.count_bits(step) for part in sample) / len(sample[0].shifts) + constant
-            if each * tokens <= bits:
-                high, expected = step, each * tokens
-            else:
-                low = step
-        return high, expected or bits
+
+        @cache
+        def bits(step: int) -> float:
+            each = sum(part.count_bits(step) for part in sample) / len(sample[0].shifts)
+            return float(tokens * (each + constant))
+
+        return bits
 
     def tensors(self) -> dict[str, Tensor]:
         """All that decides how it codes, as a file holds it; see ``of``."""
@@ -238,13 +236,20 @@ class Codec:
         return self.backbone.embedding.num_embeddings
 
 
+def _find_step(parts: Sequence[_Part], bits: Callable[[int], float], allowed: float) -> tuple[int, float]:
+    """The finest step with which so many bits are enough, and how many it takes."""
+    low, high = max(_FINEST, *(coding.finest_step(part.y) for part in parts)), _COARSEST
+    while high - low > _NEAR:
+        step = (low + high) // 2
+        low, high = (low, step) if bits(step) <= allowed else (step, high)
+    return high, bits(high)
+
+
 def _transform(tensors: Mapping[str, Tensor], index: int) -> Transform:
     end = f".{index}"
     return Transform.of({name.removesuffix(end): tensor for name, tensor in tensors.items() if name.endswith(end)})
 
 
-def _checksum(ids: NDArray[np.int32], rest: Sequence[NDArray[np.int16]]) -> int:
-    value = zlib.crc32(ids.astype("<i4").tobytes())
-    for part in rest:
-        value = zlib.crc32(part.astype("<i2", copy=False).data, value)
-    return value
+def _checksum(tokens: int, step: int, words: bytes, sums: Sequence[int]) -> int:
+    """Of a code and of the levels in it: a machine that decodes other levels than were coded is found, too."""
+    return zlib.crc32(struct.pack(f"<Ii{len(sums)}I", tokens, step, *sums), zlib.crc32(words))

@@ -5,13 +5,16 @@ widths that they are coded with. A token whose first components are larger than 
 too. So the width that a level is coded with is wider or narrower by what the token's components before it were:
 ``_Heat``. Both are whole numbers, so that every machine reads what another wrote.
 
-Dimensions: C components, T tokens, K components of a block.
+Components stand in the order of their widths, so those of a block have nearly the same. In a block, the tokens whose
+levels have the same table are coded together.
+
+Dimensions: C components, T tokens, N tokens of a block, K components of a block.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import zlib
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -29,7 +32,6 @@ from byheart.protocol.codec.entropy import (
     WIDEST,
     LevelDecoder,
     LevelEncoder,
-    Tables,
     costs,
     expectations,
 )
@@ -37,56 +39,77 @@ from byheart.protocol.codec.entropy import (
 UNITS = 16 * PER_DOUBLING
 """In which widths and steps are given, per doubling: a step is within half a percent of the best."""
 _UNITS_PER_TABLE = UNITS // PER_DOUBLING
-_BLOCK = 32
+# Blocks grow with the components before them, since widths fall the more slowly.
+_SMALLEST_PART, _LARGEST_BLOCK = 8, 64
 MOST_SHIFT = 2 * PER_DOUBLING
 """A token's steps are at most four times finer, or coarser, than those of others."""
+# Components that less than about a tenth of the tokens have are left out.
+_RARE = PER_DOUBLING
+# In a block, tokens share a table with those whose width is next to theirs.
+_SHARING = 2
 
 Levels = NDArray[np.int16]
 Shifts = NDArray[np.int16]
 """Of each token, (T,): by how many tables its steps are finer."""
+Table = NDArray[np.int16]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Components ``start`` to ``stop``, and the table of a token that is like others."""
+
+    start: int
+    stop: int
+    table: int
+
+    @property
+    def components(self) -> slice:
+        return slice(self.start, self.stop)
 
 
 @dataclass(frozen=True)
 class Grid:
-    """With which table each component (C,) of each token (T,) is coded; under ``NARROWEST`` it is not.
+    """With which table each block's components are coded, for tokens with these shifts."""
 
-    ``tables`` are those of a token that is like others. Only the first ``coded`` components are coded at all, since
-    they stand in the order of their widths.
-    """
-
-    tables: NDArray[np.int16]
+    blocks: tuple[Block, ...]
     shifts: Shifts
 
     @classmethod
     def of(cls, widths: Tensor, step: int, shifts: Shifts) -> Grid:
-        """The tables of components of these widths, for a step."""
-        finer = (widths.cpu().numpy().astype(np.int64) - step + _UNITS_PER_TABLE // 2) // _UNITS_PER_TABLE
-        coded = int((finer + int(shifts.max(initial=0)) >= NARROWEST).sum())
-        return cls(np.clip(finer[:coded], -1 << 14, 1 << 14).astype(np.int16), shifts)
+        """The tables of components of these widths, for a step; the last components may be left out."""
+        most = min(int(shifts.max(initial=0)), _RARE)
+        blocks: list[Block] = []
+        for start, stop in _spans(len(widths)):
+            width = int(widths[(start + stop) // 2])
+            table = max(-1 << 14, min(1 << 14, (width - step + _UNITS_PER_TABLE // 2) // _UNITS_PER_TABLE))
+            if table + most < NARROWEST:
+                break
+            blocks.append(Block(start, stop, table))
+        return cls(tuple(blocks), shifts)
 
     @property
     def coded(self) -> int:
         """How many components are coded."""
-        return len(self.tables)
+        return self.blocks[-1].stop if self.blocks else 0
 
-    def part(self, components: slice) -> Tables:
-        """The tables (K, T) of some components."""
-        own: NDArray[np.int16] = np.clip(self.tables[components, None] + self.shifts, NARROWEST - 1, WIDEST)
-        return own.astype(np.int8)
+    def tables(self, block: Block) -> Table:
+        """The table (T,) of each token; one below ``NARROWEST`` says that nothing is coded."""
+        tables: Table = np.clip(block.table + self.shifts, NARROWEST - 1, WIDEST).astype(np.int16)
+        return tables
 
 
-def enlarge(y: Float32[Tensor, "C T"], shifts: Shifts) -> Float32[Tensor, "C T"]:
+def enlarge(y: Float32[Tensor, "T C"], shifts: Shifts) -> Float32[Tensor, "T C"]:
     """Each token's numbers, larger by its shift."""
-    return y * torch.from_numpy(_factors(shifts))
+    return y * torch.from_numpy(_factors(shifts))[:, None]
 
 
-def finest_step(y: Float32[Tensor, "C T"]) -> int:
+def finest_step(y: Float32[Tensor, "T C"]) -> int:
     """A step with which the largest number still has a level."""
     largest = max(float(y.abs().max()), torch.finfo(torch.float32).tiny)
     return math.ceil(math.log2(largest / LARGEST) * UNITS)
 
 
-def to_levels(y: Float32[Tensor, "C T"], step: int) -> Int16[Tensor, "C T"]:
+def to_levels(y: Float32[Tensor, "T C"], step: int) -> Int16[Tensor, "T C"]:
     """The nearest level of each number, nearer to 0 by the dead zone."""
     size = y.abs().mul_(1 / _size(step)).add_(1 - DEAD_ZONE).floor_().clamp_(max=LARGEST)
     return size.copysign_(y).to(torch.int16)
@@ -98,55 +121,59 @@ def shifts_of(importance: Float[Tensor, " T"]) -> Shifts:
     return finer.round().clamp(-MOST_SHIFT, MOST_SHIFT).numpy().astype(np.int16)
 
 
-def count_bits(levels: Levels, grid: Grid) -> float:
-    """How many bits levels take, before what heat saves."""
-    bits = costs()
-    sizes = np.minimum(np.abs(levels), bits.shape[1] - 1)
-    return float(bits[grid.part(slice(None)).astype(np.int16) - (NARROWEST - 1), sizes].sum(dtype=np.float64))
+def count_bits(y: Float32[Tensor, "T C"], step: int, grid: Grid) -> float:
+    """How many bits the levels take, before what heat saves."""
+    bits, total = costs(), 0.0
+    levels = np.minimum(to_levels(y[:, : grid.coded], step).abs().numpy(), bits.shape[1] - 1)
+    for block in grid.blocks:
+        rows = bits[grid.tables(block) - (NARROWEST - 1)]
+        total += float(np.take_along_axis(rows, levels[:, block.components].astype(np.intp), 1).sum(dtype=np.float64))
+    return total
 
 
-def coded_levels(y: Float32[Tensor, "C T"], step: int, grid: Grid) -> Levels:
-    """The levels that are coded; 0 where a token's component is not."""
-    levels = to_levels(y[: grid.coded], step).numpy()
-    levels[grid.part(slice(None)) < NARROWEST] = 0
-    return levels
+def put_levels(coder: LevelEncoder, y: Float32[Tensor, "T C"], step: int, grid: Grid) -> int:
+    """Code the levels of ``y``; returns a checksum of them."""
+    levels = to_levels(y[:, : grid.coded], step).numpy()
+    heat = _Heat(grid)
+    for block in grid.blocks:
+        tokens, cells = heat.cells(block)
+        part = levels[tokens, block.components]
+        for table, rows in cells:
+            coder.put(part[rows], table)
+        heat.add(block, tokens, part)
+    return heat.checksum()
 
 
-def put_levels(coder: LevelEncoder, levels: Levels, grid: Grid) -> None:
-    """Code levels (C, T), the components in order."""
-    heat = _Heat(levels.shape[1])
-    for block in _blocks(grid):
-        tables = grid.part(block)
-        coder.put(levels[block].ravel(), heat.tables(tables).ravel())
-        heat.add(levels[block], tables)
+def take_levels(coder: LevelDecoder, step: int, grid: Grid) -> tuple[Float32[Tensor, "T C"], int]:
+    """The numbers whose levels were coded, and the checksum.
 
-
-def take_levels(coder: LevelDecoder, grid: Grid) -> tuple[Levels, Tables]:
-    """Levels (C, T) of the components that were coded, and the table of each."""
-    tokens = len(grid.shifts)
-    heat = _Heat(tokens)
-    levels, used = np.empty((grid.coded, tokens), np.int16), np.empty((grid.coded, tokens), np.int8)
-    for block in _blocks(grid):
-        tables = grid.part(block)
-        used[block] = heat.tables(tables)
-        levels[block] = coder.take(used[block].ravel()).reshape(-1, tokens)
-        heat.add(levels[block], tables)
-    return levels, used
-
-
-def from_levels(levels: Levels, used: Tables, step: int, shifts: Shifts) -> Float[Tensor, "C T"]:
-    """The mean of the numbers that have each level, by the Laplace distribution that it was coded with.
-
-    They are as large again as before ``enlarge``.
+    A level stands for the mean of the numbers that have it, by the Laplace distribution that it was coded with. Numbers
+    are as large again as before ``enlarge``.
     """
-    found = torch.from_numpy(levels).float()
-    inside = torch.from_numpy(_means())[torch.from_numpy(used).int() - (NARROWEST - 1)] * found.sign()
-    return found.add_(inside).mul_(torch.from_numpy(_size(step) / _factors(shifts)))
+    found = np.zeros((len(grid.shifts), grid.coded), np.float32)
+    heat, means, scale = _Heat(grid), _means(), _size(step) / _factors(grid.shifts)
+    for block in grid.blocks:
+        tokens, cells = heat.cells(block)
+        part = np.empty((len(tokens), block.stop - block.start), np.int16)
+        inside = np.empty((len(tokens), 1), np.float32)
+        for table, rows in cells:
+            part[rows] = coder.take(rows.stop - rows.start, part.shape[1], table)
+            inside[rows] = means[table - (NARROWEST - 1)]
+        heat.add(block, tokens, part)
+        size = part.astype(np.float32)
+        found[tokens, block.components] = (size + inside * np.sign(size)) * scale[tokens, None]
+    return torch.from_numpy(found), heat.checksum()
 
 
-def _blocks(grid: Grid) -> Iterator[slice]:
-    """Components that are coded at once."""
-    return (slice(start, min(start + _BLOCK, grid.coded)) for start in range(0, grid.coded, _BLOCK))
+@lru_cache(maxsize=8)
+def _spans(components: int) -> tuple[tuple[int, int], ...]:
+    spans, start = [], 0
+    while start < components:
+        size = 1 << max(0, (start // _SMALLEST_PART).bit_length() - 1)
+        stop = min(components, start + min(size, _LARGEST_BLOCK))
+        spans.append((start, stop))
+        start = stop
+    return tuple(spans)
 
 
 def _factors(shifts: Shifts) -> NDArray[np.float32]:
@@ -160,26 +187,42 @@ def _size(step: int) -> float:
 class _Heat:
     """How much larger a token's levels were than their tables say."""
 
-    def __init__(self, tokens: int) -> None:
-        self._seen = np.full(tokens, _PRIOR, np.int64)
-        self._expected = np.full(tokens, _PRIOR, np.int64)
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+        self._seen = np.full(len(grid.shifts), _PRIOR, np.int64)
+        self._expected = np.full(len(grid.shifts), _PRIOR, np.int64)
+        self._sums: list[int] = []
 
-    def tables(self, tables: Tables) -> Tables:
-        """The next components' tables (K, T), wider or narrower for each token."""
-        shift = np.searchsorted(_BOUNDS, self._seen * _ONE // self._expected, side="right").astype(np.int16) - _REACH
-        shifted: NDArray[np.int16] = np.clip(tables.astype(np.int16) + shift, NARROWEST, WIDEST)
-        return np.where(tables < NARROWEST, tables, shifted).astype(np.int8)
+    def cells(self, block: Block) -> tuple[NDArray[np.intp], list[tuple[int, slice]]]:
+        """The tokens (N,) of which a block is coded, by their tables, and where the tokens of each table stand."""
+        tables = self._grid.tables(block)
+        heat = np.searchsorted(_BOUNDS, self._seen * _ONE // self._expected, side="right") - _REACH
+        used = np.clip((tables + heat + 1) // _SHARING * _SHARING, NARROWEST, WIDEST).astype(np.int8)
+        used[tables < NARROWEST] = NARROWEST - 1
+        order = np.argsort(used, kind="stable")
+        counts = np.bincount(used.astype(np.int16) - (NARROWEST - 1))
+        ends = np.cumsum(counts) - counts[0]
+        rows = np.flatnonzero(counts[1:]).tolist()
+        return order[counts[0] :], [(row + NARROWEST, slice(int(ends[row]), int(ends[row + 1]))) for row in rows]
 
-    def add(self, levels: Levels, tables: Tables) -> None:
-        """Take in components' levels (K, T), which these tables let expect."""
-        seen = np.minimum(np.abs(levels), _CUT).sum(0, dtype=np.int64) * _ONE
-        self._seen += seen - (self._seen - _PRIOR) // _MEMORY
-        awaited = expectations(_CUT, _ONE)[tables.astype(np.int16) - (NARROWEST - 1)].sum(0)
-        self._expected += awaited - (self._expected - _PRIOR) // _MEMORY
+    def add(self, block: Block, tokens: NDArray[np.intp], levels: Levels) -> None:
+        """Take in the levels (N, K) of a block's ``tokens``."""
+        size = block.stop - block.start
+        seen = np.minimum(np.abs(levels), _CUT).sum(1, dtype=np.int64) * _ONE
+        awaited = expectations(_CUT, _ONE)[self._grid.tables(block)[tokens] - (NARROWEST - 1)] * size
+        self._seen -= (self._seen - _PRIOR) * size // (size + _MEMORY)
+        self._expected -= (self._expected - _PRIOR) * size // (size + _MEMORY)
+        self._seen[tokens] += seen
+        self._expected[tokens] += awaited
+        self._sums.append(int(levels.sum(dtype=np.int64)))
+
+    def checksum(self) -> int:
+        """Of all levels so far."""
+        return zlib.crc32(np.concatenate([self._seen, self._expected, self._sums]).astype("<i8").tobytes())
 
 
 _ONE = 1 << 10
-_CUT, _MEMORY = 15, 4
+_CUT, _MEMORY = 15, 96
 _PRIOR = 8 * _ONE
 # A token is taken for at most twice as large, or half as large, as others.
 _REACH = PER_DOUBLING

@@ -57,21 +57,21 @@ class Transform:
         """Its tensors by the names of its fields."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
-    def forward(self, x: Float[Tensor, "T N"], features: Float[Tensor, "T F"]) -> Float[Tensor, "C T"]:
-        """The components of slots, one after another."""
+    def forward(self, x: Float[Tensor, "T N"], features: Float[Tensor, "T F"]) -> Float[Tensor, "T C"]:
+        """The components of slots."""
         known = torch.addmm(self.center.to(_DTYPE), features.to(_DTYPE), self._prediction)
-        return (self._analysis.T @ (x.to(_DTYPE) - known).T).float()
+        return ((x.to(_DTYPE) - known) @ self._analysis).float()
 
-    def back(self, y: Float[Tensor, "C T"], features: Float[Tensor, "T F"]) -> BFloat16[Tensor, "T N"]:
+    def back(self, y: Float[Tensor, "T C"], features: Float[Tensor, "T F"]) -> BFloat16[Tensor, "T N"]:
         """The slots that have these components; the last of them may be left out."""
-        known = torch.cat([features.to(_DTYPE).T, y.to(_DTYPE)])
-        return torch.addmm(self.center.to(_DTYPE), known.T, self._synthesis[: len(known)])
+        known = torch.cat([features.to(_DTYPE), y.to(_DTYPE)], dim=1)
+        return torch.addmm(self.center.to(_DTYPE), known, self._synthesis[: known.shape[1]])
 
     def cost(self, gradients: Float[Tensor, "T N"]) -> Float[Tensor, " T"]:
         """What an error of unit size in each component costs, added up, by the gradients of a prediction."""
         return (gradients @ by_head(self._rows, torch.linalg.inv(self.weights)).T).pow(2).sum(1)
 
-    def importance_of(self, y: Float[Tensor, "C T"], features: Float[Tensor, "T F"]) -> Float[Tensor, " T"]:
+    def importance_of(self, y: Float[Tensor, "T C"], features: Float[Tensor, "T F"]) -> Float[Tensor, " T"]:
         """How many doublings an error in each token costs more than in another, as far as they tell."""
         return explaining(y, self.widths, features) @ self.importance
 
@@ -123,11 +123,11 @@ def features_of(hidden: Float[Tensor, "T D"]) -> Float[Tensor, "T F"]:
 
 
 def explaining(
-    y: Float[Tensor, "C T"], widths: Int[Tensor, " C"], features: Float[Tensor, "T F"]
+    y: Float[Tensor, "T C"], widths: Int[Tensor, " C"], features: Float[Tensor, "T F"]
 ) -> Float[Tensor, "T I"]:
     """What tells a token's importance: its features, and its first components as parts of their spread."""
     first = widths[:EXPLAINING]
-    return torch.cat([features, (y[: len(first)] / torch.exp2(first / UNITS)[:, None]).T], dim=1)
+    return torch.cat([features, y[:, : len(first)] / torch.exp2(first / UNITS)], dim=1)
 
 
 def by_head(x: Float[Tensor, "T N"], weights: Float[Tensor, "heads W W"]) -> Float[Tensor, "T N"]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from byheart.protocol.codec.entropy import LARGEST, NARROWEST, LevelDecoder, LevelEncoder
@@ -9,11 +10,9 @@ from byheart.protocol.codec.levels import (
     UNITS,
     Grid,
     Shifts,
-    coded_levels,
     count_bits,
     enlarge,
     finest_step,
-    from_levels,
     put_levels,
     shifts_of,
     take_levels,
@@ -39,12 +38,11 @@ def coded(y: torch.Tensor, step: int, shifts: Shifts | None = None) -> tuple[int
     """The bytes of components (T, C), and what comes back."""
     shifts = unshifted(len(y)) if shifts is None else shifts
     grid, coder = Grid.of(WIDTHS, step, shifts), LevelEncoder()
-    levels = coded_levels(enlarge(y.T, shifts), step, grid)
-    put_levels(coder, levels, grid)
-    taken, used = take_levels(LevelDecoder(coder.bytes()), grid)
-    assert (taken == levels).all()
+    put = put_levels(coder, enlarge(y, shifts), step, grid)
     back = torch.zeros(y.shape)
-    back[:, : len(levels)] = from_levels(taken, used, step, shifts).T
+    found, taken = take_levels(LevelDecoder(coder.bytes()), step, grid)
+    assert taken == put
+    back[:, : grid.coded] = found
     return len(coder.bytes()), back
 
 
@@ -66,13 +64,11 @@ def test_a_finer_step_costs_more_and_loses_less() -> None:
 
 def test_the_mean_of_a_level_is_nearer_than_its_middle() -> None:
     y, step = components(2000), 256
-    grid = Grid.of(WIDTHS, step, unshifted(len(y)))
-    levels, used = coded_levels(y.T, step, grid), grid.part(slice(None))
-    middle = np.sign(levels) * (np.abs(levels) - 0.1) * 2 ** (step / UNITS)
-    nonzero = levels != 0
-    exact = y.T[: grid.coded].numpy()
-    error = (from_levels(levels, used, step, unshifted(len(y))).numpy() - exact)[nonzero]
-    assert (error**2).mean() < 0.98 * ((middle - exact)[nonzero] ** 2).mean()
+    _, back = coded(y, step)
+    levels = to_levels(y, step)
+    middle = levels.sign() * (levels.abs() - 0.1) * 2 ** (step / UNITS)
+    nonzero = (levels != 0) & (back != 0)
+    assert ((back - y)[nonzero] ** 2).mean() < 0.98 * ((middle - y)[nonzero] ** 2).mean()
 
 
 def test_loud_and_quiet_tokens_are_told_apart() -> None:
@@ -80,11 +76,11 @@ def test_loud_and_quiet_tokens_are_told_apart() -> None:
     grid = Grid.of(WIDTHS, 0, unshifted(200))
     for y, least, most in ((even, 0.97, 1.03), (uneven, 0.7, 0.95)):
         size, _ = coded(y, 0)
-        assert least < 8 * size / count_bits(coded_levels(y.T, 0, grid), grid) < most
+        assert least < 8 * size / count_bits(y, 0, grid) < most
 
 
 def test_no_level_is_cut_off_at_the_finest_step() -> None:
-    y = 1e4 * components(50).T.contiguous()
+    y = 1e4 * components(50)
     step = finest_step(y)
     assert int(to_levels(y, step).abs().max()) <= LARGEST
     assert (to_levels(y, step) * 2 ** (step / UNITS) - y).abs().max() <= 2 ** (step / UNITS)
@@ -105,12 +101,27 @@ def test_a_token_on_which_more_depends_loses_less() -> None:
 def test_fine_tokens_have_components_that_others_do_not() -> None:
     one, two = (Grid.of(WIDTHS, 400, shifts) for shifts in (unshifted(2), np.array([0, 16], np.int16)))
     assert one.coded < two.coded
-    some = slice(one.coded, two.coded)
-    assert (two.part(some)[:, 0] < NARROWEST).all()
-    assert (two.part(some)[:, 1] >= NARROWEST).all()
-    levels = coded_levels(torch.full((len(WIDTHS), 2), 1e3), 400, two)
-    assert (levels[some, 0] == 0).all()
-    assert (levels[some, 1] > 0).all()
+    last = two.blocks[-1]
+    plain, fine = two.tables(last).tolist()
+    assert plain < NARROWEST <= fine
+    coder = LevelEncoder()
+    put_levels(coder, torch.full((2, len(WIDTHS)), 1e3), 400, two)
+    found, _ = take_levels(LevelDecoder(coder.bytes()), 400, two)
+    assert (found[0, last.components] == 0).all()
+    assert (found[1, last.components] > 0).all()
+
+
+@pytest.mark.parametrize("components", [1, 7, 100, 2816])
+def test_blocks_hold_every_component_once(components: int) -> None:
+    grid = Grid.of(torch.zeros(components, dtype=torch.int32), 0, unshifted(3))
+    assert [place for block in grid.blocks for place in range(block.start, block.stop)] == [*range(components)]
+
+
+def test_another_level_has_another_checksum() -> None:
+    y, grid = components(5), Grid.of(WIDTHS, 0, unshifted(5))
+    other = y.clone()
+    other[3, 0] += 2.0
+    assert put_levels(LevelEncoder(), y, 0, grid) != put_levels(LevelEncoder(), other, 0, grid)
 
 
 def test_shifts_are_half_of_what_depends_on_a_token() -> None:
@@ -122,6 +133,6 @@ def test_shifts_are_half_of_what_depends_on_a_token() -> None:
 def test_without_components_nothing_is_coded() -> None:
     grid, coder = Grid.of(WIDTHS, 9000, unshifted(3)), LevelEncoder()
     assert grid.coded == 0
-    put_levels(coder, coded_levels(components(3).T, 9000, grid), grid)
-    levels, _ = take_levels(LevelDecoder(coder.bytes()), grid)
-    assert levels.shape == (0, 3)
+    put_levels(coder, components(3), 9000, grid)
+    found, _ = take_levels(LevelDecoder(coder.bytes()), 9000, grid)
+    assert found.shape == (3, 0)
