@@ -218,9 +218,8 @@ class Compact(Method):
                 if run.tokens:
                     self._read_code(cache, before, code, room=total - cache.get_seq_length() - run.tokens)
                 self._read_exactly(cache, self._after(run))
-        found = cache.rows_from(0)
-        self._memo = state, found
-        return found
+        self._memo = state, cache.slots()
+        return self._memo[1]
 
     def _opened(self, tokens: Sequence[int]) -> KV:
         """The slots of what a memory begins with, which most memories have in common."""
@@ -229,14 +228,16 @@ class Compact(Method):
         return self._opening[1]
 
     def _read_code(self, cache: PrefixCache, before: Sequence[int], code: bytes, *, room: int) -> None:
-        components, tokens = self.codec.decode(code)
-        start, held = self.codec.start, cache.get_seq_length()
-        hidden = self._run_lower(cache, before, tokens.to(self.backbone.device))
-        kv = self.codec.slots(components, hidden)
-        places = torch.arange(held, held + len(tokens), device=kv.keys[0].device)
-        cache.append(self.backbone.rotate(kv, places, start=start), room=room, start=start)
+        tokens, components = self.codec.decode(code)
+        held = cache.get_seq_length()
+        hidden = self._run_lower(cache, before, tokens.to(self.backbone.device), room)
+        places = torch.arange(held, held + len(tokens), device=hidden.device)
+        for start, kv in self.codec.slots(components, hidden):
+            cache.append(self.backbone.rotate(kv, places, start=start), room=room, start=start)
 
-    def _run_lower(self, cache: PrefixCache, before: Sequence[int], tokens: Int[Tensor, " T"]) -> Float[Tensor, "T D"]:
+    def _run_lower(
+        self, cache: PrefixCache, before: Sequence[int], tokens: Int[Tensor, " T"], room: int
+    ) -> Float[Tensor, "T D"]:
         """What the first coded layer is given for ``tokens``; the layers below it add to the cache."""
         held, start = cache.get_seq_length(), self.codec.start
         if held > len(before):
@@ -246,7 +247,7 @@ class Compact(Method):
         with self.backbone.reading([Reading()], room=len(whole)) as fresh:
             hidden = run_lower(self.backbone, whole[None], start, fresh)[0, held:]
         if start:
-            cache.append(fresh.rows_from(held, layers=start), room=len(whole))
+            cache.append(fresh.rows_from(held, layers=start), room=room)
         return hidden
 
     def _read_exactly(self, cache: PrefixCache, tokens: Sequence[int]) -> None:

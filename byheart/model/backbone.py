@@ -209,7 +209,7 @@ class Backbone:
         ``start`` is the layer that the memory begins with.
         """
         each = [steps] * len(kv.keys) if isinstance(steps, (int, Tensor)) else steps
-        rotated = zip(self.anatomy.rotations[start:], kv.keys, each, strict=True)
+        rotated = zip(self.anatomy.rotations[start : start + len(kv.keys)], kv.keys, each, strict=True)
         return KV(tuple(rotation.rotate(k, step) for rotation, k, step in rotated), kv.values, kv.masks)
 
     @cached_property

@@ -256,6 +256,12 @@ class PrefixCache(Cache):
         if self.valid is not None and tokens_to_remove:
             self.valid = self.valid[:, : -abs(tokens_to_remove)]
 
+    def slots(self) -> KV:
+        """All slots, keys as rotated, without a copy: the cache is not to be used after it."""
+        masks = [mask for layer in self._grown() if (mask := layer.whole_mask()) is not None]
+        keys, values = zip(*(layer.past() for layer in self._grown()), strict=True)
+        return KV(keys, values, tuple(masks))
+
     def rows_from(self, start: int, stop: int | None = None, *, layers: int | None = None) -> KV:
         """Copies of the slots ``start`` to ``stop``, keys as rotated; with masks where some are hidden.
 

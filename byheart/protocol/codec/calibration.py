@@ -120,7 +120,7 @@ class _Moments:
 
     def _finish(self, made: Transform, known: Sequence[Tensor]) -> Transform:
         """The same with its components in the order of their widths, and with what tells a token's importance."""
-        components = [made.forward(x.float(), f) for (x, _), f in zip(self.kept, known, strict=True)]
+        components = [made.forward(x.float(), f).float() for (x, _), f in zip(self.kept, known, strict=True)]
         spread = torch.cat(components).abs().mean(0)
         order = spread.argsort(descending=True)
         widths = (spread[order].clamp(min=1e-12).log2() * UNITS).round().to(torch.int32)

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
 
@@ -43,6 +44,8 @@ _TRIES, _FILLED = 5, 0.98
 # So many tokens, at least, are enough to find a step that is nearly right.
 _SAMPLE, _NEAR = 96, 1
 _SHIFTS = 2 * coding.MOST_SHIFT + 1
+# Of so many tokens, a transform's numbers take little memory beside the slots.
+_PIECE = 256
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class Group:
 
 @dataclass(frozen=True)
 class _Part:
-    """A group's components, enlarged by their tokens' shifts, and the widths of a token without."""
+    """A group's components, by how much their tokens' steps are finer, and the widths of a token without a shift."""
 
     y: Float[Tensor, "T C"]
     shifts: coding.Shifts
@@ -129,37 +132,42 @@ class Codec:
             raise BudgetError("codec", nbytes, len(code))
         return best.ljust(nbytes, b"\0")
 
-    def decode(self, code: bytes) -> tuple[list[Float[Tensor, "T _"]], Int[Tensor, " T"]]:
-        """Components, for ``slots``, and the tokens. Raises CorruptStateError for a code that was changed."""
-        tokens, step, words, checksum = self.header(code)
-        end = _HEADER.size + 4 * words
-        components, sums = [], []
-        try:
-            coder = LevelDecoder(code[_HEADER.size : end])
+    def decode(self, code: bytes) -> tuple[Int[Tensor, " T"], Iterator[Float[Tensor, "T _"]]]:
+        """The tokens, and each group's components for ``slots``, decoded when they are asked for.
+
+        Raises CorruptStateError for a code that was changed, at the latest before the last components.
+        """
+        tokens, _, words, _ = self.header(code)
+        with _refusing():
+            coder = LevelDecoder(code[_HEADER.size : _HEADER.size + 4 * words])
             ids = coder.take_uniform(tokens, self._vocabulary)
-            for group in self.groups:
+        return torch.from_numpy(ids).long(), self._take(coder, code)
+
+    def _take(self, coder: LevelDecoder, code: bytes) -> Iterator[Float[Tensor, "T _"]]:
+        tokens, step, words, checksum = self.header(code)
+        sums: list[int] = []
+        for group in self.groups:
+            with _refusing():
                 shifts = coder.take_uniform(tokens, _SHIFTS).astype(np.int16) - coding.MOST_SHIFT
                 y, sum_ = coding.take_levels(coder, step, coding.Grid.of(group.transform.widths, step, shifts))
-                components.append(y)
-                sums.append(sum_)
-        except (ValueError, AssertionError) as error:
-            raise CorruptStateError(_CHANGED) from error
-        if checksum != _checksum(tokens, step, code[_HEADER.size : end], sums) or code[end:].strip(b"\0"):
-            raise CorruptStateError(_CHANGED)
-        return components, torch.from_numpy(ids).long()
+            sums.append(sum_)
+            if len(sums) == len(self.groups):
+                end = _HEADER.size + 4 * words
+                if checksum != _checksum(tokens, step, code[_HEADER.size : end], sums) or code[end:].strip(b"\0"):
+                    raise CorruptStateError(_CHANGED)
+            yield y
 
     @torch.no_grad()
-    def slots(self, components: Sequence[Float[Tensor, "T _"]], hidden: Float[Tensor, "T D"]) -> KV:
-        """Slots (1, H, M, W) of the layers from ``start`` on, un-rotated, from what layer ``start`` is given."""
-        features, like, found = self._features(hidden), self.backbone.slot.keys[0], iter(components)
-        keys: list[Tensor] = []
-        values: list[Tensor] = []
-        for group in self.groups:
-            x = group.transform.back(next(found), features).to(like.device, like.dtype)
+    def slots(
+        self, components: Iterable[Float[Tensor, "T _"]], hidden: Float[Tensor, "T D"]
+    ) -> Iterator[tuple[int, KV]]:
+        """Each group's first layer and its slots (1, H, M, W), un-rotated, from what layer ``start`` is given."""
+        features, like = self._features(hidden), self.backbone.slot.keys[0]
+        for group, y in zip(self.groups, components, strict=True):
+            x = group.transform.back(y, features).to(like.device, like.dtype)
             each = torch.split(x.view(len(hidden), -1, like.shape[3]).transpose(0, 1)[None], like.shape[1], dim=1)
-            keys += each[: group.stop - group.start]
-            values += each[group.stop - group.start :]
-        return KV(tuple(keys), tuple(values))
+            layers = group.stop - group.start
+            yield group.start, KV(tuple(each[:layers]), tuple(each[layers:]))
 
     def header(self, code: bytes) -> tuple[int, int, int, int]:
         """Tokens, step, words and checksum of a code. Raises CorruptStateError."""
@@ -173,13 +181,14 @@ class Codec:
     def _components(self, kv: KV, hidden: Tensor) -> Iterator[_Part]:
         features = self._features(hidden)
         for group in self.groups:
-            span = slice(group.start, group.stop)
-            x = torch.cat([*kv.keys[span], *kv.values[span]], dim=1)[0]
-            y = group.transform.forward(x.transpose(0, 1).reshape(len(hidden), -1).cpu(), features)
-            if not bool(y.isfinite().all()):
+            slots = [part for parts in (kv.keys, kv.values) for part in parts[group.start : group.stop]]
+            y = torch.empty(len(features), len(group.transform.widths), dtype=torch.bfloat16)
+            for piece in _pieces(len(features)):
+                y[piece] = group.transform.forward(_numbers(slots, piece), features[piece])
+            if not bool(y.sum(dtype=torch.float32).isfinite()):
                 raise InputError("The model's keys and values of this text are no finite numbers; open it in float32.")
             shifts = coding.shifts_of(group.transform.importance_of(y, features))
-            yield _Part(coding.enlarge(y, shifts), shifts, group.transform.widths)
+            yield _Part(y, shifts, group.transform.widths)
 
     def _features(self, hidden: Tensor) -> Float[Tensor, "T D"]:
         return features_of(hidden) - self.mean
@@ -238,11 +247,30 @@ class Codec:
 
 def _find_step(parts: Sequence[_Part], bits: Callable[[int], float], allowed: float) -> tuple[int, float]:
     """The finest step with which so many bits are enough, and how many it takes."""
-    low, high = max(_FINEST, *(coding.finest_step(part.y) for part in parts)), _COARSEST
+    low, high = max(_FINEST, *(coding.finest_step(part.y, part.shifts) for part in parts)), _COARSEST
     while high - low > _NEAR:
         step = (low + high) // 2
         low, high = (low, step) if bits(step) <= allowed else (step, high)
     return high, bits(high)
+
+
+def _pieces(tokens: int) -> Iterator[slice]:
+    return (slice(start, start + _PIECE) for start in range(0, tokens, _PIECE))
+
+
+def _numbers(slots: Sequence[Tensor], piece: slice) -> Float[Tensor, "t N"]:
+    """Some slots (1, H, M, W) of layers, the numbers of each token in a row."""
+    x = torch.cat([part[0, :, piece] for part in slots]).transpose(0, 1)
+    return x.reshape(len(x), -1).cpu()
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Say of what a coder cannot decode that it was changed."""
+    try:
+        yield
+    except (ValueError, AssertionError) as error:
+        raise CorruptStateError(_CHANGED) from error
 
 
 def _transform(tensors: Mapping[str, Tensor], index: int) -> Transform:

@@ -43,6 +43,8 @@ _UNITS_PER_TABLE = UNITS // PER_DOUBLING
 _SMALLEST_PART, _LARGEST_BLOCK = 8, 64
 MOST_SHIFT = 2 * PER_DOUBLING
 """A token's steps are at most four times finer, or coarser, than those of others."""
+# Levels of so many tokens are made at once, which takes little memory beside them.
+_PIECE = 256
 # Components that less than about a tenth of the tokens have are left out.
 _RARE = PER_DOUBLING
 # In a block, tokens share a table with those whose width is next to theirs.
@@ -98,21 +100,21 @@ class Grid:
         return tables
 
 
-def enlarge(y: Float32[Tensor, "T C"], shifts: Shifts) -> Float32[Tensor, "T C"]:
-    """Each token's numbers, larger by its shift."""
-    return y * torch.from_numpy(_factors(shifts))[:, None]
-
-
-def finest_step(y: Float32[Tensor, "T C"]) -> int:
+def finest_step(y: Float[Tensor, "T C"], shifts: Shifts) -> int:
     """A step with which the largest number still has a level."""
-    largest = max(float(y.abs().max()), torch.finfo(torch.float32).tiny)
-    return math.ceil(math.log2(largest / LARGEST) * UNITS)
+    largest = torch.stack(y.aminmax(dim=1)).abs().amax(0).float() * torch.from_numpy(_factors(shifts))
+    return math.ceil(math.log2(max(float(largest.max()), torch.finfo(torch.float32).tiny) / LARGEST) * UNITS)
 
 
-def to_levels(y: Float32[Tensor, "T C"], step: int) -> Int16[Tensor, "T C"]:
-    """The nearest level of each number, nearer to 0 by the dead zone."""
-    size = y.abs().mul_(1 / _size(step)).add_(1 - DEAD_ZONE).floor_().clamp_(max=LARGEST)
-    return size.copysign_(y).to(torch.int16)
+def to_levels(y: Float[Tensor, "T C"], step: int, shifts: Shifts) -> Int16[Tensor, "T C"]:
+    """The nearest level of each number, as large as its token's shift makes it, nearer to 0 by the dead zone."""
+    levels = torch.empty(y.shape, dtype=torch.int16)
+    factors = torch.from_numpy(_factors(shifts) / _size(step))[:, None]
+    for start in range(0, len(y), _PIECE):
+        piece = slice(start, start + _PIECE)
+        x = y[piece].float() * factors[piece]
+        levels[piece] = x.abs().add_(1 - DEAD_ZONE).floor_().clamp_(max=LARGEST).copysign_(x)
+    return levels
 
 
 def shifts_of(importance: Float[Tensor, " T"]) -> Shifts:
@@ -121,20 +123,19 @@ def shifts_of(importance: Float[Tensor, " T"]) -> Shifts:
     return finer.round().clamp(-MOST_SHIFT, MOST_SHIFT).numpy().astype(np.int16)
 
 
-def count_bits(y: Float32[Tensor, "T C"], step: int, grid: Grid) -> float:
+def count_bits(y: Float[Tensor, "T C"], step: int, grid: Grid) -> float:
     """How many bits the levels take, before what heat saves."""
     bits, total = costs(), 0.0
-    levels = np.minimum(to_levels(y[:, : grid.coded], step).abs().numpy(), bits.shape[1] - 1)
+    levels = np.minimum(to_levels(y[:, : grid.coded], step, grid.shifts).abs().numpy(), bits.shape[1] - 1)
     for block in grid.blocks:
         rows = bits[grid.tables(block) - (NARROWEST - 1)]
         total += float(np.take_along_axis(rows, levels[:, block.components].astype(np.intp), 1).sum(dtype=np.float64))
     return total
 
 
-def put_levels(coder: LevelEncoder, y: Float32[Tensor, "T C"], step: int, grid: Grid) -> int:
+def put_levels(coder: LevelEncoder, y: Float[Tensor, "T C"], step: int, grid: Grid) -> int:
     """Code the levels of ``y``; returns a checksum of them."""
-    levels = to_levels(y[:, : grid.coded], step).numpy()
-    heat = _Heat(grid)
+    heat, levels = _Heat(grid), to_levels(y[:, : grid.coded], step, grid.shifts).numpy()
     for block in grid.blocks:
         tokens, cells = heat.cells(block)
         part = levels[tokens, block.components]
@@ -147,8 +148,7 @@ def put_levels(coder: LevelEncoder, y: Float32[Tensor, "T C"], step: int, grid: 
 def take_levels(coder: LevelDecoder, step: int, grid: Grid) -> tuple[Float32[Tensor, "T C"], int]:
     """The numbers whose levels were coded, and the checksum.
 
-    A level stands for the mean of the numbers that have it, by the Laplace distribution that it was coded with. Numbers
-    are as large again as before ``enlarge``.
+    A level stands for the mean of the numbers that have it, by the Laplace distribution that it was coded with.
     """
     found = np.zeros((len(grid.shifts), grid.coded), np.float32)
     heat, means, scale = _Heat(grid), _means(), _size(step) / _factors(grid.shifts)

@@ -57,10 +57,10 @@ class Transform:
         """Its tensors by the names of its fields."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
-    def forward(self, x: Float[Tensor, "T N"], features: Float[Tensor, "T F"]) -> Float[Tensor, "T C"]:
+    def forward(self, x: Float[Tensor, "T N"], features: Float[Tensor, "T F"]) -> BFloat16[Tensor, "T C"]:
         """The components of slots."""
         known = torch.addmm(self.center.to(_DTYPE), features.to(_DTYPE), self._prediction)
-        return ((x.to(_DTYPE) - known) @ self._analysis).float()
+        return (x.to(_DTYPE) - known) @ self._analysis
 
     def back(self, y: Float[Tensor, "T C"], features: Float[Tensor, "T F"]) -> BFloat16[Tensor, "T N"]:
         """The slots that have these components; the last of them may be left out."""
@@ -127,7 +127,7 @@ def explaining(
 ) -> Float[Tensor, "T I"]:
     """What tells a token's importance: its features, and its first components as parts of their spread."""
     first = widths[:EXPLAINING]
-    return torch.cat([features, y[:, : len(first)] / torch.exp2(first / UNITS)], dim=1)
+    return torch.cat([features, y[:, : len(first)].float() / torch.exp2(first / UNITS)], dim=1)
 
 
 def by_head(x: Float[Tensor, "T N"], weights: Float[Tensor, "heads W W"]) -> Float[Tensor, "T N"]:

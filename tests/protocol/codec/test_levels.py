@@ -11,7 +11,6 @@ from byheart.protocol.codec.levels import (
     Grid,
     Shifts,
     count_bits,
-    enlarge,
     finest_step,
     put_levels,
     shifts_of,
@@ -38,7 +37,7 @@ def coded(y: torch.Tensor, step: int, shifts: Shifts | None = None) -> tuple[int
     """The bytes of components (T, C), and what comes back."""
     shifts = unshifted(len(y)) if shifts is None else shifts
     grid, coder = Grid.of(WIDTHS, step, shifts), LevelEncoder()
-    put = put_levels(coder, enlarge(y, shifts), step, grid)
+    put = put_levels(coder, y, step, grid)
     back = torch.zeros(y.shape)
     found, taken = take_levels(LevelDecoder(coder.bytes()), step, grid)
     assert taken == put
@@ -65,7 +64,7 @@ def test_a_finer_step_costs_more_and_loses_less() -> None:
 def test_the_mean_of_a_level_is_nearer_than_its_middle() -> None:
     y, step = components(2000), 256
     _, back = coded(y, step)
-    levels = to_levels(y, step)
+    levels = to_levels(y, step, unshifted(len(y)))
     middle = levels.sign() * (levels.abs() - 0.1) * 2 ** (step / UNITS)
     nonzero = (levels != 0) & (back != 0)
     assert ((back - y)[nonzero] ** 2).mean() < 0.98 * ((middle - y)[nonzero] ** 2).mean()
@@ -81,9 +80,10 @@ def test_loud_and_quiet_tokens_are_told_apart() -> None:
 
 def test_no_level_is_cut_off_at_the_finest_step() -> None:
     y = 1e4 * components(50)
-    step = finest_step(y)
-    assert int(to_levels(y, step).abs().max()) <= LARGEST
-    assert (to_levels(y, step) * 2 ** (step / UNITS) - y).abs().max() <= 2 ** (step / UNITS)
+    none = unshifted(len(y))
+    step = finest_step(y, none)
+    assert int(to_levels(y, step, none).abs().max()) <= LARGEST
+    assert (to_levels(y, step, none) * 2 ** (step / UNITS) - y).abs().max() <= 2 ** (step / UNITS)
 
 
 def test_a_token_on_which_more_depends_loses_less() -> None:
