@@ -490,7 +490,7 @@ def test_a_summary_is_compared_with_the_gold_one_and_its_article(monkeypatch: py
         assert given.pop() == ("Cats.", "The cats ran", model)
     with pytest.raises(UnknownNameError, match=r"no prompt of summary for the data set 'xsun'\. Did you mean 'xsum'"):
         list(Summary().items([{**record, "dataset": "xsun"}], 0))
-    with pytest.raises(InputError, match="Record 1 has no 'dataset'"):
+    with pytest.raises(InputError, match=r"Record 1 has no 'dataset', .* give -o dataset=NAME .* cnndm, xsum, wikihow"):
         list(Summary().items([record], 0))
     # The hub's records say where they come from.
     hub = {**record, "dataset": "EdinburghNLP/xsum"}
