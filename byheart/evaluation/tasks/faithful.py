@@ -17,8 +17,8 @@ from byheart.errors import InputError
 from byheart.evaluation.metrics.answers import span_hit, stated_answer
 from byheart.evaluation.task import Answer, Item, Part, Question, Task, answers_of, shuffled
 
-_BEGINS = "The answer is:"
-_FORMAT = f'Answer in the format "{_BEGINS} ...".'
+PREFIX = "The answer is:"
+_FORMAT = f'Answer in the format "{PREFIX} ...".'
 _SPAN = f"Extract from the context the span that best answers the question. {_FORMAT}"
 _CANDIDATE = f"Choose the candidate that best fits the instruction. {_FORMAT}"
 
@@ -51,7 +51,7 @@ class Faithful(Task):
             traps = bool(record.get("classes") or record.get("choices"))
             text, repeated, lines, answers = (self._trap if traps else self._span)(record, number)
             asked, bare = "\n".join([lines[0], repeated, *lines[1:]]), "\n".join(lines)
-            prefix = _BEGINS if self.primed else ""
+            prefix = PREFIX if self.primed else ""
             question = Question(asked, answers, answer_prefix=prefix, unconditional=bare)
             yield Item((text,), (question if self.context else replace(question, text=bare, unconditional=""),))
 
