@@ -5,7 +5,8 @@
 One item of the task `questions`: a text of some 350 words and ten questions, answered in 16 tokens at most:
 
     evaluation   what `byheart evaluate` does with it, in batches of its own default
-    least        one write, and ten answers decoded from what was written, all in one batch
+    least        one write, ten answers decoded from what was written and the likelihoods of the ten right ones, each in
+                 one batch
     one by one   the text written again for each question, which is then answered alone
 
 The three take turns, round by round; a ratio is the median of the rounds' own. Asking one by one is slow, so it is left
@@ -32,6 +33,7 @@ from byheart.evaluation.method_spec import Candidate, split_specs
 from byheart.evaluation.runner import run
 from byheart.evaluation.task import Item
 from byheart.evaluation.tasks.questions import Questions
+from byheart.generation.likelihood import likelihoods
 from byheart.model.loading import DEFAULT, silence
 from byheart.provenance import versions
 from byheart.session.batch import answer_many
@@ -86,7 +88,10 @@ def least(candidate: Candidate, task: Questions, item: Item) -> list[str]:
     session = emptied(candidate.session)
     session.write(item.texts[0])
     requests = [session.request(question.text, candidate.decoding_for(task)) for question in item.questions]
-    return answer_many(session.backbone, session.encoder, requests, task.stop)
+    answers = answer_many(session.backbone, session.encoder, requests, task.stop)
+    right = [[session.encoder.continuation(choice) for choice in question.choices] for question in item.questions]
+    likelihoods(session.backbone, [each.prompt for each in requests], [each.reading for each in requests], right)
+    return answers
 
 
 def one_by_one(candidate: Candidate, task: Questions, item: Item) -> list[str]:

@@ -11,6 +11,7 @@ the rows of each are kept in ``benchmarks/results/tasks/NAME/rows.json``.
 from __future__ import annotations
 
 import argparse
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -72,6 +73,7 @@ class Measure:
     batch: int = 8
     options: Mapping[str, Any] = field(default_factory=dict)
     against: str = ""
+    control: Sequence[str] = ()
     figures: Sequence[str] = ()
 
     def command(self, data: str) -> str:
@@ -79,8 +81,11 @@ class Measure:
         files = "".join(f" --data {data}/{each}.jsonl" for each in self.data)
         options = "".join(f" -o {key}={_plain(value)}" for key, value in self.options.items())
         against = f" --against '{self.against}'" if self.against else ""
+        control = f" --control {','.join(self.control)}" if self.control else ""
         methods = ",".join(self.methods)
-        return f"byheart evaluate {self.task} --method '{methods}'{files}{options}{against} --limit {self.limit}"
+        return (
+            f"byheart evaluate {self.task} --method '{methods}'{files}{options}{against}{control} --limit {self.limit}"
+        )
 
 
 def plan(path: Path) -> list[Measure]:
@@ -110,6 +115,7 @@ def measure(one: Measure, given: argparse.Namespace) -> None:
             limit=min(one.limit, given.limit or one.limit),
             batch=one.batch,
             against=one.against,
+            control=one.control,
             out=folder,
             progress=_Told(),
         )
@@ -183,6 +189,8 @@ def _tables(made: Comparison) -> Iterator[str]:
 
 
 def _plain(value: Any) -> str:
+    if isinstance(value, str):
+        return shlex.quote(value)
     return str(value).lower() if isinstance(value, bool) else str(value).replace(" ", "")
 
 

@@ -72,25 +72,28 @@ def questions_table(results: Path) -> str:
 
 
 SHOWN = (
-    *("nothing", "full", "compact@256KB", "compact@128KB", "compact@64KB", "repeat-score@256KB"),
+    *("nothing", "full", "compact@128KB", "compact@64KB", "repeat-score@256KB"),
     *("attention-score@256KB", "window@256KB", "retrieval", "compressed-kv", "latent-pool"),
 )
-# Each measure of ``benchmarks/results.toml`` that has numbers for a column: the column, and the rows that are its
-# number. Where two have one, they asked the same questions.
-COLUMNS: dict[str, tuple[str, dict[str, Any]]] = {
-    "frontier": ("answers about a paragraph", {"metric": "contains"}),
-    "questions": ("answers about a paragraph", {"metric": "contains"}),
-    "needle": ("needles in 1,000 words", {"metric": "accuracy", "words": 1000}),
-    "edit": ("edits (score)", {"metric": "score", "dataset": "counterfact"}),
-    "dialogue": ("perplexity of a reply after 8 turns", {"metric": "perplexity", "dataset": "personachat", "turn": 8}),
-}
+# A measure of ``benchmarks/results.toml``, the column it has numbers for, and the rows that are its number. Where two
+# have one, they asked the same questions. A measure that has no rows yet has no column.
+_ANSWERS = {"contains": "contains", "F1": "f1", "exact": "exact_match"}
+COLUMNS: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    *(("frontier", f"answers: {title}", {"metric": metric}) for title, metric in _ANSWERS.items()),
+    *(("questions", f"answers: {title}", {"metric": metric}) for title, metric in _ANSWERS.items()),
+    ("questions-short", "nats per token of a right answer", {"metric": "gold_loss"}),
+    ("needle", "needles in 1,000 words", {"metric": "accuracy", "words": 1000}),
+    ("edit", "edits (score)", {"metric": "score", "dataset": "counterfact"}),
+    ("dialogue", "perplexity of a reply after 8 turns", {"metric": "perplexity", "dataset": "personachat", "turn": 8}),
+)
 
 
 def tasks_table(results: Path) -> str:
     """The best of ``docs/explanation/results.md``: a row a memory, a column a measure, the mean over its rows."""
     cells: dict[str, dict[str, str]] = {}
     keeps: dict[str, int] = {}
-    for measure, (title, wanted) in COLUMNS.items():
+    measured = [column for column in COLUMNS if (results / column[0] / "rows.json").exists()]
+    for measure, title, wanted in measured:
         rows = json.loads((results / measure / "rows.json").read_text())["rows"]
         found = [row for row in rows if all(row.get(name) == value for name, value in wanted.items())]
         for method in dict.fromkeys(row["method"] for row in found):
@@ -98,7 +101,7 @@ def tasks_table(results: Path) -> str:
             value = sum(row["value"] * row["n"] for row in own) / sum(row["n"] for row in own)
             cells.setdefault(method, {}).setdefault(title, f"{value:.0f}" if measure == "dialogue" else f"{value:.2f}")
             keeps.setdefault(method, own[0]["bytes"])
-    titles = list(dict.fromkeys(title for title, _ in COLUMNS.values()))
+    titles = list(dict.fromkeys(title for _, title, _ in measured))
     lines = [f"| method | keeps of a paragraph | {' | '.join(titles)} |", "|---|" + "---|" * (len(titles) + 1)]
     for method in SHOWN:
         numbers = " | ".join(cells.get(method, {}).get(title, "") for title in titles)

@@ -51,6 +51,13 @@ _COMPARED = options.group(
     against=options.option(
         str, "", "One of the methods: also how much more than it the others reach.", metavar="METHOD"
     ),
+    control=options.option(
+        str,
+        "",
+        "nothing, other or both: also each method with nothing or another item's text written, and how much more its "
+        "own text gives; METHOD:control=other is for one.",
+        metavar="NOTHING,OTHER",
+    ),
 )
 
 
@@ -67,6 +74,7 @@ def evaluate(tasks: Tasks, method: Methods, data: Data, as_json: options.AsJSON 
     model, budget, task_options = (choices.pop(name) for name in ("model", "budget", "option"))
     where = {name: choices.pop(name) for name in options.WHERE}
     specs = [with_budget(spec, budget) for spec in split_specs(method)]
+    choices["control"] = split_specs(choices["control"])
     with terminal.progressing("measuring", "steps") as progress:
         # Unknown names are found before the model is opened.
         built = [build(name, **options.method_options(task_options)) for name in tasks]

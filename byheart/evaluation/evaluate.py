@@ -17,7 +17,15 @@ from typing import Any
 from byheart.data.mixture import split_weight
 from byheart.data.records import rows as read_records
 from byheart.errors import InputError, UsageError
-from byheart.evaluation.method_spec import Candidate, MethodSpec, group_by_state, split_budget
+from byheart.evaluation.method_spec import (
+    Candidate,
+    MethodSpec,
+    group_by_state,
+    split_budget,
+    with_controls,
+    without_control,
+)
+from byheart.evaluation.metrics import CONTROLS, DIFFERENCE
 from byheart.evaluation.results import Result
 from byheart.evaluation.rows import make_differences, make_rows, pool
 from byheart.evaluation.run_folder import Outcome, RunFolder, digest_of
@@ -46,6 +54,7 @@ def evaluate(
     seed: int = 0,
     batch: int = 8,
     against: str = "",
+    control: Sequence[str] = (),
     out: str | Path | None = None,
     dtype: str = "auto",
     device: str = "auto",
@@ -57,13 +66,18 @@ def evaluate(
         data: files, folders, data sets of the hub, or short names of the task's own; where a task also takes them
             together, ``PATH:weight`` says how much each counts in that.
         methods: ``NAME`` or ``NAME:key=value;key=value``, with options of the method and of ``Decoding``; ``@64KiB``
-            after it makes the memory as large as fits these bytes.
+            after it makes the memory as large as fits these bytes. Two more options say how it is measured:
+            ``control=nothing`` or ``control=other`` asks it without the item's text, and ``model=FOLDER`` on another
+            model, such as one adapted with the full text.
         limit: items of each data set at most; 0 is all.
         skip: leave out so many items before them, on which something was chosen.
         batch: items whose texts are written, and questions that are asked, at once; of the latter up to half as many
             more where few are left over.
         against: one of ``methods``; the others also get rows of how much more than it they reach on the same items,
             ``METRIC_difference``, whose intervals are narrower than those of two numbers apart.
+        control: ``nothing``, ``other`` or both: each method but ``nothing`` is also asked after nothing was written, or
+            after the text of another item. Wherever a method and a control of it are measured, it gets rows of how
+            much more its own text gives, ``METRIC_over_nothing`` and ``METRIC_over_other_text``, on the same items.
         out: the run's folder; a run that is there is resumed.
 
     Raises InputError, which counts items from 1 after ``skip``; BudgetError where a memory keeps more than its bytes;
@@ -76,7 +90,7 @@ def evaluate(
         raise UsageError(f"'{against}' is none of the methods that are measured: {', '.join(methods)}.")
     if not sources:
         raise UsageError("There are no data to measure on; give a file, a folder or a data set.")
-    specs = list(dict.fromkeys([*task.references, *methods]))
+    specs = with_controls(list(dict.fromkeys([*task.references, *methods])), control)
     opened = load(model, method="nothing", dtype=dtype, device=device)
     settings = {"limit": limit, "skip": skip, "against": against}
     candidates = _Candidates(specs, opened)
@@ -126,6 +140,7 @@ class _Candidates:
     specs: Sequence[str]
     opened: Session
     known: dict[str, Candidate] = field(default_factory=dict)
+    models: dict[str, Session] = field(default_factory=dict)
 
     def open(self, task: Task, items: Sequence[Item], place: int, places: int) -> list[Candidate]:
         """The methods for one part of a task. Raises UsageError where one cannot be decoded as it says."""
@@ -136,11 +151,22 @@ class _Candidates:
             tokens = _longest(method.name, items, self.opened.encoder) if budget else 0
             key = repr((spec, tokens, method))
             if key not in self.known:
-                self.known[key] = Candidate.of(spec, self.opened, tokens=tokens, place=place, places=places)
+                model = self._open_model(str(method.options.get("model", "")))
+                self.known[key] = Candidate.of(spec, model, tokens=tokens, place=place, places=places)
             candidates.append(self.known[key])
             # What cannot be decoded is refused before anything is written.
             require_contrast(candidates[-1].decoding_for(task), [candidates[-1].session.reading])
         return candidates
+
+    def _open_model(self, model: str) -> Session:
+        """A session of the model that a method names, opened once, or of the one that all are measured on."""
+        if not model:
+            return self.opened
+        if model not in self.models:
+            own = self.opened.backbone
+            dtype, device = str(own.dtype).removeprefix("torch."), str(own.device)
+            self.models[model] = load(model, method="nothing", dtype=dtype, device=device)
+        return self.models[model]
 
 
 @dataclass
@@ -198,16 +224,25 @@ class _Sheet:
             self._put_differences(part)
 
     def put(self, candidate: Candidate, task: Task, outcomes: dict[str, list[Outcome]]) -> None:
-        """The rows of a method on one part of the task."""
+        """The rows of a method on one part of the task; of a control, more is no better."""
         rows = make_rows(task, self.name, candidate.spec, outcomes)
+        if candidate.control:
+            rows = [replace(row, higher_is_better=None) for row in rows]
         self._add(candidate, rows + task.summary(rows))
 
     def _put_differences(self, part: _Part) -> None:
+        """Rows of how much more a method reaches than the one that all are set against, and than its controls."""
         against = self.settings["against"]
         for candidate in part.candidates:
-            if against and candidate.spec != against:
-                pair = part.outcomes[candidate.spec], part.outcomes[against]
-                self._add(candidate, make_differences(part.task, self.name, candidate.spec, *pair))
+            others = {against: DIFFERENCE} if against not in ("", candidate.spec) else {}
+            controls = {
+                other.spec: CONTROLS[other.control]
+                for other in part.candidates
+                if other.control and without_control(other.spec) == candidate.spec
+            }
+            for other, suffix in [*others.items(), *controls.items()]:
+                pair = part.outcomes[candidate.spec], part.outcomes[other]
+                self._add(candidate, make_differences(part.task, self.name, candidate.spec, *pair, suffix=suffix))
 
     def _add(self, candidate: Candidate, rows: list[Result]) -> None:
         """More rows of a method."""
@@ -223,8 +258,17 @@ def _answers_file(folder: RunFolder, candidate: Candidate, task: Task, dataset: 
     header = candidate.session.header
     # Whether a text is written as a turn is no option, but decides what a memory is given.
     turns = ["turns"] * (candidate.session.method.text_format == "turn")
+    own_model = [header.backbone] * (folder.settings["backbone"] != header.backbone)
     decoding = candidate.decoding_for(task)
-    settings = (header.method, sorted(header.options.items()), header.adapter, header.tokenizer, decoding, *turns)
+    settings = (
+        header.method,
+        sorted(header.options.items()),
+        header.adapter,
+        header.tokenizer,
+        decoding,
+        *turns,
+        *own_model,
+    )
     return folder.answers(task.name, dataset, candidate.spec, *settings)
 
 

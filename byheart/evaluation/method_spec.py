@@ -1,4 +1,4 @@
-"""A method to measure, as it is typed: its name, options, decoding and bytes."""
+"""A method to measure, as it is typed: its name, options, decoding, control, model and bytes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from byheart.errors import UsageError
+from byheart.errors import UnknownNameError, UsageError
+from byheart.evaluation.metrics import CONTROLS
 from byheart.evaluation.task import Task
 from byheart.generation.decoding import Decoding
 from byheart.methods.budget import options_for, parse_bytes
@@ -18,6 +19,7 @@ from byheart.session.opening import load
 from byheart.session.session import Session
 
 DECODING_OPTIONS = {option.name for option in fields(Decoding)}
+_OF_MEASURING = {"control", "model"}
 _FORM = 'NAME or NAME:key=value;key=value, such as "window:sinks=1;recent=15"'
 
 
@@ -41,7 +43,8 @@ class MethodSpec(NamedTuple):
             raise UsageError(f"A method is given as {_FORM}; it is '{spec}'.")
         options: dict[str, Any] = {}
         for key, _, text in pairs:
-            values = text.split("/")
+            # A folder's path has slashes of its own.
+            values = [text] if key == "model" else text.split("/")
             if len(values) not in (1, places):
                 raise UsageError(f"{key} of '{spec}' has {len(values)} values for {places} parts of the task.")
             options[key.replace("-", "_")] = _parse_value(values[place if len(values) > 1 else 0])
@@ -50,30 +53,43 @@ class MethodSpec(NamedTuple):
 
 @dataclass(frozen=True)
 class Candidate:
-    """A method as it was asked for: its session, how its answers are decoded, and the bytes it may keep; 0 is any."""
+    """A method as it was asked for: its session, how its answers are decoded, and the bytes it may keep; 0 is any.
+
+    ``control`` says that it is asked without the item's text: after ``nothing`` was written, or after the text of
+    another item, ``other``. What it reaches then is style or knowledge, not memory.
+    """
 
     spec: str
     session: Session
     decoding: Mapping[str, Any]
     budget: int = 0
+    control: str = ""
 
     @classmethod
     def of(cls, spec: str, opened: Session, *, tokens: int = 0, place: int = 0, places: int = 1) -> Candidate:
         """``NAME:key=value@64KiB``: a key of ``Decoding`` says how to decode, others are the method's options.
 
+        ``control=nothing`` or ``control=other`` is neither, see ``Candidate``; nor is ``model=FOLDER``, which the
+        caller opens. Raises UnknownNameError for another control, and what making a method raises.
+
         Args:
+            opened: a session of the model to measure on.
             tokens: of the longest text; options that are not given are chosen so that it fits the bytes after ``@``.
             place: of the values of an option that has several, see ``MethodSpec.of``.
         """
         plain, budget = split_budget(spec)
         method = MethodSpec.of(plain, place, places)
         decoding = {key: value for key, value in method.options.items() if key in DECODING_OPTIONS}
-        options = {key: value for key, value in method.options.items() if key not in DECODING_OPTIONS}
+        others = DECODING_OPTIONS | _OF_MEASURING
+        options = {key: value for key, value in method.options.items() if key not in others}
+        control = str(method.options.get("control", ""))
+        if control not in ("", *CONTROLS):
+            raise UnknownNameError("control", control, list(CONTROLS))
         if budget and tokens:
             bits = options.get("bits", 16)
             options = {**options_for(method.name, opened.backbone, budget, tokens, bits=bits), **options}
         session = load(opened.backbone, method=method.name, encoder=opened.encoder, **options)
-        return cls(spec, session, decoding, budget)
+        return cls(spec, session, decoding, budget, control)
 
     def decoding_for(self, task: Task, max_tokens: int | None = None) -> Decoding:
         """How a task's answers are decoded, a question's own ``max_tokens`` before the task's. Raises UsageError."""
@@ -97,12 +113,39 @@ def with_budget(spec: str, budget: str | None) -> str:
     return spec.removesuffix("@") if "@" in spec else f"{spec}@{budget}"
 
 
+def with_controls(specs: Sequence[str], controls: Sequence[str]) -> list[str]:
+    """Specs, each followed by its controls; but ``nothing``, which has none, and what is a control already.
+
+    Raises UnknownNameError, and UsageError for a folder with a colon in its name.
+    """
+    if unknown := [control for control in controls if control not in CONTROLS]:
+        raise UnknownNameError("control", unknown[0], list(CONTROLS))
+    found = []
+    for spec in specs:
+        has_none = re.split("[:@]", spec)[0] == "nothing" or without_control(spec) != spec
+        found += [spec, *(_with_control(spec, control) for control in (() if has_none else controls))]
+    return list(dict.fromkeys(found))
+
+
+def _with_control(spec: str, control: str) -> str:
+    plain, _ = split_budget(spec)
+    if ":" in plain and Path(plain).exists():
+        raise UsageError(f"'{plain}' can have no control: what follows its colon reads as options. Rename the folder.")
+    return f"{plain}{';' if ':' in plain else ':'}control={control}{spec[len(plain) :]}"
+
+
+def without_control(spec: str) -> str:
+    """The spec of the method whose control this is; any other spec as it is."""
+    return re.sub(r"(:)control=[^;@]*;|[:;]control=[^;@]*", r"\1", spec)
+
+
 def group_by_state(candidates: Sequence[Candidate]) -> list[list[Candidate]]:
-    """Candidates that keep the same and differ in decoding alone, together; in the order they came."""
+    """Candidates that keep the same and differ in decoding or control alone, together; in the order they came."""
 
     def state(candidate: Candidate) -> str:
         header = candidate.session.header
-        return repr((header.method, sorted(header.options.items()), header.adapter, candidate.budget))
+        kept = (header.method, sorted(header.options.items()), header.adapter, candidate.budget)
+        return repr((*kept, id(candidate.session.backbone)))
 
     return list(group(candidates, state).values())
 

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from byheart.evaluation.metrics import DIFFERENCE
+from byheart.evaluation.metrics import CONTROLS, DIFFERENCE
 from byheart.evaluation.results import Result
 from byheart.evaluation.run_folder import Outcome
 from byheart.evaluation.statistics import draws, interval
@@ -64,13 +64,28 @@ def _pick(totals: Totals, picks: Tensor | slice) -> Totals:
 
 
 def make_differences(
-    task: Task, dataset: str, spec: str, outcomes: Sequence[Outcome], others: Sequence[Outcome]
+    task: Task,
+    dataset: str,
+    spec: str,
+    outcomes: Sequence[Outcome],
+    others: Sequence[Outcome],
+    *,
+    suffix: str = DIFFERENCE,
 ) -> list[Result]:
-    """How much more than another method's each number is, on the same items: samples have the same ones for both."""
+    """How much more than another method's each number is, on the same items: samples have the same ones for both.
+
+    Metrics that have no better are left out.
+
+    Args:
+        suffix: what is added to the names of metrics.
+    """
     rows, theirs = [], _group(others)
-    for key, members in _group(outcomes).items():
+    judged = {
+        key: found for key, found in _group(outcomes).items() if task.higher_is_better.get(key.metric, True) is not None
+    }
+    for key, members in judged.items():
         (value, sampled), (less, sampled_less) = _measure(key.metric, members), _measure(key.metric, theirs[key])
-        named = Key(f"{key.metric}{DIFFERENCE}", key.conditions)
+        named = Key(f"{key.metric}{suffix}", key.conditions)
         rows.append(_row(task, dataset, spec, named, members, value - less, sampled - sampled_less))
     return rows
 
@@ -99,8 +114,14 @@ def _row(
     costs = {"tokens": mean(o.tokens for o in members), "answer_seconds": mean(o.answer_seconds for o in members)}
     numbers = (value.item(), low, high, len(members), round(mean(outcome.bytes for outcome in members)))
     seconds = mean(outcome.write_seconds for outcome in members)
-    better = task.higher_is_better.get(key.metric.removesuffix(DIFFERENCE), True)
+    better = task.higher_is_better.get(_without_suffix(key.metric), True)
     return Result(task.name, dataset, spec, key.metric, *numbers, seconds, json.loads(key.conditions), costs, better)
+
+
+def _without_suffix(metric: str) -> str:
+    """The metric that a difference is one of."""
+    suffix = next((end for end in (DIFFERENCE, *CONTROLS.values()) if metric.endswith(end)), "")
+    return metric.removesuffix(suffix)
 
 
 def _measure(metric: str, members: Sequence[Outcome]) -> tuple[Tensor, Float[Tensor, " D"]]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from byheart.errors import BudgetError, InputError
+from byheart.evaluation.controls import batch_with_others
 from byheart.evaluation.method_spec import Candidate
 from byheart.evaluation.run_folder import Outcome, Parts, append, digest_of, known
 from byheart.evaluation.task import Answer, Item, Part, Question, Task, Tokens
@@ -55,21 +56,29 @@ def run(
     """The outcomes of every question, for each candidate.
 
     Args:
-        candidates: one method, see ``group_by_state``, decoded in different ways: each text is written once for all.
+        candidates: one method, see ``group_by_state``, decoded in different ways, controls among them: each text is
+            written once for all.
         files: where the outcomes of each are kept; questions whose outcomes are there are not asked again.
         advance: called with how many more texts are written and questions answered, counted for each candidate.
     """
     for candidate in candidates:
         candidate.decoding_for(task)
-    digests = [digest_of([sorted(task.chosen().items()), item]) for item in items]
-    found = [known(file, items, digests) for file in files] or [{} for _ in candidates]
+    plain = [digest_of([sorted(task.chosen().items()), item]) for item in items]
+    is_paired = bool(items) and any(candidate.control == "other" for candidate in candidates)
+    batches, others = batch_with_others(task, items, batch) if is_paired else ([], {})
+    # An answer after another text belongs to both items.
+    paired = [digest_of([plain[n], plain[others[n]]]) for n in range(len(items))] if is_paired else plain
+    digests = [paired if candidate.control == "other" else plain for candidate in candidates]
+    found = [known(file, items, digests[k]) for k, file in enumerate(files)] or [{} for _ in candidates]
     outcomes = [[outcome for n in sorted(by_item) for outcome in by_item[n]] for by_item in found]
     # For which candidates an item is still to be answered.
     lacking = {n: [k for k, by_item in enumerate(found) if n not in by_item] for n in range(len(items))}
     advance(sum(items[n].steps for by_item in found for n in by_item))
     left = {n: items[n] for n, places in lacking.items() if places}
-    for numbers in task.batches(left, batch) if left else ():
-        sheet = _Batch(task, {n: items[n] for n in numbers}, candidates, lacking, digests, batch)
+    if not is_paired:
+        batches = task.batches(left, batch) if left else []
+    for numbers in (numbers for numbers in batches if left.keys() & set(numbers)):
+        sheet = _Batch(task, {n: items[n] for n in numbers}, candidates, lacking, digests, others, batch)
         new: list[list[Outcome]] = [[] for _ in candidates]
         for place, outcome in sheet.outcomes(advance):
             new[place].append(outcome)
@@ -84,14 +93,16 @@ def run(
 class _Batch:
     """Items by number that are measured side by side, and for which candidates each of them still is.
 
-    ``size`` is how many questions are asked at once.
+    ``digests`` are each candidate's; ``others`` says whose texts stand in for an item's own; ``size`` is how many
+    questions are asked at once.
     """
 
     task: Task
     items: Mapping[int, Item]
     candidates: Sequence[Candidate]
     lacking: Mapping[int, Sequence[int]]
-    digests: Sequence[str]
+    digests: Sequence[Sequence[str]]
+    others: Mapping[int, int]
     size: int
 
     def outcomes(self, advance: Callable[[int], None]) -> Iterator[tuple[int, Outcome]]:
@@ -99,11 +110,13 @@ class _Batch:
         first = self.candidates[0]
         sessions = {n: _empty(first.session) for n in self.items}
         spent, asked = 0.0, self._asked_after()
+        is_read = any(self.candidates[place].control != "nothing" for n in self.items for place in self.lacking[n])
         for written in range(max(len(item.texts) for item in self.items.values()) + 1):
             if written:
                 due = {n: item for n, item in self.items.items() if len(item.texts) >= written}
                 start = time.perf_counter()
-                _write(first, {n: (sessions[n], item, item.texts[written - 1]) for n, item in due.items()})
+                if is_read:
+                    _write(first, {n: (sessions[n], item, item.texts[written - 1]) for n, item in due.items()})
                 if first.session.backbone.device.type == "cuda":
                     torch.cuda.synchronize(first.session.backbone.device)
                 spent += time.perf_counter() - start
@@ -125,11 +138,11 @@ class _Batch:
     ) -> Iterator[list[Outcome]]:
         """The outcomes of questions that are asked of one candidate, group by group."""
         task, candidate = self.task, self.candidates[place]
-        # Each candidate pays for its own readings, so that their times can be compared.
-        views = {n: session.fork() for n, session in sessions.items()}
+        views = self._views(candidate, sessions)
         others = dict(zip(views, [*list(views.values())[1:], *list(views.values())[:1]], strict=True))
-        tokens = {n: sum(entry.tokens for entry in session.header.written) for n, session in sessions.items()}
-        costs = {n: (session.bytes, tokens[n], write_seconds) for n, session in sessions.items()}
+        tokens = {n: sum(entry.tokens for entry in view.header.written) for n, view in views.items()}
+        seconds_of_writing = 0.0 if candidate.control == "nothing" else write_seconds
+        costs = {n: (view.bytes, tokens[n], seconds_of_writing) for n, view in views.items()}
         for members in group_questions(asked, self.size):
             start = time.perf_counter()
             answers = _answer(task, candidate, views, members)
@@ -138,9 +151,20 @@ class _Batch:
             outcomes = []
             for (n, k, question), answer, control in zip(members, answers, controls, strict=True):
                 parts = [parts_of(task, question, each) if each is not None else {} for each in (answer, control)]
-                about = (n, self.digests[n], k, question.conditions, answer.text)
+                about = (n, self.digests[place][n], k, question.conditions, answer.text)
                 outcomes.append(Outcome(*about, parts[0], *costs[n], seconds, parts[1]))
             yield outcomes
+
+    def _views(self, candidate: Candidate, sessions: Mapping[int, Session]) -> dict[int, Session]:
+        """By item the session that is asked: its own, an empty one, or that of another item.
+
+        Each candidate pays for its own readings, so that their times can be compared.
+        """
+        if candidate.control == "nothing":
+            return dict.fromkeys(sessions, _empty(candidate.session))
+        if candidate.control == "other":
+            return {n: sessions[self.others[n]].fork() for n in sessions}
+        return {n: session.fork() for n, session in sessions.items()}
 
 
 def parts_of(task: Task, question: Question, answer: Answer) -> Parts:
@@ -220,14 +244,24 @@ def _answer(task: Task, candidate: Candidate, sessions: Mapping[int, Session], a
 
 
 def _generate(task: Task, asked: Sequence[tuple[Session, Question]], decoding: Decoding) -> list[Answer]:
+    """Words, and how likely the choices are that some questions have beside them, however the words are decoded."""
     first = asked[0][0]
-    requests = [session.request(question.text, decoding, **_form(question)) for session, question in asked]
+    requests = [
+        session.request(each.prompt, decoding, unconditional=each.unconditional, search=each.text, **_form(each))
+        for session, each in asked
+    ]
     texts = answer_many(first.backbone, first.encoder, requests, task.stop)
-    return [Answer(f"{question.answer_prefix}{text}".strip()) for (_, question), text in zip(asked, texts, strict=True)]
+    likely = iter(_choose([pair for pair in asked if pair[1].choices]))
+    return [
+        replace(next(likely) if each.choices else Answer(), text=f"{each.answer_prefix}{text}".strip())
+        for (_, each), text in zip(asked, texts, strict=True)
+    ]
 
 
 def _choose(asked: Sequence[tuple[Session, Question]]) -> list[Answer]:
-    prompts = [session.prompt(question.text, **_form(question)) for session, question in asked]
+    if not asked:
+        return []
+    prompts = [session.prompt(question.prompt, **_form(question)) for session, question in asked]
     readings = [session.reading_for(question.text) for session, question in asked]
     choices = [
         [

@@ -30,13 +30,16 @@ class Question:
 
     Args:
         answers: the right ones.
-        choices: continuations whose likelihood is measured, where the task does not ask for words.
+        choices: continuations whose likelihood is measured; beside the words, where the task asks for these.
         after: how many texts were written when it is asked; all of them without it.
         conditions: what its number belongs to, such as a distance or a turn; rows are made for each.
         use_chat_template: put it into the chat template; else the model continues the bare text.
         about: whatever the task needs to judge the answer.
         max_tokens: of its answer; the task's without it.
         answer_prefix: what the answer is made to begin with.
+        instruction: how to answer, said after the text; a method that selects by the question does not look at it.
+        unconditional: what context-aware decoding asks the model without a memory; the same without it. Where the
+            text is repeated in the question, this is the question without it: else both sides would see the text.
         target: tokens that stand after the memory instead of a text, of which those from ``target_start`` on are
             predicted.
     """
@@ -50,8 +53,15 @@ class Question:
     about: Fields = field(default_factory=dict)
     max_tokens: int | None = None
     answer_prefix: str = ""
+    instruction: str = ""
+    unconditional: str = ""
     target: Tokens = ()
     target_start: int = 1
+
+    @property
+    def prompt(self) -> str:
+        """All that is asked: the text, and how to answer it."""
+        return f"{self.text}\n{self.instruction}" if self.instruction else self.text
 
 
 @dataclass(frozen=True)
@@ -81,7 +91,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a memory answers: words, or for each choice its summed loss in nats, its tokens, and how many are likeliest.
+    """What a memory answers: words; and of each choice the summed loss in nats, the tokens, how many are likeliest.
 
     ``likeliest`` counts the tokens of a choice that the model would have chosen itself, given those before. A target
     counts as the only choice, without ``likeliest``.

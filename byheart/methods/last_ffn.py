@@ -39,6 +39,9 @@ from byheart.protocol.segments import (
 from byheart.protocol.slot_coding import SlotCoding
 from byheart.protocol.state import State, kv_slots, stack, unstack
 
+_PUBLISHED_RATE, _PUBLISHED_SIZE = 1e-5, 8.03e9
+"""For question answering, of Llama 3 8B."""
+
 
 @dataclass(frozen=True)
 class Tuned:
@@ -59,11 +62,23 @@ class _Text:
     reference: Reference
 
 
+def rate_for(parameters: int) -> float:
+    """The learning rate for a model of so many parameters.
+
+    It is the paper's 1e-5 from 8 billion parameters on, below that in inverse proportion, nowhere above 1e-3: at the
+    paper's own rate nothing changes in a model of 135 million parameters. Between these sizes the proportion is a
+    guess; docs/explanation/log.md has what was measured.
+    """
+    return _PUBLISHED_RATE * min(max(1.0, _PUBLISHED_SIZE / parameters), 100.0)
+
+
 class LastFFN(Method):
     """Keeps a change of the last ``layers`` feed-forward blocks, and the text's keys and values.
 
     Args:
-        steps, learning_rate, kl: of the tuning; the paper's settings for question answering are the defaults.
+        steps, kl: of the tuning; the paper's settings for question answering are the defaults.
+        learning_rate: of the tuning; 0 takes one by the model's size, see ``rate_for``, and what it is stands in
+            the memory's header.
         layers: how many of the last layers' blocks are tuned.
         keep_text: keep the text's keys and values as the prefix too.
         clip: bound on the gradient's norm.
@@ -82,7 +97,7 @@ class LastFFN(Method):
         backbone: Backbone,
         *,
         steps: int = 10,
-        learning_rate: float = 1e-5,
+        learning_rate: float = 0.0,
         kl: float = 0.1,
         layers: int = 1,
         keep_text: bool = True,
@@ -95,13 +110,14 @@ class LastFFN(Method):
     ) -> None:
         Method.__init__(self, backbone)
         require_bits(bits)
-        require_positive(learning_rate=learning_rate, layers=layers, clip=clip)
+        require_positive(layers=layers, clip=clip)
         require_steps(steps)
-        require_not_negative(kl=kl)
+        require_not_negative(kl=kl, learning_rate=learning_rate)
         require_known(backbone, header=header, footer=footer, opening=opening, receipt=receipt)
         if layers > len(backbone.layers):
             raise UsageError(f"layers must be at most {len(backbone.layers)}, the model's depth; it is {layers}.")
-        self.steps, self.learning_rate, self.kl, self.layers = steps, learning_rate, kl, layers
+        self.steps, self.kl, self.layers = steps, kl, layers
+        self.learning_rate = learning_rate or rate_for(sum(part.numel() for part in backbone.model.parameters()))
         self.keep_text, self.clip, self.bits = keep_text, clip, bits
         self.coding = SlotCoding(backbone, bits)
         # Without the text there is no conversation for a question to continue.

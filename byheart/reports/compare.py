@@ -28,7 +28,7 @@ from byheart.reports.plots import Line, Plot, Point, Times, curves, duration, fr
 from byheart.reports.runs import Number, Place, Source, mark_best, merge, read, show
 
 _TITLE = "Memories compared"
-_WAYS = {True: "more is better", False: "less is better", None: "a control, which has no better"}
+_WAYS = {True: "more is better", False: "less is better", None: "neither more nor less is better"}
 _READING = (
     "Against bytes, a line joins the methods that no other beats: none keeps as little and is as good. Their markers "
     "are filled, the others hollow, and those of the same bytes side by side. Bars and bands are 95 % intervals."
@@ -97,7 +97,7 @@ def _chapter(title: str, numbers: Sequence[Number], drawn: _Drawn) -> Chapter:
     laws = metrics.pop(LAW, [])
     wholes = {metric: _wholes(members) for metric, members in metrics.items()}
     shown = [(metric, members) for metric, kinds in wholes.items() for members in kinds]
-    fronts = [_frontier(metric, members, title, drawn) for metric, members in shown if _finite(members)]
+    fronts = [_frontier(metric, _judged(members), title, drawn) for metric, members in shown if _finite(members)]
     lines = [
         picture
         for n, (metric, members) in enumerate(metrics.items())
@@ -108,8 +108,13 @@ def _chapter(title: str, numbers: Sequence[Number], drawn: _Drawn) -> Chapter:
     return Chapter(title, [*fronts, *lines, *slow], [_numbers(title, numbers)])
 
 
-def _frontier(metric: str, numbers: Sequence[Number], title: str, drawn: _Drawn) -> Picture:
+def _judged(numbers: Sequence[Number]) -> list[Number]:
+    """The finite numbers without those of controls, which keep nothing of a text; all where none has a better."""
     shown = _finite(numbers)
+    return [number for number in shown if number.row.higher_is_better is not None] or shown
+
+
+def _frontier(metric: str, shown: Sequence[Number], title: str, drawn: _Drawn) -> Picture:
     points = [
         Point(number.row.method, drawn.styles[number.row.method], number.row.bytes, *number.row.interval, number.best)
         for number in shown

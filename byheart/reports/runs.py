@@ -17,7 +17,9 @@ from typing import Any
 
 from byheart.errors import InputError
 from byheart.evaluation.results import Result, average, load
+from byheart.evaluation.tasks import BUILT_IN
 from byheart.protocol.grouping import group
+from byheart.protocol.method import defaults
 
 FILES = ("rows.json", "gap.json")
 # These say where and beside what a number was measured, or stand in the rows; the rest says which number it is.
@@ -48,7 +50,9 @@ class Source:
         """What decides a number of it, except for the seed."""
         shared = {name: show(value) for name, value in self.about.items() if name not in _INCIDENTAL}
         key = {"task": row.task, "dataset": row.dataset, "method": row.method}
-        configs = [_config(run) for run in self.about.get("runs", []) if key.items() <= run.items()]
+        configs = [
+            {**_newer_options(run), **_config(run)} for run in self.about.get("runs", []) if key.items() <= run.items()
+        ]
         return {**shared, **(configs[0] if configs else {})}
 
     @property
@@ -60,6 +64,13 @@ class Source:
                 found.setdefault(name, {})[value] = None
         configs = {name: "; ".join(values) for name, values in found.items()}
         return {**{name: value for name, value in self.about.items() if name != "runs"}, **configs}
+
+
+def _newer_options(run: Mapping[str, Any]) -> dict[str, str]:
+    """Options that its task has had since, at their defaults, which are what was before there were such."""
+    task = BUILT_IN.get(str(run.get("task")))
+    known = defaults(task) if task and "options" in run else {}
+    return {name: show(value) for name, value in known.items() if name not in run["options"]}
 
 
 def _config(run: Mapping[str, Any]) -> dict[str, str]:
@@ -151,7 +162,7 @@ def _difference(source: Source, row: Result, sources: Sequence[Source]) -> str:
     settings = [rival.settings(row) for rival in rivals]
     own = source.settings(row)
     differ = [name for name in dict.fromkeys(chain(*settings)) if len({values.get(name) for values in settings}) > 1]
-    words = [f"{name} {own.get(name, 'not said')}" for name in differ]
+    words = [f"{name} {own.get(name, 'not said') or 'none'}" for name in differ]
     same = [rival for rival, values in zip(rivals, settings, strict=True) if values == own]
     if len({show(twin.about.get("seed")) for twin in same}) < len(same):
         runs = [twin.run for twin in same]
@@ -181,9 +192,10 @@ def mark_best(numbers: Sequence[Number]) -> list[Number]:
     best: set[int] = set()
     for members in group(range(len(numbers)), lambda n: (*numbers[n].key[:2], *numbers[n].key[3:])).values():
         rows = {n: numbers[n].row for n in members if math.isfinite(numbers[n].row.value)}
+        # A control has no better, and beats nobody.
+        rows = {n: row for n, row in rows.items() if row.higher_is_better is not None}
         points = [(row.bytes, row.value if row.higher_is_better else -row.value) for row in rows.values()]
-        if numbers[members[0]].row.higher_is_better is not None:
-            best.update(list(rows)[place] for place in pareto(points))
+        best.update(list(rows)[place] for place in pareto(points))
     return [replace(number, best=n in best) for n, number in enumerate(numbers)]
 
 

@@ -187,14 +187,27 @@ class Session:
         return decode_stream(self._answer(request), self.encoder, stops)
 
     def request(
-        self, question: str, decoding: Decoding, *, use_chat_template: bool = True, answer_prefix: str = ""
+        self,
+        question: str,
+        decoding: Decoding,
+        *,
+        use_chat_template: bool = True,
+        answer_prefix: str = "",
+        unconditional: str = "",
+        search: str = "",
     ) -> Request:
-        """What a generation needs to answer ``question``; arguments as for ``prompt``. Raises InputError."""
-        prompt, alone = (
-            self.prompt(question, use_chat_template=use_chat_template, answer_prefix=answer_prefix, alone=alone)
-            for alone in (False, True)
+        """What a generation needs to answer ``question``. Raises InputError.
+
+        Args:
+            use_chat_template, answer_prefix: as for ``prompt``.
+            unconditional: what context-aware decoding asks the model without the memory; the question without it.
+            search: by what a method selects what it reads; the question without it.
+        """
+        prompt, without = (
+            self.prompt(text, use_chat_template=use_chat_template, answer_prefix=answer_prefix, alone=alone)
+            for text, alone in ((question, False), (unconditional or question, True))
         )
-        return Request(prompt, self.reading_for(question), decoding, alone, self.encoder.stop_tokens)
+        return Request(prompt, self.reading_for(search or question), decoding, without, self.encoder.stop_tokens)
 
     def _answer(self, request: Request) -> Iterator[int | None]:
         """The answer's tokens. While they are made, nobody else has the cache; afterwards the session keeps it."""

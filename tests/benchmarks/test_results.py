@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks import results
-from byheart.evaluation.method_spec import split_specs
+from byheart.evaluation.method_spec import MethodSpec, split_budget, split_specs, with_controls, without_control
 from byheart.evaluation.results import Result, load, save
 from byheart.evaluation.tasks import build
+from byheart.evaluation.tasks.questions import SHORT
 from byheart.methods import BUILT_IN
 from byheart.reports.compare import compare
 
@@ -104,6 +105,34 @@ def test_an_unknown_name_is_refused(command: list[str]) -> None:
 @pytest.mark.parametrize("one", results.plan(results.PLAN), ids=lambda one: one.name)
 def test_what_is_planned_can_be_asked_for(one: results.Measure) -> None:
     build(one.task, **one.options)
+    with_controls(one.methods, one.control)
+    assert one.against in ("", *one.methods)
     for said in one.methods:
         assert split_specs(said) == [said]
-        assert said.partition(":")[0].partition("@")[0] in BUILT_IN
+        assert MethodSpec.of(split_budget(said)[0]).name in BUILT_IN
+        # A control is set against its method, letter for letter.
+        assert without_control(said) in one.methods
+
+
+def test_controls_are_measured_and_stand_in_the_command(command: list[str], tmp_path: Path) -> None:
+    plan = """
+[[measure]]
+name = "questions"
+title = "Answers"
+note = "With controls."
+task = "questions"
+data = ["pets"]
+limit = 2
+control = ["nothing", "other"]
+options = { instruction = "short" }
+methods = ["nothing", "window:recent=8"]
+figures = ["gold_loss-bytes"]
+"""
+    (tmp_path / "plan.toml").write_text(plan)
+    results.main(command)
+    page = (tmp_path / "page.md").read_text()
+    assert "-o instruction=short --control nothing,other --limit 2" in page
+    for said in ("`window:recent=8;control=nothing`", "`window:recent=8;control=other`", "gold loss over other text"):
+        assert said in page
+    about, _ = load(tmp_path / "kept" / "questions" / "rows.json")
+    assert {run["options"]["instruction"] for run in about["runs"]} == {SHORT}

@@ -16,6 +16,8 @@ from byheart.evaluation.method_spec import (
     split_budget,
     split_specs,
     with_budget,
+    with_controls,
+    without_control,
 )
 from byheart.evaluation.tasks.edit import Edit
 from byheart.evaluation.tasks.gap import Gap
@@ -117,6 +119,56 @@ def test_what_is_no_number_of_bytes_is_refused(spec: str) -> None:
 )
 def test_one_budget_is_for_all_that_have_none_of_their_own(spec: str, budget: str | None, expected: str) -> None:
     assert with_budget(spec, budget) == expected
+
+
+# ---- controls and models ----
+
+
+def test_each_method_is_followed_by_its_controls() -> None:
+    specs = [
+        "nothing",
+        "full",
+        "window:sinks=1",
+        "window@2KB",
+        "trained/books",
+        "nothing:max_tokens=3",
+        "full:control=other",
+    ]
+    assert with_controls(specs, ["nothing", "other"]) == [
+        "nothing",
+        *("full", "full:control=nothing", "full:control=other"),
+        *("window:sinks=1", "window:sinks=1;control=nothing", "window:sinks=1;control=other"),
+        *("window@2KB", "window:control=nothing@2KB", "window:control=other@2KB"),
+        *("trained/books", "trained/books:control=nothing", "trained/books:control=other"),
+        "nothing:max_tokens=3",
+    ]
+    assert with_controls(specs, []) == specs
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("full", "full"),
+        ("full:control=other", "full"),
+        ("full:control=other@2KB", "full@2KB"),
+        ("window:sinks=1;control=nothing", "window:sinks=1"),
+        ("window:control=nothing;sinks=1", "window:sinks=1"),
+        ("window:sinks=1;control=nothing;recent=3@2KB", "window:sinks=1;recent=3@2KB"),
+    ],
+)
+def test_a_control_says_whose_it_is(spec: str, expected: str) -> None:
+    assert without_control(spec) == expected
+
+
+def test_a_control_keeps_what_its_method_keeps(opened: Session) -> None:
+    specs = ["full", "full:control=nothing", "full:control=other;max_tokens=3"]
+    (group,) = group_by_state([Candidate.of(spec, opened) for spec in specs])
+    assert [candidate.control for candidate in group] == ["", "nothing", "other"]
+    assert [candidate.decoding for candidate in group] == [{}, {}, {"max_tokens": 3}]
+
+
+def test_the_path_of_a_model_is_not_cut_at_its_slashes() -> None:
+    assert MethodSpec.of("full:model=trained/a/b;bits=8/4", 1, 2) == ("full", {"model": "trained/a/b", "bits": 4})
 
 
 # ---- candidates ----

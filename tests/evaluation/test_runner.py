@@ -153,6 +153,73 @@ def test_a_score_is_kept_as_a_total_and_its_weight() -> None:
     assert parts_of(Choices(), Question("?"), Answer(losses=(3.0,), tokens=(2,))) == {"loss": (3.0, 2)}
 
 
+# ---- words and likelihoods ----
+
+
+class Both(Words):
+    """Scores the words, and the loss of a choice where there is one."""
+
+    name = "both"
+
+    def score(self, question: Question, answer: Answer) -> Mapping[str, float | Part]:
+        loss = {"loss": Part(answer.losses[0], answer.tokens[0])} if answer.losses else {}
+        return {"length": len(answer.text), **loss}
+
+
+def test_a_question_in_words_has_the_likelihood_of_its_choices_too(opened: Session) -> None:
+    """However the words are decoded, the likelihood is the model's own."""
+    with_choice, without = Question("It is", choices=(" a cat",)), Question("It is")
+    item, specs = Item(TEXTS[:1], (with_choice, without)), ["full", "full:context_aware=0.5"]
+    plain, aware = run(Both(), [item], [Candidate.of(spec, opened) for spec in specs])
+    words = run(Words(), [item], [Candidate.of(spec, opened) for spec in specs])
+    assert [[each.text for each in own] for own in (plain, aware)] == [[each.text for each in own] for own in words]
+    ((likely,),) = run(Choices(), [Item(TEXTS[:1], (with_choice,))], [Candidate.of("full", opened)])
+    for own in (plain, aware):
+        assert own[0].parts["loss"] == pytest.approx(likely.parts["loss"], rel=1e-4)
+        assert set(own[1].parts) == {"length"}
+
+
+def test_an_instruction_stands_after_the_question(opened: Session) -> None:
+    question = Question("Who?", choices=(" a cat",), instruction="Be short.")
+    ((outcome,),) = run(Both(), [Item(TEXTS[:1], (question,))], [Candidate.of("full", opened)])
+    assert outcome.text == remember(opened, TEXTS[0]).ask("Who?\nBe short.", max_tokens=4)
+    asked = Question("Who?\nBe short.", choices=(" a cat",))
+    ((same,),) = run(Choices(), [Item(TEXTS[:1], (asked,))], [Candidate.of("full", opened)])
+    assert outcome.parts["loss"] == pytest.approx(same.parts["loss"], rel=1e-4)
+
+
+def test_a_method_selects_by_the_question_without_its_instruction(
+    opened: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    candidate = Candidate.of("retrieval", opened)
+    method, searched, select = candidate.session.method, [], candidate.session.method.select
+    monkeypatch.setattr(method, "select", lambda state, asked: searched.append(len(asked)) or select(state, asked))
+    question = Question("Who is the cat?", choices=("a",), instruction="Answer with words from the text.")
+    run(Both(), [Item(TEXTS[:1], (question,))], [candidate])
+    assert searched == [len(opened.encoder.continuation("Who is the cat?"))] * 2
+
+
+def test_context_aware_decoding_is_set_against_the_question_without_the_text(opened: Session) -> None:
+    """Where a question repeats the text, both sides would else see it, and nothing would be set against anything."""
+    asked, bare = "The cat is Muck.\nWho?", "Who?"
+    candidates = [Candidate.of(spec, opened) for spec in ("nothing:context_aware=2", "nothing")]
+    items = [Item(TEXTS[:1], (Question(asked, unconditional=other),)) for other in (bare, "")]
+    aware, plain = run(Words(), items, candidates)
+    encoder = opened.encoder
+    prompts = [encoder.question(text, continues=False) for text in (asked, bare)]
+
+    def scores(prompt: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return opened.backbone.logits(opened.backbone.hidden(prompt[None])[0, -1]).log_softmax(-1)
+
+    for _ in range(4):
+        token = (3 * scores(prompts[0]) - 2 * scores(prompts[1])).argmax()[None]
+        prompts = [torch.cat([prompt, token]) for prompt in prompts]
+    expected = encoder.decode(prompts[0][-4:]).strip()
+    assert aware[0].text == expected != plain[0].text
+    assert aware[1].text == plain[1].text
+
+
 # ---- groups ----
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from byheart.errors import InputError, UsageError
 from byheart.methods.full import Full
-from byheart.methods.last_ffn import LastFFN
+from byheart.methods.last_ffn import LastFFN, rate_for
 from byheart.model.backbone import Backbone
 from byheart.protocol.kv_slots import state_to_kv
 from byheart.protocol.state import State, stack, unstack
@@ -200,6 +200,25 @@ def test_the_divergence_holds_the_model_back() -> None:
     assert held.divergences[-1] < free.divergences[-1]
 
 
+# ---- the learning rate ----
+
+
+@pytest.mark.parametrize(
+    ("parameters", "rate"),
+    [(70_000_000_000, 1e-5), (8_030_000_000, 1e-5), (803_000_000, 1e-4), (134_515_008, 5.97e-4), (1_000_000, 1e-3)],
+)
+def test_smaller_models_are_tuned_faster(parameters: int, rate: float) -> None:
+    assert rate_for(parameters) == pytest.approx(rate, rel=1e-2)
+
+
+def test_what_the_rate_is_stands_in_the_options() -> None:
+    """So a memory is opened with the rate that it was made with, whatever a later rule says."""
+    assert LastFFN(backbone()).options()["learning_rate"] == LastFFN(backbone(), learning_rate=1e-3).learning_rate
+    assert LastFFN(backbone(), learning_rate=2e-5).options()["learning_rate"] == 2e-5
+    steps = [max(abs(part).max().item() for part in changes(written(LastFFN(backbone(), steps=1), TEXT)).values())]
+    assert steps == pytest.approx([1e-3], rel=0.1)
+
+
 # ---- what is refused ----
 
 
@@ -207,7 +226,7 @@ def test_the_divergence_holds_the_model_back() -> None:
     ("options", "message"),
     [
         ({"steps": 0}, "steps must be above 0; it is 0"),
-        ({"learning_rate": 0.0}, "learning_rate must be above 0; it is 0.0"),
+        ({"learning_rate": -1.0}, "learning_rate must be 0 or more; it is -1.0"),
         ({"layers": 0}, "layers must be above 0; it is 0"),
         ({"layers": 4}, "layers must be at most 3, the model's depth; it is 4"),
         ({"clip": -1.0}, "clip must be above 0; it is -1.0"),

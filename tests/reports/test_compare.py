@@ -7,6 +7,7 @@ import json
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,22 @@ def test_every_memory_and_value_is_in_page_and_table(written: Any) -> None:
         assert text.strip("| ") in shown
     assert {number.runs for number in written.numbers} == {1, 2}
     assert "of up to 2 runs" in page
+
+
+def test_a_control_stands_in_the_table_but_not_against_bytes(tmp_path: Path) -> None:
+    """What keeps nothing of a text would else be the best for its bytes."""
+    pytest.importorskip("matplotlib")
+    from byheart.reports.compare import compare
+
+    control = replace(row("full:control=nothing", 0.9, kept=16), higher_is_better=None)
+    run_folder(tmp_path, [row("full", 0.5), row("window", 0.4, kept=64), control, row(metric="accuracy_over_nothing")])
+    made = compare([tmp_path], out=tmp_path / "out")
+    table = made.table.read_text()
+    assert "| `full:control=nothing` | 0.900" in table
+    assert "accuracy over nothing" in table
+    (figure,) = [file for file in made.plots if file.name == "qa-squad-accuracy-bytes.svg"]
+    assert "control" not in figure.read_text()
+    assert "On the frontier: window, full." in made.page.read_text()
 
 
 def test_names_are_text_wherever_they_stand(written: Any) -> None:

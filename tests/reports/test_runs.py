@@ -77,6 +77,18 @@ def test_the_options_of_a_run_belong_to_its_own_method() -> None:
     assert found.record == {"limit": "4; 8", "every": "5"}
 
 
+def test_an_option_that_is_newer_than_a_run_had_its_default_then() -> None:
+    row = replace(ROW, task="questions")
+    key = {"task": "questions", "dataset": "squad", "method": "full", "limit": 4}
+    options: list[dict[str, str]] = [{}, {"instruction": ""}, {"instruction": "Be short."}]
+    sources = [
+        source([row], f"runs/{seed}/rows.json", seed=seed, runs=[{**key, "options": each}])
+        for seed, each in enumerate(options)
+    ]
+    assert [(each.row.method, each.runs) for each in merge(sources[:2])] == [("full", 2)]
+    assert [each.row.method for each in merge(sources)] == ["full (instruction none)", "full (instruction Be short.)"]
+
+
 @pytest.mark.parametrize(
     ("value", "text"), [("a b", "a b"), (3, "3"), (None, "null"), ([1, "a"], "1, a"), ({"a": "ä"}, '{"a": "ä"}')]
 )
@@ -159,6 +171,11 @@ def test_a_point_on_the_frontier_is_beaten_by_none(points: list[tuple[float, flo
 def test_the_row_says_which_way_is_better(better: bool | None, best: list[str]) -> None:
     numbers = [number("a", 2, 1, better), number("b", 3, 2, better), number("c", 1, 3, better)]
     assert [each.row.method for each in mark_best(numbers) if each.best] == best
+
+
+def test_a_control_is_never_best_and_beats_nobody() -> None:
+    numbers = [number("full:control=nothing", 9, 0, None), number("full", 2, 5), number("window", 1, 3)]
+    assert [each.row.method for each in mark_best(numbers) if each.best] == ["full", "window"]
 
 
 def test_what_is_not_finite_is_never_best() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import string
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from byheart.data.records import Fields, required
@@ -16,8 +17,8 @@ from byheart.errors import InputError
 from byheart.evaluation.metrics.answers import span_hit, stated_answer
 from byheart.evaluation.task import Answer, Item, Part, Question, Task, answers_of, shuffled
 
-_BEGINS = "The answer is:"
-_FORMAT = f'Answer in the format "{_BEGINS} ...".'
+PREFIX = "The answer is:"
+_FORMAT = f'Answer in the format "{PREFIX} ...".'
 _SPAN = f"Extract from the context the span that best answers the question. {_FORMAT}"
 _CANDIDATE = f"Choose the candidate that best fits the instruction. {_FORMAT}"
 
@@ -26,10 +27,12 @@ class Faithful(Task):
     """Accuracy and failures of answers from a text that may contradict what the model knew (FastMem).
 
     Args:
-        context: repeat the context in the question, as published: the memory is then there beside the text.
+        context: repeat the context in the question, as published: the memory is then there beside the text. What
+            context-aware decoding sets it against is the question without the context, asked of the plain model.
         swapped: of NQ-Swap's own files, ask about the text with the substituted answer, not the original one.
         published: count hits as the released code does, see ``answers.span_hit``.
-        primed: every answer is made to begin with the words that the format asks for, which small models forget.
+        primed: every answer is made to begin with the words that the format asks for, which small models forget. No
+            answer can fail then, so failures are not counted.
     """
 
     name = "faithful"
@@ -46,24 +49,27 @@ class Faithful(Task):
         """One per record, with its one question."""
         for number, record in shuffled(records, seed):
             traps = bool(record.get("classes") or record.get("choices"))
-            text, asked, answers = (self._trap if traps else self._span)(record, number)
-            yield Item((text,), (Question(asked, answers, answer_prefix=_BEGINS if self.primed else ""),))
+            text, repeated, lines, answers = (self._trap if traps else self._span)(record, number)
+            asked, bare = "\n".join([lines[0], repeated, *lines[1:]]), "\n".join(lines)
+            prefix = PREFIX if self.primed else ""
+            question = Question(asked, answers, answer_prefix=prefix, unconditional=bare)
+            yield Item((text,), (question if self.context else replace(question, text=bare, unconditional=""),))
 
     def score(self, question: Question, answer: Answer) -> Mapping[str, float | Part]:
         """A hit where the stated answer holds a right one; a failure where none is stated."""
         stated = stated_answer(answer.text)
         hits = (span_hit(stated, right, published=self.published) for right in question.answers)
-        return {"accuracy": float(any(hits)), "failures": float(stated is None)}
+        failures = {} if self.primed else {"failures": float(stated is None)}
+        return {"accuracy": float(any(hits)), **failures}
 
-    def _span(self, record: Fields, number: int) -> tuple[str, str, tuple[str, ...]]:
-        """What is written, what is asked, and the right answers."""
+    def _span(self, record: Fields, number: int) -> tuple[str, str, Sequence[str], tuple[str, ...]]:
+        """What is written, the line that repeats it, the question's lines without that one, and the right answers."""
         where, answer = self._fields(record)
         context = _text(required(record, where, number))
         named = "input" if record.get("input") and not record.get("question") else "question"
         question = _bare(str(required(record, named, number)))
-        lines = [_SPAN, *([f"Context: {context}"] if self.context else []), f"Question: {question}?"]
         answers = answers_of({**record, "answers": required(record, answer, number)}, number)
-        return context, "\n".join(lines), answers
+        return context, f"Context: {context}", [_SPAN, f"Question: {question}?"], answers
 
     def _fields(self, record: Fields) -> tuple[str, str]:
         """The names of the context and the answer: byheart's, HotpotQA's, or NQ-Swap's two spellings."""
@@ -73,7 +79,7 @@ class Faithful(Task):
             return "org_context", "org_answer"
         return "context", "answers" if "answers" in record else "answer"
 
-    def _trap(self, record: Fields, number: int) -> tuple[str, str, tuple[str, ...]]:
+    def _trap(self, record: Fields, number: int) -> tuple[str, str, Sequence[str], tuple[str, ...]]:
         """The same of MemoTrap: an instruction, a proverb that tempts to disobey it, and two ends."""
         prompt = str(required(record, "prompt" if "prompt" in record else "question", number))
         instruction, colon, sentence = prompt.partition(":")
@@ -84,9 +90,8 @@ class Faithful(Task):
         if place not in range(len(candidates)):
             raise InputError(f"Record {number} has {len(candidates)} candidates, but its answer is number {place!r}.")
         offered = " or ".join(f'"{_bare(candidate)}"' for candidate in candidates)
-        repeated = [f"Instruction: {instruction}"] if self.context else []
-        lines = [_CANDIDATE, *repeated, f"Sentence: {sentence.strip()}", f"Candidates: {offered}"]
-        return f"{instruction}.", "\n".join(lines), (_bare(candidates[place]),)
+        lines = [_CANDIDATE, f"Sentence: {sentence.strip()}", f"Candidates: {offered}"]
+        return f"{instruction}.", f"Instruction: {instruction}", lines, (_bare(candidates[place]),)
 
 
 def _text(context: Any) -> str:

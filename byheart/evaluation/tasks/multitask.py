@@ -36,7 +36,8 @@ class Multitask(Task):
         """One per record; nothing is written."""
         for number, record in shuffled(records, seed):
             found = fill_prompt(record, number, words=self.words)
-            choices = tuple(f" {label}" for label in found.labels)
+            # Beside words, choices would be measured for nothing.
+            choices = () if self.published else tuple(f" {label}" for label in found.labels)
             question = Question(
                 found.text, (found.right,), choices, use_chat_template=False, conditions={"set": found.dataset}
             )

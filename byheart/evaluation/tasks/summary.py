@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar
 
 from byheart.data.records import Fields, required
-from byheart.errors import UnknownNameError
+from byheart.errors import InputError, UnknownNameError
 from byheart.evaluation.metrics import summary as summary_scores
 from byheart.evaluation.task import Answer, Item, Part, Question, Task, answers_of, shuffled
 
@@ -49,7 +49,12 @@ class Summary(Task):
         if self.factkb:
             summary_scores.open_factkb(self._factkb)
         for number, record in shuffled(records, seed):
-            name = self._dataset(record) or str(required(record, "dataset", number))
+            name = self._dataset(record)
+            if not name:
+                raise InputError(
+                    f"Record {number} has no 'dataset', which decides what is asked; give -o dataset=NAME for all "
+                    f"records, one of {', '.join(_ASKED)}."
+                )
             if name not in _ASKED:
                 raise UnknownNameError("prompt of summary for the data set", name, _ASKED)
             article = self._article(record, number)

@@ -29,7 +29,7 @@ from byheart.evaluation.tasks.faithful import Faithful
 from byheart.evaluation.tasks.icl import ICL
 from byheart.evaluation.tasks.multitask import Multitask
 from byheart.evaluation.tasks.profile import Profile
-from byheart.evaluation.tasks.questions import Questions
+from byheart.evaluation.tasks.questions import SHORT, Questions
 from byheart.evaluation.tasks.stream import Stream
 from byheart.evaluation.tasks.summary import Summary
 from tests.conftest import Run
@@ -104,6 +104,42 @@ def test_questions_without_an_answer_are_left_out() -> None:
     assert set(Questions.sources) == {"squad"}
 
 
+def test_an_answer_is_judged_in_five_ways_of_which_none_decides() -> None:
+    question = Question("Who?", ("cat", "the old cat"))
+    found = Questions().score(question, Answer("It is the old cat", losses=(3.0,), tokens=(2,)))
+    assert found == {
+        "contains": 1.0,
+        "exact_match": 0.0,
+        "f1": pytest.approx(2 / 3),
+        "answer_words": 5.0,
+        "gold_loss": Part(3.0, 2),
+    }
+    assert {metric: Questions.higher_is_better.get(metric, True) for metric in found} == {
+        **dict.fromkeys(("contains", "exact_match", "f1"), True),
+        "answer_words": None,
+        "gold_loss": False,
+    }
+
+
+def test_the_first_right_answer_that_has_words_is_the_one_whose_loss_counts() -> None:
+    records = [{"context": "A cat.", "question": "Who?", "answers": answers} for answers in (["", "cat"], ["", " "])]
+    (item,) = Questions().items(records, 0)
+    assert sorted(question.choices for question in item.questions) == [(), ("cat",)]
+    assert "gold_loss" not in Questions().score(Question("Who?", ("",)), Answer("x"))
+
+
+def test_a_short_answer_is_asked_for_in_words_that_the_run_says() -> None:
+    record = {"context": "A cat.", "question": "Who?", "answers": ["cat"]}
+    _, asked = only(list(Questions(instruction="short").items([record], 0)))
+    assert (asked.text, asked.prompt) == ("Who?", f"Who?\n{SHORT}")
+    assert Questions(instruction="short").options() == {"instruction": SHORT}
+    _, asked = only(list(Questions(instruction="One word.").items([record], 0)))
+    assert asked.prompt == "Who?\nOne word."
+    # What was measured before there was the option stays comparable.
+    _, asked = only(list(Questions().items([record], 0)))
+    assert (asked.prompt, Questions().options()) == ("Who?", {"instruction": ""})
+
+
 # ---- faithful ----
 
 
@@ -153,6 +189,19 @@ def test_memotrap_is_cut_at_its_first_colon_and_candidates_lose_their_full_stop(
 )
 def test_the_last_stated_answer_counts(said: str, accuracy: float, failures: float) -> None:
     assert Faithful().score(Question("?", ("Bob",)), Answer(said)) == {"accuracy": accuracy, "failures": failures}
+
+
+def test_an_answer_that_is_made_to_begin_so_is_no_failure_and_no_success() -> None:
+    assert Faithful(primed=True).score(Question("?", ("Bob",)), Answer("The answer is: Bob.")) == {"accuracy": 1.0}
+
+
+@pytest.mark.parametrize("record", [SWAPPED, TRAP])
+def test_context_aware_decoding_is_set_against_the_question_without_the_context(record: Record) -> None:
+    _, repeated = only(list(Faithful(context=True).items([record], 0)))
+    _, bare = only(list(Faithful().items([record], 0)))
+    assert repeated.unconditional == bare.text != repeated.text
+    # Without the context in the question the memory alone is what the other side lacks.
+    assert bare.unconditional == ""
 
 
 def test_published_hits_are_those_of_the_released_code() -> None:
@@ -441,7 +490,7 @@ def test_a_summary_is_compared_with_the_gold_one_and_its_article(monkeypatch: py
         assert given.pop() == ("Cats.", "The cats ran", model)
     with pytest.raises(UnknownNameError, match=r"no prompt of summary for the data set 'xsun'\. Did you mean 'xsum'"):
         list(Summary().items([{**record, "dataset": "xsun"}], 0))
-    with pytest.raises(InputError, match="Record 1 has no 'dataset'"):
+    with pytest.raises(InputError, match=r"Record 1 has no 'dataset', .* give -o dataset=NAME .* cnndm, xsum, wikihow"):
         list(Summary().items([record], 0))
     # The hub's records say where they come from.
     hub = {**record, "dataset": "EdinburghNLP/xsum"}
