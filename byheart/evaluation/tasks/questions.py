@@ -1,4 +1,4 @@
-"""Questions about a text, all of one text together: it is written once, and each is answered in words."""
+"""Questions about a text, or about several in one memory: each text is written once, and each question is answered."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar
 
 from byheart.data.records import Fields, required
+from byheart.errors import require_positive
 from byheart.evaluation.metrics.answers import best, contains, exact_match, token_f1
 from byheart.evaluation.task import Answer, Item, Part, Question, Task, answers_of, is_answered, shuffled
 
@@ -22,6 +23,7 @@ class Questions(Task):
     Args:
         instruction: how to answer, said after every question; ``short`` is one that asks for a few words, the same for
             all methods. None by default: results that were made without it stay comparable.
+        texts: how many are written into one memory before anything is asked about any of them.
     """
 
     name = "questions"
@@ -29,12 +31,14 @@ class Questions(Task):
     sources: ClassVar[Fields] = {"squad": "rajpurkar/squad_v2:validation"}
     stop = ("\n",)
 
-    def __init__(self, *, instruction: str = "") -> None:
+    def __init__(self, *, instruction: str = "", texts: int = 1) -> None:
+        require_positive(texts=texts)
+        self.texts = texts
         # The words themselves are what a run's folder must say.
         self.instruction = SHORT if instruction == "short" else instruction
 
     def items(self, records: Sequence[Fields], seed: int) -> Iterator[Item]:
-        """One per text, with all that is asked about it; what has no answer is left out."""
+        """One for each ``texts`` texts, with all that is asked about them; what has no answer is left out."""
         texts: dict[str, list[Question]] = {}
         for number, record in shuffled(records, seed):
             if is_answered(record):
@@ -43,8 +47,10 @@ class Questions(Task):
                 likely = tuple(answer for answer in answers if answer.strip())[:1]
                 asked = Question(words, answers, choices=likely, instruction=self.instruction)
                 texts.setdefault(str(required(record, "context", number)), []).append(asked)
-        for text, questions in texts.items():
-            yield Item((text,), tuple(questions))
+        every = [*texts.items()]
+        for start in range(0, len(every), self.texts):
+            together = every[start : start + self.texts]
+            yield Item(tuple(text for text, _ in together), tuple(asked for _, each in together for asked in each))
 
     def score(self, question: Question, answer: Answer) -> Mapping[str, float | Part]:
         """By the best of the right answers; the loss is that of the first, so that all methods predict the same."""

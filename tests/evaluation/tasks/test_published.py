@@ -132,15 +132,25 @@ def test_a_short_answer_is_asked_for_in_words_that_the_run_says() -> None:
     record = {"context": "A cat.", "question": "Who?", "answers": ["cat"]}
     _, asked = only(list(Questions(instruction="short").items([record], 0)))
     assert (asked.text, asked.prompt) == ("Who?", f"Who?\n{SHORT}")
-    assert Questions(instruction="short").options() == {"instruction": SHORT}
+    assert Questions(instruction="short").options() == {"instruction": SHORT, "texts": 1}
     _, asked = only(list(Questions(instruction="One word.").items([record], 0)))
     assert asked.prompt == "Who?\nOne word."
     # What was measured before there was the option stays comparable.
     _, asked = only(list(Questions().items([record], 0)))
-    assert (asked.prompt, Questions().options()) == ("Who?", {"instruction": ""})
+    assert (asked.prompt, Questions().options()) == ("Who?", {"instruction": "", "texts": 1})
 
 
 # ---- faithful ----
+
+
+def test_questions_about_several_texts_of_one_memory() -> None:
+    records = [
+        {"context": context, "question": f"{context}?", "answers": [context]} for context in ("One", "Two", "Three")
+    ]
+    two, one = Questions(texts=2).items(records, 0)
+    assert (len(two.texts), len(one.texts)) == (2, 1)
+    assert [question.text for question in two.questions] == [f"{text}?" for text in two.texts]
+    assert {*two.texts, *one.texts} == {"One", "Two", "Three"}
 
 
 def test_the_context_alone_is_written_and_the_question_asked_with_one_mark() -> None:
