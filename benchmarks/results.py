@@ -2,6 +2,7 @@
 
     python benchmarks/results.py --data eval                          measure what is missing, then write the page
     python benchmarks/results.py --data eval --only questions edit    these alone
+    python benchmarks/results.py --data eval --at NAME=FILE           those on model NAME, too, which lies there
     python benchmarks/results.py --report                             the page alone, from the result files
 
 ``benchmarks/results.toml`` says what is measured. Runs lie in ``runs/results``, where an interrupted one is resumed;
@@ -11,6 +12,7 @@ the rows of each are kept in ``benchmarks/results/tasks/NAME/rows.json``.
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
 import shutil
 import sys
@@ -75,6 +77,7 @@ class Measure:
     against: str = ""
     control: Sequence[str] = ()
     figures: Sequence[str] = ()
+    model: str = ""
 
     def command(self, data: str) -> str:
         """The same for ``byheart evaluate``."""
@@ -82,10 +85,10 @@ class Measure:
         options = "".join(f" -o {key}={_plain(value)}" for key, value in self.options.items())
         against = f" --against '{self.against}'" if self.against else ""
         control = f" --control {','.join(self.control)}" if self.control else ""
+        model = f" --model {self.model}" if self.model else ""
         methods = ",".join(self.methods)
-        return (
-            f"byheart evaluate {self.task} --method '{methods}'{files}{options}{against}{control} --limit {self.limit}"
-        )
+        rest = f"{options}{against}{control} --limit {self.limit}{model}"
+        return f"byheart evaluate {self.task} --method '{methods}'{files}{rest}"
 
 
 def plan(path: Path) -> list[Measure]:
@@ -110,7 +113,7 @@ def measure(one: Measure, given: argparse.Namespace) -> None:
             build(one.task, **one.options),
             str(given.data / f"{name}.jsonl"),
             one.methods,
-            model=given.model,
+            model=given.at[one.model] if one.model else given.model,
             dtype=given.dtype,
             limit=min(one.limit, given.limit or one.limit),
             batch=one.batch,
@@ -119,8 +122,16 @@ def measure(one: Measure, given: argparse.Namespace) -> None:
             out=folder,
             progress=_Told(),
         )
-    (given.kept / one.name).mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(folder / "rows.json", given.kept / one.name / "rows.json")
+    keep(folder / "rows.json", given.kept / one.name / "rows.json", model=one.model)
+
+
+def keep(rows: Path, kept: Path, *, model: str) -> None:
+    """Copy a result file; of a model that lies somewhere on this machine it has only the name."""
+    found = json.loads(rows.read_text(encoding="utf-8"))
+    if model:
+        found["about"]["model"] = model
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 class _Told:
@@ -202,12 +213,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="of the plan")
     parser.add_argument("--report", action="store_true", help="measure nothing")
     parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--at", action="append", default=[], metavar="NAME=FILE", help="where a second model lies")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--limit", type=int, default=0, help="items of each file at most; 0 is what the plan says")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "results")
     parser.add_argument("--kept", type=Path, default=KEPT, help="folder of result files")
     parser.add_argument("--page", type=Path, default=PAGE)
     given = parser.parse_args(arguments)
+    given.at = dict(each.split("=", 1) for each in given.at)
     measures = plan(given.plan)
     if unknown := set(given.only) - {one.name for one in measures}:
         raise SystemExit(f"{given.plan.name} has no {', '.join(sorted(unknown))}.")
@@ -215,7 +228,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if given.data is None:
             parser.error("give --data, or --report for the page alone")
         for one in measures:
-            if not given.only or one.name in given.only:
+            if one.model and one.model not in given.at:
+                print(f"{one.name}: left out; say where the model lies: --at {one.model}=FILE", file=sys.stderr)
+            elif not given.only or one.name in given.only:
                 measure(one, given)
     given.page.write_text(report(measures, given), encoding="utf-8")
 

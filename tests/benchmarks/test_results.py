@@ -70,6 +70,21 @@ def test_everything_is_measured_kept_and_shown(command: list[str], tmp_path: Pat
     assert len({number.row.task for number in made.numbers}) == 2
 
 
+def test_a_second_model_is_measured_where_it_lies_and_kept_by_its_name(
+    command: list[str], tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = tmp_path / "plan.toml"
+    plan.write_text(_PLAN.split("[[measure]]")[1].join(["[[measure]]", 'model = "Another"\n']))
+    results.main(command)
+    assert "--at Another=FILE" in capsys.readouterr().err
+    assert not (tmp_path / "kept").exists()
+    results.main([*command, "--at", f"Another={tiny_folder}", "--limit", "1"])
+    text = (tmp_path / "kept" / "questions" / "rows.json").read_text()
+    assert json.loads(text)["about"]["model"] == "Another"
+    assert str(tmp_path) not in text
+    assert "--model Another" in (tmp_path / "page.md").read_text()
+
+
 def test_the_page_alone_needs_no_model(command: list[str], tmp_path: Path) -> None:
     results.main([*command, "--only", "questions"])
     first = (tmp_path / "page.md").read_text()
