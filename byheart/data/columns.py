@@ -34,18 +34,22 @@ class _NoColumnError(Exception):
     """A column that a record lacks."""
 
 
-def map_columns(row: Fields, columns: Columns, *, number: int, source: str) -> dict[str, Any]:
+def map_columns(
+    row: Fields, columns: Columns, *, number: int, source: str, fixed: Fields | None = None
+) -> dict[str, Any]:
     """The fields that a declaration makes of a record.
 
     Args:
         number: of the record, from 0 on; errors count from 1.
+        fixed: columns that every record has, in place of its own.
 
     Raises InputError that names the record, the field and the columns, where one is missing or of another kind.
     """
     found: dict[str, Any] = {}
+    whole = {**row, **(fixed or {})}
     for field, spec in columns.items():
         try:
-            value = _value(row, spec, number)
+            value = _value(whole, spec, number)
         except _NoColumnError as error:
             there = ", ".join(sorted(map(str, row))) or "none"
             raise InputError(
@@ -156,8 +160,11 @@ def _middle_start(text: str, lengths: Sequence[int], row: Fields) -> int:
     return max(0, (len(text) - lengths[0]) // 2)
 
 
-def _joined(parts: Sequence[Any], break_: str, row: Fields) -> str:
-    return break_.join("".join(part) if isinstance(part, list) else str(part) for part in parts)
+def _joined(parts: Any, breaks: str | Sequence[str], row: Fields) -> str:
+    """A list as one text; several breaks are for lists within lists, the outermost first."""
+    if isinstance(breaks, str):
+        return breaks.join(map(str, parts))
+    return breaks[0].join(part if isinstance(part, str) else _joined(part, breaks[1:], row) for part in parts)
 
 
 CHANGES: Mapping[str, Callable[[Any, Any, Fields], Any]] = {
@@ -172,13 +179,13 @@ CHANGES: Mapping[str, Callable[[Any, Any, Fields], Any]] = {
     "length": lambda text, _, row: len(text),
     "middle": _middle,
     "middle_start": _middle_start,
-    "plus": lambda number, more, row: number + more,
     "text": lambda value, _, row: str(value),
 }
 """What a declaration can do to a value, by its key; each takes the value, the key's argument and the record."""
 
 
 def content_key(record: Fields) -> str:
-    """Eight digits that name a record by what it says, whatever its id and its whitespace."""
-    text = f"{record.get('context', '')}\n{record.get('question', '')}"
-    return hashlib.sha256(" ".join(text.split()).lower().encode()).hexdigest()[:8]
+    """Eight digits that name a record by its text, its question and its first answer, whatever their whitespace."""
+    parts = [record.get("context", ""), record.get("question", ""), *list(record.get("answers") or ())[:1]]
+    text = "\n".join(" ".join(str(part).split()) for part in parts)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -8,17 +8,15 @@ one lm record. Nothing here knows tokens.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import json
 import os
-import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from byheart.data.hub import read_hub
+from byheart.data.json_rows import listed, parse, read_text, rows_of_json, rows_of_lines
 from byheart.data.layouts import join_outputs, outputs_of, questions_of, recognise
 from byheart.errors import InputError
 
@@ -98,16 +96,12 @@ def required(record: Fields, name: str, number: int) -> Any:
 
 
 def _rows(file: Path) -> Iterable[Mapping[str, Any]]:
-    text = _text(file)
+    text = read_text(file)
     if file.suffix == ".json":
-        found = list(_listed_in(text, f"'{file}'"))
+        found = list(rows_of_json(text, f"'{file}'"))
         outputs = outputs_of(file)
-        return found if outputs is None else join_outputs(file, found, _parse(_text(outputs), f"'{outputs}'"))
-    if _kind(file) != ".jsonl":
-        return [{"task": "lm", "context": text}]
-    # splitlines() would also cut at separators that JSON strings may hold.
-    lines = enumerate(text.split("\n"), start=1)
-    return [_object_in(line, f"'{file}' line {number}") for number, line in lines if line.strip()]
+        return found if outputs is None else join_outputs(file, found, parse(read_text(outputs), f"'{outputs}'"))
+    return rows_of_lines(text, f"'{file}'") if _kind(file) == ".jsonl" else [{"task": "lm", "context": text}]
 
 
 def _called(file: Path) -> str:
@@ -118,57 +112,6 @@ def _called(file: Path) -> str:
 def _kind(file: Path) -> str:
     """The end of a file's name that says what it holds, of a compressed one that before it."""
     return Path(file.stem).suffix if file.suffix == ".gz" else file.suffix
-
-
-def _text(file: Path) -> str:
-    try:
-        content = file.read_bytes()
-        return (gzip.decompress(content) if file.suffix == ".gz" else content).decode("utf-8")
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise InputError(f"'{file}' cannot be read: {error}.") from error
-
-
-def _listed_in(text: str, where: str) -> Iterator[Mapping[str, Any]]:
-    """The objects of a JSON array, or of one under ``data``."""
-    whole = _parse(text, where)
-    found = whole.get("data") if isinstance(whole, dict) else whole
-    if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
-        raise InputError(f"{where} holds no list of JSON objects, nor one under 'data'.")
-    for row in found:
-        paragraphs = listed(row.get("paragraphs"))
-        asked = any(isinstance(paragraph, Mapping) and "qas" in paragraph for paragraph in paragraphs)
-        yield from _of_article(row, where) if asked else (row,)
-
-
-def _of_article(article: Mapping[str, Any], where: str) -> Iterator[Mapping[str, Any]]:
-    """The questions about an article of SQuAD's own files (arXiv 1606.05250, 1806.03822), one record per question.
-
-    One that is impossible has no answers: its plausible ones are wrong. Raises InputError.
-    """
-    try:
-        for paragraph in article["paragraphs"]:
-            for asked in paragraph["qas"]:
-                answers = [] if asked.get("is_impossible") else [str(answer["text"]) for answer in asked["answers"]]
-                pair = {"context": paragraph["context"], "question": asked["question"]}
-                meta = {"title": article.get("title", ""), "id": asked.get("id", "")}
-                # Several people gave the same answer.
-                yield {"task": "qa", **pair, "answers": list(dict.fromkeys(answers)), "meta": meta}
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{where} has paragraphs with questions that are not as SQuAD's are: {error!r}.") from error
-
-
-def _parse(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise InputError(f"{where} is not JSON: {error}.") from error
-
-
-def _object_in(line: str, where: str) -> Mapping[str, Any]:
-    row = _parse(line, where)
-    if not isinstance(row, dict):
-        raise InputError(f"{where} is no JSON object.")
-    return row
 
 
 def _record(row: Mapping[str, Any]) -> Record | None:
@@ -211,8 +154,3 @@ def _answer(row: Mapping[str, Any]) -> str:
 def _meta(row: Mapping[str, Any]) -> Mapping[str, Any]:
     meta = row.get("meta")
     return meta if isinstance(meta, Mapping) else {}
-
-
-def listed(value: Any) -> list[Any]:
-    """A list as it is; one text is a list of one."""
-    return [value] if isinstance(value, str) and value else list(value) if isinstance(value, list | tuple) else []

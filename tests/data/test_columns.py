@@ -46,8 +46,8 @@ def test_a_notation_gives_its_value(spec: Any, value: Any) -> None:
         ("0123456789", {"middle": [4, 2]}, "34"),
         ("0123456789", {"middle_start": [4, 2]}, 3),
         ("0123", {"length": True}, 4),
-        (3, {"plus": -1, "text": True}, "2"),
-        ([["a", "b"], ["c"]], {"join": "\n"}, "ab\nc"),
+        (3, {"text": True, "list": True}, ["3"]),
+        ([["T", ["a", "b"]], ["U", ["c"]]], {"join": ["\n\n", "\n", ""]}, "T\nab\n\nU\nc"),
     ],
 )
 def test_a_change_gives_its_value(text: Any, changes: dict[str, Any], value: Any) -> None:
@@ -98,6 +98,8 @@ def test_a_value_is_picked_by_its_path() -> None:
 
 
 def test_a_record_is_named_by_what_it_says() -> None:
-    first, other = {"context": "The cat.", "question": "Who?", "id": 1}, {"context": "the  cat.\n", "question": "who?"}
+    first = {"context": "The cat.", "question": "Who?", "answers": ["Muck", "he"], "id": 1}
+    other = {"context": "The  cat.\n", "question": "Who?", "answers": [" Muck"]}
     assert content_key(first) == content_key(other) != content_key({**first, "question": "What?"})
+    assert content_key(first) != content_key({**first, "answers": []})
     assert len(content_key({})) == 8
