@@ -61,9 +61,7 @@ def fill_prompt(record: Fields, number: int, *, words: int = WORDS) -> FilledPro
 
     Raises UnknownNameError for its data set, and InputError with the record's number.
     """
-    dataset = str(required(record, "dataset", number)).lower()
-    if dataset not in prompts():
-        raise UnknownNameError("prompt of multitask for the data set", dataset, prompts())
+    dataset = _known(str(required(record, "dataset", number)).lower())
     prompt = prompts()[dataset]
     choices = [str(choice) for choice in record.get("choices") or prompt.usual or required(record, "choices", number)]
     labels = tuple(prompt.labels[: len(choices)]) or tuple(prompt.aliases.get(choice, choice) for choice in choices)
@@ -72,11 +70,23 @@ def fill_prompt(record: Fields, number: int, *, words: int = WORDS) -> FilledPro
         filled["context"] = _cut(str(filled["context"]), words)
     options = ". ".join(f"{letter}.{choice}" for letter, choice in zip(_LETTERS, choices, strict=False))
     place = required(record, "label", number)
+    if isinstance(place, str) and place in choices:
+        place = choices.index(place)
     if len(choices) < 2 or place not in range(len(labels)):
         raise InputError(
             f"Record {number} has {len(choices)} choices and the label {place!r}; give one of two or more."
         )
     return FilledPrompt(dataset, prompt.shape.format(**filled, choices=choices, options=options), labels, labels[place])
+
+
+def _known(name: str) -> str:
+    """The data set that has a prompt: of a name on the hub, that of its config, its own, or both. UnknownNameError."""
+    parts = name.split("/")
+    names = [name, *("_".join(parts[first:last]) for last in (len(parts), len(parts) - 1) for first in range(last))]
+    found = next((known for known in names if known in prompts()), None)
+    if found is None:
+        raise UnknownNameError("prompt of multitask for the data set", name, prompts())
+    return found
 
 
 def _cut(text: str, words: int) -> str:

@@ -2,22 +2,23 @@
 
 One JSON object per line, or a list of them in a file; of SQuAD's own files, one per question. What is read of it:
 ``task`` (lm, qa, dialog; others with a question count as qa), ``context``, ``question``, ``answers`` and
-``meta.turns``, ``meta.persona``. A plain text file is one lm record. Nothing here knows tokens.
+``meta.turns``, ``meta.persona``. Records in the columns of others are recognised by ``layouts``. A plain text file is
+one lm record. Nothing here knows tokens.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib
-import importlib.util
-import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from byheart.errors import InputError, UsageError
+from byheart.data.hub import read_hub
+from byheart.data.json_rows import listed, parse, read_text, rows_of_json, rows_of_lines
+from byheart.data.layouts import join_outputs, outputs_of, questions_of, recognise
+from byheart.errors import InputError
 
 Fields: TypeAlias = Mapping[str, Any]
 """One JSON object."""
@@ -66,7 +67,7 @@ class DataSet:
 
 
 def read(source: str) -> DataSet:
-    """A file, a folder of files, or a hub data set (``name`` or ``name:split``). Raises InputError or UsageError."""
+    """A file, a folder of files, or a hub data set, see ``hub``. Raises InputError or UsageError."""
     return DataSet.of(rows(source), source=source)
 
 
@@ -74,14 +75,14 @@ def rows(source: str) -> list[Mapping[str, Any]]:
     """The same, as JSON objects of any fields. Raises InputError or UsageError."""
     path = Path(os.path.expanduser(source))
     if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix in _KINDS)
+        files = sorted(file for file in path.iterdir() if _kind(file) in _KINDS and not questions_of(file))
     elif path.is_file():
         files = [path]
-    elif path.suffix in _KINDS or source.startswith((".", "/", "~")):
+    elif _kind(path) in _KINDS or source.startswith((".", "/", "~")):
         raise InputError(f"There is no data file or folder '{source}'.")
     else:
-        return list(_from_hub(source))
-    return [found for file in files for found in _rows(file)]
+        return list(recognise(read_hub(source), f"'{source}'"))
+    return [found for file in files for found in recognise(_rows(file), f"'{file}'", _called(file))]
 
 
 def required(record: Fields, name: str, number: int) -> Any:
@@ -95,60 +96,22 @@ def required(record: Fields, name: str, number: int) -> Any:
 
 
 def _rows(file: Path) -> Iterable[Mapping[str, Any]]:
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"'{file}' cannot be read: {error}.") from error
+    text = read_text(file)
     if file.suffix == ".json":
-        return _listed_in(text, f"'{file}'")
-    if file.suffix != ".jsonl":
-        return [{"task": "lm", "context": text}]
-    # splitlines() would also cut at separators that JSON strings may hold.
-    lines = enumerate(text.split("\n"), start=1)
-    return [_object_in(line, f"'{file}' line {number}") for number, line in lines if line.strip()]
+        found = list(rows_of_json(text, f"'{file}'"))
+        outputs = outputs_of(file)
+        return found if outputs is None else join_outputs(file, found, parse(read_text(outputs), f"'{outputs}'"))
+    return rows_of_lines(text, f"'{file}'") if _kind(file) == ".jsonl" else [{"task": "lm", "context": text}]
 
 
-def _listed_in(text: str, where: str) -> Iterator[Mapping[str, Any]]:
-    """The objects of a JSON array, or of one under ``data``."""
-    whole = _parse(text, where)
-    found = whole.get("data") if isinstance(whole, dict) else whole
-    if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
-        raise InputError(f"{where} holds no list of JSON objects, nor one under 'data'.")
-    for row in found:
-        paragraphs = listed(row.get("paragraphs"))
-        asked = any(isinstance(paragraph, Mapping) and "qas" in paragraph for paragraph in paragraphs)
-        yield from _of_article(row, where) if asked else (row,)
+def _called(file: Path) -> str:
+    """What the records of a file are called that do not say it: published parts are often FOLDER/train.jsonl."""
+    return f"{file.resolve().parent.name}/{file.name.partition('.')[0]}"
 
 
-def _of_article(article: Mapping[str, Any], where: str) -> Iterator[Mapping[str, Any]]:
-    """The questions about an article of SQuAD's own files (arXiv 1606.05250, 1806.03822), one record per question.
-
-    One that is impossible has no answers: its plausible ones are wrong. Raises InputError.
-    """
-    try:
-        for paragraph in article["paragraphs"]:
-            for asked in paragraph["qas"]:
-                answers = [] if asked.get("is_impossible") else [str(answer["text"]) for answer in asked["answers"]]
-                pair = {"context": paragraph["context"], "question": asked["question"]}
-                meta = {"title": article.get("title", ""), "id": asked.get("id", "")}
-                # Several people gave the same answer.
-                yield {"task": "qa", **pair, "answers": list(dict.fromkeys(answers)), "meta": meta}
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{where} has paragraphs with questions that are not as SQuAD's are: {error!r}.") from error
-
-
-def _parse(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise InputError(f"{where} is not JSON: {error}.") from error
-
-
-def _object_in(line: str, where: str) -> Mapping[str, Any]:
-    row = _parse(line, where)
-    if not isinstance(row, dict):
-        raise InputError(f"{where} is no JSON object.")
-    return row
+def _kind(file: Path) -> str:
+    """The end of a file's name that says what it holds, of a compressed one that before it."""
+    return Path(file.stem).suffix if file.suffix == ".gz" else file.suffix
 
 
 def _record(row: Mapping[str, Any]) -> Record | None:
@@ -191,25 +154,3 @@ def _answer(row: Mapping[str, Any]) -> str:
 def _meta(row: Mapping[str, Any]) -> Mapping[str, Any]:
     meta = row.get("meta")
     return meta if isinstance(meta, Mapping) else {}
-
-
-def listed(value: Any) -> list[Any]:
-    """A list as it is; one text is a list of one."""
-    return [value] if isinstance(value, str) and value else list(value) if isinstance(value, list | tuple) else []
-
-
-def _from_hub(source: str) -> Iterable[Mapping[str, Any]]:
-    found = importlib.util.find_spec("datasets")
-    # A folder called datasets has no origin.
-    if found is None or found.origin is None:
-        raise UsageError(
-            f"'{source}' is no file or folder. To read it from the Hugging Face hub: pip install 'byheart[hub]'"
-        )
-    name, _, split = source.partition(":")
-    datasets = importlib.import_module("datasets")
-    try:
-        rows: Iterable[Mapping[str, Any]] = datasets.load_dataset(name, split=split or "train")
-    # A data set that is a script is a RuntimeError.
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"Data set '{name}' could not be read from the hub: {error}") from error
-    return ({"dataset": name, **row} for row in rows)

@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from byheart.data.hub import short_name
 from byheart.data.mixture import split_weight
 from byheart.data.records import rows as read_records
 from byheart.errors import InputError, UsageError
@@ -196,7 +197,7 @@ class _Sheet:
             if not items:
                 raise InputError(f"'{data}' gives no item for {task.name}{f' after {skip}' * bool(skip)}.")
             parts.append(_Part(part, items, candidates.open(part, items, place, len(split))))
-        name = data if data in task.sources else Path(source).stem
+        name = data if data in task.sources else Path(short_name(source)).stem
         return cls(task, name, weight, parts, {**settings, "records": digest_of(records)}, source=source)
 
     @property

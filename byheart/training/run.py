@@ -8,11 +8,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from byheart.data.mixture import SUPERVISED, Mixture, Weighted, prompted, prompts_of
 from byheart.errors import UnknownNameError, UsageError
 from byheart.protocol.episode import Batch, Episode
 from byheart.session.opening import load
 from byheart.session.session import Session
+from byheart.training.batches import collate_all, fit_positions
 from byheart.training.checkpoints import newest
 from byheart.training.config import Episodes, TrainingConfig
 from byheart.training.distributed import Processes
@@ -79,6 +82,21 @@ def run(
     )
 
 
+def measure_held_out(config: TrainingConfig, method: str, count: int = _HELD_OUT_BATCHES) -> list[float]:
+    """The loss of a trained method on each of so many held-out batches of a config, in nats per supervised token.
+
+    Args:
+        method: a folder with learned parts; the batches depend on the config alone, so that others can be compared.
+    """
+    make_examples = _read_texts(config, count)
+    session = load(config.model, method=method, dtype=config.dtype, device=config.device)
+    examples, cut = make_examples(session), config.optimisation.too_long == "cut"
+    backbone = session.backbone
+    with torch.no_grad():
+        fitted = (fit_positions(batch, backbone.positions, cut=cut) for batch in collate_all(examples.held_out, 1))
+        return [session.method.loss(batch.to(backbone.device)).item() for batch in fitted]
+
+
 def _require_possible(config: TrainingConfig) -> None:
     sources = config.sources
     if not sources.data:
@@ -90,7 +108,7 @@ def _require_possible(config: TrainingConfig) -> None:
     require(config.saving.track)
 
 
-def _read_texts(config: TrainingConfig) -> Callable[[Session], _Examples]:
+def _read_texts(config: TrainingConfig, count: int = _HELD_OUT_BATCHES) -> Callable[[Session], _Examples]:
     """Read texts to write; the examples made of them wait for the session."""
     sources, held_out = (
         [Weighted.read(source) for source in paths] for paths in (config.sources.data, config.sources.held_out)
@@ -105,7 +123,7 @@ def _read_texts(config: TrainingConfig) -> Callable[[Session], _Examples]:
         unseen = Mixture(session.encoder, held_out, seed=recipe.seed, **drawn) if held_out else None
         data = [[Path(source.data.source).name, source.data.digest, source.weight] for source in sources]
         made_of = {**_describe(session, data), **shape}
-        return _Examples(mixture, [unseen(n) for n in range(_HELD_OUT_BATCHES)] if unseen else [], made_of)
+        return _Examples(mixture, [unseen(n) for n in range(count)] if unseen else [], made_of)
 
     return make_examples
 

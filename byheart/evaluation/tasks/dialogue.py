@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from byheart.data.records import Fields, listed, required
+from byheart.data.json_rows import listed
+from byheart.data.records import Fields, required
 from byheart.evaluation.task import Item, Question, shuffled
 from byheart.evaluation.tasks.perplexity import Perplexity
 
