@@ -200,7 +200,9 @@ class _Sheet:
     def put(self, candidate: Candidate, task: Task, outcomes: dict[str, list[Outcome]]) -> None:
         """The rows of a method on one part of the task."""
         rows = make_rows(task, self.name, candidate.spec, outcomes)
-        self._add(candidate, rows + task.summary(rows))
+        references = {name: self.rows.get(name, []) for name in task.references}
+        expected = task.expect(rows, references, candidate.session.method.share_left)
+        self._add(candidate, rows + task.summary(rows) + expected)
 
     def _put_differences(self, part: _Part) -> None:
         against = self.settings["against"]
