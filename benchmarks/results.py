@@ -44,9 +44,12 @@ python benchmarks/results.py --data {data}
 
 runs what `benchmarks/results.toml` lists on a folder of public data sets ([Data](../reference/data.md)), keeps the
 rows in `benchmarks/results/tasks/` and writes this page from them; studies at the end have scripts of their own.
-Brackets and bars are 95 % intervals over items; limits are small, so that two CPU cores can repeat it: where intervals
-overlap, no difference is shown. Seconds are rough, and are measured properly in [Costs](costs.md). What came out and
-why is in the [log](log.md), how it is measured in [Tasks](../reference/tasks.md) and [Measures](measures.md).
+Brackets and bars are 95 % intervals over clusters: what was drawn at once, such as a paragraph with all of its
+questions, of which there are `n`. Numbers over fewer than ten clusters have none, and shares of few hits or few misses
+have Wilson's ([Measures](measures.md#intervals)). Limits are small, so that two CPU cores can repeat it: where
+intervals overlap, no difference is shown. [How to read these numbers](reading-results.md) has the questions that a
+reviewer asks. Seconds are rough, and are measured properly in [Costs](costs.md). What came out and why is in the
+[log](log.md), how it is measured in [Tasks](../reference/tasks.md) and [Measures](measures.md).
 `byheart compare benchmarks/results/tasks --out report` makes a page with every figure.
 """
 
@@ -159,6 +162,7 @@ _SHOWN = "eval"
 def _chapter(one: Measure, given: argparse.Namespace) -> Iterator[str]:
     """Title, what was done, figures, tables; nothing where nothing was measured."""
     from byheart.reports.compare import compare
+    from byheart.reports.floors import floor_notes
 
     rows = given.kept / one.name / "rows.json"
     if not rows.exists():
@@ -170,9 +174,12 @@ def _chapter(one: Measure, given: argparse.Namespace) -> Iterator[str]:
         figures.mkdir(parents=True, exist_ok=True)
         for plot in sorted(path for path in made.plots if path.suffix == ".svg"):
             if any(plot.stem.endswith(end) for end in one.figures):
-                shutil.copyfile(plot, figures / plot.name)
-                yield f"![{plot.stem.replace('-', ' ')}]({given.page.stem}/{plot.name})\n"
-    yield from _tables(made)
+                # Several measures may have one task and data set: each has a figure of its own.
+                name = f"{one.name}{plot.name.removeprefix(one.task)}"
+                shutil.copyfile(plot, figures / name)
+                yield f"![{Path(name).stem.replace('-', ' ')}]({given.page.stem}/{name})\n"
+    yield from _tables(one.name, made)
+    yield from (f"{note}\n" for note in floor_notes([number.row for number in made.numbers]))
     yield f"`benchmarks/results/tasks/{one.name}/rows.json`\n"
 
 
@@ -185,18 +192,25 @@ def _of_study(one: Study, given: argparse.Namespace) -> Iterator[str]:
         return
     yield from (f"## {one.title}\n", one.note.strip(), "", "```sh", one.command.strip(), "```", "")
     with TemporaryDirectory() as folder:
-        yield from _tables(compare([rows], out=folder))
+        yield from _tables(one.name, compare([rows], out=folder))
     yield f"`benchmarks/results/{one.name}.json`\n"
 
 
-def _tables(made: Comparison) -> Iterator[str]:
-    from byheart.reports.html_report import markdown_table
+def _tables(name: str, made: Comparison) -> Iterator[str]:
+    """Every table, each row of which can be linked to."""
+    from byheart.reports.html_report import anchor, markdown_table
 
     # The last chapter is about the files that the numbers came from.
     for chapter in made.chapters[:-1]:
         yield f"**{chapter.title}**\n"
         for table in chapter.tables:
-            yield from (*markdown_table(table), "")
+            head, rule, *rows = markdown_table(table)
+            # A row is named by its method, and by its conditions where there are any.
+            cells = 2 if table.header[1] == "of" else 1
+            dataset = chapter.title.rpartition(" · ")[2]
+            anchors = [anchor(name, dataset, *(cell.text for cell in row[:cells])) for row in table.rows]
+            named = [row.replace("| ", f'| <a id="{at}"></a>', 1) for row, at in zip(rows, anchors, strict=True)]
+            yield from (head, rule, *named, "")
 
 
 def _plain(value: Any) -> str:

@@ -82,14 +82,14 @@ COLUMNS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     *(("frontier", f"answers: {title}", {"metric": metric}) for title, metric in _ANSWERS.items()),
     *(("questions", f"answers: {title}", {"metric": metric}) for title, metric in _ANSWERS.items()),
     ("questions-short", "nats per token of a right answer", {"metric": "gold_loss"}),
-    ("needle", "needles in 1,000 words", {"metric": "accuracy", "words": 1000}),
+    ("needle", "needles in 1,000 words", {"metric": "mean_accuracy", "words": 1000}),
     ("edit", "edits (score)", {"metric": "score", "dataset": "counterfact"}),
     ("dialogue", "perplexity of a reply after 8 turns", {"metric": "perplexity", "dataset": "personachat", "turn": 8}),
 )
 
 
 def tasks_table(results: Path) -> str:
-    """The best of ``docs/explanation/results.md``: a row a memory, a column a measure, the mean over its rows."""
+    """The best of ``docs/explanation/results.md``: a row a memory, a column a measure; numbers link to their rows."""
     cells: dict[str, dict[str, str]] = {}
     keeps: dict[str, int] = {}
     measured = [column for column in COLUMNS if (results / column[0] / "rows.json").exists()]
@@ -97,10 +97,10 @@ def tasks_table(results: Path) -> str:
         rows = json.loads((results / measure / "rows.json").read_text())["rows"]
         found = [row for row in rows if all(row.get(name) == value for name, value in wanted.items())]
         for method in dict.fromkeys(row["method"] for row in found):
-            own = [row for row in found if row["method"] == method]
-            value = sum(row["value"] * row["n"] for row in own) / sum(row["n"] for row in own)
-            cells.setdefault(method, {}).setdefault(title, f"{value:.0f}" if measure == "dialogue" else f"{value:.2f}")
-            keeps.setdefault(method, own[0]["bytes"])
+            (own,) = (row for row in found if row["method"] == method)
+            value = f"{own['value']:.0f}" if measure == "dialogue" else f"{own['value']:.2f}"
+            cells.setdefault(method, {}).setdefault(title, f"[{value}]({_row(measure, own)})")
+            keeps.setdefault(method, own["bytes"])
     titles = list(dict.fromkeys(title for _, title, _ in measured))
     lines = [f"| method | keeps of a paragraph | {' | '.join(titles)} |", "|---|" + "---|" * (len(titles) + 1)]
     for method in SHOWN:
@@ -109,6 +109,15 @@ def tasks_table(results: Path) -> str:
     command = "python benchmarks/results.py --data eval && python benchmarks/tables.py"
     made = f"Made by `{command}` from `benchmarks/results/{results.name}`."
     return "\n".join([*lines, "", made])
+
+
+def _row(measure: str, row: Mapping[str, Any]) -> str:
+    """Where a row stands in the page of results."""
+    from byheart.evaluation.results import Result
+    from byheart.reports.html_report import anchor
+
+    conditions = [f"{name} {value}" for name, value in Result.of(row).conditions.items()]
+    return f"docs/explanation/results.md#{anchor(measure, row['dataset'], row['method'], *conditions)}"
 
 
 def contention_table(results: Path) -> str:

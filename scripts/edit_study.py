@@ -119,7 +119,7 @@ def compare(name: str, first: Path, second: Path, like: Any, limit: int) -> list
     import torch
     from torch import Tensor
 
-    from byheart.evaluation.statistics import draws, interval
+    from byheart.evaluation.statistics import bounds, draws
 
     def means(folder: Path) -> tuple[Tensor, int]:
         """Each metric and the score (4, 1 + draws): over all edits, and over drawn ones."""
@@ -133,8 +133,9 @@ def compare(name: str, first: Path, second: Path, like: Any, limit: int) -> list
     (ours, count), (theirs, _) = means(first), means(second)
     rows = []
     for metric, values in zip((*METRICS, "score"), ours - theirs, strict=True):
-        low, high = interval(values[1:])
-        difference = {"method": name, "metric": metric, "value": values[0].item(), "low": low, "high": high, "n": count}
+        low, high = bounds(values[0].item(), values[1:], count)
+        found = {"metric": metric, "value": values[0].item(), "low": low, "high": high, "n": count, "clusters": count}
+        difference = {"method": name, **found}
         rows.append(replace(like, **difference, bytes=0, seconds=0.0, conditions={}, costs={}))
     return rows
 

@@ -6,26 +6,23 @@
 The four presets of the study of feed-forward keys and values (Qiu et al. 2024, arXiv 2402.12233), each with several
 seeds. ``qv`` has no feed-forward matrix, so its rank is raised until it has as many parameters as the others, unless
 ``--same-rank``. Every run has a folder of its own; an interrupted one resumes, and the result file is written anew
-after each round of presets. Its intervals are over seeds (Student's t), those of ``nothing`` over items.
+after each round of presets. Its intervals are over items: of the mean over seeds, Wilson's, as if each item had been
+answered once, which is too wide rather than too narrow. Over seeds alone, of which there are few, there are none.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 ALPHA_PER_RANK = 2
-# The 97.5 % quantile of Student's t by degrees of freedom; beyond them the normal one.
-T = (math.nan, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-NORMAL = 1.96
 QUICK: dict[str, Any] = {"seeds": [0, 1], "epochs": 1, "limit": 2}
 
 
@@ -59,30 +56,32 @@ def train(preset: str, seed: int, rank: int, args: argparse.Namespace) -> Path:
 
 
 def measure(method: str, args: argparse.Namespace) -> list[Any]:
-    """The rows of one method on every test file, and their mean."""
+    """The accuracy of one method on every test file."""
     from byheart.evaluation.evaluate import evaluate
-    from byheart.evaluation.results import means
     from byheart.evaluation.tasks.multitask import Multitask
 
     about = {"model": args.model, "dtype": args.dtype, "limit": args.limit, "out": args.runs / "measured"}
     rows = [row for file in args.test for row in evaluate(Multitask(), file, [method], batch=args.batch, **about)]
-    accuracies = [row for row in rows if row.metric == "accuracy"]
-    return accuracies + [replace(row, dataset="all") for row in means(accuracies, over="set", metric="accuracy")]
+    return [row for row in rows if row.metric == "accuracy"]
+
+
+def with_mean(accuracies: Sequence[Any]) -> list[Any]:
+    """Rows of one method, and their mean over test files where there are several."""
+    from byheart.evaluation.results import means
+
+    return [*accuracies, *(replace(row, dataset="all") for row in means(accuracies, over="set", metric="accuracy"))]
 
 
 def average_seeds(preset: str, runs: Sequence[Sequence[Any]]) -> list[Any]:
-    """The mean of each number over runs, and the interval of that mean; ``n`` is the number of items of a run."""
+    """The mean of each share over runs, and its interval over items; ``n`` is the number of items of a run."""
+    from byheart.evaluation.statistics import FEWEST_CLUSTERS, wilson
+
     rows = []
     for same in zip(*runs, strict=True):
-        first, count = same[0], len(same)
-        value, bounds = fmean(row.value for row in same), (first.low, first.high)
-        if count > 1:
-            quantile = T[count - 1] if count <= len(T) else NORMAL
-            spread = quantile * stdev(row.value for row in same) / math.sqrt(count)
-            bounds = (value - spread, value + spread)
-        conditions = {**first.conditions, "seeds": count}
-        numbers = {"method": preset, "value": value, "low": bounds[0], "high": bounds[1]}
-        rows.append(replace(first, **numbers, conditions=conditions))
+        first, value = same[0], fmean(row.value for row in same)
+        low, high = wilson(value, first.clusters) if first.clusters >= FEWEST_CLUSTERS else (value, value)
+        conditions = {**first.conditions, "seeds": len(same)}
+        rows.append(replace(first, method=preset, value=value, low=low, high=high, conditions=conditions))
     return rows
 
 
@@ -98,7 +97,8 @@ def study(args: argparse.Namespace) -> None:
     for seed in args.seeds:
         for preset, rank in chosen.items():
             found[preset].append(measure(str(train(preset, seed, rank, args)), args))
-        rows = [*base, *(row for preset, runs in found.items() for row in average_seeds(preset, runs))]
+        averaged = (average_seeds(preset, runs) for preset, runs in found.items())
+        rows = [row for members in (base, *averaged) for row in with_mean(members)]
         save(args.out, rows, **describe(args, chosen))
 
 

@@ -13,7 +13,19 @@ from byheart.cli import options, terminal
 if TYPE_CHECKING:
     from byheart.evaluation.results import Result
 
-_COLUMNS = ("task", "dataset", "conditions", "method", "metric", "value", "95 %", "n", "keeps", "written in")
+_COLUMNS = (
+    "task",
+    "dataset",
+    "conditions",
+    "method",
+    "metric",
+    "value",
+    "95 %",
+    "n",
+    "clusters",
+    "keeps",
+    "written in",
+)
 Tasks = Annotated[list[str], typer.Argument(metavar="TASK...", help="`byheart tasks` lists them.", show_default=False)]
 Methods = Annotated[
     str,
@@ -106,7 +118,8 @@ def _describe(row: Result) -> dict[str, str]:
         "method": row.method,
         "metric": row.metric.replace("_", " "),
         "value": f"{row.value:.3f}",
-        "95 %": f"{row.low:.3f} to {row.high:.3f}",
+        "95 %": f"{row.low:.3f} to {row.high:.3f}" if row.has_interval else "-",
+        "clusters": f"{row.clusters:,}" if row.clusters else "-",
         "n": f"{row.n:,}",
         "keeps": terminal.size(row.bytes) + (f", {row.bytes / tokens:,.0f} per token" if tokens else ""),
         "written in": f"{row.seconds * 1000:,.0f} ms",

@@ -113,7 +113,7 @@ def _save(out: str, rows: Sequence[Result], **arguments: Any) -> None:
 def _lay_out(rows: Sequence[Result]) -> Table:
     table = Table(*_COLUMNS, box=None, pad_edge=False)
     for row in rows:
-        interval = f"{row.low:.3f} to {row.high:.3f}" if row.low < row.high else "-"
+        interval = f"{row.low:.3f} to {row.high:.3f}" if row.has_interval else "-"
         costs = (terminal.size(row.bytes), f"{row.seconds:,.1f} s")
         table.add_row(row.dataset, row.method, row.metric, f"{row.value:.3f}", interval, f"{row.n:,}", *costs)
     return table

@@ -10,7 +10,7 @@ import typer
 from byheart.cli import evaluate, options, terminal
 from byheart.errors import UsageError
 
-_COLUMNS = ("method", "metric", "value", "95 %", "n", "written in")
+_COLUMNS = ("method", "metric", "value", "95 %", "n", "clusters", "written in")
 Data = Annotated[
     str, typer.Option("--data", metavar="PATH|NAME", help="Items to choose by; report others.", show_default=False)
 ]

@@ -229,7 +229,9 @@ class _Sheet:
         rows = make_rows(task, self.name, candidate.spec, outcomes)
         if candidate.control:
             rows = [replace(row, higher_is_better=None) for row in rows]
-        self._add(candidate, rows + task.summary(rows))
+        references = {name: self.rows.get(name, []) for name in task.references}
+        expected = task.expect(rows, references, candidate.session.method.share_left)
+        self._add(candidate, rows + task.summary(rows) + expected)
 
     def _put_differences(self, part: _Part) -> None:
         """Rows of how much more a method reaches than the one that all are set against, and than its controls."""

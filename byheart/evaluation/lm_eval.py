@@ -29,6 +29,7 @@ from torch import Tensor
 
 from byheart.errors import InputError, UsageError
 from byheart.evaluation.results import Result
+from byheart.evaluation.statistics import FEWEST_CLUSTERS
 from byheart.model.backbone import Backbone
 from byheart.model.kv_cache import PrefixCache
 from byheart.model.reading import Reading
@@ -216,8 +217,10 @@ def _rows(
         if not comma or metric.endswith("_stderr") or not isinstance(value, (int, float)):
             continue
         error = metrics.get(f"{metric}_stderr,{filter_name}")
-        # Where lm-eval has no standard error it says N/A; then the bounds are the value itself.
-        spread = 1.96 * error if isinstance(error, (int, float)) and math.isfinite(error) else 0.0
+        n = int(metrics.get("sample_count", {}).get(key, metrics["sample_len"]))
+        # Where lm-eval has no standard error it says N/A; then, and over few documents, there is no interval.
+        known = error if isinstance(error, (int, float)) and math.isfinite(error) else 0.0
+        spread = 1.96 * known if n >= FEWEST_CLUSTERS else 0.0
         yield Result(
             task=_TASK,
             dataset=name,
@@ -225,7 +228,8 @@ def _rows(
             value=float(value),
             low=float(value - spread),
             high=float(value + spread),
-            n=int(metrics.get("sample_count", {}).get(key, metrics["sample_len"])),
+            n=n,
+            clusters=n,
             higher_is_better=better.get(metric, True),
             **costs,
         )

@@ -15,6 +15,7 @@ import torch
 
 from byheart.errors import InputError
 from byheart.evaluation.metrics import DIFFERENCE, MEAN
+from byheart.evaluation.statistics import FEWEST_CLUSTERS, wilson
 from byheart.protocol.grouping import group
 from byheart.provenance import versions
 
@@ -29,11 +30,12 @@ _BETTER_IN_0_1 = {
 
 @dataclass(frozen=True)
 class Result:
-    """One number: ``value`` over ``n`` items, with the bounds of its 95 % interval.
+    """One number: ``value`` over ``n`` answers, with the bounds of its 95 % interval; ``value`` if it has none.
 
     ``bytes`` is what a session keeps and ``seconds`` what writing takes, both the mean over items; ``costs`` are more
     of these, see ``COSTS``. ``conditions`` say what it is the number of, where a task varied lengths, distances or the
-    like. ``higher_is_better`` is None for a metric that has no better.
+    like. ``higher_is_better`` is None for a metric that has no better. ``clusters`` is how many items were drawn, each
+    with all of its questions: the interval is over them. It is 0 in rows of earlier versions, which do not say.
     """
 
     task: str
@@ -49,6 +51,12 @@ class Result:
     conditions: Mapping[str, Any] = field(default_factory=dict)
     costs: Mapping[str, float] = field(default_factory=dict)
     higher_is_better: bool | None = True
+    clusters: int = 0
+
+    @property
+    def has_interval(self) -> bool:
+        """Whether its bounds are those of an interval."""
+        return self.low < self.high
 
     @property
     def interval(self) -> tuple[float, float, float]:
@@ -69,14 +77,16 @@ class Result:
     @classmethod
     def of(cls, flat: Mapping[str, Any]) -> Result:
         """From what ``flat`` gave. Raises InputError."""
-        own = cls.__dataclass_fields__.keys() - {"conditions", "costs", "higher_is_better"}
+        optional = {"higher_is_better", "clusters"}
+        own = cls.__dataclass_fields__.keys() - {"conditions", "costs", *optional}
         if missing := sorted(own - flat.keys()):
             raise InputError(f"This is no row of a result: it lacks {', '.join(missing)}.")
         metric = str(flat["metric"]).removeprefix(MEAN).removesuffix(DIFFERENCE)
         better = flat.get("higher_is_better", _BETTER_IN_0_1.get(metric, True))
-        rest = {name: value for name, value in flat.items() if name not in {*own, "higher_is_better"}}
+        rest = {name: value for name, value in flat.items() if name not in {*own, *optional}}
         costs = {name: rest.pop(name) for name in COSTS if name in rest}
-        return cls(**{name: flat[name] for name in own}, conditions=rest, costs=costs, higher_is_better=better)
+        about = {"conditions": rest, "costs": costs, "higher_is_better": better, "clusters": flat.get("clusters", 0)}
+        return cls(**{name: flat[name] for name in own}, **about)
 
 
 # ---- means ----
@@ -85,11 +95,25 @@ class Result:
 def means(rows: Sequence[Result], *, over: str, metric: str) -> list[Result]:
     """The mean of a metric over the values of one condition, each counting once; a row for each set of the others.
 
-    Its bounds hold where the rows are independent and their intervals symmetric.
+    Its bounds hold where the rows are independent; without the interval of one of them it has none.
     """
     found = [row for row in rows if row.metric == metric and over in row.conditions]
     groups = group(found, lambda row: json.dumps(_without(row, over)))
     return [_independent(members, over) for members in groups.values() if len(members) > 1]
+
+
+def pool_shares(rows: Sequence[Result], *, over: str, metric: str) -> list[Result]:
+    """The share of hits among all answers that differ in one condition, each of other items; a row for each set.
+
+    Its interval is Wilson's over the items, which may be enough of them where those of one row are too few.
+    """
+    pooled = []
+    for mean in means(rows, over=over, metric=metric):
+        members = [row for row in rows if row.metric == metric and _without(row, over) == dict(mean.conditions)]
+        value = sum(row.value * row.n for row in members) / mean.n
+        low, high = wilson(value, mean.clusters) if mean.clusters >= FEWEST_CLUSTERS else (value, value)
+        pooled.append(replace(mean, value=value, low=low, high=high))
+    return pooled
 
 
 def _without(row: Result, condition: str) -> dict[str, Any]:
@@ -97,17 +121,28 @@ def _without(row: Result, condition: str) -> dict[str, Any]:
 
 
 def _independent(rows: Sequence[Result], over: str) -> Result:
-    """The mean of rows whose intervals say nothing of one another."""
-    spread = math.hypot(*((row.high - row.low) / 2 for row in rows)) / len(rows)
-    total = sum(row.n for row in rows)
-    mean = average(rows, metric=f"{MEAN}{rows[0].metric}", n=total, conditions=_without(rows[0], over))
-    return replace(mean, low=mean.value - spread, high=mean.value + spread)
+    """The mean of rows whose intervals say nothing of one another, its bounds by Zou and Donner's MOVER (2008)."""
+    total, clusters = sum(row.n for row in rows), sum(row.clusters for row in rows)
+    about = {"n": total, "clusters": clusters, "conditions": _without(rows[0], over)}
+    mean = average(rows, metric=f"{MEAN}{rows[0].metric}", **about)
+    if not mean.has_interval:
+        return mean
+    below, above = (
+        math.hypot(*(row.value - row.low for row in rows)) / len(rows),
+        math.hypot(*(row.high - row.value for row in rows)) / len(rows),
+    )
+    return replace(mean, low=mean.value - below, high=mean.value + above)
 
 
 def average(rows: Sequence[Result], **changes: Any) -> Result:
-    """The first row with the means of all values, bounds and costs, then with ``changes``."""
+    """The first row with the means of all values, bounds and costs, then with ``changes``.
+
+    There is no interval where one of the rows has none.
+    """
     shared = [name for name in rows[0].costs if all(name in row.costs for row in rows)]
     value, low, high = (fmean(bounds) for bounds in zip(*(row.interval for row in rows), strict=True))
+    if not all(row.has_interval for row in rows):
+        low = high = value
     costs = {name: fmean(row.costs[name] for row in rows) for name in shared}
     kept, seconds = round(fmean(row.bytes for row in rows)), fmean(row.seconds for row in rows)
     mean = replace(rows[0], value=value, low=low, high=high, bytes=kept, seconds=seconds, costs=costs)

@@ -1,4 +1,4 @@
-"""Rows made of the outcomes of one method: the number of each metric, and its interval over bootstrap samples of items.
+"""Rows made of the outcomes of one method: the number of each metric, and its interval over items, see ``statistics``.
 
 It knows no method and no model, and of a task only how to compare.
 """
@@ -18,7 +18,7 @@ from torch import Tensor
 from byheart.evaluation.metrics import CONTROLS, DIFFERENCE
 from byheart.evaluation.results import Result
 from byheart.evaluation.run_folder import Outcome
-from byheart.evaluation.statistics import draws, interval
+from byheart.evaluation.statistics import bounds, draws
 from byheart.evaluation.task import Task, Totals
 
 
@@ -110,12 +110,22 @@ def _row(
     def mean(values: Iterable[float]) -> float:
         return sum(values) / len(members)
 
-    low, high = interval(sampled)
+    clusters = len({outcome.item for outcome in members})
+    answers = len(members) if _is_share(task, key.metric, members) else 0
+    low, high = bounds(value.item(), sampled, clusters, answers=answers)
     costs = {"tokens": mean(o.tokens for o in members), "answer_seconds": mean(o.answer_seconds for o in members)}
     numbers = (value.item(), low, high, len(members), round(mean(outcome.bytes for outcome in members)))
     seconds = mean(outcome.write_seconds for outcome in members)
     better = task.higher_is_better.get(_without_suffix(key.metric), True)
-    return Result(task.name, dataset, spec, key.metric, *numbers, seconds, json.loads(key.conditions), costs, better)
+    about = (json.loads(key.conditions), costs, better, clusters)
+    return Result(task.name, dataset, spec, key.metric, *numbers, seconds, *about)
+
+
+def _is_share(task: Task, metric: str, members: Sequence[Outcome]) -> bool:
+    """Whether a metric is a share of hits, each answer being all or nothing; means over classes are none."""
+    parts = [outcome.parts[metric] for outcome in members if metric in outcome.parts]
+    hits = all(total in (0, weight) for total, weight in parts)
+    return metric not in task.unbounded and len(parts) == len(members) and hits
 
 
 def _without_suffix(metric: str) -> str:

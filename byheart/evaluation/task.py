@@ -11,7 +11,7 @@ import abc
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -120,6 +120,13 @@ Totals: TypeAlias = Mapping[str, Float[Tensor, "..."]]
 """By metric, the sum of the parts' totals over all items, or over each bootstrap sample of them."""
 
 
+@runtime_checkable
+class ShareLeft(Protocol):
+    """A method's ``share_left``: what its rule leaves of a text after later writes, or None without such a rule."""
+
+    def __call__(self, *, before: int, later: int) -> float | None: ...
+
+
 class Task(abc.ABC):
     """One way to measure a memory. Subclasses are final; their arguments are options, kept under the same names."""
 
@@ -134,9 +141,11 @@ class Task(abc.ABC):
     sources: ClassVar[Fields] = {}
     """Data sets of the Hugging Face hub that it was published with: short name -> name on the hub."""
     references: ClassVar[tuple[str, ...]] = ()
-    """Methods that are measured beside those asked for, so that ``compare`` can relate the others to them."""
+    """Methods that are measured beside those asked for: ``compare`` and ``expect`` relate the others to them."""
     higher_is_better: ClassVar[Mapping[str, bool | None]] = {}
     """Of which metrics less is better, False, or neither more nor less, None; of all others more is."""
+    unbounded: ClassVar[Sequence[str]] = ()
+    """Metrics that are no shares of hits although each answer may be 0 or 1, such as errors."""
     pooled: ClassVar[bool] = False
     """Whether several data sets, each ``PATH`` or ``PATH:weight``, also give rows of all of them together."""
     control: bool = False
@@ -183,7 +192,13 @@ class Task(abc.ABC):
         return {name: value for name, value in self.options().items() if value != known[name]}
 
     def summary(self, rows: Sequence[Result]) -> list[Result]:
-        """More rows, made of those of one method on one data set: means of metrics, a law, a line to compare with."""
+        """More rows, made of those of one method on one data set, such as means of metrics."""
+        return []
+
+    def expect(
+        self, rows: Sequence[Result], references: Mapping[str, Sequence[Result]], share_left: ShareLeft
+    ) -> list[Result]:
+        """Rows of what a method's rule lets expect, made of its rows and those of ``references``, by their specs."""
         return []
 
 

@@ -24,7 +24,7 @@ class Decoding:
         seed: of the sampling; each answer draws from a generator of its own, so it is the same alone and in any batch.
         contrast: FastMem's contrastive decoding with this strength (0.5 in the paper), or none.
         context_aware: CAD with this strength, or none.
-        dola: ``high`` or ``low`` candidate layers chosen from the depth, their indices, or none.
+        dola: ``high`` or ``low`` candidate layers chosen from the depth as published, their indices from 0, or none.
     """
 
     max_tokens: int = 256

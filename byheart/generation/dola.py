@@ -14,18 +14,24 @@ from torch import Tensor
 from byheart.errors import UsageError
 
 _KEPT_SHARE = 0.1
+_MOST_LAYERS = 20
 
 
 def candidate_layers(dola: str | Sequence[int], depth: int) -> tuple[int, ...]:
-    """Indices of layers whose outputs are compared: every second one of the upper or lower half, or the given ones.
+    """Indices from 0 of layers whose outputs are compared: those of a published bucket, or the given ones.
+
+    A bucket is every second hidden state of the upper or lower half, or of 20 layers at most: 16, 18, ... 30 of 32 are
+    ``high``. Published numbers count the embeddings as state 0, so state n is the output of layer n - 1. Embeddings
+    are no layer's output: ``low`` begins with state 2, as in transformers where the head is tied to them.
 
     Raises UsageError for a word that is neither ``high`` nor ``low``, and for a layer that is not below the last.
     """
     if isinstance(dola, str):
-        halves = {"high": range(depth // 2, depth - 1, 2), "low": range(0, depth // 2, 2)}
-        if dola not in halves:
+        size = min(depth - depth // 2, _MOST_LAYERS)
+        buckets = {"high": range(depth - size, depth, 2), "low": range(2, min(depth // 2, _MOST_LAYERS), 2)}
+        if dola not in buckets:
             raise UsageError(f"dola must be high, low or a list of layers; it is '{dola}'.")
-        return tuple(halves[dola]) or (0,)
+        return tuple(state - 1 for state in buckets[dola] if state > 0) or (0,)
     if not dola or any(not 0 <= layer < depth - 1 for layer in dola):
         raise UsageError(f"dola's layers must lie between 0 and {depth - 2}; they are {list(dola)}.")
     return tuple(sorted(set(dola)))

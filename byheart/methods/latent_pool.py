@@ -34,6 +34,7 @@ from byheart.errors import UsageError, require_one_of, require_positive
 from byheart.model.backbone import Backbone
 from byheart.model.lora import LoRA
 from byheart.model.reading import KV, Reading
+from byheart.protocol.forgetting import share_left
 from byheart.protocol.kv_slots import rotate_to_slots
 from byheart.protocol.method import Method
 from byheart.protocol.quantise import require_bits
@@ -190,6 +191,11 @@ class LatentPool(Method):
         """More by a block for each piece, until the pool is full."""
         added = self.slots * sum(1 for _ in self.pieces(segment))
         return min(1 + self.slots * self.blocks, kv_slots(state) + added)
+
+    def share_left(self, *, before: int, later: int) -> float:
+        """Slots are dropped by chance once the pool is full, as a trained one may be from the start."""
+        held = 0 if self.initial is None else self.initial.shape[1] // self.slots
+        return share_left(self.blocks, before=held + before, later=later)
 
     def write(self, state: State, segment: Tensor) -> State:
         """Read ``segment`` piece by piece; each renews slots of the pool."""

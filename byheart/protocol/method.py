@@ -103,6 +103,16 @@ class Method(nn.Module, abc.ABC):
         held = kv_slots(state)
         return held if self.capacity is None else min(self.capacity, held + segment.shape[1])
 
+    def share_left(self, *, before: int, later: int) -> float | None:
+        """The share of a text's slots that is expected to be left after so many ``later`` writes, by the method's rule.
+
+        Here None: there is no such rule. A text that is written in several pieces counts as several writes.
+
+        Args:
+            before: writes before the text.
+        """
+        return None
+
     @torch.no_grad()
     def prefix_slots(self, state: State) -> int:
         """How many slots the prefix of ``state`` has."""

@@ -31,7 +31,8 @@ _TITLE = "Memories compared"
 _WAYS = {True: "more is better", False: "less is better", None: "neither more nor less is better"}
 _READING = (
     "Against bytes, a line joins the methods that no other beats: none keeps as little and is as good. Their markers "
-    "are filled, the others hollow, and those of the same bytes side by side. Bars and bands are 95 % intervals."
+    "are filled, the others hollow, and those of the same bytes side by side. Bars and bands are 95 % intervals over "
+    "clusters, items that were drawn with all of their questions; a number over fewer than ten of them has none."
 )
 
 
@@ -220,7 +221,8 @@ def _numbers(title: str, numbers: Sequence[Number]) -> Table:
 
 def _costs(members: Sequence[Number]) -> dict[str, str]:
     """What a method keeps and takes under the same conditions: the same for all metrics."""
-    row, counts = members[0].row, sorted({number.row.n for number in members})
+    row, counts = members[0].row, [number.row.n for number in members]
+    clusters = [number.row.clusters for number in members]
     tokens, answer = row.costs.get("tokens"), row.costs.get("answer_seconds")
     runs = max(number.runs for number in members)
     return {
@@ -228,15 +230,21 @@ def _costs(members: Sequence[Number]) -> dict[str, str]:
         "per token": size(row.bytes / tokens) if tokens else "-",
         "to write": duration(row.seconds),
         "to answer": duration(answer) if answer is not None else "-",
-        "n": f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,}-{counts[-1]:,}",
+        "n": _span(counts),
+        "clusters": _span(clusters) if any(clusters) else "-",
         "runs": f"{runs}" if runs > 1 else "-",
     }
 
 
 def _valued(row: Result) -> Cell:
     value, low, high = row.interval
-    # A law has no interval.
-    return Cell(f"{value:,.3f}", "" if low == value == high else f"[{low:,.3f}, {high:,.3f}]")
+    return Cell(f"{value:,.3f}", f"[{low:,.3f}, {high:,.3f}]" if row.has_interval else "")
+
+
+def _span(counts: Sequence[int]) -> str:
+    """A count that all have, or the least and the most."""
+    least, most = min(counts), max(counts)
+    return f"{least:,}" if least == most else f"{least:,}-{most:,}"
 
 
 def _origin(sources: Sequence[Source]) -> Table:

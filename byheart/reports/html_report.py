@@ -98,6 +98,11 @@ def markdown_table(table: Table) -> list[str]:
     return [f"| {' | '.join(cells)} |" for cells in ([_plain(name) for name in table.header], rule, *rows)]
 
 
+def anchor(*names: str) -> str:
+    """What something of these names is called in a link."""
+    return re.sub(r"[^a-z0-9]+", "-", " ".join(names).lower()).strip("-")
+
+
 def _plain(text: str) -> str:
     """Text in which Markdown sees no markup."""
     line = escape(" ".join(text.split()), quote=False)

@@ -104,8 +104,9 @@ def curves(lines: Sequence[Line], *, metric: str, at: str) -> Plot:
             place, value, low, high = zip(*sorted(line.points), strict=True)
             if not line.law:
                 axes.fill_between(place, low, high, color=colour, alpha=0.13, linewidth=0)
-            style = {"linestyle": "--"} if line.law else {"marker": marker}
-            axes.plot(place, value, color=colour, linewidth=1.5, markersize=4.5, **style)  # type: ignore[arg-type]
+            # A law is known where it was computed: its line between these points is no curve of its own.
+            style = {"linestyle": "--", "markerfacecolor": "white"} if line.law else {}
+            axes.plot(place, value, color=colour, marker=marker, linewidth=1.5, markersize=4.5, **style)  # type: ignore[arg-type]
         _numbers_axis(axes, sorted({point[0] for line in lines for point in line.points}))
         axes.set(xlabel=at, ylabel=metric)
         _legend(figure, [(_of_law(line), line.style, False, line.law) for line in lines])

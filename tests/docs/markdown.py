@@ -28,9 +28,25 @@ def links(text: str) -> list[str]:
 
 
 def anchors(text: str) -> set[str]:
-    """What the headings are called in a link: lowercase, without punctuation, words joined by hyphens."""
+    """What can be linked to: headings, lowercase, without punctuation, words joined by hyphens; and rows with an id."""
     titles = re.findall(r"^#+ (.*)$", _BLOCK.sub("", text), re.MULTILINE)
-    return {re.sub(r"[^\w\s-]", "", title).strip().lower().replace(" ", "-") for title in titles}
+    headings = {re.sub(r"[^\w\s-]", "", title).strip().lower().replace(" ", "-") for title in titles}
+    return headings | set(re.findall(r'<a id="([^"]+)"></a>', text))
+
+
+def wrong_numbers(page: Path) -> list[str]:
+    """Numbers with a link to a row of a table that does not hold them, rounded as they are."""
+    wrong = []
+    found = re.findall(r"\[(-?[\d,.]+)\]\(([^)\s#]+)#([^)\s]+)\)", page.read_text(encoding="utf-8"))
+    for number, path, anchor in found:
+        text = (page.parent / path).read_text(encoding="utf-8")
+        rows = [line for line in text.splitlines() if f'<a id="{anchor}"></a>' in line]
+        held = [float(each.replace(",", "")) for each in re.findall(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?", " ".join(rows))]
+        # Rounded from what the row rounds to a thousandth.
+        half = 0.5 * 10 ** -len(number.partition(".")[2]) + 0.0005
+        if not any(abs(float(number) - each) <= half for each in held):
+            wrong.append(f"{number} at {anchor}")
+    return wrong
 
 
 def broken_links(page: Path) -> list[str]:

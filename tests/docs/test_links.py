@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.markdown import broken_links
+from tests.docs.markdown import broken_links, wrong_numbers
 from tests.samples import ROOT
 
 DOCS = ROOT / "docs"
@@ -18,6 +18,19 @@ NAVIGATION = re.findall(r"([\w./-]+\.md)$", (ROOT / "mkdocs.yml").read_text(enco
 @pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
 def test_relative_links_resolve(page: Path) -> None:
     assert broken_links(page) == []
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", DOCS / "explanation" / "reading-results.md"], ids=lambda p: p.name
+)
+def test_a_number_with_a_link_is_that_of_its_row(page: Path) -> None:
+    assert len(re.findall(r"\[-?[\d.]+\]\([^)]*results\.md#", page.read_text(encoding="utf-8"))) > 10
+    assert wrong_numbers(page) == []
+
+
+def test_rows_of_results_can_be_told_apart() -> None:
+    names = re.findall(r'<a id="([^"]+)"></a>', (DOCS / "explanation" / "results.md").read_text(encoding="utf-8"))
+    assert len(names) == len(set(names)) > 100
 
 
 def test_every_page_is_in_the_navigation_once() -> None:

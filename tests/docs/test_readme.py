@@ -101,8 +101,30 @@ def test_what_pip_installs_is_declared() -> None:
     assert second[-1] in (ROOT / "requirements" / "model.in").read_text(encoding="utf-8")
 
 
+def test_every_claim_leads_to_what_was_measured() -> None:
+    """A sentence of prose with a measured number, and every number of the table but bytes, has a link to its row."""
+    lines = re.sub(r"```.*?```", "", TEXT, flags=re.DOTALL).splitlines()
+    prose = " ".join(line for line in lines if not line.startswith(("|", "#", "!", "<")))
+    sentences = re.split(r"(?<=\.) (?=[A-Z`])", prose)
+    claims = [each for each in sentences if re.search(r"\d (seconds|%)|times fewer|times\b.*\bfewer", each)]
+    assert len(claims) >= 2
+    assert [each for each in claims if not re.search(r"explanation/(results|costs)\.md#", each)] == []
+    cells = [cell.strip() for line in lines if line.startswith("| `") for cell in line.split("|")[3:-1]]
+    numbers = [cell for cell in cells if cell]
+    assert len(numbers) > 20
+    assert [
+        cell for cell in numbers if not re.fullmatch(r"\[[\d.]+\]\(docs/explanation/results\.md#[\w-]+\)", cell)
+    ] == []
+
+
+def test_what_it_says_of_methods_leads_to_rows() -> None:
+    methods = TEXT[TEXT.index("## Which method?") : TEXT.index("<!-- tasks -->")]
+    for name in ("compact", "retrieval", "last-ffn", "latent-pool"):
+        assert re.search(rf"`{name}`[^`]*results\.md#", methods), name
+
+
 def test_no_other_program_is_shown() -> None:
-    assert {words[0] for words in COMMANDS} == {"pip", "make", "byheart"}
+    assert {words[0] for words in COMMANDS} == {"pip", "byheart"}
 
 
 def test_the_numbers_it_opens_with_are_those_of_the_result_files() -> None:

@@ -245,8 +245,8 @@ def test_a_run_that_was_interrupted_goes_on_and_gives_the_same_rows(
 
 
 def test_a_row_is_kept_flat_and_read_again() -> None:
-    row = Result("gap", "cats", "full", "loss", 1.0, 0.5, 1.5, 3, 10, 0.1, {"segments": 2}, {"tokens": 4}, False)
-    assert list(row.flat())[-4:] == ["seconds", "higher_is_better", "segments", "tokens"]
+    row = Result("gap", "cats", "full", "loss", 1.0, 0.5, 1.5, 3, 10, 0.1, {"segments": 2}, {"tokens": 4}, False, 2)
+    assert list(row.flat())[-5:] == ["seconds", "higher_is_better", "clusters", "segments", "tokens"]
     assert Result.of(row.flat()) == row
     with pytest.raises(InputError, match="no row of a result: it lacks bytes, dataset"):
         Result.of({"task": "gap"})

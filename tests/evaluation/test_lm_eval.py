@@ -130,10 +130,12 @@ def test_nothing_changes_no_number(written: tuple[str, ...]) -> None:
     assert lm.max_length == bare.max_length
 
 
-def test_tasks_with_nothing_have_lm_evals_own_numbers(folder: Path) -> None:
+def test_tasks_with_nothing_have_lm_evals_own_numbers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
+    # Of the five documents there would be no intervals to compare.
+    monkeypatch.setattr(harness, "FEWEST_CLUSTERS", 5)
     own = session("nothing")
     rows = harness.measure(own, TASKS, include=folder, batch=3)
     known = TaskManager(include_path=folder, include_defaults=False)
@@ -145,6 +147,14 @@ def test_tasks_with_nothing_have_lm_evals_own_numbers(folder: Path) -> None:
         assert row.high - row.low == pytest.approx(0 if error == "N/A" else 2 * 1.96 * error)
     assert [(row.dataset, row.metric) for row in rows] == [(task, m) for task in TASKS for m in _METRICS[task]]
     assert {(row.task, row.method, row.n, row.seconds) for row in rows} == {("lm-eval", "nothing", 5, 0.0)}
+
+
+@pytest.mark.parametrize(("documents", "has_interval"), [(9, False), (10, True)])
+def test_few_documents_have_no_interval(documents: int, has_interval: bool) -> None:
+    metrics = {"acc,none": 0.5, "acc_stderr,none": 0.1, "sample_len": documents}
+    costs = {"method": "nothing", "bytes": 8, "seconds": 0.0}
+    (row,) = harness._rows("arc", metrics, {"acc": True}, costs)
+    assert (row.value, row.n, row.clusters, row.has_interval) == (0.5, documents, documents, has_interval)
 
 
 # ---- a full memory ----

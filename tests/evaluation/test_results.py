@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from byheart.errors import InputError
-from byheart.evaluation.results import COSTS, Result, average, load, means, save
+from byheart.evaluation.results import COSTS, Result, average, load, means, pool_shares, save
+from byheart.evaluation.statistics import wilson
 from tests.samples import ROOT
 
 ROW = Result("recall", "cats", "full", "accuracy", 0.5, 0.25, 0.75, 8, 4096, 0.5, {"pairs": 5}, {"tokens": 64.0}, True)
@@ -93,6 +94,42 @@ def test_a_mean_counts_each_row_once_whatever_its_items() -> None:
     # Two independent intervals of half a width 0.1.
     assert mean.high - mean.value == pytest.approx(0.1 / math.sqrt(2))
     assert mean.value - mean.low == pytest.approx(0.1 / math.sqrt(2))
+
+
+def test_the_bounds_of_a_mean_lean_as_those_of_its_rows_do() -> None:
+    rows = [replace(row(1.0, set=name), low=0.7, high=1.0, clusters=12) for name in "xy"]
+    (mean,) = means(rows, over="set", metric="accuracy")
+    assert (mean.high, mean.clusters) == (1.0, 24)
+    assert mean.low == pytest.approx(1 - 0.3 / math.sqrt(2))
+
+
+def test_a_mean_with_a_row_that_has_no_interval_has_none() -> None:
+    rows = [row(0.2, set="x"), row(0.6, half=0.0, set="y")]
+    (mean,) = means(rows, over="set", metric="accuracy")
+    assert (mean.value, mean.has_interval) == (pytest.approx(0.4), False)
+    assert not average(rows).has_interval
+
+
+def test_shares_of_other_items_are_pooled_and_may_have_an_interval_together() -> None:
+    """Six needles at each of three depths have none; eighteen have."""
+    found = [
+        replace(row(share, half=0.0, words=100, depth=depth), n=6, clusters=6)
+        for depth, share in enumerate((1.0, 1.0, 5 / 6))
+    ]
+    (pooled,) = pool_shares(found, over="depth", metric="accuracy")
+    assert (pooled.metric, pooled.n, pooled.clusters, pooled.conditions) == ("mean_accuracy", 18, 18, {"words": 100})
+    assert pooled.value == pytest.approx(17 / 18)
+    assert (pooled.low, pooled.high) == pytest.approx(wilson(17 / 18, 18))
+    (few,) = pool_shares([replace(each, clusters=3) for each in found], over="depth", metric="accuracy")
+    assert not few.has_interval
+    (uneven,) = pool_shares([replace(found[0], n=18), found[2]], over="depth", metric="accuracy")
+    assert uneven.value == pytest.approx(23 / 24)
+
+
+def test_a_row_of_an_earlier_version_does_not_say_its_clusters() -> None:
+    flat = {key: value for key, value in replace(ROW, clusters=5).flat().items() if key != "clusters"}
+    assert Result.of(flat).clusters == 0
+    assert Result.of({**flat, "clusters": 5}).clusters == 5
 
 
 def test_a_mean_has_the_mean_costs() -> None:

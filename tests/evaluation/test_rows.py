@@ -12,7 +12,7 @@ import torch
 from byheart.data.records import Fields
 from byheart.evaluation.rows import make_differences, make_rows, pool
 from byheart.evaluation.run_folder import Outcome
-from byheart.evaluation.statistics import draws, interval
+from byheart.evaluation.statistics import draws, interval, wilson
 from byheart.evaluation.task import Answer, Item, Part, Question, Task, Totals
 
 Parts = Mapping[str, tuple[float, float]]
@@ -23,6 +23,7 @@ class Plain(Task):
 
     name = "plain"
     higher_is_better: ClassVar = {"loss": False, "control": None}
+    unbounded = ("error",)
 
     def items(self, records: Sequence[Fields], seed: int) -> Any:
         return iter(())
@@ -58,27 +59,28 @@ def naive(outcomes: Sequence[Outcome], part: str) -> tuple[float, float, float]:
     return (ratio(range(len(items))), *interval(sampled))
 
 
-LOSSES = [outcome(n, {"loss": (1.0 + n * n, 2.0 + n % 3)}) for n in range(7)]
+LOSSES = [outcome(n, {"loss": (1.0 + n * n, 2.0 + n % 3)}) for n in range(12)]
 
 
 def test_a_number_is_all_totals_over_all_weights() -> None:
     (row,) = make_rows(Plain(), "cats", "full", {"full": LOSSES})
-    assert (row.task, row.dataset, row.method, row.metric, row.n) == ("plain", "cats", "full", "loss", 7)
+    assert (row.task, row.dataset, row.method, row.metric, row.n) == ("plain", "cats", "full", "loss", 12)
     assert (row.value, row.low, row.high) == pytest.approx(naive(LOSSES, "loss"))
     assert row.low < row.value < row.high
     assert row.higher_is_better is False
+    assert row.clusters == 12
 
 
 def test_costs_are_means_over_the_answers() -> None:
     (row,) = make_rows(Plain(), "cats", "full", {"full": LOSSES})
-    assert (row.bytes, row.seconds) == (13, 0.5)
-    assert row.costs == {"tokens": 12.0, "answer_seconds": 0.75}
+    assert (row.bytes, row.seconds) == (16, 0.5)
+    assert row.costs == {"tokens": 22.0, "answer_seconds": 1.375}
 
 
 def test_questions_of_one_item_are_drawn_together() -> None:
-    many = [outcome(n // 4, {"f1": (float(n % 3), 1.0)}, question=n % 4) for n in range(20)]
+    many = [outcome(n // 4, {"f1": (float(n % 3), 1.0)}, question=n % 4) for n in range(48)]
     (row,) = make_rows(Plain(), "cats", "full", {"full": many})
-    assert row.n == 20
+    assert (row.n, row.clusters) == (48, 12)
     assert (row.value, row.low, row.high) == pytest.approx(naive(many, "f1"))
     # As items of their own they would tell more than they do.
     alone = [replace(each, item=n) for n, each in enumerate(many)]
@@ -99,9 +101,9 @@ def test_each_metric_and_condition_has_a_row_in_the_order_in_which_they_came() -
 
 
 def test_a_metric_that_some_items_lack_is_drawn_from_those_that_have_it() -> None:
-    found = [*LOSSES, *(outcome(n, {"score": (float(n), 1.0)}, 1) for n in (1, 4, 6))]
+    found = [*LOSSES, *(outcome(n, {"score": (float(n), 1.0)}, 1) for n in range(1, 12))]
     loss, score = make_rows(Plain(), "cats", "full", {"full": found})
-    assert (loss.n, score.n) == (7, 3)
+    assert (loss.n, score.n, score.clusters) == (12, 11, 11)
     scores = [each for each in found if "score" in each.parts]
     assert (score.value, score.low, score.high) == pytest.approx(naive(scores, "score"))
 
@@ -115,6 +117,47 @@ def test_classes_count_once_each_and_those_without_weight_not_at_all() -> None:
     (row,) = make_rows(Plain(), "cats", "full", {"full": found})
     assert (row.metric, row.n) == ("macro_f1", 3)
     assert row.value == pytest.approx((2 / 3 + 2 / 3) / 2)
+
+
+def hits(right: int, items: int, questions: int = 1) -> list[Outcome]:
+    """Outcomes of items of which the first ``right`` are hits, the same for all of their questions."""
+    parts = [{"accuracy": (float(n < right), 1.0), "error": (float(n >= right), 1.0)} for n in range(items)]
+    return [outcome(n, parts[n], k) for n in range(items) for k in range(questions)]
+
+
+@pytest.mark.parametrize("right", [0, 1, 9, 31, 39, 40])
+def test_a_share_near_an_end_has_the_interval_of_wilson(right: int) -> None:
+    row = make_rows(Plain(), "cats", "full", {"full": hits(right, 40)})[0]
+    assert (row.low, row.high) == pytest.approx(wilson(right / 40, 40))
+    assert row.low < row.high
+
+
+def test_a_share_in_the_middle_has_that_of_its_samples() -> None:
+    row = make_rows(Plain(), "cats", "full", {"full": hits(20, 40)})[0]
+    assert (row.value, row.low, row.high) == pytest.approx(naive(hits(20, 40), "accuracy"))
+
+
+def test_questions_of_one_item_do_not_narrow_the_interval_of_wilson() -> None:
+    row = make_rows(Plain(), "cats", "full", {"full": hits(40, 40, questions=5)})[0]
+    assert (row.n, row.clusters) == (200, 40)
+    assert (row.low, row.high) == wilson(1.0, 40)
+
+
+@pytest.mark.parametrize("right", [0, 3, 4, 9])
+def test_fewer_than_ten_items_have_no_interval(right: int) -> None:
+    row = make_rows(Plain(), "cats", "full", {"full": hits(right, 9, questions=100)})[0]
+    assert (row.n, row.clusters, row.has_interval) == (900, 9, False)
+
+
+def test_an_error_is_no_share_even_where_each_is_0_or_1() -> None:
+    assert "error" in Plain.unbounded
+    row = make_rows(Plain(), "cats", "full", {"full": hits(40, 40)})[1]
+    assert (row.metric, row.value, row.has_interval) == ("error", 0.0, False)
+
+
+def test_what_is_never_a_whole_hit_has_no_interval_where_all_are_alike() -> None:
+    (row,) = make_rows(Plain(), "cats", "full", {"full": [outcome(n, {"f1": (0.3, 1.0)}) for n in range(40)]})
+    assert not row.has_interval
 
 
 def test_one_item_has_no_interval() -> None:
@@ -139,7 +182,7 @@ def test_a_difference_is_taken_on_the_same_samples() -> None:
 def test_a_difference_has_the_costs_of_the_method_that_is_compared() -> None:
     others = [replace(each, bytes=1000, tokens=1) for each in LOSSES]
     (row,) = make_differences(Plain(), "cats", "full", LOSSES, others)
-    assert (row.bytes, row.costs["tokens"], row.value) == (13, 12.0, 0.0)
+    assert (row.bytes, row.costs["tokens"], row.value) == (16, 22.0, 0.0)
 
 
 def test_differences_are_of_the_same_conditions() -> None:
@@ -157,7 +200,7 @@ def test_a_method_is_compared_with_the_references_on_the_same_samples() -> None:
     better = [replace(each, parts={"loss": (each.parts["loss"][0] - 0.5, each.parts["loss"][1])}) for each in LOSSES]
     loss, saved = make_rows(Compared(), "cats", "full", {"full": better, "base": LOSSES})
     assert (loss.metric, saved.metric) == ("loss", "saved")
-    assert (saved.value, saved.low, saved.high) == (3.5, 3.5, 3.5)
+    assert (saved.value, saved.low, saved.high) == (6.0, 6.0, 6.0)
     assert (saved.n, saved.bytes, saved.costs) == (loss.n, loss.bytes, loss.costs)
     assert [row.metric for row in make_rows(Compared(), "cats", "base", {"base": LOSSES})] == ["loss"]
 
@@ -166,7 +209,7 @@ def test_a_control_is_summed_apart() -> None:
     other = [replace(each, control={"loss": (10.0, each.parts["loss"][1])}) for each in LOSSES]
     rows = {row.metric: row for row in make_rows(Compared(), "cats", "base", {"base": other})}
     assert rows.keys() == {"loss", "by_control"}
-    assert rows["by_control"].value == 70.0
+    assert rows["by_control"].value == 120.0
     assert rows["loss"].value == pytest.approx(naive(LOSSES, "loss")[0])
 
 
@@ -183,8 +226,8 @@ def test_each_condition_is_compared_with_its_own() -> None:
 
 def test_items_of_several_data_sets_stay_apart() -> None:
     pooled = pool([LOSSES, LOSSES[:2]], [1.0, 1.0])
-    assert [each.item for each in pooled] == [*range(7), 7, 8]
-    assert [each.parts for each in pooled[7:]] == [each.parts for each in LOSSES[:2]]
+    assert [each.item for each in pooled] == [*range(12), 12, 13]
+    assert [each.parts for each in pooled[12:]] == [each.parts for each in LOSSES[:2]]
 
 
 def test_a_weight_counts_for_totals_and_weights_of_parts_and_controls() -> None:

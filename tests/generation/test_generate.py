@@ -13,11 +13,11 @@ from torch import Tensor
 
 from byheart.errors import InputError, UsageError
 from byheart.generation.decoding import Decoding
-from byheart.generation.dola import dola_scores
+from byheart.generation.dola import candidate_layers, dola_scores
 from byheart.generation.generate import Generation, Request, generate, sample
 from byheart.model.backbone import Backbone
 from byheart.model.reading import DenseDelta, LowRankDelta, Reading, cast
-from byheart.testing import VOCABULARY, tiny_model
+from byheart.testing import VOCABULARY, tiny_backbone, tiny_model
 from tests.naive import decoding as naive
 from tests.samples import ALL_FAMILIES, backbone, hooks, logits, method, tokens, written
 
@@ -225,12 +225,30 @@ def test_context_awareness_may_ask_the_other_side_differently() -> None:
 # ---- DoLa ----
 
 
-@pytest.mark.parametrize(("chosen", "candidates"), [("low", [0]), ("high", [1]), ([0, 1], [0, 1]), ([1], [1])])
-def test_dola_is_the_published_rule(chosen: str | list[int], candidates: list[int]) -> None:
-    own, model = backbone(), tiny_model()
+@pytest.mark.parametrize(
+    ("depth", "high", "low"),
+    [
+        (32, [16, 18, 20, 22, 24, 26, 28, 30], [2, 4, 6, 8, 10, 12, 14]),
+        (30, [15, 17, 19, 21, 23, 25, 27, 29], [2, 4, 6, 8, 10, 12, 14]),
+        (60, [40, 42, 44, 46, 48, 50, 52, 54, 56, 58], [2, 4, 6, 8, 10, 12, 14, 16, 18]),
+        (80, [60, 62, 64, 66, 68, 70, 72, 74, 76, 78], [2, 4, 6, 8, 10, 12, 14, 16, 18]),
+    ],
+)
+def test_dola_compares_the_published_hidden_states(depth: int, high: list[int], low: list[int]) -> None:
+    """As FastMem's code (16, 18, ... 30 of 32) and transformers number them: 0 are the embeddings, n layer n - 1."""
+    assert [layer + 1 for layer in candidate_layers("high", depth)] == high
+    assert [layer + 1 for layer in candidate_layers("low", depth)] == low
+
+
+@pytest.mark.parametrize(
+    ("chosen", "states"), [("low", [2]), ("high", [4, 6]), ([0, 1], [1, 2]), ([6], [7]), ([1, 4], [2, 5])]
+)
+def test_dola_is_the_published_rule(chosen: str | list[int], states: list[int]) -> None:
+    model = tiny_model(num_hidden_layers=8)
     with torch.no_grad():
-        expected = [naive.greedy(naive.dola(model, candidates), prompt, steps=STEPS) for prompt in PROMPTS]
-    assert said(own, [Reading(), Reading()], PROMPTS, dola=chosen) == expected
+        expected = [naive.greedy(naive.dola(model, states), prompt, steps=STEPS) for prompt in PROMPTS]
+    deep = tiny_backbone(num_hidden_layers=8)
+    assert said(deep, [Reading(), Reading()], PROMPTS, dola=chosen) == expected
 
 
 def test_dola_chooses_another_layer_for_each_row_and_drops_the_implausible() -> None:
@@ -243,7 +261,7 @@ def test_dola_chooses_another_layer_for_each_row_and_drops_the_implausible() -> 
 
 
 def test_dola_reads_memories_too() -> None:
-    own, reading, score = backbone(), read("full"), naive.dola(tiny_model(), [0, 1])
+    own, reading, score = backbone(), read("full"), naive.dola(tiny_model(), [1, 2])
     with torch.no_grad():
         expected = naive.greedy(lambda text: score(torch.cat([TEXT, text], dim=1)), PROMPTS[0], steps=STEPS)
     assert said(own, [reading], PROMPTS[:1], dola=[0, 1]) == [expected]

@@ -203,6 +203,41 @@ def test_a_text_fades_by_the_same_factor_with_each_write(forget: str) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("before", [0, 1, 3, 6])
+@pytest.mark.parametrize("trained", [False, True], ids=["fresh", "trained"])
+def test_the_share_that_is_left_is_that_of_a_pool_which_fills_up_first(before: int, trained: bool) -> None:
+    """Counted over many sessions: nothing is dropped before the pool is full, which a trained one is at once."""
+    sessions, blocks, times = 150, 4, 8
+    made = pool_of(tiny_backbone(num_hidden_layers=2), slots=8, blocks=blocks)
+    if trained:
+        made.fill(torch.zeros(2, 8 * blocks, 32))
+    state = {**stack([made.init()] * sessions), "seed": torch.arange(sessions)}
+
+    def marked(value: float) -> Tensor:
+        return torch.full((sessions, 2, 8, 32), value)
+
+    for n in range(before):
+        state = made.renew(state, marked(float(n)))
+    state = made.renew(state, marked(-1.0))
+    for later in range(times):
+        left = (made.pool(state)[..., 0] == -1.0).sum(2).double() / 8
+        expected = made.share_left(before=before, later=later)
+        assert abs(float(left.mean()) - expected) <= 4.5 * (expected * (1 - expected) / (sessions * 16)) ** 0.5
+        if not trained and before + later < blocks:
+            assert expected == float(left.min()) == 1.0
+        state = made.renew(state, marked(float(later)))
+
+
+@pytest.mark.parametrize(
+    ("before", "later", "left"),
+    [(0, 0, 1.0), (0, 7, 1.0), (0, 8, 7 / 8), (0, 10, (7 / 8) ** 3), (7, 10, (7 / 8) ** 10), (20, 10, (7 / 8) ** 10)],
+)
+def test_the_law_of_eight_blocks(before: int, later: int, left: float) -> None:
+    made = pool_of(backbone(), blocks=8)
+    assert made.share_left(before=before, later=later) == pytest.approx(left)
+
+
+@torch.no_grad()
 def test_every_old_slot_is_as_likely_to_go() -> None:
     """Of slots written at different times, none is spared."""
     sessions = 400

@@ -23,8 +23,8 @@ def contrast(
     return lambda text: (1 + strength) * ours(text) - strength * theirs(text)
 
 
-def dola(model: nn.Module, candidates: list[int]) -> Callable[[Tensor], Tensor]:
-    """DoLa over a transformers model, by its own list of hidden states; entry 0 of that list is the embeddings."""
+def dola(model: nn.Module, states: list[int]) -> Callable[[Tensor], Tensor]:
+    """DoLa over a transformers model, by the numbers of its own list of hidden states; 0 are the embeddings."""
 
     def divergence(p: Tensor, q: Tensor) -> float:
         middle = (p + q) / 2
@@ -33,7 +33,7 @@ def dola(model: nn.Module, candidates: list[int]) -> Callable[[Tensor], Tensor]:
     def score(text: Tensor) -> Tensor:
         out = model(text, output_hidden_states=True)
         last = out.logits[0, -1].softmax(-1)
-        early = [model.lm_head(out.hidden_states[1 + layer][0, -1]).softmax(-1) for layer in candidates]
+        early = [model.lm_head(out.hidden_states[state][0, -1]).softmax(-1) for state in states]
         chosen = max(early, key=lambda p: divergence(last, p))
         scores = last.log() - chosen.log()
         return scores.masked_fill(last < 0.1 * last.max(), float("-inf"))

@@ -171,6 +171,31 @@ def test_a_control_stands_in_the_table_but_not_against_bytes(tmp_path: Path) -> 
     assert "On the frontier: window, full." in made.page.read_text()
 
 
+def test_a_table_says_n_and_clusters_and_leaves_out_what_is_no_interval(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    from byheart.reports.compare import compare
+
+    counted = replace(row("full", 0.6), n=517, clusters=115)
+    alone = replace(row("window", 0.5), low=0.5, high=0.5, n=200, clusters=4)
+    run_folder(tmp_path / "one", [counted, alone])
+    table = compare([tmp_path / "one"], out=tmp_path / "out").table.read_text()
+    assert re.search(r"\| n \| clusters \|$", table, re.MULTILINE)
+    assert re.search(r"^\| `full` \| 0\.600 \[0\.500, 0\.700\] .* \| 517 \| 115 \|$", table, re.MULTILINE)
+    assert re.search(r"^\| `window` \| 0\.500 \| .* \| 200 \| 4 \|$", table, re.MULTILINE)
+    # Rows of earlier versions do not say; a column of nothing is left out.
+    run_folder(tmp_path / "old", [row("full", 0.6)])
+    assert "| clusters |" not in compare([tmp_path / "old"], out=tmp_path / "out").table.read_text()
+
+
+def test_seeds_that_agree_have_no_interval_unless_each_has(tmp_path: Path) -> None:
+    """Three runs of the same accuracy are no proof of it."""
+    same = replace(row("full", 0.679), low=0.679, high=0.679, clusters=8)
+    for seed in range(3):
+        run_folder(tmp_path / str(seed), [same if seed else row("full", 0.679)], seed=seed)
+    (number,) = merge(read([tmp_path]))
+    assert (number.runs, number.row.has_interval) == (3, False)
+
+
 def test_names_are_text_wherever_they_stand(written: Any) -> None:
     page, table = written.page.read_text(), written.table.read_text()
     assert "<script" not in page

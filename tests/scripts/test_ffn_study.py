@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -41,10 +42,18 @@ def test_every_preset_is_trained_with_every_seed_and_averaged(tiny_folder: Path,
     assert (recipe["seed"], recipe["options"]["seed"], recipe["options"]["rank"]) == (1, 1, about["ranks"]["qv"])
 
 
-def test_the_interval_is_over_seeds() -> None:
-    rows = [Result("multitask", "rte", "run", "accuracy", value, 0.0, 1.0, 10, 8, 0.0) for value in (0.5, 0.6, 0.7)]
-    (found,) = ffn_study.average_seeds("qv", [[row] for row in rows])
-    assert found.value == pytest.approx(0.6)
-    assert found.high - found.value == pytest.approx(4.303 * 0.1 / 3**0.5)
-    (alone,) = ffn_study.average_seeds("qv", [[rows[0]]])
-    assert (alone.low, alone.high) == (0.0, 1.0)
+def test_the_interval_is_over_items_however_alike_three_seeds_are() -> None:
+    row = Result("multitask", "cb", "run", "accuracy", 0.75, 0.0, 1.0, 56, 8, 0.0, clusters=56)
+    (found,) = ffn_study.average_seeds("qv", [[row]] * 3)
+    assert (found.value, found.n, found.conditions) == (0.75, 56, {"seeds": 3})
+    # Wilson's interval of 42 of 56, from a table.
+    assert (found.low, found.high) == pytest.approx((0.6230, 0.8450), abs=5e-4)
+    (spread,) = ffn_study.average_seeds("qv", [[replace(row, value=value)] for value in (0.5, 0.6, 0.7)])
+    assert spread.value == pytest.approx(0.6)
+    assert spread.low < 0.5 < 0.7 < spread.high
+
+
+def test_few_items_have_no_interval() -> None:
+    row = Result("multitask", "cb", "run", "accuracy", 0.5, 0.0, 1.0, 9, 8, 0.0, clusters=9)
+    (found,) = ffn_study.average_seeds("qv", [[row]] * 3)
+    assert not found.has_interval

@@ -81,12 +81,17 @@ class Edit(Task):
         return {metric: Part(success * weight, weight)}
 
     def summary(self, rows: Sequence[Result]) -> list[Result]:
-        """Score, the harmonic mean of the three; its bounds are that of the lows and of the highs, mostly too wide."""
+        """Score, the harmonic mean of the three; its bounds are that of the lows and of the highs, mostly too wide.
+
+        Without the interval of one of them it has none.
+        """
         found = {row.metric: row for row in rows}
         if any(metric not in found for metric in _METRICS):
             return []
         three = [found[metric] for metric in _METRICS]
         value, low, high = (editing_score(*bounds) for bounds in zip(*(row.interval for row in three), strict=True))
+        if not all(row.has_interval for row in three):
+            low = high = value
         return [replace(three[0], metric="score", value=value, low=low, high=high, n=sum(row.n for row in three))]
 
 

@@ -18,14 +18,14 @@ class Integrity(Task):
     answers as well in the last block as in the first. Where there are fewer texts, they are repeated in another order.
 
     Args:
-        memories: how many there are, each with an order of its own; intervals are over them, so one has none.
+        memories: how many there are, each with an order of its own; intervals are over them, so a few have none.
         block: writes whose answers make one row; the condition ``writes`` names the last.
         answer_words: of a question's first answer, at most.
     """
 
     name = "integrity"
 
-    def __init__(self, *, writes: int = 100, block: int = 25, memories: int = 8, answer_words: int = 3) -> None:
+    def __init__(self, *, writes: int = 100, block: int = 25, memories: int = 10, answer_words: int = 3) -> None:
         if min(writes, block, memories, answer_words) < 1:
             raise ValueError("writes, block, memories and answer_words must be 1 or more")
         self.writes = writes

@@ -83,10 +83,14 @@ class LongBench(Task):
         """The mean over data sets, where there are several; its bounds are the means of theirs, mostly too wide."""
         if len(rows) < 2:
             return []
-        n = sum(row.n for row in rows)
+        n, clusters = sum(row.n for row in rows), sum(row.clusters for row in rows)
         kept = round(sum(row.bytes * row.n for row in rows) / n)
         seconds = sum(row.seconds * row.n for row in rows) / n
-        return [average(rows, metric="average", n=n, bytes=kept, seconds=seconds, conditions={}, costs={})]
+        return [
+            average(
+                rows, metric="average", n=n, clusters=clusters, bytes=kept, seconds=seconds, conditions={}, costs={}
+            )
+        ]
 
 
 def _last_words(text: str, words: int) -> str:

@@ -12,6 +12,7 @@ from itertools import chain, product
 from byheart.data.records import Fields, required
 from byheart.errors import InputError
 from byheart.evaluation.metrics.answers import exact_hit
+from byheart.evaluation.results import Result, pool_shares
 from byheart.evaluation.task import Answer, Item, Part, Question, Task, shuffled
 
 _ENDS = (".", "!", "?", '."', '!"', '?"')
@@ -70,6 +71,10 @@ class Needle(Task):
     def score(self, question: Question, answer: Answer) -> Mapping[str, float | Part]:
         """Whether the answer holds the number."""
         return {"accuracy": float(exact_hit(answer.text, question.answers[0]))}
+
+    def summary(self, rows: Sequence[Result]) -> list[Result]:
+        """The share that is found at all depths together, by length."""
+        return pool_shares(rows, over="depth_percent", metric="accuracy")
 
 
 def _place(words: Sequence[str], depth: float) -> int:

@@ -40,6 +40,7 @@ class Profile(Task):
     name = "profile"
     asks = "choices"
     higher_is_better: ClassVar = {"absolute_error": False, "squared_error": False}
+    unbounded = ("absolute_error", "squared_error")
 
     def __init__(self, *, entries: Sequence[int] = (1, 2, 4, 8, 16), words: int = 100) -> None:
         if not entries or min(entries) < 0 or words < 1:

@@ -4,31 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
 
 from byheart.data.records import Fields
 from byheart.errors import InputError
 from byheart.evaluation.metrics import LAW
 from byheart.evaluation.results import Result
-from byheart.evaluation.task import Answer, Item, Part, Question, Task
+from byheart.evaluation.task import Answer, Item, Part, Question, ShareLeft, Task
 from byheart.evaluation.tasks.short_answers import by_context, judge
 
 
 class Retention(Task):
-    """Hits of short answers after so many unrelated texts, and the law by which MemoryLLM forgets.
+    """Hits of short answers after so many unrelated texts, and the law by which a pool forgets.
 
     A text is written, then ``distractors`` others; its questions are asked before the first, after every ``every`` of
-    them, and after the last. The others are the same for all items, except for the item's own text.
+    them, and after the last. The others are the same for all items, except for the item's own text. Of a method that
+    drops slots by chance, rows of the metric ``law`` say what accuracy that leaves.
 
     Args:
         words: of a distractor, at most; the published ones have 512 tokens.
         answer_words: of a question's first answer, at most.
-        share: K/N, the share of a latent pool that each write replaces; above 0, rows of the metric ``law`` say what
-            accuracy it leaves, from the accuracy without distractors.
-        floor: the accuracy without any memory, to which the law falls.
+        before: other texts that are written first; as many as a pool holds fill it, as in the paper, and with 0 the
+            memory is fresh, so that a pool drops nothing until it is full.
     """
 
     name = "retention"
+    references = ("nothing",)
 
     def __init__(
         self,
@@ -37,53 +37,60 @@ class Retention(Task):
         every: int = 5,
         words: int = 350,
         answer_words: int = 3,
-        share: float = 0.0,
-        floor: float = 0.0,
+        before: int = 0,
     ) -> None:
         if min(distractors, every, words, answer_words) < 1:
             raise ValueError("distractors, every, words and answer_words must be 1 or more")
-        if not (0 <= share <= 1 and 0 <= floor <= 1):
-            raise ValueError(f"share and floor must be between 0 and 1; they are {share} and {floor}")
+        if before < 0:
+            raise ValueError(f"before must be 0 or more; it is {before}")
         self.distractors = distractors
         self.every = every
         self.words = words
         self.answer_words = answer_words
-        self.share = share
-        self.floor = floor
+        self.before = before
 
     def items(self, records: Sequence[Fields], seed: int) -> Iterator[Item]:
         """One per text that is asked about, with all of its questions at each point."""
         texts = by_context(records, seed, words=self.answer_words)
-        if len(texts) <= self.distractors:
-            raise InputError(f"{len(texts)} different texts give no {self.distractors} distractors; ask for fewer.")
+        others_needed = self.distractors + self.before
+        if len(texts) <= others_needed:
+            raise InputError(f"{len(texts)} different texts give no {others_needed} distractors; ask for fewer.")
         # Taken from the end, few of the items that a limit leaves are among them.
-        spare = list(reversed(texts))[: self.distractors + 1]
+        spare = list(reversed(texts))[: others_needed + 1]
         points = sorted({*range(0, self.distractors, self.every), self.distractors})
         for text, questions in texts.items():
-            others = islice((other for other in spare if other != text), self.distractors)
+            others = [f"{' '.join(other.split()[: self.words])}\n" for other in spare if other != text]
+            later, first = others[: self.distractors], others[self.distractors : others_needed]
             asked = [
-                replace(question, after=1 + point, conditions={"distractors": point})
+                replace(question, after=self.before + 1 + point, conditions={"distractors": point})
                 for point in points
                 for question in questions
             ]
             if asked:
-                distractors = (" ".join(other.split()[: self.words]) for other in others)
-                yield Item(tuple(f"{written}\n" for written in (text, *distractors)), tuple(asked))
+                yield Item((*first, f"{text}\n", *later), tuple(asked))
 
     def score(self, question: Question, answer: Answer) -> Mapping[str, float | Part]:
         """The published hit, and F1."""
         return judge(question, answer)
 
-    def summary(self, rows: Sequence[Result]) -> list[Result]:
-        """The law (1 - K/N)^n, begun at the accuracy without distractors; its interval comes from there alone.
+    def expect(
+        self, rows: Sequence[Result], references: Mapping[str, Sequence[Result]], share_left: ShareLeft
+    ) -> list[Result]:
+        """The law of the method that was measured, where it drops slots by chance; a text counts as one write.
 
-        The paper counts steps from 1, the first being that without distractors.
+        It falls from the accuracy without distractors to that of ``nothing`` on the same questions, as the share of
+        slots that are left. It has no interval.
         """
-        measured = [row for row in rows if row.metric == "accuracy"] if self.share else []
-        first = [row for row in measured if row.conditions["distractors"] == 0]
-        return [self._law(start, row) for start in first for row in measured]
+        floors, measured = _by_distractors(references["nothing"]), _by_distractors(rows)
+        law = []
+        for later, row in measured.items():
+            left = share_left(before=self.before, later=later)
+            if left is not None and floors.keys() >= {0, later}:
+                value = floors[later].value + left * (measured[0].value - floors[0].value)
+                law.append(replace(row, metric=LAW, value=value, low=value, high=value, higher_is_better=None))
+        return law
 
-    def _law(self, start: Result, row: Result) -> Result:
-        kept = (1 - self.share) ** row.conditions["distractors"]
-        law = start.mapped(LAW, lambda accuracy: self.floor + (accuracy - self.floor) * kept)
-        return replace(row, metric=LAW, value=law.value, low=law.low, high=law.high, higher_is_better=None)
+
+def _by_distractors(rows: Sequence[Result]) -> dict[int, Result]:
+    """The accuracy by how many texts were written after the one that is asked about."""
+    return {row.conditions["distractors"]: row for row in rows if row.metric == "accuracy"}

@@ -10,7 +10,7 @@ from byheart.evaluation.evaluate import evaluate
 from byheart.evaluation.method_spec import Candidate
 from byheart.evaluation.results import Result
 from byheart.evaluation.runner import run
-from byheart.evaluation.task import Answer, Fields, Item, Part, Question, Task
+from byheart.evaluation.task import Answer, Fields, Item, Part, Question, ShareLeft, Task
 from byheart.evaluation.tasks import build
 from byheart.evaluation.tasks.edit import Edit
 from byheart.evaluation.tasks.integrity import Integrity
@@ -18,6 +18,7 @@ from byheart.evaluation.tasks.longbench import LongBench
 from byheart.evaluation.tasks.needle import Needle
 from byheart.evaluation.tasks.recall import Recall
 from byheart.evaluation.tasks.retention import Retention
+from byheart.protocol.forgetting import share_left
 from byheart.session.opening import load
 
 NAMES = ["Muck", "Rex", "Old Tom Cat", "Bo", "Lu", "a name of four words"]
@@ -73,15 +74,48 @@ def test_a_hit_is_the_first_answer_case_included() -> None:
     assert [each["f1"] for each in judged] == [0.5, 1, 1]
 
 
-def test_the_law_starts_without_distractors_and_falls_to_the_floor() -> None:
-    rows = [row("accuracy", 0.6, distractors=0), row("accuracy", 0.3, distractors=2), row("f1", 0.6, distractors=0)]
-    law = Retention(share=0.5, floor=0.2).summary(rows)
-    assert [(r.metric, r.conditions["distractors"], r.value) for r in law] == [
-        ("law", 0, pytest.approx(0.6)),
-        ("law", 2, pytest.approx(0.3)),
-    ]
-    assert (law[1].low, law[1].high) == (pytest.approx(0.275), pytest.approx(0.325))
-    assert Retention().summary(rows) == []
+def test_texts_before_the_items_own_fill_the_memory() -> None:
+    fresh, filled = (items(Retention(distractors=2, every=1, words=6, before=n), cats()) for n in (0, 2))
+    for item, twin in zip(filled, fresh, strict=True):
+        assert item.texts[2:] == twin.texts
+        assert len({text[:5] for text in item.texts}) == 5
+        assert [q.after for q in item.questions] == [3, 4, 5]
+        assert [q.conditions for q in item.questions] == [q.conditions for q in twin.questions]
+    with pytest.raises(InputError, match="6 different texts give no 6 distractors"):
+        items(Retention(distractors=2, before=4), cats())
+
+
+def by_blocks(blocks: int) -> ShareLeft:
+    return lambda *, before, later: share_left(blocks, before=before, later=later)
+
+
+def test_the_law_is_that_of_the_pool_and_falls_to_what_nothing_reaches() -> None:
+    rows = [row("accuracy", value, distractors=n) for n, value in ((0, 0.6), (2, 0.5), (4, 0.1))]
+    rows.append(row("f1", 0.6, distractors=0))
+    floor = {"nothing": [row("accuracy", 0.2, distractors=n) for n in (0, 2, 4)]}
+    # Three blocks hold the text and two more; the two after those each drop a third.
+    law = Retention().expect(rows, floor, by_blocks(3))
+    assert [(r.metric, r.conditions["distractors"]) for r in law] == [("law", 0), ("law", 2), ("law", 4)]
+    assert [r.value for r in law] == pytest.approx([0.6, 0.6, 0.2 + 0.4 * (2 / 3) ** 2])
+    assert not any(r.has_interval for r in law)
+    full = Retention(before=3).expect(rows, floor, by_blocks(3))
+    assert [r.value for r in full] == pytest.approx([0.6, 0.2 + 0.4 * (2 / 3) ** 2, 0.2 + 0.4 * (2 / 3) ** 4])
+
+
+def test_there_is_no_law_without_a_rule_or_a_floor() -> None:
+    rows = [row("accuracy", 0.6, distractors=0)]
+    assert Retention().expect(rows, {"nothing": rows}, lambda *, before, later: None) == []
+    assert Retention().expect(rows, {"nothing": []}, by_blocks(3)) == []
+
+
+def test_the_law_stands_beside_the_pool_alone(tiny_folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "cats.jsonl"
+    file.write_text("".join(json.dumps(record) + "\n" for record in cats()))
+    pool = "latent-pool:slots=4;blocks=2;longest=64;shortest=2;max_tokens=2"
+    task = Retention(distractors=2, every=1)
+    rows = evaluate(task, str(file), [pool, "full:max_tokens=2"], model=str(tiny_folder), dtype="float32", limit=2)
+    assert {(r.method, r.conditions["distractors"]) for r in rows if r.metric == "law"} == {(pool, n) for n in range(3)}
+    assert {r.method for r in rows} == {"nothing", pool, "full:max_tokens=2"}
 
 
 def test_integrity_asks_about_the_latest_text_by_blocks_of_writes() -> None:
@@ -106,7 +140,7 @@ def test_short_answers_are_needed() -> None:
         items(Retention(distractors=1), [{"context": "A.", "answers": ["b"]}])
     squad = {"context": "A cat.", "question": "Who?", "answers": {"text": [], "answer_start": []}}
     assert len(items(Integrity(memories=1), [*cats(), squad])) == 1
-    for options in ({"every": 0}, {"share": 2}):
+    for options in ({"every": 0}, {"before": -1}):
         with pytest.raises(UsageError, match="must be"):
             build("retention", **options)
     with pytest.raises(UsageError, match="must be 1 or more"):
@@ -366,9 +400,9 @@ def test_answers_have_the_tokens_of_their_question(tiny_folder: Path) -> None:
 @pytest.mark.parametrize(
     ("task", "records", "metrics"),
     [
-        (Retention(distractors=1, share=0.5), cats(), {"accuracy", "f1", "law"}),
+        (Retention(distractors=1), cats(), {"accuracy", "f1"}),
         (Integrity(writes=3, block=2, memories=2), cats(), {"accuracy", "f1"}),
-        (Needle(lengths=(5,), depths=(0, 0.5), needles=1), cats(), {"accuracy"}),
+        (Needle(lengths=(5,), depths=(0, 0.5), needles=1), cats(), {"accuracy", "mean_accuracy"}),
         (Recall(pairs=(2,)), pairs()[:1], {"accuracy"}),
         (Edit(), [ROME], {"efficacy", "paraphrase", "specificity", "score"}),
         (Edit(edits=2), [ZSRE, MEND], {"efficacy", "paraphrase", "specificity", "score"}),
