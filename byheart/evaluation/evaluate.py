@@ -225,13 +225,17 @@ class _Sheet:
             self._put_differences(part)
 
     def put(self, candidate: Candidate, task: Task, outcomes: dict[str, list[Outcome]]) -> None:
-        """The rows of a method on one part of the task; of a control, more is no better."""
+        """The rows of a method on one part of the task."""
         rows = make_rows(task, self.name, candidate.spec, outcomes)
+<<<<<<< HEAD
         if candidate.control:
             rows = [replace(row, higher_is_better=None) for row in rows]
         references = {name: self.rows.get(name, []) for name in task.references}
         expected = task.expect(rows, references, candidate.session.method.share_left)
         self._add(candidate, rows + task.summary(rows) + expected)
+=======
+        self._add(candidate, rows + task.summary(rows))
+>>>>>>> helper-metrics
 
     def _put_differences(self, part: _Part) -> None:
         """Rows of how much more a method reaches than the one that all are set against, and than its controls."""
@@ -248,7 +252,9 @@ class _Sheet:
                 self._add(candidate, make_differences(part.task, self.name, candidate.spec, *pair, suffix=suffix))
 
     def _add(self, candidate: Candidate, rows: list[Result]) -> None:
-        """More rows of a method."""
+        """More rows of a method; of a control, more is no better."""
+        if candidate.control:
+            rows = [replace(row, higher_is_better=None) for row in rows]
         self.rows[candidate.spec] = self.rows.get(candidate.spec, []) + rows
         if self.folder is not None:
             named = {"task": self.task.name, "dataset": self.name, "method": candidate.spec}

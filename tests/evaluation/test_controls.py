@@ -170,6 +170,14 @@ def _plain(rows: Sequence[Result]) -> list[Mapping[str, Any]]:
     return [replace(row, seconds=0.0, costs={}).flat() for row in rows]
 
 
+def test_a_control_has_no_better_in_a_difference_either(opened: Session, data: Path) -> None:
+    specs = ["nothing:max_tokens=2", "full:control=other;max_tokens=2"]
+    rows = evaluate(Questions(), str(data), specs, against=specs[0], model=opened.backbone)
+    found = {row.metric: row.higher_is_better for row in rows if row.method == specs[1]}
+    assert "f1_difference" in found
+    assert set(found.values()) == {None}
+
+
 def test_intervals_of_the_difference_are_of_the_same_items(opened: Session) -> None:
     items = items_of(*TEXTS)
     own, other = run_task(Questions(), items, candidates(opened, "full", "full:control=other"))
