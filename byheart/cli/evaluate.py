@@ -46,7 +46,7 @@ RUN = options.group(
 )
 _COMPARED = options.group(
     budget=options.option(
-        str | None, None, "64KiB: each memory as large as fits the longest text; NAME@64KiB is for one, NAME@ for none."
+        str | None, None, "64KiB: each memory as large as fits with its texts; NAME@64KiB is for one, NAME@ for none."
     ),
     against=options.option(
         str, "", "One of the methods: also how much more than it the others reach.", metavar="METHOD"

@@ -17,14 +17,13 @@ from typing import Any
 from byheart.data.mixture import split_weight
 from byheart.data.records import rows as read_records
 from byheart.errors import InputError, UsageError
-from byheart.evaluation.method_spec import Candidate, MethodSpec, group_by_state, split_budget
+from byheart.evaluation.method_spec import Candidate, MethodSpec, group_by_state, split_budget, text_lengths
 from byheart.evaluation.results import Result
 from byheart.evaluation.rows import make_differences, make_rows, pool
 from byheart.evaluation.run_folder import Outcome, RunFolder, digest_of
 from byheart.evaluation.runner import run
 from byheart.evaluation.task import Item, Task
 from byheart.generation.contrast import require_contrast
-from byheart.methods import find
 from byheart.model.backbone import Backbone
 from byheart.model.loading import DEFAULT
 from byheart.session.opening import load
@@ -57,7 +56,7 @@ def evaluate(
         data: files, folders, data sets of the hub, or short names of the task's own; where a task also takes them
             together, ``PATH:weight`` says how much each counts in that.
         methods: ``NAME`` or ``NAME:key=value;key=value``, with options of the method and of ``Decoding``; ``@64KiB``
-            after it makes the memory as large as fits these bytes.
+            after it makes the memory of each item as large as fits these bytes.
         limit: items of each data set at most; 0 is all.
         skip: leave out so many items before them, on which something was chosen.
         batch: items whose texts are written, and questions that are asked, at once; of the latter up to half as many
@@ -133,7 +132,7 @@ class _Candidates:
         for spec in self.specs:
             plain, budget = split_budget(spec)
             method = MethodSpec.of(plain, place, places)
-            tokens = _longest(method.name, items, self.opened.encoder) if budget else 0
+            tokens = _longest(method.name, items, self.opened.encoder) if budget else []
             key = repr((spec, tokens, method))
             if key not in self.known:
                 self.known[key] = Candidate.of(spec, self.opened, tokens=tokens, place=place, places=places)
@@ -224,16 +223,13 @@ def _answers_file(folder: RunFolder, candidate: Candidate, task: Task, dataset: 
     # Whether a text is written as a turn is no option, but decides what a memory is given.
     turns = ["turns"] * (candidate.session.method.text_format == "turn")
     decoding = candidate.decoding_for(task)
-    settings = (header.method, sorted(header.options.items()), header.adapter, header.tokenizer, decoding, *turns)
+    # Options that fit a number of bytes are other ones for each item.
+    sized = ["by item"] * bool(candidate.budget)
+    options = sorted(header.options.items())
+    settings = (header.method, options, header.adapter, header.tokenizer, decoding, *turns, *sized)
     return folder.answers(task.name, dataset, candidate.spec, *settings)
 
 
-def _longest(method: str, items: Sequence[Item], encoder: ChatEncoder) -> int:
-    """Tokens of the longest item's texts as this method is given them."""
-    turns = find(method).text_format == "turn"
-
-    def count(item: Item, place: int) -> int:
-        text, as_turn = item.texts[place], turns and item.use_chat_template
-        return len(encoder.document(text, first=not place, as_turn=as_turn) if isinstance(text, str) else text)
-
-    return max(sum(count(item, place) for place in range(len(item.texts))) for item in items)
+def _longest(method: str, items: Sequence[Item], encoder: ChatEncoder) -> list[int]:
+    """Tokens of each text of the item that has the most, as this method is given them."""
+    return max((text_lengths(item, method, encoder) for item in items), key=sum)

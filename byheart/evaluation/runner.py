@@ -97,13 +97,15 @@ class _Batch:
     def outcomes(self, advance: Callable[[int], None]) -> Iterator[tuple[int, Outcome]]:
         """Write the texts side by side, and after each ask every candidate what it lacks."""
         first = self.candidates[0]
-        sessions = {n: _empty(first.session) for n in self.items}
+        sessions = {n: _empty(first.session_for(item)) for n, item in self.items.items()}
         spent, asked = 0.0, self._asked_after()
         for written in range(max(len(item.texts) for item in self.items.values()) + 1):
             if written:
                 due = {n: item for n, item in self.items.items() if len(item.texts) >= written}
                 start = time.perf_counter()
-                _write(first, {n: (sessions[n], item, item.texts[written - 1]) for n, item in due.items()})
+                # Memories of several sizes have a method of their own each.
+                for members in group(due, lambda n: id(sessions[n].method)).values():
+                    _write(first, {n: (sessions[n], due[n], due[n].texts[written - 1]) for n in members})
                 if first.session.backbone.device.type == "cuda":
                     torch.cuda.synchronize(first.session.backbone.device)
                 spent += time.perf_counter() - start

@@ -15,6 +15,8 @@ State: `keys.l`, `values.l` (B, H, M, W) per layer, keys as of position 0; M <= 
 
 from __future__ import annotations
 
+from operator import itemgetter
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -41,7 +43,7 @@ class AttentionScore(KVMethod):
     name = "attention-score"
     text_format = "turn"
     # Of few slots, a quarter are the observed ones.
-    size = slots_size(lambda slots: {"slots": slots, "observed": min(32, max(1, slots // 4))})
+    size = slots_size(itemgetter("slots"), lambda slots: {"slots": slots, "observed": min(32, max(1, slots // 4))})
 
     def __init__(
         self,

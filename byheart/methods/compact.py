@@ -13,9 +13,9 @@ Dimensions: B batch, S pieces, T tokens, M slots.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Int, UInt8
@@ -37,6 +37,8 @@ from byheart.protocol.template import length, zeros
 
 MOST_TIMES = 128
 _CHUNK = 2048
+# Of one more time there are so many parts, so that a number of bytes is met closely by few times too.
+_PARTS = 100
 
 
 class Run(NamedTuple):
@@ -61,16 +63,16 @@ class Compact(Method):
     needs_codec = True
     # Counted without the chat template, which takes no bytes.
     size = Size(
-        lambda backbone, tokens, times: _state_bytes(backbone, tokens, times),
-        lambda tokens: range(MOST_TIMES, 1, -1),
-        lambda times: {"times": times},
+        lambda backbone, texts, options: _state_bytes(backbone, texts, options),
+        lambda tokens: range(MOST_TIMES * _PARTS, 2 * _PARTS - 1, -1),
+        lambda parts: {"times": parts / _PARTS if parts % _PARTS else parts // _PARTS},
     )
 
     def __init__(
         self,
         backbone: Backbone,
         *,
-        times: int = 30,
+        times: float = 30,
         chunk_tokens: int = _CHUNK,
         opening: Sequence[int] = (),
         receipt: Sequence[int] = (),
@@ -258,14 +260,17 @@ def runs_of(state: State) -> list[Run]:
     return [Run(*run) for run in state["runs"][0].tolist()] if state else []
 
 
-def nbytes(backbone: Backbone, tokens: int, times: int) -> int:
+def nbytes(backbone: Backbone, tokens: int, times: float) -> int:
     """Bytes of the code of so many tokens: a share of what their slots take with 16 bits a number."""
-    share = tokens * 2 * backbone.slot_bytes // (backbone.slot.keys[0].element_size() * times)
+    share = int(tokens * 2 * backbone.slot_bytes // (backbone.slot.keys[0].element_size() * times))
     return max(LEAST_BYTES + 4 * tokens, share) if tokens else 0
 
 
-def _state_bytes(backbone: Backbone, tokens: int, times: int) -> int:
-    """Bytes of the state of one text without the template: codes, three numbers per piece, and the first tokens."""
-    first = min(SINKS, tokens)
-    coded = [min(_CHUNK, tokens - start) for start in range(first, tokens, _CHUNK)]
-    return sum(nbytes(backbone, piece, times) + 12 for piece in coded or [0]) + 4 * first
+def _state_bytes(backbone: Backbone, texts: Sequence[int], options: Mapping[str, Any]) -> int:
+    """Bytes of the state of texts: their codes, and three numbers per piece.
+
+    The first tokens of a text without the chat template, which are not coded, take less.
+    """
+    longest = options["chunk_tokens"]
+    pieces = [min(longest, tokens - start) for tokens in texts for start in range(0, tokens, longest)]
+    return sum(nbytes(backbone, piece, options["times"]) + 12 for piece in pieces)

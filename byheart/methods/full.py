@@ -17,7 +17,7 @@ from byheart.model.reading import Reading
 from byheart.protocol.kv_method import SlotMethod
 from byheart.protocol.kv_slots import concat
 from byheart.protocol.segments import require_positions, split_segments
-from byheart.protocol.size import fixed_size
+from byheart.protocol.size import Size, slot_bytes
 from byheart.protocol.state import State, kv_slots
 
 
@@ -32,7 +32,7 @@ class Full(SlotMethod):
 
     name = "full"
     text_format = "turn"
-    size = fixed_size(lambda backbone, tokens: tokens * backbone.slot_bytes, slots=lambda tokens: tokens)
+    size = Size(lambda backbone, texts, options: sum(texts) * slot_bytes(backbone, options))
 
     def __init__(self, backbone: Backbone, *, chunk_tokens: int = 1024, bits: int = 16) -> None:
         SlotMethod.__init__(self, backbone, bits=bits)

@@ -9,6 +9,8 @@ State: `keys.l`, `values.l` (B, H, M, W) per layer, keys as of position 0; M <= 
 
 from __future__ import annotations
 
+from operator import itemgetter
+
 from byheart.errors import UsageError, require_positive
 from byheart.model.backbone import Backbone
 from byheart.model.reading import KV
@@ -30,7 +32,9 @@ class KeyNorm(KVMethod):
     name = "key-norm"
     text_format = "turn"
     # Of few slots, a quarter each are first and last ones.
-    size = slots_size(lambda slots: {"slots": slots, "sinks": min(4, slots // 4), "recent": min(32, slots // 4)})
+    size = slots_size(
+        itemgetter("slots"), lambda slots: {"slots": slots, "sinks": min(4, slots // 4), "recent": min(32, slots // 4)}
+    )
 
     def __init__(
         self,

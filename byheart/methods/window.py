@@ -30,7 +30,10 @@ class Window(KVMethod):
     name = "window"
     text_format = "turn"
     # Four slots are sinks where there are more.
-    size = slots_size(lambda slots: {"sinks": min(4, slots - 1), "recent": slots - min(4, slots - 1)})
+    size = slots_size(
+        lambda options: options["sinks"] + options["recent"],
+        lambda slots: {"sinks": min(4, slots - 1), "recent": slots - min(4, slots - 1)},
+    )
 
     def __init__(
         self, backbone: Backbone, *, sinks: int = 4, recent: int = 508, chunk_tokens: int = 256, bits: int = 16

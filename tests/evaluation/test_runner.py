@@ -11,9 +11,10 @@ import torch
 
 from byheart.data.records import Fields
 from byheart.errors import BudgetError, InputError
-from byheart.evaluation.method_spec import Candidate
+from byheart.evaluation.method_spec import Candidate, text_lengths
 from byheart.evaluation.runner import Asked, group_questions, parts_of, run
 from byheart.evaluation.task import Answer, Item, Part, Question, Task
+from byheart.protocol.size import fixed_size
 from byheart.session.opening import load
 from byheart.session.session import Session
 
@@ -231,10 +232,32 @@ def test_the_text_that_cannot_be_written_is_named(text: str, match: str, opened:
         run(Words(), items, [Candidate.of("full", opened)])
 
 
-def test_a_memory_that_outgrows_its_bytes_is_refused(opened: Session) -> None:
+def test_a_memory_that_cannot_fit_its_bytes_is_refused(opened: Session) -> None:
+    with pytest.raises(BudgetError, match="1024 bytes is too small for 'full', which needs at least"):
+        run(Words(), [Item(TEXTS[:1], (Question("Who?"),))], [Candidate.of("full@1KB", opened)])
+
+
+def test_a_memory_that_outgrows_its_bytes_is_refused(opened: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("byheart.methods.full.Full.size", fixed_size(lambda backbone, tokens: 1))
     candidate = Candidate.of("full@1KB", opened)
     with pytest.raises(BudgetError, match="1024 bytes is too small for 'full@1KB', which needs at least"):
         run(Words(), [Item(TEXTS[:1], (Question("Who?"),))], [candidate])
+
+
+def test_each_memory_is_as_large_as_fits_its_own_text(opened: Session) -> None:
+    """A memory that grows with its text is not sized for the longest of all."""
+    texts, question = ["a" * 100, "b" * 400, "c" * 101], (Question("Who?"),)
+    most = 40 * opened.backbone.slot_bytes
+    (outcomes,) = run(Words(), [Item((text,), question) for text in texts], [Candidate.of(f"every-kth@{most}", opened)])
+    assert [outcome.bytes for outcome in outcomes] == [most] * 3
+
+
+@pytest.mark.parametrize("method", ["full", "window", "every-kth", "compact"])
+def test_texts_are_counted_without_the_chat_template(method: str, opened: Session) -> None:
+    texts = ("a" * 30, "b" * 7, tuple(range(5)))
+    # Only a method that writes turns gives up what begins every text; others keep it as text.
+    begins = len(opened.encoder.start) * (method == "every-kth")
+    assert text_lengths(Item(texts, ()), method, opened.encoder) == [30 + begins, 7, 5]
 
 
 def test_nothing_to_do_is_nothing_done(opened: Session) -> None:
