@@ -13,7 +13,10 @@ from byheart.cli import options, terminal
 if TYPE_CHECKING:
     from byheart.evaluation.results import Result
 
-_COLUMNS = ("task", "dataset", "conditions", "method", "metric", "value", "95 %", "n", "keeps", "written in")
+_COLUMNS = (
+    *("task", "dataset", "conditions", "method", "metric", "value", "95 %", "n", "keeps", "written in"),
+    *("reads", "again", "first token in"),
+)
 Tasks = Annotated[list[str], typer.Argument(metavar="TASK...", help="`byheart tasks` lists them.", show_default=False)]
 Methods = Annotated[
     str,
@@ -90,7 +93,10 @@ def show_rows(rows: Sequence[Result], columns: Sequence[str], *, as_json: bool) 
 
 
 def _describe(row: Result) -> dict[str, str]:
+    from byheart.evaluation.results import READING_COSTS
+
     tokens = row.costs.get("tokens")
+    reads, again, first = (row.costs.get(name) for name in READING_COSTS)
     return {
         "task": row.task,
         "dataset": row.dataset,
@@ -102,4 +108,7 @@ def _describe(row: Result) -> dict[str, str]:
         "n": f"{row.n:,}",
         "keeps": terminal.size(row.bytes) + (f", {row.bytes / tokens:,.0f} per token" if tokens else ""),
         "written in": f"{row.seconds * 1000:,.0f} ms",
+        "reads": "-" if reads is None else terminal.size(round(reads)),
+        "again": "-" if again is None else f"{again:,.0f} tokens",
+        "first token in": "-" if first is None else f"{first * 1000:,.0f} ms",
     }

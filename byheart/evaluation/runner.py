@@ -43,6 +43,14 @@ class Asked(NamedTuple):
     question: Question
 
 
+class Told(NamedTuple):
+    """An answer, the bytes of what was read before its question, and when its first token was there, in words."""
+
+    answer: Answer
+    reading_bytes: int
+    begun: float | None = None
+
+
 def run(
     task: Task,
     items: Sequence[Item],
@@ -138,10 +146,12 @@ class _Batch:
             seconds = (time.perf_counter() - start) / len(members)
             controls = _answer(task, candidate, others, members) if task.control else [None] * len(members)
             outcomes = []
-            for (n, k, question), answer, control in zip(members, answers, controls, strict=True):
-                parts = [parts_of(task, question, each) if each is not None else {} for each in (answer, control)]
-                about = (n, self.digests[n], k, question.conditions, answer.text)
-                outcomes.append(Outcome(*about, parts[0], *costs[n], seconds, parts[1]))
+            for (n, k, question), told, control in zip(members, answers, controls, strict=True):
+                parts = [parts_of(task, question, each.answer) if each else {} for each in (told, control)]
+                about = (n, self.digests[n], k, question.conditions, told.answer.text)
+                begun = None if told.begun is None else (told.begun - start) / len(members)
+                reading = (told.reading_bytes, _reread(views[n], question), begun)
+                outcomes.append(Outcome(*about, parts[0], *costs[n], seconds, parts[1], *reading))
             yield outcomes
 
 
@@ -206,7 +216,7 @@ def _write_all(sessions: Sequence[Session], items: Sequence[Item], texts: Sequen
 # ---- asking ----
 
 
-def _answer(task: Task, candidate: Candidate, sessions: Mapping[int, Session], asked: Sequence[Asked]) -> list[Answer]:
+def _answer(task: Task, candidate: Candidate, sessions: Mapping[int, Session], asked: Sequence[Asked]) -> list[Told]:
     """The answers to questions that are asked at once. Raises InputError, naming the item."""
     pairs = [(sessions[n], question) for n, _, question in asked]
     try:
@@ -221,14 +231,17 @@ def _answer(task: Task, candidate: Candidate, sessions: Mapping[int, Session], a
         raise InputError(f"'{candidate.spec}' cannot answer question {k + 1} of item {n + 1}: {error}") from error
 
 
-def _generate(task: Task, asked: Sequence[tuple[Session, Question]], decoding: Decoding) -> list[Answer]:
-    first = asked[0][0]
+def _generate(task: Task, asked: Sequence[tuple[Session, Question]], decoding: Decoding) -> list[Told]:
+    first, begun = asked[0][0], list[float]()
     requests = [session.request(question.text, decoding, **_form(question)) for session, question in asked]
-    texts = answer_many(first.backbone, first.encoder, requests, task.stop)
-    return [Answer(f"{question.answer_prefix}{text}".strip()) for (_, question), text in zip(asked, texts, strict=True)]
+    found = answer_many(
+        first.backbone, first.encoder, requests, task.stop, begun=lambda: begun.append(time.perf_counter())
+    )
+    texts = [f"{question.answer_prefix}{text}".strip() for (_, question), text in zip(asked, found, strict=True)]
+    return [Told(Answer(text), each.reading.bytes, *begun) for text, each in zip(texts, requests, strict=True)]
 
 
-def _choose(asked: Sequence[tuple[Session, Question]]) -> list[Answer]:
+def _choose(asked: Sequence[tuple[Session, Question]]) -> list[Told]:
     prompts = [session.prompt(question.text, **_form(question)) for session, question in asked]
     readings = [session.reading_for(question.text) for session, question in asked]
     choices = [
@@ -239,19 +252,26 @@ def _choose(asked: Sequence[tuple[Session, Question]]) -> list[Answer]:
         for session, question in asked
     ]
     found = likelihoods(asked[0][0].backbone, prompts, readings, choices)
-    return [Answer("", *zip(*((each.loss, each.tokens, each.likeliest) for each in row), strict=True)) for row in found]
+    rows = [zip(*((each.loss, each.tokens, each.likeliest) for each in row), strict=True) for row in found]
+    return [Told(Answer("", *row), reading.bytes) for row, reading in zip(rows, readings, strict=True)]
 
 
 def _form(question: Question) -> dict[str, Any]:
     return {"use_chat_template": question.use_chat_template, "answer_prefix": question.answer_prefix}
 
 
-def _predict(asked: Sequence[tuple[Session, Question]]) -> list[Answer]:
+def _predict(asked: Sequence[tuple[Session, Question]]) -> list[Told]:
     """The losses of the questions' targets, each after its session's memory."""
     batch = collate([Episode((), torch.tensor(q.target), q.target_start) for _, q in asked])
-    losses = target_losses(asked[0][0].backbone, [session.reading for session, _ in asked], batch)
-    counts = batch.labels.sum(1).tolist()
-    return [Answer(losses=(loss,), tokens=(count,)) for loss, count in zip(losses.tolist(), counts, strict=True)]
+    readings = [session.reading for session, _ in asked]
+    losses = target_losses(asked[0][0].backbone, readings, batch).tolist()
+    rows = zip(losses, batch.labels.sum(1).tolist(), readings, strict=True)
+    return [Told(Answer(losses=(loss,), tokens=(count,)), reading.bytes) for loss, count, reading in rows]
+
+
+def _reread(session: Session, question: Question) -> float:
+    """Tokens of the text that were run again for a question; a target is no question to select by."""
+    return session.method.reread_tokens(session.state) if question.target else session.reread_tokens(question.text)
 
 
 @torch.no_grad()

@@ -114,6 +114,11 @@ class Compact(Method):
         """How many slots the prefix has; nothing is decoded."""
         return sum(run.tokens + len(self._before(run, state)) + len(self._after(run)) for run in runs_of(state))
 
+    def reread_tokens(self, state: State) -> float:
+        """All tokens of the text, through the lower layers."""
+        share = self.codec.start / len(self.backbone.layers)
+        return share * sum(run.tokens for run in runs_of(state))
+
     def pieces(self, segment: Int[Tensor, "B T"]) -> Iterator[Int[Tensor, "B t"]]:
         """Parts of at most ``chunk_tokens`` tokens of text; the template stays with its own. Raises InputError."""
         before, after = self.frame.split(segment)

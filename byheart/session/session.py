@@ -249,6 +249,10 @@ class Session:
         with torch.no_grad():
             return self.method.read(part)
 
+    def reread_tokens(self, question: str) -> float:
+        """How many tokens of the text the model runs again to be asked ``question``, as whole passes of one token."""
+        return self.method.reread_tokens(self.method.select(self.state, self.encoder.continuation(question)))
+
     # ---- keeping ----
 
     def save(self, path: str | Path) -> int:

@@ -174,6 +174,15 @@ def test_a_budget_is_met_from_below(share: float) -> None:
     assert size(options["times"]) <= budget < size(options["times"] - 0.01)
 
 
+def test_tokens_that_run_through_some_layers_count_as_a_share_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    method = made()
+    state = written(method, 20)
+    tokens_of_text = sum(run.tokens for run in runs_of(state))
+    assert (tokens_of_text > 0, method.reread_tokens(state)) == (True, 0)
+    monkeypatch.setattr(method.codec, "start", 2)
+    assert method.reread_tokens(state) == pytest.approx(2 / 3 * tokens_of_text)
+
+
 def test_sessions_of_other_frames_are_not_written_as_one_batch() -> None:
     method = made()
     # Of one shape: a turn, and bare text of as many tokens.
