@@ -30,8 +30,9 @@ from byheart.protocol.chat_frame import SINKS, ChatFrame, keeps_first, require_k
 from byheart.protocol.codec import shelf
 from byheart.protocol.codec.codec import LEAST_BYTES, Codec
 from byheart.protocol.method import Method
-from byheart.protocol.segments import require_known, split_segments
+from byheart.protocol.segments import require_known
 from byheart.protocol.size import Size
+from byheart.protocol.slot_frame import framed_pieces
 from byheart.protocol.state import State, unstack
 from byheart.protocol.template import length, zeros
 
@@ -121,17 +122,7 @@ class Compact(Method):
 
     def pieces(self, segment: Int[Tensor, "B T"]) -> Iterator[Int[Tensor, "B t"]]:
         """Parts of at most ``chunk_tokens`` tokens of text; the template stays with its own. Raises InputError."""
-        before, after = self.frame.split(segment)
-        text = segment[:, before : segment.shape[1] - after]
-        if before and not text.shape[1]:
-            yield segment
-            return
-        start = 0
-        for piece in split_segments(text, longest=self.chunk_tokens):
-            stop = start + piece.shape[1]
-            first, last = start == 0, stop == text.shape[1]
-            yield segment[:, 0 if first else before + start : segment.shape[1] if last else before + stop]
-            start = stop
+        return framed_pieces(segment, *self.frame.split(segment), longest=self.chunk_tokens)
 
     def batch_key(self, state: State, segment: Int[Tensor, "1 _"]) -> Hashable:
         """Shapes, and what stands around the text."""

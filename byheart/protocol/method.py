@@ -168,6 +168,10 @@ class Method(nn.Module, abc.ABC):
         """
         return {name: vars(self)[name] for name in defaults(type(self))}
 
+    def known_options(self, stored: Mapping[str, Any]) -> dict[str, Any]:
+        """Options that a file names, and those that are newer than the file at their defaults."""
+        return with_defaults(type(self), stored)
+
     @property
     def optional(self) -> dict[str, tuple[int, ...]]:
         """Buffers that are None until they are learned: name -> shape."""
