@@ -290,13 +290,13 @@ def test_a_task_is_final_and_says_what_it_measures(name: str) -> None:
 
 def test_memories_are_made_to_fit_a_number_of_bytes(run: Run, data: Path, tiny_folder: Path) -> None:
     flags = ["--data", data, "--model", tiny_folder, "--limit", 3, "--json"]
-    said = "full@,window,key-norm:max_tokens=1,every-kth@4KB"
-    ran = run("evaluate", "questions", "--method", said, "--budget", "8KB", *flags)
+    said = "full@,window,key-norm:max_tokens=1,every-kth@1KB"
+    ran = run("evaluate", "questions", "--method", said, "--budget", "2KB", *flags)
     assert ran.code == 0, ran.err
     kept = {row["method"]: row["bytes"] for row in ran.json}
-    assert set(kept) == {"full", "window@8KB", "key-norm:max_tokens=1@8KB", "every-kth@4KB"}
-    assert kept["full"] > 8192 >= kept["window@8KB"] > kept["every-kth@4KB"] > 0
-    assert 0 < kept["key-norm:max_tokens=1@8KB"] <= 8192
+    assert set(kept) == {"full", "window@2KB", "key-norm:max_tokens=1@2KB", "every-kth@1KB"}
+    assert kept["full"] > 2048 >= kept["window@2KB"] > kept["every-kth@1KB"] > 0
+    assert 0 < kept["key-norm:max_tokens=1@2KB"] <= 2048
     refused = run("evaluate", "questions", "--method", "window@3", *flags)
     assert refused.code == 2
     assert "window" in refused.err
