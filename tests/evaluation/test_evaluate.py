@@ -312,7 +312,11 @@ def test_tasks_are_measured_from_the_command_line(run: Run, data: Path, tiny_fol
         for method in ("full", "nothing")
         for metric in ("contains", "exact_match", "f1")
     }
-    assert "exact match" in run("evaluate", "questions", "--method", "full:max_tokens=2", *flags).out
+    kept = [row for row in ran.json if row["method"].startswith("full")]
+    assert all(row["reading_bytes"] > row["bytes"] and row["reread_tokens"] == 0 for row in kept)
+    table = " ".join(run("evaluate", "questions", "--method", "full:max_tokens=2", *flags).out.split())
+    assert "exact match" in table
+    assert "0 tokens" in table
     assert run("evaluate", "questons", "--method", "full", *flags).code == 2
     assert "questions" in run("tasks").out
 
