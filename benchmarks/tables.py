@@ -86,12 +86,21 @@ COLUMNS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("edit", "edits (score)", {"metric": "score", "dataset": "counterfact"}),
     ("dialogue", "perplexity of a reply after 8 turns", {"metric": "perplexity", "dataset": "personachat", "turn": 8}),
 )
+# What reading costs, where it was measured: the name of the cost, the column, and how its numbers are written.
+READING: dict[str, tuple[str, Callable[[float], str]]] = {
+    "reading_bytes": ("bytes while reading", lambda count: f"{count / 1000:,.1f} kB"),
+    "reread_tokens": ("tokens read again", lambda count: f"{count:,.0f}"),
+    "first_token_seconds": ("to the first token", lambda seconds: f"{seconds * 1000:,.0f} ms"),
+}
 
 
 def tasks_table(results: Path) -> str:
-    """The best of ``docs/explanation/results.md``: a row a memory, a column a measure; numbers link to their rows."""
+    """The best of ``docs/explanation/results.md``: a row a memory, a column a measure; numbers link to their rows.
+
+    What reading costs is left out where no row says it, and is a dash where one does not.
+    """
     cells: dict[str, dict[str, str]] = {}
-    keeps: dict[str, int] = {}
+    costs: dict[str, dict[str, Any]] = {}
     measured = [column for column in COLUMNS if (results / column[0] / "rows.json").exists()]
     for measure, title, wanted in measured:
         rows = json.loads((results / measure / "rows.json").read_text())["rows"]
@@ -100,12 +109,17 @@ def tasks_table(results: Path) -> str:
             (own,) = (row for row in found if row["method"] == method)
             value = f"{own['value']:.0f}" if measure == "dialogue" else f"{own['value']:.2f}"
             cells.setdefault(method, {}).setdefault(title, f"[{value}]({_row(measure, own)})")
-            keeps.setdefault(method, own["bytes"])
+            costs.setdefault(method, own)
     titles = list(dict.fromkeys(title for _, title, _ in measured))
-    lines = [f"| method | keeps of a paragraph | {' | '.join(titles)} |", "|---|" + "---|" * (len(titles) + 1)]
+    reading = [name for name in READING if any(name in costs.get(method, {}) for method in SHOWN)]
+    heads = ["keeps of a paragraph", *(READING[name][0] for name in reading), *titles]
+    lines = [f"| method | {' | '.join(heads)} |", "|---|" + "---|" * len(heads)]
     for method in SHOWN:
-        numbers = " | ".join(cells.get(method, {}).get(title, "") for title in titles)
-        lines.append(f"| `{method}` | {keeps.get(method, 0) / 1000:,.1f} kB | {numbers} |")
+        cost = costs.get(method, {"bytes": 0})
+        spent = [READING[name][1](cost[name]) if name in cost else "-" for name in reading]
+        numbers = [cells.get(method, {}).get(title, "") for title in titles]
+        kept = f"{cost['bytes'] / 1000:,.1f} kB"
+        lines.append(f"| `{method}` | {' | '.join([kept, *spent, *numbers])} |")
     command = "python benchmarks/results.py --data eval && python benchmarks/tables.py"
     made = f"Made by `{command}` from `benchmarks/results/{results.name}`."
     return "\n".join([*lines, "", made])

@@ -14,17 +14,8 @@ if TYPE_CHECKING:
     from byheart.evaluation.results import Result
 
 _COLUMNS = (
-    "task",
-    "dataset",
-    "conditions",
-    "method",
-    "metric",
-    "value",
-    "95 %",
-    "n",
-    "clusters",
-    "keeps",
-    "written in",
+    *("task", "dataset", "conditions", "method", "metric", "value", "95 %", "n", "clusters", "keeps", "written in"),
+    *("reads", "again", "first token in"),
 )
 Tasks = Annotated[list[str], typer.Argument(metavar="TASK...", help="`byheart tasks` lists them.", show_default=False)]
 Methods = Annotated[
@@ -58,7 +49,7 @@ RUN = options.group(
 )
 _COMPARED = options.group(
     budget=options.option(
-        str | None, None, "64KiB: each memory as large as fits the longest text; NAME@64KiB is for one, NAME@ for none."
+        str | None, None, "64KiB: each memory as large as fits with its texts; NAME@64KiB is for one, NAME@ for none."
     ),
     against=options.option(
         str, "", "One of the methods: also how much more than it the others reach.", metavar="METHOD"
@@ -110,7 +101,10 @@ def show_rows(rows: Sequence[Result], columns: Sequence[str], *, as_json: bool) 
 
 
 def _describe(row: Result) -> dict[str, str]:
+    from byheart.evaluation.results import READING_COSTS
+
     tokens = row.costs.get("tokens")
+    reads, again, first = (row.costs.get(name) for name in READING_COSTS)
     return {
         "task": row.task,
         "dataset": row.dataset,
@@ -123,4 +117,7 @@ def _describe(row: Result) -> dict[str, str]:
         "n": f"{row.n:,}",
         "keeps": terminal.size(row.bytes) + (f", {row.bytes / tokens:,.0f} per token" if tokens else ""),
         "written in": f"{row.seconds * 1000:,.0f} ms",
+        "reads": "-" if reads is None else terminal.size(round(reads)),
+        "again": "-" if again is None else f"{again:,.0f} tokens",
+        "first token in": "-" if first is None else f"{first * 1000:,.0f} ms",
     }

@@ -23,6 +23,7 @@ from byheart.evaluation.method_spec import (
     MethodSpec,
     group_by_state,
     split_budget,
+    text_lengths,
     with_controls,
     without_control,
 )
@@ -33,7 +34,6 @@ from byheart.evaluation.run_folder import Outcome, RunFolder, digest_of
 from byheart.evaluation.runner import run
 from byheart.evaluation.task import Item, Task
 from byheart.generation.contrast import require_contrast
-from byheart.methods import find
 from byheart.model.backbone import Backbone
 from byheart.model.loading import DEFAULT
 from byheart.session.opening import load
@@ -67,7 +67,7 @@ def evaluate(
         data: files, folders, data sets of the hub, or short names of the task's own; where a task also takes them
             together, ``PATH:weight`` says how much each counts in that.
         methods: ``NAME`` or ``NAME:key=value;key=value``, with options of the method and of ``Decoding``; ``@64KiB``
-            after it makes the memory as large as fits these bytes. Two more options say how it is measured:
+            after it makes the memory of each item as large as fits these bytes. Two more say how it is measured:
             ``control=nothing`` or ``control=other`` asks it without the item's text, and ``model=FOLDER`` on another
             model, such as one adapted with the full text.
         limit: items of each data set at most; 0 is all.
@@ -149,7 +149,7 @@ class _Candidates:
         for spec in self.specs:
             plain, budget = split_budget(spec)
             method = MethodSpec.of(plain, place, places)
-            tokens = _longest(method.name, items, self.opened.encoder) if budget else 0
+            tokens = _longest(method.name, items, self.opened.encoder) if budget else []
             key = repr((spec, tokens, method))
             if key not in self.known:
                 model = self._open_model(str(method.options.get("model", "")))
@@ -227,15 +227,9 @@ class _Sheet:
     def put(self, candidate: Candidate, task: Task, outcomes: dict[str, list[Outcome]]) -> None:
         """The rows of a method on one part of the task."""
         rows = make_rows(task, self.name, candidate.spec, outcomes)
-<<<<<<< HEAD
-        if candidate.control:
-            rows = [replace(row, higher_is_better=None) for row in rows]
         references = {name: self.rows.get(name, []) for name in task.references}
         expected = task.expect(rows, references, candidate.session.method.share_left)
         self._add(candidate, rows + task.summary(rows) + expected)
-=======
-        self._add(candidate, rows + task.summary(rows))
->>>>>>> helper-metrics
 
     def _put_differences(self, part: _Part) -> None:
         """Rows of how much more a method reaches than the one that all are set against, and than its controls."""
@@ -269,24 +263,13 @@ def _answers_file(folder: RunFolder, candidate: Candidate, task: Task, dataset: 
     turns = ["turns"] * (candidate.session.method.text_format == "turn")
     own_model = [header.backbone] * (folder.settings["backbone"] != header.backbone)
     decoding = candidate.decoding_for(task)
-    settings = (
-        header.method,
-        sorted(header.options.items()),
-        header.adapter,
-        header.tokenizer,
-        decoding,
-        *turns,
-        *own_model,
-    )
+    # Options that fit a number of bytes are other ones for each item.
+    sized = ["by item"] * bool(candidate.budget)
+    options = sorted(header.options.items())
+    settings = (header.method, options, header.adapter, header.tokenizer, decoding, *turns, *own_model, *sized)
     return folder.answers(task.name, dataset, candidate.spec, *settings)
 
 
-def _longest(method: str, items: Sequence[Item], encoder: ChatEncoder) -> int:
-    """Tokens of the longest item's texts as this method is given them."""
-    turns = find(method).text_format == "turn"
-
-    def count(item: Item, place: int) -> int:
-        text, as_turn = item.texts[place], turns and item.use_chat_template
-        return len(encoder.document(text, first=not place, as_turn=as_turn) if isinstance(text, str) else text)
-
-    return max(sum(count(item, place) for place in range(len(item.texts))) for item in items)
+def _longest(method: str, items: Sequence[Item], encoder: ChatEncoder) -> list[int]:
+    """Tokens of each text of the item that has the most, as this method is given them."""
+    return max((text_lengths(item, method, encoder) for item in items), key=sum)

@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from byheart.errors import UnknownNameError, UsageError
 from byheart.evaluation.metrics import CONTROLS
-from byheart.evaluation.task import Task
+from byheart.evaluation.task import Item, Task
 from byheart.generation.decoding import Decoding
+from byheart.methods import find
 from byheart.methods.budget import options_for, parse_bytes
+from byheart.protocol.chat_frame import ChatFrame
 from byheart.protocol.grouping import group
 from byheart.session.opening import load
 from byheart.session.session import Session
+from byheart.text.encoder import ChatEncoder
 
 DECODING_OPTIONS = {option.name for option in fields(Decoding)}
 _OF_MEASURING = {"control", "model"}
@@ -56,7 +59,8 @@ class Candidate:
     """A method as it was asked for: its session, how its answers are decoded, and the bytes it may keep; 0 is any.
 
     ``control`` says that it is asked without the item's text: after ``nothing`` was written, or after the text of
-    another item, ``other``. What it reaches then is style or knowledge, not memory.
+    another item, ``other``. What it reaches then is style or knowledge, not memory. ``name`` and ``options`` are the
+    method's, as given; those that fit the bytes are chosen for each item's texts.
     """
 
     spec: str
@@ -64,9 +68,13 @@ class Candidate:
     decoding: Mapping[str, Any]
     budget: int = 0
     control: str = ""
+    name: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, spec: str, opened: Session, *, tokens: int = 0, place: int = 0, places: int = 1) -> Candidate:
+    def of(
+        cls, spec: str, opened: Session, *, tokens: int | Sequence[int] = 0, place: int = 0, places: int = 1
+    ) -> Candidate:
         """``NAME:key=value@64KiB``: a key of ``Decoding`` says how to decode, others are the method's options.
 
         ``control=nothing`` or ``control=other`` is neither, see ``Candidate``; nor is ``model=FOLDER``, which the
@@ -74,7 +82,8 @@ class Candidate:
 
         Args:
             opened: a session of the model to measure on.
-            tokens: of the longest text; options that are not given are chosen so that it fits the bytes after ``@``.
+            tokens: of the longest item's texts; options that are not given are chosen so that they fit the bytes after
+                ``@``. Raises BudgetError where they cannot.
             place: of the values of an option that has several, see ``MethodSpec.of``.
         """
         plain, budget = split_budget(spec)
@@ -85,11 +94,23 @@ class Candidate:
         control = str(method.options.get("control", ""))
         if control not in ("", *CONTROLS):
             raise UnknownNameError("control", control, list(CONTROLS))
-        if budget and tokens:
-            bits = options.get("bits", 16)
-            options = {**options_for(method.name, opened.backbone, budget, tokens, bits=bits), **options}
-        session = load(opened.backbone, method=method.name, encoder=opened.encoder, **options)
-        return cls(spec, session, decoding, budget, control)
+        chosen = options_for(method.name, opened.backbone, budget, tokens, given=options) if budget and tokens else {}
+        session = load(opened.backbone, method=method.name, encoder=opened.encoder, **chosen, **options)
+        return cls(spec, session, decoding, budget, control, method.name, options)
+
+    def session_for(self, item: Item) -> Session:
+        """The session whose memory is made for an item: as large as fits its texts into the bytes.
+
+        Raises BudgetError.
+        """
+        opened = self.session
+        texts = text_lengths(item, self.name, opened.encoder) if self.budget else []
+        if not texts:
+            return opened
+        chosen = options_for(self.name, opened.backbone, self.budget, texts, given=self.options)
+        if chosen.items() <= opened.header.options.items():
+            return opened
+        return load(opened.backbone, method=self.name, encoder=opened.encoder, **chosen, **self.options)
 
     def decoding_for(self, task: Task, max_tokens: int | None = None) -> Decoding:
         """How a task's answers are decoded, a question's own ``max_tokens`` before the task's. Raises UsageError."""
@@ -98,6 +119,21 @@ class Candidate:
                 f"{task.name} measures likelihoods: '{self.spec}' has no {', '.join(self.decoding)} there."
             )
         return Decoding(**{"max_tokens": max_tokens or task.max_tokens, **self.decoding})
+
+
+def text_lengths(item: Item, method: str, encoder: ChatEncoder) -> list[int]:
+    """Tokens of each text of an item as a method is given them, without what the chat template puts around them."""
+    as_turn = item.use_chat_template and find(method).text_format == "turn"
+    around = encoder.template_tokens()
+    frame, lengths = ChatFrame(around["opening"], around["receipt"]), []
+    for place, text in enumerate(item.texts):
+        if not isinstance(text, str):
+            lengths.append(len(text))
+            continue
+        tokens = encoder.document(text, first=not place, as_turn=as_turn)
+        template = frame.template_around(tokens[None], first=not place) if as_turn else ()
+        lengths.append(len(tokens) - sum(template))
+    return [length for length in lengths if length]
 
 
 def split_budget(spec: str) -> tuple[str, int]:
@@ -144,7 +180,8 @@ def group_by_state(candidates: Sequence[Candidate]) -> list[list[Candidate]]:
 
     def state(candidate: Candidate) -> str:
         header = candidate.session.header
-        kept = (header.method, sorted(header.options.items()), header.adapter, candidate.budget)
+        options = sorted(header.options.items()), sorted(candidate.options.items())
+        kept = (header.method, options, header.adapter, candidate.budget)
         return repr((*kept, id(candidate.session.backbone)))
 
     return list(group(candidates, state).values())

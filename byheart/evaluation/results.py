@@ -19,8 +19,13 @@ from byheart.evaluation.statistics import FEWEST_CLUSTERS, wilson
 from byheart.protocol.grouping import group
 from byheart.provenance import versions
 
-COSTS = ("tokens", "answer_seconds")
-"""What ``Result.costs`` may hold: tokens written, and seconds for one answer, both the mean over items."""
+READING_COSTS = ("reading_bytes", "reread_tokens", "first_token_seconds")
+COSTS = ("tokens", "answer_seconds", *READING_COSTS)
+"""What ``Result.costs`` may hold, each the mean over items.
+
+Tokens that were written; seconds for one answer; and what reading costs: bytes that stand before the question while it
+is answered, tokens of the text that the model runs again, and seconds to the first token of the answer.
+"""
 # Rows of byheart 0.1 do not say which way their metric is better.
 _BETTER_IN_0_1 = {
     **dict.fromkeys(("loss", "perplexity", "failures", "absolute_error", "squared_error", "rmse"), False),

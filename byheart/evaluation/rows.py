@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from byheart.evaluation.metrics import CONTROLS, DIFFERENCE
-from byheart.evaluation.results import Result
+from byheart.evaluation.results import READING_COSTS, Result
 from byheart.evaluation.run_folder import Outcome
 from byheart.evaluation.statistics import bounds, draws
 from byheart.evaluation.task import Task, Totals
@@ -114,6 +114,9 @@ def _row(
     answers = len(members) if _is_share(task, key.metric, members) else 0
     low, high = bounds(value.item(), sampled, clusters, answers=answers)
     costs = {"tokens": mean(o.tokens for o in members), "answer_seconds": mean(o.answer_seconds for o in members)}
+    for name in READING_COSTS:
+        found = [cost for cost in (getattr(outcome, name) for outcome in members) if cost is not None]
+        costs |= {name: mean(found)} if len(found) == len(members) else {}
     numbers = (value.item(), low, high, len(members), round(mean(outcome.bytes for outcome in members)))
     seconds = mean(outcome.write_seconds for outcome in members)
     better = task.higher_is_better.get(_without_suffix(key.metric), True)

@@ -33,7 +33,8 @@ class Outcome:
     """One question of one item: the words that answered it, its share of each metric, and what the item cost.
 
     ``digest`` tells one item from another of the same number; ``tokens`` were written before the question; ``control``
-    has the parts by another item's memory, where that was measured.
+    has the parts by another item's memory, where that was measured. What reading cost is None in the answers of an
+    older byheart, and where no words were generated, the first token.
     """
 
     item: int
@@ -47,6 +48,9 @@ class Outcome:
     write_seconds: float
     answer_seconds: float
     control: Parts = field(default_factory=dict)
+    reading_bytes: int | None = None
+    reread_tokens: float | None = None
+    first_token_seconds: float | None = None
 
     def moved(self, first: int, weight: float) -> Outcome:
         """The same as one of the items from ``first`` on, of which it counts with another weight."""

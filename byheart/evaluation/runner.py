@@ -44,6 +44,14 @@ class Asked(NamedTuple):
     question: Question
 
 
+class Told(NamedTuple):
+    """An answer, the bytes of what was read before its question, and when its first token was there, in words."""
+
+    answer: Answer
+    reading_bytes: int
+    begun: float | None = None
+
+
 def run(
     task: Task,
     items: Sequence[Item],
@@ -108,15 +116,16 @@ class _Batch:
     def outcomes(self, advance: Callable[[int], None]) -> Iterator[tuple[int, Outcome]]:
         """Write the texts side by side, and after each ask every candidate what it lacks."""
         first = self.candidates[0]
-        sessions = {n: _empty(first.session) for n in self.items}
+        sessions = {n: _empty(first.session_for(item)) for n, item in self.items.items()}
         spent, asked = 0.0, self._asked_after()
         is_read = any(self.candidates[place].control != "nothing" for n in self.items for place in self.lacking[n])
         for written in range(max(len(item.texts) for item in self.items.values()) + 1):
             if written:
                 due = {n: item for n, item in self.items.items() if len(item.texts) >= written}
                 start = time.perf_counter()
-                if is_read:
-                    _write(first, {n: (sessions[n], item, item.texts[written - 1]) for n, item in due.items()})
+                # Memories of several sizes have a method of their own each.
+                for members in group(due, lambda n: id(sessions[n].method)).values() if is_read else ():
+                    _write(first, {n: (sessions[n], due[n], due[n].texts[written - 1]) for n in members})
                 if first.session.backbone.device.type == "cuda":
                     torch.cuda.synchronize(first.session.backbone.device)
                 spent += time.perf_counter() - start
@@ -149,10 +158,12 @@ class _Batch:
             seconds = (time.perf_counter() - start) / len(members)
             controls = _answer(task, candidate, others, members) if task.control else [None] * len(members)
             outcomes = []
-            for (n, k, question), answer, control in zip(members, answers, controls, strict=True):
-                parts = [parts_of(task, question, each) if each is not None else {} for each in (answer, control)]
-                about = (n, self.digests[place][n], k, question.conditions, answer.text)
-                outcomes.append(Outcome(*about, parts[0], *costs[n], seconds, parts[1]))
+            for (n, k, question), told, control in zip(members, answers, controls, strict=True):
+                parts = [parts_of(task, question, each.answer) if each else {} for each in (told, control)]
+                about = (n, self.digests[place][n], k, question.conditions, told.answer.text)
+                begun = None if told.begun is None else (told.begun - start) / len(members)
+                reading = (told.reading_bytes, _reread(views[n], question), begun)
+                outcomes.append(Outcome(*about, parts[0], *costs[n], seconds, parts[1], *reading))
             yield outcomes
 
     def _views(self, candidate: Candidate, sessions: Mapping[int, Session]) -> dict[int, Session]:
@@ -228,7 +239,7 @@ def _write_all(sessions: Sequence[Session], items: Sequence[Item], texts: Sequen
 # ---- asking ----
 
 
-def _answer(task: Task, candidate: Candidate, sessions: Mapping[int, Session], asked: Sequence[Asked]) -> list[Answer]:
+def _answer(task: Task, candidate: Candidate, sessions: Mapping[int, Session], asked: Sequence[Asked]) -> list[Told]:
     """The answers to questions that are asked at once. Raises InputError, naming the item."""
     pairs = [(sessions[n], question) for n, _, question in asked]
     try:
@@ -243,22 +254,25 @@ def _answer(task: Task, candidate: Candidate, sessions: Mapping[int, Session], a
         raise InputError(f"'{candidate.spec}' cannot answer question {k + 1} of item {n + 1}: {error}") from error
 
 
-def _generate(task: Task, asked: Sequence[tuple[Session, Question]], decoding: Decoding) -> list[Answer]:
+def _generate(task: Task, asked: Sequence[tuple[Session, Question]], decoding: Decoding) -> list[Told]:
     """Words, and how likely the choices are that some questions have beside them, however the words are decoded."""
-    first = asked[0][0]
+    first, begun = asked[0][0], list[float]()
     requests = [
         session.request(each.prompt, decoding, unconditional=each.unconditional, search=each.text, **_form(each))
         for session, each in asked
     ]
-    texts = answer_many(first.backbone, first.encoder, requests, task.stop)
+    texts = answer_many(
+        first.backbone, first.encoder, requests, task.stop, begun=lambda: begun.append(time.perf_counter())
+    )
     likely = iter(_choose([pair for pair in asked if pair[1].choices]))
-    return [
-        replace(next(likely) if each.choices else Answer(), text=f"{each.answer_prefix}{text}".strip())
+    answers = [
+        replace(next(likely).answer if each.choices else Answer(), text=f"{each.answer_prefix}{text}".strip())
         for (_, each), text in zip(asked, texts, strict=True)
     ]
+    return [Told(answer, each.reading.bytes, *begun) for answer, each in zip(answers, requests, strict=True)]
 
 
-def _choose(asked: Sequence[tuple[Session, Question]]) -> list[Answer]:
+def _choose(asked: Sequence[tuple[Session, Question]]) -> list[Told]:
     if not asked:
         return []
     prompts = [session.prompt(question.prompt, **_form(question)) for session, question in asked]
@@ -271,19 +285,26 @@ def _choose(asked: Sequence[tuple[Session, Question]]) -> list[Answer]:
         for session, question in asked
     ]
     found = likelihoods(asked[0][0].backbone, prompts, readings, choices)
-    return [Answer("", *zip(*((each.loss, each.tokens, each.likeliest) for each in row), strict=True)) for row in found]
+    rows = [zip(*((each.loss, each.tokens, each.likeliest) for each in row), strict=True) for row in found]
+    return [Told(Answer("", *row), reading.bytes) for row, reading in zip(rows, readings, strict=True)]
 
 
 def _form(question: Question) -> dict[str, Any]:
     return {"use_chat_template": question.use_chat_template, "answer_prefix": question.answer_prefix}
 
 
-def _predict(asked: Sequence[tuple[Session, Question]]) -> list[Answer]:
+def _predict(asked: Sequence[tuple[Session, Question]]) -> list[Told]:
     """The losses of the questions' targets, each after its session's memory."""
     batch = collate([Episode((), torch.tensor(q.target), q.target_start) for _, q in asked])
-    losses = target_losses(asked[0][0].backbone, [session.reading for session, _ in asked], batch)
-    counts = batch.labels.sum(1).tolist()
-    return [Answer(losses=(loss,), tokens=(count,)) for loss, count in zip(losses.tolist(), counts, strict=True)]
+    readings = [session.reading for session, _ in asked]
+    losses = target_losses(asked[0][0].backbone, readings, batch).tolist()
+    rows = zip(losses, batch.labels.sum(1).tolist(), readings, strict=True)
+    return [Told(Answer(losses=(loss,), tokens=(count,)), reading.bytes) for loss, count, reading in rows]
+
+
+def _reread(session: Session, question: Question) -> float:
+    """Tokens of the text that were run again for a question; a target is no question to select by."""
+    return session.method.reread_tokens(session.state) if question.target else session.reread_tokens(question.text)
 
 
 @torch.no_grad()

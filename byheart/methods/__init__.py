@@ -54,7 +54,7 @@ BUILT_IN: dict[str, type[Method]] = {
 }
 _GROUP, _OLD_GROUP = "byheart.methods", "byheart.memories"
 _LARGEST = 1 << 53
-_NOUNS = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
+_NOUNS: dict[Any, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
 
 
 def names() -> list[str]:
@@ -89,7 +89,7 @@ def build(name: str, backbone: Backbone, /, **options: Any) -> Method:
             raise UnknownNameError(f"option of {name}", option, known)
         if not _fits(value, annotations.get(option, Any)):
             default = known[option]
-            noun = _NOUNS.get(type(default), "a list of such values as its default has")
+            noun = _NOUNS.get(annotations.get(option), "a list of such values as its default has")
             raise UsageError(f"{option} of {name} must be {noun}, such as {default!r}; it is {repr(value)[:100]}.")
     try:
         method = kind(backbone, **options)

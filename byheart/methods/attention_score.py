@@ -15,6 +15,9 @@ State: `keys.l`, `values.l` (B, H, M, W) per layer, keys as of position 0; M <= 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from operator import itemgetter
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -36,12 +39,13 @@ class AttentionScore(KVMethod):
         pooled: over how many neighbouring slots scores are averaged; an odd number.
         chunk_tokens: how many tokens are read at once after what is kept; slots are dropped after each.
         bits: of each number that is kept; 8 or 4 code it once, when it is written.
+        opening, receipt: tokens that the chat template puts before the first text and after each; they are not kept.
     """
 
     name = "attention-score"
     text_format = "turn"
     # Of few slots, a quarter are the observed ones.
-    size = slots_size(lambda slots: {"slots": slots, "observed": min(32, max(1, slots // 4))})
+    size = slots_size(itemgetter("slots"), lambda slots: {"slots": slots, "observed": min(32, max(1, slots // 4))})
 
     def __init__(
         self,
@@ -52,15 +56,17 @@ class AttentionScore(KVMethod):
         pooled: int = 5,
         chunk_tokens: int = 1024,
         bits: int = 16,
+        opening: Sequence[int] = (),
+        receipt: Sequence[int] = (),
     ) -> None:
-        KVMethod.__init__(self, backbone, bits=bits)
+        KVMethod.__init__(self, backbone, bits=bits, opening=opening, receipt=receipt)
         require_positive(slots=slots, observed=observed, pooled=pooled, chunk_tokens=chunk_tokens)
         if observed > slots:
             raise UsageError(f"observed must be at most slots, {slots}: its slots are kept; it is {observed}.")
         if pooled % 2 == 0:
             raise UsageError(f"pooled must be odd, a slot and as many on either side of it; it is {pooled}.")
         self.slots, self.observed, self.pooled, self.chunk_tokens = slots, observed, pooled, chunk_tokens
-        self.capacity = slots
+        self.capacity = slots + self.frame.most
 
     def keep(self, past: KV | None, new: NewKV) -> KV:
         """The slots of the highest scores, and the observed ones. Raises UnsupportedModelError."""

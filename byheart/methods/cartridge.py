@@ -17,6 +17,7 @@ Dimensions: B batch, H heads, M slots, T tokens, D hidden, W head width.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from operator import itemgetter
 
 import torch
 from torch import Tensor
@@ -46,7 +47,7 @@ class Cartridge(SlotMethod):
     """
 
     name = "cartridge"
-    size = slots_size(lambda slots: {"slots": slots}, least=2, within_text=True)
+    size = slots_size(itemgetter("slots"), lambda slots: {"slots": slots}, least=2, within_text=True)
 
     def __init__(
         self,

@@ -13,9 +13,9 @@ Dimensions: B batch, S pieces, T tokens, M slots.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -30,13 +30,16 @@ from byheart.protocol.chat_frame import SINKS, ChatFrame, keeps_first, require_k
 from byheart.protocol.codec import shelf
 from byheart.protocol.codec.codec import LEAST_BYTES, Codec
 from byheart.protocol.method import Method
-from byheart.protocol.segments import require_known, split_segments
+from byheart.protocol.segments import require_known
 from byheart.protocol.size import Size
+from byheart.protocol.slot_frame import framed_pieces
 from byheart.protocol.state import State, unstack
 from byheart.protocol.template import length, zeros
 
 MOST_TIMES = 128
 _CHUNK = 2048
+# Of one more time there are so many parts, so that a number of bytes is met closely by few times too.
+_PARTS = 100
 
 
 class Run(NamedTuple):
@@ -61,16 +64,16 @@ class Compact(Method):
     needs_codec = True
     # Counted without the chat template, which takes no bytes.
     size = Size(
-        lambda backbone, tokens, times: _state_bytes(backbone, tokens, times),
-        lambda tokens: range(MOST_TIMES, 1, -1),
-        lambda times: {"times": times},
+        lambda backbone, texts, options: _state_bytes(backbone, texts, options),
+        lambda tokens: range(MOST_TIMES * _PARTS, 2 * _PARTS - 1, -1),
+        lambda parts: {"times": parts / _PARTS if parts % _PARTS else parts // _PARTS},
     )
 
     def __init__(
         self,
         backbone: Backbone,
         *,
-        times: int = 30,
+        times: float = 30,
         chunk_tokens: int = _CHUNK,
         opening: Sequence[int] = (),
         receipt: Sequence[int] = (),
@@ -113,19 +116,14 @@ class Compact(Method):
         """How many slots the prefix has; nothing is decoded."""
         return sum(run.tokens + len(self._before(run, state)) + len(self._after(run)) for run in runs_of(state))
 
+    def reread_tokens(self, state: State) -> float:
+        """All tokens of the text, through the lower layers."""
+        share = self.codec.start / len(self.backbone.layers)
+        return share * sum(run.tokens for run in runs_of(state))
+
     def pieces(self, segment: Int[Tensor, "B T"]) -> Iterator[Int[Tensor, "B t"]]:
         """Parts of at most ``chunk_tokens`` tokens of text; the template stays with its own. Raises InputError."""
-        before, after = self.frame.split(segment)
-        text = segment[:, before : segment.shape[1] - after]
-        if before and not text.shape[1]:
-            yield segment
-            return
-        start = 0
-        for piece in split_segments(text, longest=self.chunk_tokens):
-            stop = start + piece.shape[1]
-            first, last = start == 0, stop == text.shape[1]
-            yield segment[:, 0 if first else before + start : segment.shape[1] if last else before + stop]
-            start = stop
+        return framed_pieces(segment, *self.frame.split(segment), longest=self.chunk_tokens)
 
     def batch_key(self, state: State, segment: Int[Tensor, "1 _"]) -> Hashable:
         """Shapes, and what stands around the text."""
@@ -230,9 +228,12 @@ class Compact(Method):
     def _read_code(self, cache: PrefixCache, before: Sequence[int], code: bytes, *, room: int) -> None:
         tokens, components = self.codec.decode(code)
         held = cache.get_seq_length()
-        hidden = self._run_lower(cache, before, tokens.to(self.backbone.device), room)
+        # Decoding keeps one core busy, and leaves it alone for the layers' products half of the time.
+        with ThreadPoolExecutor(1) as aside:
+            decoded = aside.submit(list, components)
+            hidden = self._run_lower(cache, before, tokens.to(self.backbone.device), room)
         places = torch.arange(held, held + len(tokens), device=hidden.device)
-        for start, kv in self.codec.slots(components, hidden):
+        for start, kv in self.codec.slots(decoded.result(), hidden):
             cache.append(self.backbone.rotate(kv, places, start=start), room=room, start=start)
 
     def _run_lower(
@@ -281,14 +282,17 @@ def runs_of(state: State) -> list[Run]:
     return [Run(*run) for run in state["runs"][0].tolist()] if state else []
 
 
-def nbytes(backbone: Backbone, tokens: int, times: int) -> int:
+def nbytes(backbone: Backbone, tokens: int, times: float) -> int:
     """Bytes of the code of so many tokens: a share of what their slots take with 16 bits a number."""
-    share = tokens * 2 * backbone.slot_bytes // (backbone.slot.keys[0].element_size() * times)
+    share = int(tokens * 2 * backbone.slot_bytes // (backbone.slot.keys[0].element_size() * times))
     return max(LEAST_BYTES + 4 * tokens, share) if tokens else 0
 
 
-def _state_bytes(backbone: Backbone, tokens: int, times: int) -> int:
-    """Bytes of the state of one text without the template: codes, three numbers per piece, and the first tokens."""
-    first = min(SINKS, tokens)
-    coded = [min(_CHUNK, tokens - start) for start in range(first, tokens, _CHUNK)]
-    return sum(nbytes(backbone, piece, times) + 12 for piece in coded or [0]) + 4 * first
+def _state_bytes(backbone: Backbone, texts: Sequence[int], options: Mapping[str, Any]) -> int:
+    """Bytes of the state of texts: their codes, and three numbers per piece.
+
+    The first tokens of a text without the chat template, which are not coded, take less.
+    """
+    longest = options["chunk_tokens"]
+    pieces = [min(longest, tokens - start) for tokens in texts for start in range(0, tokens, longest)]
+    return sum(nbytes(backbone, piece, options["times"]) + 12 for piece in pieces)

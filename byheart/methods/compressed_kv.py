@@ -31,7 +31,8 @@ Dimensions: B batch, H heads, M memory slots, S sink slots (0 or 1), T tokens, W
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +50,7 @@ from byheart.protocol.method import Method
 from byheart.protocol.objective import TARGETS_ONLY, Objective
 from byheart.protocol.quantise import require_bits
 from byheart.protocol.segments import split_segments
-from byheart.protocol.size import fixed_size
+from byheart.protocol.size import Size, slot_bytes
 from byheart.protocol.slot_coding import SlotCoding
 from byheart.protocol.state import State, kv_slots
 
@@ -75,10 +76,7 @@ class CompressedKV(Method):
 
     name = "compressed-kv"
     # Learned parts belong to one number of slots per segment, so the defaults fit or do not.
-    size = fixed_size(
-        lambda backbone, tokens: 4 * math.ceil(tokens / 64) * backbone.slot_bytes + 16,
-        slots=lambda tokens: 4 * math.ceil(tokens / 64),
-    )
+    size = Size(lambda backbone, texts, options: _state_bytes(backbone, texts, options))
 
     def __init__(
         self,
@@ -288,6 +286,16 @@ class CompressedKV(Method):
             return memory.append(new)
         share = 1.0 / (segments + 1)[:, None, None, None]
         return map_slots(lambda old, fresh: old + (fresh - old) * share, memory, new)
+
+
+def _state_bytes(backbone: Backbone, texts: Sequence[int], options: Mapping[str, Any]) -> int:
+    """Bytes of the slots of all segments, or of those of one mean, which are in float32, and of two counts."""
+    longest = options["segment_tokens"]
+    segments = sum(math.ceil(tokens / longest) if longest else 1 for tokens in texts)
+    is_mean = options["merge"] == "mean"
+    slots = int(options["sink"] + options["tokens"] * (1 if is_mean else segments))
+    in_float32 = backbone.slot_bytes * torch.float32.itemsize // backbone.slot.keys[0].itemsize
+    return slots * (in_float32 if is_mean else slot_bytes(backbone, options)) + 16
 
 
 def _first_slot(backbone: Backbone) -> Tensor:

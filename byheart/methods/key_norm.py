@@ -9,6 +9,9 @@ State: `keys.l`, `values.l` (B, H, M, W) per layer, keys as of position 0; M <= 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from operator import itemgetter
+
 from byheart.errors import UsageError, require_positive
 from byheart.model.backbone import Backbone
 from byheart.model.reading import KV
@@ -25,12 +28,15 @@ class KeyNorm(KVMethod):
         recent: slots kept from the end.
         chunk_tokens: how many tokens are read at once after what is kept; slots are dropped after each.
         bits: of each number that is kept; 8 or 4 code it once, when it is written.
+        opening, receipt: tokens that the chat template puts before the first text and after each; they are not kept.
     """
 
     name = "key-norm"
     text_format = "turn"
     # Of few slots, a quarter each are first and last ones.
-    size = slots_size(lambda slots: {"slots": slots, "sinks": min(4, slots // 4), "recent": min(32, slots // 4)})
+    size = slots_size(
+        itemgetter("slots"), lambda slots: {"slots": slots, "sinks": min(4, slots // 4), "recent": min(32, slots // 4)}
+    )
 
     def __init__(
         self,
@@ -41,15 +47,17 @@ class KeyNorm(KVMethod):
         recent: int = 32,
         chunk_tokens: int = 1024,
         bits: int = 16,
+        opening: Sequence[int] = (),
+        receipt: Sequence[int] = (),
     ) -> None:
-        KVMethod.__init__(self, backbone, bits=bits)
+        KVMethod.__init__(self, backbone, bits=bits, opening=opening, receipt=receipt)
         require_positive(slots=slots, chunk_tokens=chunk_tokens)
         if min(sinks, recent) < 0 or sinks + recent > slots:
             raise UsageError(
                 f"sinks and recent must be 0 or more and within slots, {slots}; they are {sinks}, {recent}."
             )
         self.slots, self.sinks, self.recent, self.chunk_tokens = slots, sinks, recent, chunk_tokens
-        self.capacity = slots
+        self.capacity = slots + self.frame.most
 
     def keep(self, past: KV | None, new: KV) -> KV:
         """The slots of the shortest keys, and both ends."""

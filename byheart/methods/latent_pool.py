@@ -23,7 +23,7 @@ Dimensions: B batch, L layers, H heads, M slots, K renewed slots, E <= K newest 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -39,7 +39,7 @@ from byheart.protocol.kv_slots import rotate_to_slots
 from byheart.protocol.method import Method
 from byheart.protocol.quantise import require_bits
 from byheart.protocol.segments import split_segments
-from byheart.protocol.size import Size
+from byheart.protocol.size import Size, slot_bytes
 from byheart.protocol.slot_coding import SlotCoding, move_slots
 from byheart.protocol.state import State, kv_slots
 from byheart.protocol.template import length, zeros
@@ -47,11 +47,12 @@ from byheart.protocol.template import length, zeros
 _SLOTS, _BLOCKS = 64, 8
 
 
-def _full_bytes(backbone: Backbone, tokens: int, blocks: int) -> int:
-    """Bytes of a full pool, with its first slot and the newest hidden states."""
-    layers = len(backbone.layers)
-    newest = layers * _SLOTS * backbone.dim * backbone.dtype.itemsize
-    return backbone.slot_bytes + newest + 16 + blocks * _SLOTS * (backbone.slot_bytes + 8 * layers)
+def _full_bytes(backbone: Backbone, texts: Sequence[int], options: Mapping[str, Any]) -> int:
+    """Bytes of a full pool, with its first slot and the hidden states that are kept."""
+    layers, slots = len(backbone.layers), options["slots"] * options["blocks"]
+    hidden = options["slots"] + options["keep_hidden"] * slots
+    kept = (1 + slots) * slot_bytes(backbone, options) + 8 * layers * slots
+    return int(kept + layers * hidden * backbone.dim * backbone.dtype.itemsize + 16)
 
 
 class LatentPool(Method):
@@ -81,7 +82,6 @@ class LatentPool(Method):
         _full_bytes,
         lambda tokens: range(2, _BLOCKS + 1),
         lambda blocks: {"slots": _SLOTS, "blocks": blocks} if blocks < _BLOCKS else {},
-        lambda tokens, blocks: 1 + blocks * _SLOTS,
     )
 
     def __init__(

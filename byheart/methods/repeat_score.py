@@ -42,7 +42,7 @@ from byheart.protocol.size import Size
 from byheart.protocol.state import State
 from byheart.protocol.template import length, zeros
 
-_MOST_SIZES = 10_000
+_MOST_SIZES = 1_000_000
 _ADVICE = "write less of it, or use a method of fixed size (window, latent-pool, compressed-kv)"
 # The last tokens before a part of a text, by which it is asked for.
 _CUE = 8
@@ -71,7 +71,7 @@ class RepeatScore(Method):
     text_format = "turn"
     # Counted without the chat template, which takes no bytes.
     size = Size(
-        lambda backbone, tokens, size: _state_bytes(backbone, tokens, size / _MOST_SIZES),
+        lambda backbone, texts, options: _state_bytes(backbone, texts, options["share"]),
         lambda tokens: range(1, _MOST_SIZES + 1),
         lambda size: {"share": size / _MOST_SIZES},
     )
@@ -327,8 +327,8 @@ def _count_pairs(backbone: Backbone) -> int:
     return sum(part.shape[1] for part in backbone.slot.keys)
 
 
-def _state_bytes(backbone: Backbone, tokens: int, share: float) -> int:
-    """Bytes of the state of one text without the template: slots, bits, two numbers, and the first tokens."""
-    first, pairs = min(SINKS, tokens), _count_pairs(backbone)
-    kept = slots_of(tokens - first, pairs, share)
-    return kept * (backbone.slot_bytes // pairs) + (tokens - first) * _packed(pairs) + 8 + 4 * first
+def _state_bytes(backbone: Backbone, texts: Sequence[int], share: float) -> int:
+    """Bytes of the state of texts: slots, bits, two numbers per text, and room for the first tokens of bare text."""
+    pairs = _count_pairs(backbone)
+    slots = sum(slots_of(tokens, pairs, share) for tokens in texts)
+    return slots * (backbone.slot_bytes // pairs) + sum(texts) * _packed(pairs) + 8 * len(texts) + 4 * SINKS

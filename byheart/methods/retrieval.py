@@ -122,6 +122,15 @@ class Retrieval(Method):
         """What a reading would have, without making one."""
         return min(self.tokens, state["tokens"].shape[1]) if state else 0
 
+    def reread_tokens(self, state: State) -> float:
+        """All that are read, but for the chat template."""
+        if not state:
+            return 0.0
+        row = state["tokens"][0].tolist()
+        opened = common_prefix_length(row, self.opening)
+        closed = common_prefix_length(row[::-1], self.receipt[::-1])
+        return float(max(0, self.prefix_slots(state) - opened - closed))
+
     def read(self, state: State) -> Reading:
         """The exact keys and values of the first and the newest tokens, read as if they were the text."""
         if not state:

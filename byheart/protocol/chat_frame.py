@@ -36,12 +36,16 @@ class ChatFrame:
         Args:
             first: nothing was written before.
         """
+        before, after = self.template_around(piece, first=first)
+        return before or (min(SINKS, piece.shape[1] - after) if first else 0), after
+
+    def template_around(self, piece: Int[Tensor, "B T"], *, first: bool = True) -> tuple[int, int]:
+        """How many tokens of the chat template stand before and after the text; arguments as for ``split``."""
         row, opening, receipt = piece[0].tolist(), list(self.opening), list(self.receipt)
         opened, received = len(opening) or 1, len(receipt) or 1
         after = len(receipt) if row[-received:] == receipt and len(row) > len(receipt) else 0
-        if first and row[:opened] == opening and len(row) > len(opening) + after:
-            return len(opening), after
-        return (min(SINKS, len(row) - after) if first else 0), after
+        is_opened = first and row[:opened] == opening and len(row) > len(opening) + after
+        return len(opening) if is_opened else 0, after
 
     def kind(self, piece: Int[Tensor, "B T"], before: int, after: int) -> int:
         """A number for what stands around the text of a piece that ``split`` cut so."""

@@ -14,10 +14,10 @@ from byheart.protocol.state import State, kv_slots
 class EveryMethod(KVMethod):
     """A method whose memory grows by a slot for every ``every`` tokens; a subclass says what is in it, by ``keep``."""
 
-    size = every_size(sinks=1, chunk_tokens=1024)
+    size = every_size(most=1024)
 
     def __init__(
-        self, backbone: Backbone, *, every: int = 16, sinks: int = 1, chunk_tokens: int = 1024, bits: int = 16
+        self, backbone: Backbone, *, every: float = 16, sinks: int = 1, chunk_tokens: int = 1024, bits: int = 16
     ) -> None:
         KVMethod.__init__(self, backbone, bits=bits)
         require_positive(every=every, chunk_tokens=chunk_tokens)

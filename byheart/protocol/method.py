@@ -118,6 +118,14 @@ class Method(nn.Module, abc.ABC):
         """How many slots the prefix of ``state`` has."""
         return self.read(state).slots
 
+    def reread_tokens(self, state: State) -> float:
+        """How many tokens of the text the model runs again to read ``state``; nothing is computed.
+
+        Tokens that go through some of the layers count as that share of them. What a chat template puts around the
+        text does not count.
+        """
+        return 0.0
+
     def pieces(self, segment: Int[Tensor, "B T"]) -> Iterator[Int[Tensor, "B t"]]:
         """The parts that ``write`` reads one after another; writing them one by one gives the same state."""
         return iter((segment,))
@@ -169,6 +177,10 @@ class Method(nn.Module, abc.ABC):
         An option that comes later has what was before as its default: files that do not name it have that.
         """
         return {name: vars(self)[name] for name in defaults(type(self))}
+
+    def known_options(self, stored: Mapping[str, Any]) -> dict[str, Any]:
+        """Options that a file names, and those that are newer than the file at their defaults."""
+        return with_defaults(type(self), stored)
 
     @property
     def optional(self) -> dict[str, tuple[int, ...]]:

@@ -15,7 +15,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -24,14 +24,27 @@ from byheart.evaluation.metrics import LAW
 from byheart.evaluation.results import Result
 from byheart.protocol.grouping import group
 from byheart.reports.html_report import Cell, Chapter, Picture, Table, html, markdown
-from byheart.reports.plots import Line, Plot, Point, Times, curves, duration, frontier, size, times
-from byheart.reports.runs import Number, Place, Source, mark_best, merge, read, show
+from byheart.reports.plots import (
+    BYTES_KEPT,
+    READING_COSTS,
+    Cost,
+    Line,
+    Plot,
+    Point,
+    Times,
+    curves,
+    duration,
+    frontier,
+    size,
+    times,
+)
+from byheart.reports.runs import Number, Place, Source, mark_best, merge, pareto, read, show
 
 _TITLE = "Memories compared"
 _WAYS = {True: "more is better", False: "less is better", None: "neither more nor less is better"}
 _READING = (
-    "Against bytes, a line joins the methods that no other beats: none keeps as little and is as good. Their markers "
-    "are filled, the others hollow, and those of the same bytes side by side. Bars and bands are 95 % intervals over "
+    "Against a cost, a line joins the methods that no other beats: none costs as little and is as good. Their markers "
+    "are filled, the others hollow, and those of the same cost side by side. Bars and bands are 95 % intervals over "
     "clusters, items that were drawn with all of their questions; a number over fewer than ten of them has none."
 )
 
@@ -98,7 +111,9 @@ def _chapter(title: str, numbers: Sequence[Number], drawn: _Drawn) -> Chapter:
     laws = metrics.pop(LAW, [])
     wholes = {metric: _wholes(members) for metric, members in metrics.items()}
     shown = [(metric, members) for metric, kinds in wholes.items() for members in kinds]
-    fronts = [_frontier(metric, _judged(members), title, drawn) for metric, members in shown if _finite(members)]
+    fronts = [
+        picture for metric, members in shown if _finite(members) for picture in _fronts(metric, members, title, drawn)
+    ]
     lines = [
         picture
         for n, (metric, members) in enumerate(metrics.items())
@@ -115,18 +130,39 @@ def _judged(numbers: Sequence[Number]) -> list[Number]:
     return [number for number in shown if number.row.higher_is_better is not None] or shown
 
 
-def _frontier(metric: str, shown: Sequence[Number], title: str, drawn: _Drawn) -> Picture:
+def _fronts(metric: str, numbers: Sequence[Number], title: str, drawn: _Drawn) -> list[Picture]:
+    """A figure of the frontier against bytes kept, and against each cost of reading that was measured."""
+    shown = _judged(numbers)
+    pictures = [_frontier(metric, [(number, number.row.bytes) for number in shown], BYTES_KEPT, title, drawn)]
+    for name, cost in READING_COSTS.items():
+        found = [(number, number.row.costs[name]) for number in shown if name in number.row.costs]
+        # What costs nobody anything is no axis.
+        if any(spent for _, spent in found):
+            pictures.append(_frontier(metric, _best_at(found), cost, title, drawn))
+    return pictures
+
+
+def _best_at(numbers: Sequence[tuple[Number, float]]) -> list[tuple[Number, float]]:
+    """Numbers and what each costs, those that no other beats at that cost as the best."""
+    better = numbers[0][0].row.higher_is_better
+    points = [(spent, number.row.value if better else -number.row.value) for number, spent in numbers]
+    best = set(pareto(points)) if better is not None else set()
+    return [(replace(number, best=place in best), spent) for place, (number, spent) in enumerate(numbers)]
+
+
+def _frontier(metric: str, numbers: Sequence[tuple[Number, float]], cost: Cost, title: str, drawn: _Drawn) -> Picture:
     points = [
-        Point(number.row.method, drawn.styles[number.row.method], number.row.bytes, *number.row.interval, number.best)
-        for number in shown
+        Point(number.row.method, drawn.styles[number.row.method], spent, *number.row.interval, number.best)
+        for number, spent in numbers
     ]
-    way = _WAYS[shown[0].row.higher_is_better]
-    best = [point.name for point in sorted(points, key=lambda point: point.bytes) if point.best]
-    caption = f"{_headed(metric, shown[0].place)} against bytes kept; {way}."
-    words = "; ".join(f"{n.row.method} {n.row.value:.3f} at {size(n.row.bytes)}" for n in shown)
+    first = numbers[0][0]
+    best = [point.name for point in sorted(points, key=lambda point: point.cost) if point.best]
+    caption = f"{_headed(metric, first.place)} against {cost.name}; {_WAYS[first.row.higher_is_better]}."
+    words = "; ".join(f"{point.name} {point.value:.3f} at {cost.show(point.cost)}" for point in points)
     front = f" On the frontier: {', '.join(best)}." if best else ""
-    plot = frontier(points, metric=_words(metric))
-    return drawn.picture(plot, f"{title}. {caption} {words}.{front}", caption + front, title, metric, "bytes")
+    plot = frontier(points, metric=_words(metric), cost=cost)
+    against = "bytes" if cost is BYTES_KEPT else cost.name
+    return drawn.picture(plot, f"{title}. {caption} {words}.{front}", caption + front, title, metric, against)
 
 
 def _curves(metric: str, numbers: Sequence[Number], laws: Sequence[Number], title: str, drawn: _Drawn) -> list[Picture]:
@@ -224,11 +260,15 @@ def _costs(members: Sequence[Number]) -> dict[str, str]:
     row, counts = members[0].row, [number.row.n for number in members]
     clusters = [number.row.clusters for number in members]
     tokens, answer = row.costs.get("tokens"), row.costs.get("answer_seconds")
+    reading = {name: cost.show(row.costs[name]) for name, cost in READING_COSTS.items() if name in row.costs}
     runs = max(number.runs for number in members)
     return {
         "keeps": size(row.bytes),
         "per token": size(row.bytes / tokens) if tokens else "-",
+        "reads": reading.get("reading_bytes", "-"),
+        "tokens read again": reading.get("reread_tokens", "-"),
         "to write": duration(row.seconds),
+        "to first token": reading.get("first_token_seconds", "-"),
         "to answer": duration(answer) if answer is not None else "-",
         "n": _span(counts),
         "clusters": _span(clusters) if any(clusters) else "-",

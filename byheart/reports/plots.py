@@ -1,4 +1,4 @@
-"""Three figures of a comparison: value against bytes, value against what it was measured at, and seconds.
+"""Three figures of a comparison: value against a cost, value against what it was measured at, and seconds.
 
 It knows no rows and no files: it is given names and numbers, and gives each figure back as SVG and PNG. Colours are
 those of Okabe and Ito, a little darker where white would swallow them, and every method has a marker of its own too.
@@ -28,8 +28,6 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 _GREY, _PALE = "#8A8A8A", "#E4E4E4"
 _WIDTH, _HEIGHT, _LINE = 4.5, 3.0, 0.21
 _LONGEST = 46
-# Fewer bytes than this are no state to speak of: on the axis of bytes all of them stand at its left end.
-_SOME_BYTES = 1024
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 
 
@@ -41,12 +39,24 @@ class Plot(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Cost:
+    """What a value is drawn against: its name on the axis, its numbers in words, and the least that is anything.
+
+    Less than ``some`` is next to nothing: all such numbers stand at the left end of the axis.
+    """
+
+    name: str
+    show: Callable[[float], str]
+    some: float
+
+
+@dataclass(frozen=True)
 class Point:
-    """A method's value at its bytes; ``style`` is the method's number, ``best`` that it is on the frontier."""
+    """A method's value at its cost; ``style`` is the method's number, ``best`` that it is on the frontier."""
 
     name: str
     style: int
-    bytes: float
+    cost: float
     value: float
     low: float
     high: float
@@ -75,23 +85,24 @@ class Times:
 # ---- figures ----
 
 
-def frontier(points: Sequence[Point], *, metric: str) -> Plot:
-    """Value against bytes kept, with the line that joins the best."""
+def frontier(points: Sequence[Point], *, metric: str, cost: Cost | None = None) -> Plot:
+    """Value against a cost, bytes kept without one, with the line that joins the best."""
+    cost = cost or BYTES_KEPT
     with _drawing(_legend_lines([point.name for point in points])) as (figure, axes):
-        for point, shift in zip(points, _shifts([point.bytes for point in points]), strict=True):
+        for point, shift in zip(points, _shifts([point.cost for point in points]), strict=True):
             _place(figure, axes, point, shift)
-        _bytes_axis(axes, [point.bytes for point in points])
+        _cost_axis(axes, [point.cost for point in points], cost)
         # Points that stand aside are not seen by the axes themselves.
         low = min(min(point.low, point.value) for point in points)
         high = max(max(point.high, point.value) for point in points)
         room = 0.05 * (high - low) or 0.05
         axes.set_ylim(low - room, high + room)
-        best = sorted((point.bytes, point.value) for point in points if point.best)
+        best = sorted((point.cost, point.value) for point in points if point.best)
         if best:
             # What is best at some bytes is also to be had by who can pay more.
             ends = [*best, (axes.get_xlim()[1], best[-1][1])]
             axes.step(*zip(*ends, strict=True), where="post", color=_GREY, linewidth=1.4, zorder=1.5)
-        axes.set(xlabel="bytes kept", ylabel=metric)
+        axes.set(xlabel=cost.name, ylabel=metric)
         _legend(figure, [(point.name, point.style, not point.best, False) for point in points])
         return _finished(figure)
 
@@ -148,7 +159,7 @@ def _place(figure: Figure, axes: Axes, point: Point, shift: float) -> None:
 
     colour, marker = _style(point.style)
     axes.errorbar(
-        point.bytes,
+        point.cost,
         point.value,
         yerr=[[max(point.value - point.low, 0)], [max(point.high - point.value, 0)]],
         transform=axes.transData + ScaledTranslation(shift / 72, 0, figure.dpi_scale_trans),
@@ -174,18 +185,18 @@ def _shifts(places: Sequence[float]) -> list[float]:
 # ---- axes ----
 
 
-def _bytes_axis(axes: Axes, found: Sequence[float]) -> None:
+def _cost_axis(axes: Axes, found: Sequence[float], cost: Cost) -> None:
     """Logarithmic; next to nothing stands at the left end, so that it does not take most of the axis."""
-    some = [count for count in found if count >= _SOME_BYTES]
-    low, high = _span(some or [_SOME_BYTES])
+    some = [number for number in found if number >= cost.some]
+    low, high = _span(some or [cost.some])
     first = 10 ** math.floor(math.log10(low))
     if len(some) == len(found):
         axes.set(xscale="log", xlim=(low, high))
-        _ticks(axes, _round_numbers(low, high), size)
+        _ticks(axes, _round_numbers(low, high), cost.show)
     else:
         axes.set_xscale("symlog", linthresh=first, linscale=0.5)
         axes.set_xlim(-0.3 * first, high)
-        _ticks(axes, [0, *_round_numbers(first, high)], size)
+        _ticks(axes, [0, *_round_numbers(first, high)], cost.show)
 
 
 def _numbers_axis(axes: Axes, places: Sequence[float]) -> None:
@@ -235,6 +246,15 @@ def duration(seconds: float) -> str:
     if seconds >= 1:
         return f"{seconds:,.0f} s" if seconds >= 100 else f"{seconds:.3g} s"
     return f"{seconds * 1e3:.3g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.3g} µs"
+
+
+# Fewer bytes than this are no state to speak of.
+BYTES_KEPT = Cost("bytes kept", size, 1024)
+READING_COSTS = {
+    "reading_bytes": Cost("bytes while reading", size, 1024),
+    "reread_tokens": Cost("tokens read again", lambda count: f"{count:,.4g}", 1),
+    "first_token_seconds": Cost("seconds to the first token", duration, 1e-6),
+}
 
 
 # ---- parts of all figures ----

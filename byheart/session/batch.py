@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from typing_extensions import Unpack
@@ -87,9 +87,17 @@ def ask_many(
 
 
 def answer_many(
-    backbone: Backbone, encoder: ChatEncoder, requests: Sequence[Request], stops: Sequence[str] = ()
+    backbone: Backbone,
+    encoder: ChatEncoder,
+    requests: Sequence[Request],
+    stops: Sequence[str] = (),
+    *,
+    begun: Callable[[], None] = lambda: None,
 ) -> list[str]:
     """The texts that answer requests, made together; an answer that has ended costs nothing more.
+
+    Args:
+        begun: called once the first token of every answer is there.
 
     Raises InputError, and UsageError where contrast would be plain decoding.
     """
@@ -98,8 +106,12 @@ def answer_many(
     generation = Generation(backbone)
     sequences = generation.add(requests)
     detokenizers = {id(sequence): Detokenizer(encoder, stops) for sequence in sequences}
+    is_begun = False
     while generation.running:
         stepped = generation.step()
+        if not is_begun:
+            begun()
+            is_begun = True
         for sequence in stepped:
             detokenizers[id(sequence)].push(sequence.last)
         generation.remove([sequence for sequence in stepped if detokenizers[id(sequence)].ended])

@@ -24,7 +24,7 @@ from byheart.model.backbone import Backbone
 from byheart.model.kv_cache import PrefixCache
 from byheart.model.reading import Reading
 from byheart.protocol import state_file
-from byheart.protocol.method import Method, with_defaults
+from byheart.protocol.method import Method
 from byheart.protocol.state import SAMPLED_FORMATS, Header, State, Written, nbytes
 from byheart.protocol.state_file import OpenedState
 from byheart.text.detokenize import decode_stream
@@ -262,6 +262,10 @@ class Session:
         with torch.no_grad():
             return self.method.read(part)
 
+    def reread_tokens(self, question: str) -> float:
+        """How many tokens of the text the model runs again to be asked ``question``, as whole passes of one token."""
+        return self.method.reread_tokens(self.method.select(self.state, self.encoder.continuation(question)))
+
     # ---- keeping ----
 
     def save(self, path: str | Path) -> int:
@@ -309,7 +313,7 @@ class Session:
 
     def require(self, header: Header, where: str) -> None:
         """Raise StateMismatchError unless a state with this header, from ``where``, can be read here."""
-        header = replace(header, options=with_defaults(type(self.method), header.options))
+        header = replace(header, options=self.method.known_options(header.options))
         if header.format not in SAMPLED_FORMATS:
             return header.require(self.header, where)
         sampled = self.method.sampled_fingerprint

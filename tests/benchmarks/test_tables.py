@@ -123,3 +123,25 @@ def test_the_table_of_attacks_says_which_sources_were_attacked(tmp_path: Path, m
     lines = tables.attack_table(tmp_path / "attack.json").splitlines()
     assert lines[2] == "| `some.attack` | what is tried | 1 of 2,000 | **1 of 2,000** |"
     assert "before: byheart 0.2.0; now: byheart 0.2.0 (abc1234 of 2026-11-29))" in lines[-1]
+
+
+def test_the_best_of_the_results_shows_what_reading_costs_where_it_was_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = {"method": "full", "metric": "contains", "value": 0.5, "n": 4, "bytes": 2000}
+    read = {"method": "compact", "reading_bytes": 3000, "reread_tokens": 38.4, "first_token_seconds": 0.25}
+    monkeypatch.setattr(tables, "COLUMNS", {"frontier": ("answers", {"metric": "contains"})})
+    monkeypatch.setattr(tables, "SHOWN", ("full", "compact"))
+    (tmp_path / "frontier").mkdir()
+
+    def lines(*rows: dict[str, Any]) -> list[str]:
+        (tmp_path / "frontier" / "rows.json").write_text(json.dumps({"rows": rows}))
+        return tables.tasks_table(tmp_path).splitlines()
+
+    head, _, full, compact, *_ = lines(row, {**row, **read})
+    assert head.startswith(
+        "| method | keeps of a paragraph | bytes while reading | tokens read again | to the first tok"
+    )
+    assert full == "| `full` | 2.0 kB | - | - | - | 0.50 |"
+    assert compact == "| `compact` | 2.0 kB | 3.0 kB | 38 | 250 ms | 0.50 |"
+    assert lines(row)[0] == "| method | keeps of a paragraph | answers |"

@@ -292,13 +292,13 @@ def test_a_task_is_final_and_says_what_it_measures(name: str) -> None:
 
 def test_memories_are_made_to_fit_a_number_of_bytes(run: Run, data: Path, tiny_folder: Path) -> None:
     flags = ["--data", data, "--model", tiny_folder, "--limit", 3, "--json"]
-    said = "full@,window,key-norm:max_tokens=1,every-kth@4KB"
-    ran = run("evaluate", "questions", "--method", said, "--budget", "8KB", *flags)
+    said = "full@,window,key-norm:max_tokens=1,every-kth@1KB"
+    ran = run("evaluate", "questions", "--method", said, "--budget", "2KB", *flags)
     assert ran.code == 0, ran.err
     kept = {row["method"]: row["bytes"] for row in ran.json}
-    assert set(kept) == {"full", "window@8KB", "key-norm:max_tokens=1@8KB", "every-kth@4KB"}
-    assert kept["full"] > 8192 >= kept["window@8KB"] > kept["every-kth@4KB"] > 0
-    assert 0 < kept["key-norm:max_tokens=1@8KB"] <= 8192
+    assert set(kept) == {"full", "window@2KB", "key-norm:max_tokens=1@2KB", "every-kth@1KB"}
+    assert kept["full"] > 2048 >= kept["window@2KB"] > kept["every-kth@1KB"] > 0
+    assert 0 < kept["key-norm:max_tokens=1@2KB"] <= 2048
     refused = run("evaluate", "questions", "--method", "window@3", *flags)
     assert refused.code == 2
     assert "window" in refused.err
@@ -314,7 +314,11 @@ def test_tasks_are_measured_from_the_command_line(run: Run, data: Path, tiny_fol
         for method in ("full", "nothing")
         for metric in METRICS
     }
-    assert "exact match" in run("evaluate", "questions", "--method", "full:max_tokens=2", *flags).out
+    kept = [row for row in ran.json if row["method"].startswith("full")]
+    assert all(row["reading_bytes"] > row["bytes"] and row["reread_tokens"] == 0 for row in kept)
+    table = " ".join(run("evaluate", "questions", "--method", "full:max_tokens=2", *flags).out.split())
+    assert "exact match" in table
+    assert "0 tokens" in table
     assert run("evaluate", "questons", "--method", "full", *flags).code == 2
     assert "questions" in run("tasks").out
 
@@ -455,11 +459,12 @@ def test_a_choice_must_fit_the_model(opened: Session) -> None:
 
 
 def test_a_memory_that_keeps_more_than_its_bytes_is_refused(opened: Session, data: Path) -> None:
-    # The text alone would fit; with what is put around it, it does not.
-    with pytest.raises(BudgetError, match=r"17408 bytes is too small for 'full', which needs at least \d{5}"):
-        evaluate(Questions(), str(data), ["full@17KB"], model=opened.backbone)
+    # The text alone fits; what is put around it takes nothing.
+    assert all(row.bytes <= 17408 for row in evaluate(Questions(), str(data), ["full@17KB"], model=opened.backbone))
+    with pytest.raises(BudgetError, match=r"9216 bytes is too small for 'full', which needs at least \d{5}"):
+        evaluate(Questions(), str(data), ["full@9KB"], model=opened.backbone)
     # Options that are given go before those that would fit.
-    with pytest.raises(BudgetError, match=r"8192 bytes is too small for 'window:recent=400@8KB', which needs"):
+    with pytest.raises(BudgetError, match=r"8192 bytes is too small for 'window', which needs"):
         evaluate(Questions(), str(data), ["window:recent=400@8KB"], model=opened.backbone)
 
 

@@ -21,6 +21,7 @@ from lm_eval.models.huggingface import HFLM
 from byheart.errors import InputError, UsageError
 from byheart.evaluation import lm_eval as harness
 from byheart.model.backbone import Backbone
+from byheart.protocol.state import nbytes
 from byheart.session.opening import load
 from byheart.session.session import Session
 from byheart.testing import tiny_backbone, tiny_model
@@ -218,8 +219,8 @@ def test_tasks_with_a_full_memory_have_the_numbers_of_a_description(folder: Path
     assert [(row.metric, row.value, row.low, row.n) for row in read] == [
         (row.metric, pytest.approx(row.value), pytest.approx(row.low), row.n) for row in told
     ]
-    state = {name: tensor.nbytes for name, tensor in own.method.write({}, own.prompt(CAT)[None][:, : len(CAT)]).items()}
-    assert {row.bytes for row in read} == {sum(state.values())}
+    bare = own.method.write({}, own.document(CAT, use_chat_template=False))
+    assert {row.bytes for row in read} == {nbytes(bare)}
     assert not own.header.written
     assert own.reading.slots == 0
 

@@ -198,9 +198,11 @@ def test_likelihoods_are_not_decoded(task: Edit | Gap, opened: Session) -> None:
 def test_options_that_are_given_go_before_those_that_fit_the_bytes(opened: Session) -> None:
     fitted = Candidate.of("window@8KB", opened, tokens=200)
     assert fitted.budget == 8192
-    given = Candidate.of("window:recent=400@8KB", opened, tokens=200)
-    assert given.session.header.options["recent"] == 400
-    assert fitted.session.header.options["sinks"] == given.session.header.options["sinks"]
+    given = Candidate.of("window:sinks=7@8KB", opened, tokens=200)
+    assert given.session.header.options["sinks"] == 7
+    assert fitted.session.header.options["recent"] == given.session.header.options["recent"] + 3
+    with pytest.raises(BudgetError, match="8192 bytes is too small for 'window', which needs at least 153600"):
+        Candidate.of("window:recent=400@8KB", opened, tokens=200)
     coded = Candidate.of("window:bits=8@8KB", opened, tokens=200)
     assert coded.session.header.options["recent"] > fitted.session.header.options["recent"]
     # Without a text to fit there is nothing to choose.

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from byheart.data.records import Fields
+from byheart.evaluation.results import Result
 from byheart.evaluation.rows import make_differences, make_rows, pool
 from byheart.evaluation.run_folder import Outcome
 from byheart.evaluation.statistics import draws, interval, wilson
@@ -75,6 +76,14 @@ def test_costs_are_means_over_the_answers() -> None:
     (row,) = make_rows(Plain(), "cats", "full", {"full": LOSSES})
     assert (row.bytes, row.seconds) == (16, 0.5)
     assert row.costs == {"tokens": 22.0, "answer_seconds": 1.375}
+
+
+def test_what_reading_cost_is_a_mean_where_every_answer_says_it() -> None:
+    found = [replace(each, reading_bytes=100 * n, reread_tokens=n / 2) for n, each in enumerate(LOSSES)]
+    found = [*found[:-1], replace(found[-1], first_token_seconds=0.5)]
+    (row,) = make_rows(Plain(), "cats", "full", {"full": found})
+    assert row.costs == {"tokens": 12.0, "answer_seconds": 0.75, "reading_bytes": 300, "reread_tokens": 1.5}
+    assert Result.of(row.flat()) == row
 
 
 def test_questions_of_one_item_are_drawn_together() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,17 @@ def test_what_is_appended_is_found_again(tmp_path: Path) -> None:
     append(file, [FIRST])
     append(file, [SECOND])
     assert known(file, [ITEM], ["d0"]) == {0: [FIRST, SECOND]}
+
+
+def test_answers_that_do_not_say_what_reading_cost_are_found(tmp_path: Path) -> None:
+    """They are those of an older byheart."""
+    file, costs = tmp_path / "answers.jsonl", {"reading_bytes": 5, "reread_tokens": 1.5, "first_token_seconds": 0.1}
+    for outcome in (FIRST, replace(SECOND, **costs)):
+        told = asdict(outcome)
+        with file.open("a") as lines:
+            lines.write(json.dumps({name: told[name] for name in told if told[name] is not None}) + "\n")
+    assert known(file, [ITEM], ["d0"]) == {0: [FIRST, replace(SECOND, **costs)]}
+    assert "reading_bytes" not in file.read_text().splitlines()[0]
 
 
 def test_an_item_is_known_when_all_its_questions_are(tmp_path: Path) -> None:

@@ -11,11 +11,13 @@ import torch
 
 from byheart.data.records import Fields
 from byheart.errors import BudgetError, InputError
-from byheart.evaluation.method_spec import Candidate
+from byheart.evaluation.method_spec import Candidate, text_lengths
 from byheart.evaluation.runner import Asked, group_questions, parts_of, run
 from byheart.evaluation.task import Answer, Item, Part, Question, Task
+from byheart.protocol.size import fixed_size
 from byheart.session.opening import load
 from byheart.session.session import Session
+from tests.samples import codec_of
 
 
 class Words(Task):
@@ -95,6 +97,26 @@ def test_a_question_is_asked_after_as_many_texts_as_it_says(opened: Session) -> 
     assert outcomes[3].text == remember(opened, *TEXTS).ask("Who?", max_tokens=4)
 
 
+@pytest.mark.parametrize("spec", ["full", "window:recent=8", "retrieval:tokens=60", "compact:times=2", "nothing"])
+def test_what_reading_costs_stands_beside_each_answer(spec: str, opened: Session) -> None:
+    item = Item(("The cat is called Muck and lives here. " * 5,), (Question("Who?"), Question("lives here")))
+    candidate = Candidate.of(spec, opened)
+    (outcomes,) = run(Words(), [item], [candidate])
+    session = remember(candidate.session, *item.texts)
+    kept, slot = session.encoder.template_tokens(), opened.backbone.slot_bytes
+    text = session.header.tokens - len(kept["opening"]) - len(kept["receipt"])
+    around = session.header.tokens - text
+    lower = codec_of(opened.backbone).start / len(opened.backbone.layers)
+    again = {"retrieval:tokens=60": 60 - around, "compact:times=2": lower * text}
+    for outcome, question in zip(outcomes, item.questions, strict=True):
+        assert outcome.reading_bytes == session.reading_for(question.text).bytes
+        assert outcome.reread_tokens == again.get(spec, 0)
+        assert outcome.first_token_seconds is not None
+    assert outcomes[0].reading_bytes == {"retrieval:tokens=60": 60 * slot, "nothing": 0}.get(
+        spec, session.reading.bytes
+    )
+
+
 def test_items_of_different_numbers_of_texts_are_written_side_by_side(opened: Session) -> None:
     items = [Item(TEXTS[:count], (Question("Who?"),)) for count in (0, 3, 1)]
     (outcomes,) = run(Words(), items, [Candidate.of("full", opened)])
@@ -123,6 +145,7 @@ def test_a_choice_has_the_loss_of_its_tokens(opened: Session) -> None:
     item = Item(TEXTS[:1], (Question("It is", choices=(" a cat", " a dog")),))
     ((outcome,),) = run(Choices(), [item], [Candidate.of("full", opened)])
     session = remember(opened, TEXTS[0])
+    assert (outcome.reading_bytes, outcome.first_token_seconds) == (session.reading.bytes, None)
     prompt, choice = session.prompt("It is"), session.encoder.continuation(" a cat", use_chat_template=True)
     with torch.no_grad(), session.backbone.reading([session.reading]) as cache:
         hidden = session.backbone.hidden(torch.cat([prompt, choice])[None], cache=cache)
@@ -298,10 +321,32 @@ def test_the_text_that_cannot_be_written_is_named(text: str, match: str, opened:
         run(Words(), items, [Candidate.of("full", opened)])
 
 
-def test_a_memory_that_outgrows_its_bytes_is_refused(opened: Session) -> None:
+def test_a_memory_that_cannot_fit_its_bytes_is_refused(opened: Session) -> None:
+    with pytest.raises(BudgetError, match="1024 bytes is too small for 'full', which needs at least"):
+        run(Words(), [Item(TEXTS[:1], (Question("Who?"),))], [Candidate.of("full@1KB", opened)])
+
+
+def test_a_memory_that_outgrows_its_bytes_is_refused(opened: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("byheart.methods.full.Full.size", fixed_size(lambda backbone, tokens: 1))
     candidate = Candidate.of("full@1KB", opened)
     with pytest.raises(BudgetError, match="1024 bytes is too small for 'full@1KB', which needs at least"):
         run(Words(), [Item(TEXTS[:1], (Question("Who?"),))], [candidate])
+
+
+def test_each_memory_is_as_large_as_fits_its_own_text(opened: Session) -> None:
+    """A memory that grows with its text is not sized for the longest of all."""
+    texts, question = ["a" * 100, "b" * 400, "c" * 101], (Question("Who?"),)
+    most = 40 * opened.backbone.slot_bytes
+    (outcomes,) = run(Words(), [Item((text,), question) for text in texts], [Candidate.of(f"every-kth@{most}", opened)])
+    assert [outcome.bytes for outcome in outcomes] == [most] * 3
+
+
+@pytest.mark.parametrize("method", ["full", "window", "every-kth", "compact"])
+def test_texts_are_counted_without_the_chat_template(method: str, opened: Session) -> None:
+    texts = ("a" * 30, "b" * 7, tuple(range(5)))
+    # Only a method that writes turns gives up what begins every text; others keep it as text.
+    begins = len(opened.encoder.start) * (method == "every-kth")
+    assert text_lengths(Item(texts, ()), method, opened.encoder) == [30 + begins, 7, 5]
 
 
 def test_nothing_to_do_is_nothing_done(opened: Session) -> None:

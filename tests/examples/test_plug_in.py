@@ -82,7 +82,7 @@ def test_it_takes_half_the_bytes_of_a_full_memory() -> None:
 def test_its_size_is_counted_as_it_is_kept(length: int) -> None:
     method = half(chunk_tokens=16)
     assert method.size is not None
-    assert nbytes(written(method, tokens(length))) == method.size.nbytes(method.backbone, length, 0)
+    assert nbytes(written(method, tokens(length))) == method.size.nbytes(method.backbone, [length], {})
 
 
 # ---- the essentials of the contract ----

@@ -164,10 +164,23 @@ def test_a_budget_is_met_from_below(share: float) -> None:
     codec_of(own)
     budget = int(share * length * own.slot_bytes / 2)
     options = options_for("compact", own, budget, length)
-    method = Compact(own, **options)
-    size = sum(part.nbytes for part in method.write(method.init(), tokens(length, seed=4)).values())
-    finer = Compact(own, times=options["times"] - 1)
-    assert size <= budget < sum(part.nbytes for part in finer.write(finer.init(), tokens(length, seed=4)).values())
+    turn = torch.cat([torch.tensor([[5, 6]]), tokens(length, seed=4), torch.tensor([[7]])], dim=1)
+
+    def size(times: float) -> int:
+        method = Compact(own, times=times, opening=[5, 6], receipt=[7])
+        return sum(part.nbytes for part in method.write(method.init(), turn).values())
+
+    # The next number of times is a hundredth less.
+    assert size(options["times"]) <= budget < size(options["times"] - 0.01)
+
+
+def test_tokens_that_run_through_some_layers_count_as_a_share_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    method = made()
+    state = written(method, 20)
+    tokens_of_text = sum(run.tokens for run in runs_of(state))
+    assert (tokens_of_text > 0, method.reread_tokens(state)) == (True, 0)
+    monkeypatch.setattr(method.codec, "start", 2)
+    assert method.reread_tokens(state) == pytest.approx(2 / 3 * tokens_of_text)
 
 
 def test_sessions_of_other_frames_are_not_written_as_one_batch() -> None:

@@ -279,6 +279,15 @@ def test_stock_generate_over_a_reading_says_the_same(own: Backbone, reading: Rea
     assert ours == theirs[0, PROMPT.shape[1] :].tolist()
 
 
+@on_one_family
+def test_what_is_read_again_is_a_share_of_what_was_written(made: Method, state: State) -> None:
+    assert made.reread_tokens(made.init()) == 0
+    again, text = made.reread_tokens(state), sum(text.shape[1] for text in TEXTS)
+    assert 0 <= again <= text
+    # The codec of so few layers leaves none to be run again.
+    assert (again > 0) == (made.name == "retrieval")
+
+
 # ---- keeping ----
 
 

@@ -177,8 +177,8 @@ def test_a_budget_is_met_from_below(times: float, dtype: torch.dtype) -> None:
     own, text = tiny_backbone(dtype=dtype), tokens(200, seed=4)
     budget = int(200 * own.slot_bytes / times)
     options = options_for("repeat-score", own, budget, 200)
-    method = RepeatScore(own, **options)
-    size = nbytes(written(method, text))
+    method = made(own, **options)
+    size = nbytes(written(method, turn(text)))
     assert budget - own.slot_bytes < size <= budget
 
 

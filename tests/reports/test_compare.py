@@ -221,6 +221,30 @@ def test_each_figure_is_svg_and_png(written: Any) -> None:
     assert {"qa-squad-accuracy-bytes", "qa-squad-accuracy-turn", "qa-squad-seconds", "qa-squad-loss-bytes"} <= names
 
 
+def test_each_cost_of_reading_has_a_figure_and_a_column(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    from byheart.reports.compare import compare
+
+    worth = {"full": (0.9, 4e6, 0.0), "retrieval": (0.8, 4e6, 192.0), "compact": (0.85, 5e6, 38.4)}
+    made = [
+        row(method, value, kept=8, reading_bytes=read, reread_tokens=again)
+        for method, (value, read, again) in worth.items()
+    ]
+    found = compare([run_folder(tmp_path, [*made, row("old", 0.1, kept=1)])], out=tmp_path / "out")
+    names = {file.stem for file in found.plots}
+    assert {f"qa-squad-accuracy-{cost}" for cost in ("bytes-while-reading", "tokens-read-again", "bytes")} <= names
+    # No row says how long the first token took.
+    assert "qa-squad-accuracy-seconds-to-the-first-token" not in names
+    table = found.table.read_text()
+    assert "accuracy | keeps | reads | tokens read again | to write |" in table
+    assert "| 8 B | 4 MB | 192 | 250 ms |" in table
+    assert "| 1 B | - | - | 250 ms |" in table
+    fronts = re.findall(r"against ([a-z ]+); more is better\. On the frontier: ([a-z, ]+)\.", found.page.read_text())
+    # Against bytes kept, more bytes buy more; against the others, the best is the cheapest.
+    wanted = {"bytes kept": "old, full", "bytes while reading": "full", "tokens read again": "full"}
+    assert wanted.items() <= dict(fronts).items()
+
+
 def test_the_command(run: Run, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     folder = run_folder(tmp_path / "run", [row()])

@@ -94,7 +94,7 @@ def test_points_of_the_same_bytes_stand_side_by_side() -> None:
 
 def test_a_frontier_without_a_best_has_no_line() -> None:
     control = [Point("a", 0, 4096, 0.5, 0.4, 0.6, False), Point("b", 1, 8192, 0.7, 0.6, 0.8, False)]
-    best = [Point(p.name, p.style, p.bytes, p.value, p.low, p.high, True) for p in control]
+    best = [Point(p.name, p.style, p.cost, p.value, p.low, p.high, True) for p in control]
     # A line that joins the best is one more path.
     paths = [frontier(each, metric="f1").svg.count("<path") for each in (control, best)]
     assert paths[0] < paths[1]

@@ -547,7 +547,9 @@ def test_loading_replaces_what_was_held(tmp_path: Path) -> None:
         ),
         (lambda: session(own=backbone("llama", torch.bfloat16)), "another precision: it has float32, .* bfloat16"),
         (
-            lambda: load(backbone(), method="full", encoder=byte_encoder("level"), chunk_tokens=16),
+            lambda: load(
+                backbone(), method="full", encoder=byte_encoder("level"), chunk_tokens=16, opening=[], receipt=[]
+            ),
             "another tokenizer: it has",
         ),
     ],
