@@ -14,6 +14,7 @@ Dimensions: B batch, S pieces, T tokens, M slots.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -228,7 +229,7 @@ class Compact(Method):
     def _read_code(self, cache: PrefixCache, before: Sequence[int], code: bytes, *, room: int) -> None:
         tokens, components = self.codec.decode(code)
         held = cache.get_seq_length()
-        # Decoding keeps one core busy, and leaves it alone for the layers' products half of the time.
+        # Decoding runs on one core, while the layers' products wait for none of it.
         with ThreadPoolExecutor(1) as aside:
             decoded = aside.submit(list, components)
             hidden = self._run_lower(cache, before, tokens.to(self.backbone.device), room)
