@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from byheart.data.records import rows as read_records
-from byheart.evaluation.method_spec import MethodSpec
-from byheart.evaluation.metrics import DIFFERENCE, LAW
+from byheart.evaluation.method_spec import MethodSpec, split_budget
+from byheart.evaluation.metrics import CONTROLS, DIFFERENCE, LAW
 from byheart.evaluation.results import Result, load
 from byheart.evaluation.run_folder import digest_of
 from byheart.evaluation.statistics import FEWEST_CLUSTERS, is_near_an_end, wilson, wilson_of_clusters
@@ -33,6 +33,8 @@ from byheart.testing import tiny_backbone
 
 RESULTS = Path(__file__).resolve().parent / "results"
 _WHOLE = 1e-6
+# Ends of the names of differences on the same items, which are no shares.
+_PAIRED = (DIFFERENCE, *CONTROLS.values())
 # Of an interval of 95 %, in standard deviations.
 _WIDTH = 3.92
 
@@ -89,7 +91,7 @@ def refine(row: Result, clusters: int) -> Result:
     is_share = 0 <= row.value <= 1 and abs(row.value * row.n - round(row.value * row.n)) < _WHOLE
     if row.clusters < FEWEST_CLUSTERS:
         return replace(row, low=row.value, high=row.value)
-    if is_share and not row.metric.endswith(DIFFERENCE) and is_near_an_end(row.value, row.n):
+    if is_share and not row.metric.endswith(_PAIRED) and is_near_an_end(row.value, row.n):
         low, high = wilson_of_clusters(row.value, row.n, row.clusters, (row.high - row.low) / _WIDTH)
         return replace(row, low=low, high=high)
     return row
@@ -111,14 +113,14 @@ def _at(row: Result) -> str:
 
 def _measured(task: Task, rows: Sequence[Result]) -> list[Result]:
     """Those that are made of no others."""
-    made = {LAW, *(row.metric for row in task.summary([row for row in rows if not row.metric.endswith(DIFFERENCE)]))}
+    made = {LAW, *(row.metric for row in task.summary([row for row in rows if not row.metric.endswith(_PAIRED)]))}
     return [row for row in rows if row.metric not in made]
 
 
 def _apart(rows: Sequence[Result]) -> tuple[list[Result], list[Result]]:
     """Numbers, and differences of them."""
-    differences = [row for row in rows if row.metric.endswith(DIFFERENCE)]
-    return [row for row in rows if not row.metric.endswith(DIFFERENCE)], differences
+    differences = [row for row in rows if row.metric.endswith(_PAIRED)]
+    return [row for row in rows if not row.metric.endswith(_PAIRED)], differences
 
 
 def _count(task: Task, run: Mapping[str, Any], rows: Sequence[Result], data: Path, seed: int) -> dict[str, int]:
@@ -145,7 +147,9 @@ def _expected(
     """What the method's rule lets expect, by a method of the same options over a tiny model."""
     if type(task).expect is Task.expect:
         return []
-    spec = MethodSpec.of(run["method"], 0, 1)
+    spec = MethodSpec.of(split_budget(run["method"])[0], 0, 1)
+    if spec.options.get("control"):
+        return []
     known = build_method(spec.name, tiny_backbone()).options()
     options = {name: value for name, value in run["resolved"].items() if name in known and name != "rank"}
     return task.expect(rows, references, build_method(spec.name, tiny_backbone(), **options).share_left)

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 PLAN = ROOT / "benchmarks" / "results.toml"
+KINDS = ("code", "lists", "messages")
+"""Data that ``benchmarks/kinds.py`` makes from what this machine has."""
 KEPT = ROOT / "benchmarks" / "results" / "tasks"
 PAGE = ROOT / "docs" / "explanation" / "results.md"
 _HEAD = """# Results
@@ -102,6 +104,15 @@ def plan(path: Path) -> list[Measure]:
 def studies(path: Path) -> list[Study]:
     """What is only shown."""
     return [Study(**each) for each in tomllib.loads(path.read_text(encoding="utf-8")).get("study", [])]
+
+
+def find_obstacle(one: Measure, given: argparse.Namespace) -> str:
+    """What is not there that a measure needs, and where to get it; empty where all is."""
+    if one.model and one.model not in given.at:
+        return f"say where the model lies: --at {one.model}=FILE"
+    lacking = [name for name in one.data if not (given.data / f"{name}.jsonl").exists()]
+    where = "`python benchmarks/kinds.py FOLDER`" if set(lacking) <= set(KINDS) else "`byheart data get all`"
+    return f"{given.data} has no {', '.join(lacking)}, which {where} makes" if lacking else ""
 
 
 def measure(one: Measure, given: argparse.Namespace) -> None:
@@ -242,9 +253,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if given.data is None:
             parser.error("give --data, or --report for the page alone")
         for one in measures:
-            if one.model and one.model not in given.at:
-                print(f"{one.name}: left out; say where the model lies: --at {one.model}=FILE", file=sys.stderr)
-            elif not given.only or one.name in given.only:
+            if given.only and one.name not in given.only:
+                continue
+            if obstacle := find_obstacle(one, given):
+                print(f"{one.name}: left out; {obstacle}", file=sys.stderr)
+            else:
                 measure(one, given)
     given.page.write_text(report(measures, given), encoding="utf-8")
 

@@ -228,7 +228,8 @@ class _Sheet:
         """The rows of a method on one part of the task."""
         rows = make_rows(task, self.name, candidate.spec, outcomes)
         references = {name: self.rows.get(name, []) for name in task.references}
-        expected = task.expect(rows, references, candidate.session.method.share_left)
+        # A text that was never written cannot be forgotten.
+        expected = [] if candidate.control else task.expect(rows, references, candidate.session.method.share_left)
         self._add(candidate, rows + task.summary(rows) + expected)
 
     def _put_differences(self, part: _Part) -> None:

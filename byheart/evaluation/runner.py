@@ -45,10 +45,11 @@ class Asked(NamedTuple):
 
 
 class Told(NamedTuple):
-    """An answer, the bytes of what was read before its question, and when its first token was there, in words."""
+    """An answer, the bytes of what was read before its question, and when its words began and ended, if it has any."""
 
     answer: Answer
     reading_bytes: int
+    ended: float | None = None
     begun: float | None = None
 
 
@@ -155,7 +156,8 @@ class _Batch:
         for members in group_questions(asked, self.size):
             start = time.perf_counter()
             answers = _answer(task, candidate, views, members)
-            seconds = (time.perf_counter() - start) / len(members)
+            # How likely a right answer is, which some tasks also ask, is no part of answering.
+            seconds = ((answers[0].ended or time.perf_counter()) - start) / len(members)
             controls = _answer(task, candidate, others, members) if task.control else [None] * len(members)
             outcomes = []
             for (n, k, question), told, control in zip(members, answers, controls, strict=True):
@@ -264,12 +266,13 @@ def _generate(task: Task, asked: Sequence[tuple[Session, Question]], decoding: D
     texts = answer_many(
         first.backbone, first.encoder, requests, task.stop, begun=lambda: begun.append(time.perf_counter())
     )
+    ended = time.perf_counter()
     likely = iter(_choose([pair for pair in asked if pair[1].choices]))
     answers = [
         replace(next(likely).answer if each.choices else Answer(), text=f"{each.answer_prefix}{text}".strip())
         for (_, each), text in zip(asked, texts, strict=True)
     ]
-    return [Told(answer, each.reading.bytes, *begun) for answer, each in zip(answers, requests, strict=True)]
+    return [Told(answer, each.reading.bytes, ended, *begun) for answer, each in zip(answers, requests, strict=True)]
 
 
 def _choose(asked: Sequence[tuple[Session, Question]]) -> list[Told]:

@@ -39,7 +39,7 @@ from byheart.protocol.template import length, zeros
 
 MOST_TIMES = 128
 _CHUNK = 2048
-# Of one more time there are so many parts, so that a number of bytes is met closely by few times too.
+# ``times`` is chosen in hundredths, so that a number of bytes is met closely where it is small.
 _PARTS = 100
 
 
@@ -118,9 +118,9 @@ class Compact(Method):
         return sum(run.tokens + len(self._before(run, state)) + len(self._after(run)) for run in runs_of(state))
 
     def reread_tokens(self, state: State) -> float:
-        """All tokens of the text, through the lower layers."""
+        """All tokens of the text, in the lower layers; the first ones of a text without the template, in all."""
         share = self.codec.start / len(self.backbone.layers)
-        return share * sum(run.tokens for run in runs_of(state))
+        return share * sum(run.tokens for run in runs_of(state)) + (state["first"].shape[1] if state else 0)
 
     def pieces(self, segment: Int[Tensor, "B T"]) -> Iterator[Int[Tensor, "B t"]]:
         """Parts of at most ``chunk_tokens`` tokens of text; the template stays with its own. Raises InputError."""
@@ -163,8 +163,9 @@ class Compact(Method):
             raise ValueError("it begins with a token that the model does not have")
         if self.prefix_slots(state) > self.backbone.positions:
             raise ValueError("it has more slots than the model has positions")
-        for code in filter(None, self._codes(state)):
-            self.codec.header(code)
+        for place, (run, code) in enumerate(zip(runs_of(state), self._codes(state), strict=True)):
+            if code and self.codec.header(code)[0] != run.tokens:
+                raise ValueError(f"the code of run {place} has another number of tokens")
 
     @torch.no_grad()
     def read(self, state: State) -> Reading:
@@ -229,7 +230,7 @@ class Compact(Method):
     def _read_code(self, cache: PrefixCache, before: Sequence[int], code: bytes, *, room: int) -> None:
         tokens, components = self.codec.decode(code)
         held = cache.get_seq_length()
-        # Decoding runs on one core, while the layers' products wait for none of it.
+        # Decoding keeps one core busy, and the layers' products need no part of it.
         with ThreadPoolExecutor(1) as aside:
             decoded = aside.submit(list, components)
             hidden = self._run_lower(cache, before, tokens.to(self.backbone.device), room)

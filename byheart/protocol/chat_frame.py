@@ -41,10 +41,10 @@ class ChatFrame:
 
     def template_around(self, piece: Int[Tensor, "B T"], *, first: bool = True) -> tuple[int, int]:
         """How many tokens of the chat template stand before and after the text; arguments as for ``split``."""
-        row, opening, receipt = piece[0].tolist(), list(self.opening), list(self.receipt)
-        opened, received = len(opening) or 1, len(receipt) or 1
-        after = len(receipt) if row[-received:] == receipt and len(row) > len(receipt) else 0
-        is_opened = first and row[:opened] == opening and len(row) > len(opening) + after
+        rows, opening, receipt = piece.tolist(), list(self.opening), list(self.receipt)
+        length, opened, received = piece.shape[1], len(opening) or 1, len(receipt) or 1
+        after = len(receipt) if length > len(receipt) and all(row[-received:] == receipt for row in rows) else 0
+        is_opened = first and length > len(opening) + after and all(row[:opened] == opening for row in rows)
         return len(opening) if is_opened else 0, after
 
     def kind(self, piece: Int[Tensor, "B T"], before: int, after: int) -> int:

@@ -133,7 +133,7 @@ class KVMethod(SlotMethod):
         """
 
     def pieces(self, segment: Tensor) -> Iterator[Tensor]:
-        """Parts of at most ``chunk_tokens`` tokens. Raises InputError for an empty text."""
+        """Parts of at most ``chunk_tokens`` tokens of text, with the template's. Raises InputError for no text."""
         return self.frame.pieces(segment, longest=self.chunk_tokens)
 
     @torch.no_grad()

@@ -89,6 +89,17 @@ def test_a_study_is_over_items_not_over_seeds(tmp_path: Path) -> None:
     assert (found.clusters, found.low, found.high) == (56, *wilson(0.75, 56))
 
 
+@pytest.mark.parametrize("end", ["_difference", "_over_nothing", "_over_other_text"])
+def test_a_difference_keeps_its_paired_interval(tmp_path: Path, end: str) -> None:
+    about: dict[str, Any] = {"dataset": "cb", "n": 24, "bytes": 8, "seconds": 0.0}
+    row = {"task": "faithful", "metric": f"accuracy{end}", "value": 0.125, "low": 0.0, "high": 0.25, **about}
+    file = tmp_path / "rate_study.json"
+    file.write_text(json.dumps({"about": {"limit": 0}, "rows": [{**row, "method": "last-ffn"}]}))
+    recount.recount_study(file)
+    (found,) = load(file)[1]
+    assert (found.clusters, found.low, found.high) == (24, 0.0, 0.25)
+
+
 def test_windows_too_few_lose_their_interval(tmp_path: Path) -> None:
     (few, many) = (
         recount.Result("gap", "novels", "window", "loss", 4.0, 3.5, 4.5, n, 8, 0.0, higher_is_better=False)

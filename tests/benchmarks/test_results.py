@@ -85,6 +85,17 @@ def test_a_second_model_is_measured_where_it_lies_and_kept_by_its_name(
     assert "--model Another" in (tmp_path / "page.md").read_text()
 
 
+def test_a_measure_whose_data_are_not_there_is_left_out(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = tmp_path / "plan.toml"
+    plan.write_text(_PLAN.replace('data = ["pets"]', 'data = ["lists"]', 1))
+    results.main(command)
+    assert "questions: left out" in (said := capsys.readouterr().err)
+    assert "has no lists, which `python benchmarks/kinds.py FOLDER` makes" in said
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == ["retention"]
+
+
 def test_the_page_alone_needs_no_model(command: list[str], tmp_path: Path) -> None:
     results.main([*command, "--only", "questions"])
     first = (tmp_path / "page.md").read_text()

@@ -128,9 +128,18 @@ def test_the_table_of_attacks_says_which_sources_were_attacked(tmp_path: Path, m
 def test_the_best_of_the_results_shows_what_reading_costs_where_it_was_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    row = {"method": "full", "metric": "contains", "value": 0.5, "n": 4, "bytes": 2000}
+    row = {
+        "task": "questions",
+        "dataset": "cats",
+        "method": "full",
+        "metric": "contains",
+        "value": 0.5,
+        "low": 0.4,
+        "high": 0.6,
+    }
+    row |= {"n": 4, "bytes": 2000, "seconds": 0.1}
     read = {"method": "compact", "reading_bytes": 3000, "reread_tokens": 38.4, "first_token_seconds": 0.25}
-    monkeypatch.setattr(tables, "COLUMNS", {"frontier": ("answers", {"metric": "contains"})})
+    monkeypatch.setattr(tables, "COLUMNS", (("frontier", "answers", {"metric": "contains"}),))
     monkeypatch.setattr(tables, "SHOWN", ("full", "compact"))
     (tmp_path / "frontier").mkdir()
 
@@ -142,6 +151,7 @@ def test_the_best_of_the_results_shows_what_reading_costs_where_it_was_measured(
     assert head.startswith(
         "| method | keeps of a paragraph | bytes while reading | tokens read again | to the first tok"
     )
-    assert full == "| `full` | 2.0 kB | - | - | - | 0.50 |"
-    assert compact == "| `compact` | 2.0 kB | 3.0 kB | 38 | 250 ms | 0.50 |"
+    place = "docs/explanation/results.md#frontier-cats"
+    assert full == f"| `full` | 2.0 kB | - | - | - | [0.50]({place}-full) |"
+    assert compact == f"| `compact` | 2.0 kB | 3.0 kB | 38 | 250 ms | [0.50]({place}-compact) |"
     assert lines(row)[0] == "| method | keeps of a paragraph | answers |"

@@ -119,7 +119,7 @@ def test_every_claim_leads_to_what_was_measured() -> None:
 
 def test_what_it_says_of_methods_leads_to_rows() -> None:
     methods = TEXT[TEXT.index("## Which method?") : TEXT.index("<!-- tasks -->")]
-    for name in ("compact", "retrieval", "last-ffn", "latent-pool"):
+    for name in ("compact", "retrieval", "latent-pool"):
         assert re.search(rf"`{name}`[^`]*results\.md#", methods), name
 
 

@@ -82,7 +82,7 @@ def test_what_reading_cost_is_a_mean_where_every_answer_says_it() -> None:
     found = [replace(each, reading_bytes=100 * n, reread_tokens=n / 2) for n, each in enumerate(LOSSES)]
     found = [*found[:-1], replace(found[-1], first_token_seconds=0.5)]
     (row,) = make_rows(Plain(), "cats", "full", {"full": found})
-    assert row.costs == {"tokens": 12.0, "answer_seconds": 0.75, "reading_bytes": 300, "reread_tokens": 1.5}
+    assert row.costs == {"tokens": 22.0, "answer_seconds": 1.375, "reading_bytes": 550, "reread_tokens": 2.75}
     assert Result.of(row.flat()) == row
 
 

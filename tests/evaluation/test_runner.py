@@ -219,7 +219,8 @@ def test_a_method_selects_by_the_question_without_its_instruction(
     monkeypatch.setattr(method, "select", lambda state, asked: searched.append(len(asked)) or select(state, asked))
     question = Question("Who is the cat?", choices=("a",), instruction="Answer with words from the text.")
     run(Both(), [Item(TEXTS[:1], (question,))], [candidate])
-    assert searched == [len(opened.encoder.continuation("Who is the cat?"))] * 2
+    # For the answer, for how likely the right one is, and to count what is read again.
+    assert searched == [len(opened.encoder.continuation("Who is the cat?"))] * 3
 
 
 def test_context_aware_decoding_is_set_against_the_question_without_the_text(opened: Session) -> None:

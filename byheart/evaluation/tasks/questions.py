@@ -30,6 +30,7 @@ class Questions(Task):
     higher_is_better: ClassVar = {"answer_words": None, "gold_loss": False}
     sources: ClassVar[Fields] = {"squad": "rajpurkar/squad_v2:validation"}
     stop = ("\n",)
+    unbounded = ("answer_words", "gold_loss")
 
     def __init__(self, *, instruction: str = "", texts: int = 1) -> None:
         require_positive(texts=texts)

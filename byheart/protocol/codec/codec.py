@@ -42,8 +42,10 @@ _FINEST, _COARSEST = -1 << 13, 1 << 13
 _CHANGED = "A code was changed after it was written; restore its file from a copy."
 _TRIES, _FILLED = 5, 0.98
 # So many tokens, at least, are enough to find a step that is nearly right.
-_SAMPLE, _NEAR = 96, 1
+_SAMPLE = 96
 _SHIFTS = 2 * coding.MOST_SHIFT + 1
+# Part of a codec's name: it goes up with every change after which earlier codes cannot be read.
+_CODING = 2
 # Of so many tokens, a transform's numbers take little memory beside the slots.
 _PIECE = 256
 
@@ -174,7 +176,8 @@ class Codec:
         if len(code) < _HEADER.size:
             raise CorruptStateError("A code is cut off; restore its file from a copy.")
         tokens, step, words, checksum = _HEADER.unpack_from(code)
-        if not 0 < tokens <= self.backbone.positions or _HEADER.size + 4 * words > len(code):
+        fits = 0 < tokens <= self.backbone.positions and _HEADER.size + 4 * words <= len(code)
+        if not fits or not _FINEST < step <= _COARSEST:
             raise CorruptStateError(_CHANGED)
         return tokens, step, words, checksum
 
@@ -226,7 +229,7 @@ class Codec:
     @cached_property
     def fingerprint(self) -> str:
         """A name for all that decides how it codes."""
-        return fingerprint(self.tensors())
+        return fingerprint({**self.tensors(), "coding": torch.tensor([_CODING])})
 
     def _require_fit(self) -> None:
         """Raise ValueError unless the tensors have the shapes that this model's slots ask for."""
@@ -248,7 +251,7 @@ class Codec:
 def _find_step(parts: Sequence[_Part], bits: Callable[[int], float], allowed: float) -> tuple[int, float]:
     """The finest step with which so many bits are enough, and how many it takes."""
     low, high = max(_FINEST, *(coding.finest_step(part.y, part.shifts) for part in parts)), _COARSEST
-    while high - low > _NEAR:
+    while high - low > 1:
         step = (low + high) // 2
         low, high = (low, step) if bits(step) <= allowed else (step, high)
     return high, bits(high)

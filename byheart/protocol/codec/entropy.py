@@ -1,7 +1,8 @@
 """Whole numbers in as many bits as they carry: a range coder, with a Laplace distribution of some width for each.
 
 Widths stand on a grid of eight per doubling, so that a hundred tables serve all numbers. Tables are made in decimal
-arithmetic, which gives the same digits on every machine: a code can be read wherever it goes. The coder is
+arithmetic, and what is made of them takes only sums of whole numbers and single products, which give the same digits on
+every machine: a code can be read wherever it goes. The coder is
 ``constriction``'s (Bamler 2022, arXiv 2201.01741).
 
 Levels are made with a dead zone: 0 stands for the numbers within ``DEAD_ZONE`` steps, and level q for those from
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from decimal import Context, Decimal, localcontext
 from functools import cached_property, lru_cache
 from itertools import pairwise, product
+from math import gcd
 from typing import Any
 
 import constriction
@@ -37,6 +39,7 @@ _REACH, _MOST_LEVELS = 9, 400
 _ROUNDED = 1 << 22
 # A lookup of symbols that stays in a processor's cache, with levels of one byte.
 _MOST_SYMBOLS, _MOST_REACH = 7000, 127
+_MOST_AT_ONCE = 8
 
 Levels = NDArray[np.int16]
 _queue, _model = constriction.stream.queue, constriction.stream.model
@@ -50,7 +53,7 @@ class LevelEncoder:
 
     def put(self, levels: Levels, table: int) -> None:
         """Code ``levels`` (N, K), all by one table."""
-        symbols = _symbols(table, levels.shape[1])
+        symbols = _symbols(table, gcd(levels.shape[1], _MOST_AT_ONCE))
         found, beyond = symbols.of(levels.ravel())
         self._coder.encode(found, symbols.model)
         if len(beyond):
@@ -78,7 +81,7 @@ class LevelDecoder:
 
     def take(self, rows: int, size: int, table: int) -> Levels:
         """Levels (N, K) of so many ``rows``, of ``size`` levels each, for the table with which they were coded."""
-        symbols = _symbols(table, size)
+        symbols = _symbols(table, gcd(size, _MOST_AT_ONCE))
         levels = symbols.levels(self._coder.decode(symbols.model, rows * size // symbols.size))
         reaching = np.flatnonzero(np.abs(levels) == symbols.reach)
         if len(reaching):
@@ -130,11 +133,6 @@ class _Symbols:
         return rows.view(f"u{self.size}").ravel()
 
 
-def symbol_size(table: int, size: int) -> int:
-    """How many levels are coded at once, in rows of ``size``."""
-    return _symbols(table, size).size
-
-
 @lru_cache(maxsize=2)
 def costs() -> NDArray[np.float32]:
     """Bits (widths, levels) of levels 0 to the most that a table has; further ones cost an escape.
@@ -146,7 +144,7 @@ def costs() -> NDArray[np.float32]:
         counts, most = _table(width)
         bits = -np.log2(counts / counts.sum())
         row[: most + 1] = bits[most : 2 * most + 1]
-        row[most + 1 :] = bits[-1] + np.log2(2 * LARGEST + 1)
+        row[most + 1 :] = bits[-1] + np.log2(LARGEST + 1)
     return rows
 
 
@@ -163,18 +161,18 @@ def expectations(cut: int, unit: int) -> NDArray[np.int64]:
 
 @lru_cache(maxsize=1)
 def _escaped() -> Any:
-    return _model.Uniform(2 * LARGEST + 1)
+    return _model.Uniform(LARGEST + 1)
 
 
 @lru_cache(maxsize=4 * (WIDEST - NARROWEST + 1))
 def _symbols(table: int, size: int) -> _Symbols:
-    """Those that need the fewest symbols for rows of ``size`` levels, with what follows."""
+    """Those of at most ``size`` levels, a power of two, that need the fewest symbols, with what follows."""
     counts, most = _table(table)
     choices = [
         (1 / levels + float(counts[most + reach : -1].sum() * 2 / counts.sum()), -levels, reach)
-        for levels in (8, 4, 2, 1)
+        for levels in (_MOST_AT_ONCE, 4, 2, 1)
         for reach in range(1, min(most, _MOST_REACH) + 1)
-        if size % levels == 0 and (2 * reach + 1) ** levels <= _MOST_SYMBOLS
+        if levels <= size and (2 * reach + 1) ** levels <= _MOST_SYMBOLS
     ]
     _, levels, reach = min(choices)
     shares = counts[most - reach : most + reach + 1] / counts.sum()

@@ -39,13 +39,13 @@ from byheart.protocol.codec.entropy import (
 UNITS = 16 * PER_DOUBLING
 """In which widths and steps are given, per doubling: a step is within half a percent of the best."""
 _UNITS_PER_TABLE = UNITS // PER_DOUBLING
-# Blocks grow with the components before them, since widths fall the more slowly.
-_SMALLEST_PART, _LARGEST_BLOCK = 8, 64
+# A block is an eighth of the components before it, or smaller: among them, widths are nearly the same.
+_SHARE, _LARGEST_BLOCK = 8, 64
 MOST_SHIFT = 2 * PER_DOUBLING
 """A token's steps are at most four times finer, or coarser, than those of others."""
 # Levels of so many tokens are made at once, which takes little memory beside them.
 _PIECE = 256
-# Components that less than about a tenth of the tokens have are left out.
+# A component is left out if only tokens whose steps are finer by more than one doubling have it: about a tenth of them.
 _RARE = PER_DOUBLING
 # In a block, tokens share a table with those whose width is next to theirs.
 _SHARING = 2
@@ -107,7 +107,7 @@ def finest_step(y: Float[Tensor, "T C"], shifts: Shifts) -> int:
 
 
 def to_levels(y: Float[Tensor, "T C"], step: int, shifts: Shifts) -> Int16[Tensor, "T C"]:
-    """The nearest level of each number, as large as its token's shift makes it, nearer to 0 by the dead zone."""
+    """The level of each number, once it was enlarged by its token's shift."""
     levels = torch.empty(y.shape, dtype=torch.int16)
     factors = torch.from_numpy(_factors(shifts) / _size(step))[:, None]
     for start in range(0, len(y), _PIECE):
@@ -169,7 +169,7 @@ def take_levels(coder: LevelDecoder, step: int, grid: Grid) -> tuple[Float32[Ten
 def _spans(components: int) -> tuple[tuple[int, int], ...]:
     spans, start = [], 0
     while start < components:
-        size = 1 << max(0, (start // _SMALLEST_PART).bit_length() - 1)
+        size = 1 << max(0, (start // _SHARE).bit_length() - 1)
         stop = min(components, start + min(size, _LARGEST_BLOCK))
         spans.append((start, stop))
         start = stop
@@ -191,7 +191,7 @@ class _Heat:
         self._grid = grid
         self._seen = np.full(len(grid.shifts), _PRIOR, np.int64)
         self._expected = np.full(len(grid.shifts), _PRIOR, np.int64)
-        self._sums: list[int] = []
+        self._crc = 0
 
     def cells(self, block: Block) -> tuple[NDArray[np.intp], list[tuple[int, slice]]]:
         """The tokens (N,) of which a block is coded, by their tables, and where the tokens of each table stand."""
@@ -214,11 +214,11 @@ class _Heat:
         self._expected -= (self._expected - _PRIOR) * size // (size + _MEMORY)
         self._seen[tokens] += seen
         self._expected[tokens] += awaited
-        self._sums.append(int(levels.sum(dtype=np.int64)))
+        self._crc = zlib.crc32(levels.astype("<i2", order="C", copy=False).tobytes(), self._crc)
 
     def checksum(self) -> int:
         """Of all levels so far."""
-        return zlib.crc32(np.concatenate([self._seen, self._expected, self._sums]).astype("<i8").tobytes())
+        return self._crc
 
 
 _ONE = 1 << 10

@@ -62,7 +62,7 @@ def test_too_few_bytes_are_refused(size: int) -> None:
 def test_a_code_that_was_changed_or_cut_is_refused() -> None:
     codec = codec_of(backbone())
     code = encode(codec, 2000)
-    for place in range(0, 1900, 37):
+    for place in (*range(14), *range(37, 1900, 37)):
         changed = bytearray(code)
         changed[place] ^= 0x41
         with pytest.raises(CorruptStateError):
