@@ -39,6 +39,8 @@ from byheart.protocol.template import length, zeros
 
 MOST_TIMES = 128
 _CHUNK = 2048
+# What was read lately is kept up to this, so that memories that are written to in turn are not decoded again.
+_MEMO_BYTES = 1 << 29
 # ``times`` is chosen in hundredths, so that a number of bytes is met closely where it is small.
 _PARTS = 100
 
@@ -87,7 +89,7 @@ class Compact(Method):
         self.times, self.chunk_tokens = times, chunk_tokens
         self.opening, self.receipt = list(opening), list(receipt)
         self.frame = ChatFrame(self.opening, self.receipt)
-        self._memo: tuple[State, KV] | None = None
+        self._memos: list[tuple[State, KV]] = []
         self._opening: tuple[Sequence[int], KV] | None = None
 
     @cached_property
@@ -205,8 +207,10 @@ class Compact(Method):
 
     def _read_row(self, state: State) -> KV:
         """The prefix of one session, of which what was read before is not decoded again."""
-        known, done = self._known_part(state)
+        known, done = self._take_known(state)
         runs, codes = runs_of(state), list(self._codes(state))
+        if known is not None and done == len(runs):
+            return self._keep(state, known)
         total = self.prefix_slots(state)
         with self.backbone.reading([Reading()]) as cache:
             if known is not None:
@@ -218,8 +222,14 @@ class Compact(Method):
                 if run.tokens:
                     self._read_code(cache, before, code, room=total - cache.get_seq_length() - run.tokens)
                 self._read_exactly(cache, self._after(run))
-        self._memo = state, cache.slots()
-        return self._memo[1]
+        return self._keep(state, cache.slots())
+
+    def _keep(self, state: State, kv: KV) -> KV:
+        """The slots, which are kept as those of a state that was read last."""
+        self._memos.append((state, kv))
+        while len(self._memos) > 1 and self.backbone.slot_bytes * sum(kv.slots for _, kv in self._memos) > _MEMO_BYTES:
+            self._memos.pop(0)
+        return kv
 
     def _opened(self, tokens: Sequence[int]) -> KV:
         """The slots of what a memory begins with, which most memories have in common."""
@@ -257,13 +267,16 @@ class Compact(Method):
         if tokens:
             self.backbone.hidden(torch.tensor([tokens], device=self.backbone.device), cache=cache)
 
-    def _known_part(self, state: State) -> tuple[KV | None, int]:
-        """The prefix of the runs that were read last, where ``state`` begins with them, and their number."""
-        if self._memo is None:
+    def _take_known(self, state: State) -> tuple[KV | None, int]:
+        """The prefix of the most runs that ``state`` begins with and that were read lately, and their number.
+
+        It is no longer kept: what is read now takes its place.
+        """
+        found = [place for place, (earlier, _) in enumerate(self._memos) if _begins(state, earlier)]
+        if not found:
             return None, 0
-        earlier, kv = self._memo
-        begins = all(torch.equal(part.cpu(), state[name][:, : part.shape[1]].cpu()) for name, part in earlier.items())
-        return (kv, earlier["runs"].shape[1]) if begins else (None, 0)
+        earlier, kv = self._memos.pop(max(found, key=lambda place: self._memos[place][0]["runs"].shape[1]))
+        return kv, earlier["runs"].shape[1]
 
     def _before(self, run: Run, state: State) -> list[int]:
         """The tokens before a run's text."""
@@ -277,6 +290,11 @@ class Compact(Method):
         for run in runs_of(state):
             yield data[start : start + run.bytes]
             start += run.bytes
+
+
+def _begins(state: State, earlier: State) -> bool:
+    """Whether a state is an earlier one, with or without more runs."""
+    return all(torch.equal(part.cpu(), state[name][:, : part.shape[1]].cpu()) for name, part in earlier.items())
 
 
 def runs_of(state: State) -> list[Run]:

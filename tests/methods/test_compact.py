@@ -189,3 +189,23 @@ def test_sessions_of_other_frames_are_not_written_as_one_batch() -> None:
     segments = [turn(20, seed=1, first=True), tokens(28, seed=2)]
     for state, segment in zip(method.write_many([{}, {}], segments), segments, strict=True):
         assert torch.equal(state["codes"], method.write({}, segment)["codes"])
+
+
+def test_memories_that_are_written_to_in_turn_are_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    method, decoded = made(), list[int]()
+    decode = method.codec.decode
+    monkeypatch.setattr(method.codec, "decode", lambda code: decoded.append(len(code)) or decode(code))
+    states = [method.init(), method.init()]
+    for number in range(3):
+        seeds = (10 + number, 20 + number)
+        states = [
+            method.write(state, turn(20, seed=seed, first=number == 0))
+            for state, seed in zip(states, seeds, strict=True)
+        ]
+    found = [method.read(state).prefix for state in (*states, *states)]
+    assert len(decoded) == 6
+    for state, kv in zip((*states, *states), found, strict=True):
+        exact = made().read(state).prefix
+        assert kv is not None
+        assert exact is not None
+        torch.testing.assert_close(kv.values, exact.values, atol=1e-5, rtol=1e-4)
