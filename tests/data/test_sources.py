@@ -20,7 +20,7 @@ LINES = "".join(f"{json.dumps(row)}\n" for row in ROWS)
     ("name", "content"),
     [
         ("a.jsonl", LINES.encode()),
-        ("a.jsonl.gz", gzip.compress(LINES.encode())),
+        ("a.jsonl.gz", gzip.compress(LINES.encode(), mtime=0)),
         ("a.json", json.dumps(ROWS).encode()),
         ("a.json", b"\xef\xbb\xbf" + json.dumps({"data": ROWS}).encode()),
         ("a.csv", b'a,b\r\n1,x\r\n2,"y\nz"\r\n'),
