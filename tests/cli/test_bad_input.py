@@ -151,7 +151,7 @@ def test_forgetting_unasked_takes_a_yes(fails: Fails, cat: Path) -> None:
     [
         (["--method", "window"], "was made with method 'full', not 'window'"),
         (["-o", "chunk_tokens=5"], "was made with chunk_tokens 1024, not 5"),
-        (["-o", "rows=5"], "There is no option of full 'rows'. There are: bits, chunk_tokens."),
+        (["-o", "rows=5"], "There is no option of full 'rows'. There are: bits, chunk_tokens, opening, receipt."),
         (["-o", "rows"], "--option takes key=value, such as slots=64; it is 'rows'."),
         (["--dtype", "int8"], "dtype 'int8' is not known; give auto, "),
         (["--device", "abacus"], "device 'abacus' is not known"),
