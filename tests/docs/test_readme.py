@@ -102,7 +102,7 @@ def test_what_pip_installs_is_declared() -> None:
 
 
 def test_every_claim_leads_to_what_was_measured() -> None:
-    """A sentence of prose with a measured number has a link to its row, and so has every number of the table but costs."""
+    """A sentence of prose with a measured number has a link to its row, as has every number of the table but costs."""
     lines = re.sub(r"```.*?```", "", TEXT, flags=re.DOTALL).splitlines()
     prose = " ".join(line for line in lines if not line.startswith(("|", "#", "!", "<")))
     sentences = re.split(r"(?<=\.) (?=[A-Z`])", prose)
