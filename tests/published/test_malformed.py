@@ -65,11 +65,14 @@ def cases(table: list[Case]) -> pytest.MarkDecorator:
 
 def refused(read: Callable[[Path], object], folder: Path, file: str = "") -> str:
     """The one line that refuses ``folder``, and names ``file`` in it."""
-    start = time.thread_time()
-    with pytest.raises(CheckpointError) as caught:
-        read(folder)
-    # Of this thread alone, so that a busy machine does not count.
-    assert time.thread_time() - start < 10
+    seconds = []
+    # The first time, modules may be imported. Of this thread alone, so that a busy machine does not count.
+    for _ in range(2):
+        start = time.thread_time()
+        with pytest.raises(CheckpointError) as caught:
+            read(folder)
+        seconds.append(time.thread_time() - start)
+    assert min(seconds) < 1
     said = str(caught.value)
     assert str(folder / file) in said
     assert said.isprintable()
