@@ -222,7 +222,7 @@ class Compact(Method):
                 if run.tokens:
                     self._read_code(cache, before, code, room=total - cache.get_seq_length() - run.tokens)
                 self._read_exactly(cache, self._after(run))
-        return self._keep(state, cache.slots())
+        return self._keep(state, cache.release())
 
     def _keep(self, state: State, kv: KV) -> KV:
         """The slots, which are kept as those of a state that was read last."""

@@ -256,7 +256,7 @@ class PrefixCache(Cache):
         if self.valid is not None and tokens_to_remove:
             self.valid = self.valid[:, : -abs(tokens_to_remove)]
 
-    def slots(self) -> KV:
+    def release(self) -> KV:
         """All slots, keys as rotated, without a copy: the cache is not to be used after it."""
         masks = [mask for layer in self._grown() if (mask := layer.whole_mask()) is not None]
         keys, values = zip(*(layer.past() for layer in self._grown()), strict=True)

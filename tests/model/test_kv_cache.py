@@ -205,6 +205,25 @@ def test_rows_taken_out_are_copies() -> None:
     assert torch.equal(taken.keys[0], expected)
 
 
+@torch.no_grad()
+def test_released_slots_are_those_of_the_cache_itself() -> None:
+    cache = PrefixCache.of([Reading(prefix(4))], layers=2, dtype=torch.float32)
+    copied, released = cache.rows_from(0), cache.release()
+    assert all(map(torch.equal, (*copied.keys, *copied.values), (*released.keys, *released.values)))
+    assert [part.data_ptr() for part in released.keys] == [held(layer)[0].data_ptr() for layer in cache.layers]
+
+
+@torch.no_grad()
+def test_slots_of_some_layers_are_appended_and_taken_out() -> None:
+    cache, lower, upper = PrefixCache(3), prefix(5, layers=1), prefix(5, seed=7)
+    cache.append(lower)
+    cache.append(upper, start=1)
+    assert torch.equal(cache.rows_from(0, layers=1).keys[0], lower.keys[0])
+    taken = cache.rows_from(2)
+    assert len(taken.keys) == 3
+    assert torch.equal(taken.values[2], upper.values[1][:, :, 2:])
+
+
 def test_a_tap_takes_the_first_keys_and_stops() -> None:
     tap, (keys, values) = KeyValueTap(1), pair(2, seed=0)
     with pytest.raises(Tapped):
