@@ -222,7 +222,7 @@ def _read(backbone: Backbone, example: Example, first: int, generator: torch.Gen
     return backbone.rotate(kv, steps), taken[0][0], turned
 
 
-def _explain(telling: Sequence[Float[Tensor, "T I"]], costs: Sequence[Float[Tensor, " T"]]) -> Float[Tensor, " I"]:
+def _explain(telling: Sequence[Float[Tensor, "_ I"]], costs: Sequence[Float[Tensor, " _"]]) -> Float[Tensor, " I"]:
     """What tells a token's share of its text's costs, in doublings: the linear map of the greatest likelihood.
 
     Costs are of single predictions, so they scatter about their mean as squares do: the divergence of a gamma

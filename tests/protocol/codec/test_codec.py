@@ -93,6 +93,12 @@ def test_the_same_texts_make_the_same_codec() -> None:
     assert calibrate(backbone(), examples).fingerprint == first.fingerprint
 
 
+def test_texts_may_have_any_lengths() -> None:
+    rows = tokens(100, seed=5, batch=40)
+    examples = [Example(row[:3], row[3 : 40 + length], row[40 + length :], 0) for length, row in enumerate(rows)]
+    assert error(calibrate(backbone(), examples), 8000) < 3 * error(codec_of(backbone()), 8000)
+
+
 def test_too_little_text_is_refused() -> None:
     row = tokens(60, seed=5)[0]
     with pytest.raises(InputError, match="2000 tokens"):
