@@ -10,10 +10,10 @@ endif
 # What recipes train on; they are measured on the other parts of the same.
 RECIPE_DATA := squad novels wikitext2 fairytaleqa nq personachat
 
-.PHONY: help demo test check lint format bench attack docs size update reproduce-trained test-oldest test-newest test-slow
+.PHONY: help demo test check lint format bench attack docs size update reproduce-trained results test-oldest test-newest test-slow
 
 help:  ## show this list
-	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 28
 
 demo: .venv/.demo  ## write a text into memory, then ask about it
 	$(BIN)/python examples/demo.py
@@ -51,6 +51,12 @@ bench: .venv/.dev  ## measure what a memory costs
 attack: .venv/.dev  ## attack byheart for half an hour, and write what got through
 	$(BIN)/python -m tests.faults.report --out benchmarks/results/attack.json; failed=$$?; \
 	$(BIN)/python benchmarks/tables.py; exit $$failed
+
+results: .venv/.dev  ## get the public data sets, measure what the page of results shows, and write it; many hours
+	$(BIN)/byheart data get all
+	$(BIN)/python benchmarks/kinds.py eval
+	$(BIN)/python benchmarks/results.py --data eval
+	$(BIN)/python benchmarks/tables.py
 
 reproduce-trained: .venv/.dev  ## train what is shipped again from recipe and public data; hours
 	$(BIN)/byheart data get $(RECIPE_DATA)

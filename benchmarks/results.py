@@ -109,7 +109,7 @@ def studies(path: Path) -> list[Study]:
 def find_obstacle(one: Measure, given: argparse.Namespace) -> str:
     """What is not there that a measure needs, and where to get it; empty where all is."""
     if one.model and one.model not in given.at:
-        return f"say where the model lies: --at {one.model}=FILE"
+        return f"say where the model lies: --at {one.model}=FILE, a folder, a GGUF file or a name of the hub"
     lacking = [name for name in one.data if not (given.data / f"{name}.jsonl").exists()]
     where = "`python benchmarks/kinds.py FOLDER`" if set(lacking) <= set(KINDS) else "`byheart data get all`"
     return f"{given.data} has no {', '.join(lacking)}, which {where} makes" if lacking else ""
