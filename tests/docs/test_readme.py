@@ -117,7 +117,7 @@ def test_every_claim_leads_to_what_was_measured() -> None:
     numbers = [cell for cell in cells if cell]
     assert len(numbers) > 20
     assert [
-        cell for cell in numbers if not re.fullmatch(r"\[[\d.]+\]\(docs/explanation/results\.md#[\w-]+\)", cell)
+        cell for cell in numbers if not re.fullmatch(r"\[-?[\d.]+\]\(docs/explanation/results\.md#[\w-]+\)", cell)
     ] == []
 
 
