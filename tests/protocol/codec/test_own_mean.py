@@ -44,8 +44,8 @@ def test_a_short_text_has_no_row_more() -> None:
 
 
 def test_the_longer_a_text_the_wider_are_the_tables_of_its_mean() -> None:
-    widths = [int(shifts_before(tokens)[0]) for tokens in (16, 48, 112, 240, 100_000)]
-    assert widths == [4, 8, 12, 16, 16]
+    widths = [int(shifts_before(tokens)[0]) for tokens in (64, 111, 112, 240, 100_000)]
+    assert widths == [8, 8, 12, 16, 16]
     assert widths[-1] == MOST_SHIFT
 
 
