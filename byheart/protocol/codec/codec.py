@@ -1,6 +1,7 @@
 """A codec: what a model's keys and values have in common, measured once, so that a text's own take few bytes.
 
-    code    header (tokens, step, words, checksum), then by the range coder: token ids; each group's shifts and levels
+    code    header (tokens, step, words, checksum), then by the range coder: token ids; each group's shifts and levels,
+            those of the text's own mean before those of the tokens (``own_mean``)
 
 A code stands for the slots of one text, or of a part of one. It is decoded with the model and the codec that made it;
 a code that was changed is found by its checksum.
@@ -8,7 +9,7 @@ a code that was changed is found by its checksum.
 Only layers from ``start`` on are coded. Those below are run again on the tokens when a code is read: they give their
 own keys and values exactly, and with them the hidden states from which most of the upper layers' slots are known.
 
-Dimensions: M slots, as many as T tokens; L layers, H heads, W head width, N numbers, C components, D hidden.
+Dimensions: M slots, as many as T tokens; R rows; L layers, H heads, W head width, N numbers, C components, D hidden.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from byheart.errors import BudgetError, CorruptStateError, InputError
 from byheart.model.backbone import Backbone
 from byheart.model.fingerprint import fingerprint
 from byheart.model.reading import KV
-from byheart.protocol.codec import levels as coding
+from byheart.protocol.codec import levels as coding, own_mean
 from byheart.protocol.codec.entropy import LevelDecoder, LevelEncoder
 from byheart.protocol.codec.transform import Transform, features_of
 
@@ -45,7 +46,7 @@ _TRIES, _FILLED = 5, 0.98
 _SAMPLE = 96
 _SHIFTS = 2 * coding.MOST_SHIFT + 1
 # Part of a codec's name: it goes up with every change after which earlier codes cannot be read.
-_CODING = 2
+_CODING = 3
 # Of so many tokens, a transform's numbers take little memory beside the slots.
 _PIECE = 256
 
@@ -61,15 +62,18 @@ class Group:
 
 @dataclass(frozen=True)
 class _Part:
-    """A group's components, by how much their tokens' steps are finer, and the widths of a token without a shift."""
+    """A group's components, by how much their tokens' steps are finer, and the widths of a token without a shift.
 
-    y: Float[Tensor, "T C"]
+    Before the tokens stands their mean, as a row of its own.
+    """
+
+    y: Float[Tensor, "R C"]
     shifts: coding.Shifts
     widths: Int[Tensor, " C"]
 
-    def sample(self, every: int) -> _Part:
-        """One in so many tokens."""
-        return _Part(self.y[::every], self.shifts[::every], self.widths)
+    def only(self, rows: slice) -> _Part:
+        """Some of its rows."""
+        return _Part(self.y[rows], self.shifts[rows], self.widths)
 
     def count_bits(self, step: int) -> float:
         """How many bits it takes with a step, nearly."""
@@ -116,7 +120,7 @@ class Codec:
         """
         ids = tokens.cpu().numpy().astype(np.int32)
         parts = list(self._components(kv, hidden))
-        bits = self._rate(parts)
+        bits = self._rate(parts, len(ids))
         best, allowed, tried = b"", 8.0 * nbytes, set[int]()
         for _ in range(_TRIES):
             step, expected = _find_step(parts, bits, allowed)
@@ -150,14 +154,15 @@ class Codec:
         sums: list[int] = []
         for group in self.groups:
             with _refusing():
-                shifts = coder.take_uniform(tokens, _SHIFTS).astype(np.int16) - coding.MOST_SHIFT
+                own = coder.take_uniform(tokens, _SHIFTS).astype(np.int16) - coding.MOST_SHIFT
+                shifts = np.concatenate([own_mean.shifts_before(tokens), own])
                 y, sum_ = coding.take_levels(coder, step, coding.Grid.of(group.transform.widths, step, shifts))
             sums.append(sum_)
             if len(sums) == len(self.groups):
                 end = _HEADER.size + 4 * words
                 if checksum != _checksum(tokens, step, code[_HEADER.size : end], sums) or code[end:].strip(b"\0"):
                     raise CorruptStateError(_CHANGED)
-            yield y
+            yield own_mean.put_back(y, tokens)
 
     @torch.no_grad()
     def slots(
@@ -182,39 +187,43 @@ class Codec:
         return tokens, step, words, checksum
 
     def _components(self, kv: KV, hidden: Tensor) -> Iterator[_Part]:
-        features = self._features(hidden)
+        features, tokens = self._features(hidden), len(hidden)
+        before = own_mean.rows_before(tokens)
         for group in self.groups:
             slots = [part for parts in (kv.keys, kv.values) for part in parts[group.start : group.stop]]
-            y = torch.empty(len(features), len(group.transform.widths), dtype=torch.bfloat16)
-            for piece in _pieces(len(features)):
+            rows = torch.empty(before + tokens, len(group.transform.widths), dtype=torch.bfloat16)
+            y = rows[before:]
+            for piece in _pieces(tokens):
                 y[piece] = group.transform.forward(_numbers(slots, piece), features[piece])
             if not bool(y.sum(dtype=torch.float32).isfinite()):
                 raise InputError("The model's keys and values of this text are no finite numbers; open it in float32.")
             shifts = coding.shifts_of(group.transform.importance_of(y, features))
-            yield _Part(y, shifts, group.transform.widths)
+            own_mean.take_off(rows, tokens)
+            yield _Part(rows, np.concatenate([own_mean.shifts_before(tokens), shifts]), group.transform.widths)
 
     def _features(self, hidden: Tensor) -> Float[Tensor, "T D"]:
         return features_of(hidden) - self.mean
 
     def _pack(self, ids: NDArray[np.int32], step: int, parts: Sequence[_Part]) -> bytes:
-        coder, sums = LevelEncoder(), []
+        coder, sums, before = LevelEncoder(), [], own_mean.rows_before(len(ids))
         coder.put_uniform(ids, self._vocabulary)
         for part in parts:
-            coder.put_uniform((part.shifts + coding.MOST_SHIFT).astype(np.int32), _SHIFTS)
+            coder.put_uniform((part.shifts[before:] + coding.MOST_SHIFT).astype(np.int32), _SHIFTS)
             sums.append(coding.put_levels(coder, part.y, step, coding.Grid.of(part.widths, step, part.shifts)))
         words = coder.bytes()
         return _HEADER.pack(len(ids), step, len(words) // 4, _checksum(len(ids), step, words, sums)) + words
 
-    def _rate(self, parts: Sequence[_Part]) -> Callable[[int], float]:
-        """How many bits all tokens take with a step, as a sample of them tells."""
-        tokens = len(parts[0].shifts)
-        sample = [part.sample(max(1, tokens // _SAMPLE)) for part in parts]
+    def _rate(self, parts: Sequence[_Part], tokens: int) -> Callable[[int], float]:
+        """How many bits all rows take with a step, as a sample of the tokens tells."""
+        before = own_mean.rows_before(tokens)
+        means = [part.only(slice(before)) for part in parts]
+        sample = [part.only(slice(before, None, max(1, tokens // _SAMPLE))) for part in parts]
         constant = np.log2(self._vocabulary) + len(parts) * np.log2(_SHIFTS) + 8 * _HEADER.size / tokens
 
         @cache
         def bits(step: int) -> float:
             each = sum(part.count_bits(step) for part in sample) / len(sample[0].shifts)
-            return float(tokens * (each + constant))
+            return float(tokens * (each + constant)) + sum(part.count_bits(step) for part in means)
 
         return bits
 
