@@ -115,7 +115,8 @@ class RunFolder:
 def digest_of(parts: Iterable[Any]) -> str:
     """A short name for values, by their ``repr``.
 
-    A field at its default does not count, so that a later release may have more fields and still resume old runs.
+    A field at its default does not count, so that a later release may have more fields and still resume old runs; nor
+    does one that values are not compared by.
     """
     digest = hashlib.sha256()
     for part in parts:
@@ -128,8 +129,11 @@ def _without_defaults(value: Any) -> Any:
         return [_without_defaults(part) for part in value]
     if not is_dataclass(value):
         return value
-    defaults = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(value)}
-    pairs = [(name, _without_defaults(part)) for name, part in vars(value).items() if part != defaults[name]]
+    defaults = {
+        f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(value) if f.compare
+    }
+    parts = {name: part for name, part in vars(value).items() if name in defaults}
+    pairs = [(name, _without_defaults(part)) for name, part in parts.items() if part != defaults[name]]
     return [type(value).__name__, *pairs]
 
 

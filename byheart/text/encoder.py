@@ -13,6 +13,7 @@ Dimensions: T tokens.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Collection, Sequence
 from functools import cached_property
 from typing import TypeAlias
@@ -145,6 +146,15 @@ class ChatEncoder:
             "repeat_from": list(self.tokenizer(f"{asked}{REPEAT}, starting with", **plain).input_ids),
             "repeat_answer": list(self.tokenizer(template.answer, **plain).input_ids),
         }
+
+    def cut(self, text: str, tokens: int) -> str:
+        """The longest beginning of a text that has at most so many tokens."""
+
+        def count(end: int) -> int:
+            return len(self.encode("", text[:end], first=False))
+
+        # Characters are tried instead of decoding tokens, which does not always give back the text.
+        return text if count(len(text)) <= tokens else text[: bisect_right(range(len(text)), tokens, key=count) - 1]
 
     def decode(self, tokens: Sequence[int] | Tensor) -> str:
         """The text of tokens, special ones left out."""
