@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -82,10 +82,18 @@ def evaluate(tasks: Tasks, method: Methods, data: Data, as_json: options.AsJSON 
         # Unknown names are found before the model is opened.
         built = [build(name, **options.method_options(task_options)) for name in tasks]
         backbone = load(model, method="nothing", **where).backbone
-        rows = [
-            row for task in built for row in measure(task, data, specs, model=backbone, progress=progress, **choices)
-        ]
+        choices |= {"progress": progress, "live": show_live(progress)}
+        rows = [row for task in built for row in measure(task, data, specs, model=backbone, **choices)]
     show_rows(rows, _COLUMNS, as_json=as_json)
+
+
+def show_live(progress: terminal.Activity) -> Callable[[str, Mapping[str, float]], None]:
+    """Shows what a method's metrics are so far: how many answers are right, and where a task counts them, failures."""
+
+    def live(method: str, so_far: Mapping[str, float]) -> None:
+        progress.say(f"{method}: " + ", ".join(f"{metric} {value:.3f}" for metric, value in so_far.items()))
+
+    return live
 
 
 def show_rows(rows: Sequence[Result], columns: Sequence[str], *, as_json: bool) -> None:

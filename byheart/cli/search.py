@@ -36,7 +36,9 @@ def search(data: Data, as_json: options.AsJSON = False, **choices: Any) -> None:
     built = build(choices.pop("task"), **options.method_options(choices.pop("option")))
     grid, last = _parse_grid(choices.pop("grid")) or grid_search.GRID, choices["skip"] + choices["limit"]
     with terminal.progressing("searching", "items") as progress:
-        rows = grid_search.search(built, data, grid=grid, progress=progress, **choices)
+        rows = grid_search.search(
+            built, data, grid=grid, progress=progress, live=evaluate.show_live(progress), **choices
+        )
     evaluate.show_rows(rows, _COLUMNS, as_json=as_json)
     if not as_json:
         others = f"with --skip {last}" if choices["limit"] else "of another file"

@@ -8,7 +8,7 @@ It knows no task and no method.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -29,7 +29,7 @@ from byheart.evaluation.method_spec import (
 )
 from byheart.evaluation.metrics import CONTROLS, DIFFERENCE
 from byheart.evaluation.results import Result
-from byheart.evaluation.rows import make_differences, make_rows, pool
+from byheart.evaluation.rows import SoFar, make_differences, make_rows, pool
 from byheart.evaluation.run_folder import Outcome, RunFolder, digest_of
 from byheart.evaluation.runner import run
 from byheart.evaluation.task import Item, Task
@@ -41,6 +41,7 @@ from byheart.session.session import Session
 from byheart.text.encoder import ChatEncoder
 
 Progress = Callable[[int, int], None]
+Live = Callable[[str, Mapping[str, float]], None]
 _POOLED = "all"
 
 
@@ -60,6 +61,7 @@ def evaluate(
     dtype: str = "auto",
     device: str = "auto",
     progress: Progress = lambda done, total: None,
+    live: Live = lambda method, so_far: None,
 ) -> list[Result]:
     """The numbers of each method on each data set of a task.
 
@@ -80,6 +82,9 @@ def evaluate(
             after the text of another item. Wherever a method and a control of it are measured, it gets rows of how
             much more its own text gives, ``METRIC_over_nothing`` and ``METRIC_over_other_text``, on the same items.
         out: the run's folder; a run that is there is resumed.
+        progress: called with the texts and questions that are done, and with all of them.
+        live: called after every batch with a method, as it was given, and the mean of each metric over its answers to
+            this data set so far, those that were there among them.
 
     Raises InputError, which counts items from 1 after ``skip``; BudgetError where a memory keeps more than its bytes;
     UsageError, ModelError, and what making a method raises.
@@ -109,7 +114,7 @@ def evaluate(
         progress(done, total)
 
     for sheet in sheets:
-        sheet.measure(batch, advance)
+        sheet.measure(batch, advance, live)
     rows = [row for sheet in sheets for spec in specs for row in sheet.rows.get(spec, [])]
     return rows + (_pooled(sheets, specs) if task.pooled and len(sheets) > 1 else [])
 
@@ -209,13 +214,14 @@ class _Sheet:
         self.folder, self.about = folder, about
         self.name = folder.named(self.name, self.source, self.settings["records"])
 
-    def measure(self, batch: int, advance: Callable[[int], None]) -> None:
+    def measure(self, batch: int, advance: Callable[[int], None], live: Live) -> None:
         """Ask every method, and put its rows."""
         for part in self.parts:
             waiting: list[Candidate] = []
             for group in group_by_state(part.candidates):
                 files = [_answers_file(self.folder, each, part.task, self.name) for each in group if self.folder]
-                outcomes = run(part.task, part.items, group, batch=batch, files=files, advance=advance)
+                seen = _report(group, live)
+                outcomes = run(part.task, part.items, group, batch=batch, files=files, advance=advance, seen=seen)
                 part.outcomes |= {candidate.spec: found for candidate, found in zip(group, outcomes, strict=True)}
                 waiting += group
                 # Rows compare with the references, which come first.
@@ -255,6 +261,17 @@ class _Sheet:
             named = {"task": self.task.name, "dataset": self.name, "method": candidate.spec}
             options = {"options": self.task.options(), "resolved": candidate.session.header.options}
             self.folder.keep(self.rows[candidate.spec], {**named, **self.settings, **options}, **self.about)
+
+
+def _report(group: Sequence[Candidate], live: Live) -> Callable[[int, Sequence[Outcome]], None]:
+    """Takes the outcomes of each candidate as they come, and says what its metrics are so far."""
+    so_far = [SoFar() for _ in group]
+
+    def seen(place: int, outcomes: Sequence[Outcome]) -> None:
+        if outcomes:
+            live(group[place].spec, so_far[place].add(outcomes))
+
+    return seen
 
 
 def _answers_file(folder: RunFolder, candidate: Candidate, task: Task, dataset: str) -> Path:

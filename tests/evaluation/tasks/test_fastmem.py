@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from byheart.cli import terminal
 from byheart.data.records import rows
 from byheart.errors import InputError, UsageError
 from byheart.evaluation.evaluate import evaluate
@@ -233,6 +234,39 @@ def test_the_protocol_runs_from_the_command_line(run: Run, tiny_folder: Path, tm
     ran = run("evaluate", "faithful", "--method", method, "--data", path, "-m", tiny_folder, *flags, "--json")
     assert ran.code == 0, ran.err
     assert {(row["metric"], row["n"]) for row in ran.json} == {("accuracy", 2), ("failures", 2)}
+
+
+def test_accuracy_and_failures_are_seen_while_it_runs(
+    run: Run, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(terminal, "SECONDS_BETWEEN_LINES", 0.0)
+    path = kept(tmp_path, "nqswap.json", [{**NQ_SWAP, "sub_answer": str(n)} for n in range(4)])
+    for command in (["evaluate", "faithful", "--method", "nothing:max_tokens=1"], ["search", "--grid", "max_tokens=1"]):
+        flags = ["--data", path, "-m", tiny_folder, "--batch", 2, "-o", "published=true"]
+        ran = run(*command, *flags)
+        assert ran.code == 0, ran.err
+        lines = ran.err.splitlines()
+        assert "accuracy 0.000, failures 1.000, 0 min" in [line for line in lines if "8/8" in line][-1]
+        assert not any("accuracy" in line for line in lines if "2/8" in line)
+
+
+def test_what_is_known_so_far_has_the_answers_of_a_resumed_run(tiny_folder: Path, tmp_path: Path) -> None:
+    records = [{**NQ_SWAP, "sub_answer": answer} for answer in ("no", "no", "no", "yes")]
+    path = kept(tmp_path, "nqswap.json", records)
+    where: dict[str, Any] = {"model": str(tiny_folder), "dtype": "float32", "out": tmp_path / "out", "batch": 1}
+    said: list[tuple[str, dict[str, float]]] = []
+    for limit in (2, 0):
+        methods = ["full:max_tokens=1", "full:max_tokens=2"]
+        rows = evaluate(
+            Faithful(published=True), path, methods, limit=limit, live=lambda *so_far: said.append(so_far), **where
+        )
+        # What is said last is what the rows have.
+        for row in rows:
+            last = [means for method, means in said if method == row.method][-1]
+            assert last[row.metric] == pytest.approx(row.value)
+    assert sum(method == "full:max_tokens=1" for method, _ in said) == 2 + 1 + 2
+    assert {metric for _, means in said for metric in means} == {"accuracy", "failures"}
+    assert {means["accuracy"] for _, means in said} >= {1.0, 0.75}
 
 
 def test_the_number_of_a_record_decides_no_answer(tiny_folder: Path, tmp_path: Path) -> None:
