@@ -149,6 +149,8 @@ class Task(abc.ABC):
     """Of which metrics less is better, False, or neither more nor less, None; of all others more is."""
     unbounded: ClassVar[Sequence[str]] = ()
     """Metrics that are no shares of hits although each answer may be 0 or 1, such as errors."""
+    optional_metrics: ClassVar[Mapping[str, str]] = {}
+    """Metrics that only an option of the task measures: metric -> option."""
     pooled: ClassVar[bool] = False
     """Whether several data sets, each ``PATH`` or ``PATH:weight``, also give rows of all of them together."""
     control: bool = False

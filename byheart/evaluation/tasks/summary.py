@@ -38,6 +38,7 @@ class Summary(Task):
 
     name = "summary"
     max_tokens = 400
+    optional_metrics: ClassVar = {"bert_precision": "bertscore", "factkb": "factkb"}
     sources: ClassVar[Fields] = {
         "xsum": "EdinburghNLP/xsum:test",
         "cnndm": "abisee/cnn_dailymail/3.0.0:test",
