@@ -39,6 +39,12 @@ Data = Annotated[
 TASK = options.group(
     model=options.option(str, "smollm2", "Alias, hub id, folder or .gguf file.", "--model", "-m"),
     option=options.option(list[str] | None, None, "Of the task; repeatable.", "--option", "-o", metavar="KEY=VALUE"),
+    system_prompt=options.option(
+        bool,
+        True,
+        "Keep what the model's chat template says of its own before a conversation; FastMem asks without it.",
+        "--system-prompt/--no-system-prompt",
+    ),
 )
 _LIMIT = options.group(limit=options.option(int, 64, "Items of each data set, at most; 0 is all."))
 RUN = options.group(
@@ -46,6 +52,14 @@ RUN = options.group(
     batch=options.option(int, 8, "Items at once."),
     seed=options.option(int, 0, "Of the items' order."),
     out=options.option(str | None, None, "Keep answers and rows here; a run that is there is resumed.", metavar="DIR"),
+)
+_WRITTEN = options.group(
+    predictions=options.option(
+        str | None,
+        None,
+        "Also write each method's answers here, as byheart score and FastMem's own scripts read them.",
+        metavar="DIR",
+    ),
 )
 _COMPARED = options.group(
     budget=options.option(
@@ -64,7 +78,7 @@ _COMPARED = options.group(
 )
 
 
-@options.takes(TASK, _LIMIT, RUN, _COMPARED, options.WHERE)
+@options.takes(TASK, _LIMIT, RUN, _WRITTEN, _COMPARED, options.WHERE)
 def evaluate(tasks: Tasks, method: Methods, data: Data, as_json: options.AsJSON = False, **choices: Any) -> None:
     """Measure methods on tasks: what each answers, what it keeps, what it costs."""
     from byheart.evaluation.evaluate import evaluate as measure

@@ -94,7 +94,7 @@ class Lines:
 
 
 class Activity:
-    """Called with what is done and what there is in all, it moves a bar, or writes a line now and then in a log file."""
+    """Called with what is done and what there is in all: moves a bar, or writes a line now and then in a log file."""
 
     def __init__(self, activity: str, unit: str, bar: Progress) -> None:
         self._unit, self._bar, self._count, self._so_far = unit, bar, "", ""

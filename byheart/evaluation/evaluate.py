@@ -18,6 +18,7 @@ from byheart.data.hub import short_name
 from byheart.data.mixture import split_weight
 from byheart.data.records import rows as read_records
 from byheart.errors import InputError, UsageError
+from byheart.evaluation import predictions as prediction_files
 from byheart.evaluation.method_spec import (
     Candidate,
     MethodSpec,
@@ -30,7 +31,7 @@ from byheart.evaluation.method_spec import (
 from byheart.evaluation.metrics import CONTROLS, DIFFERENCE
 from byheart.evaluation.results import Result
 from byheart.evaluation.rows import SoFar, make_differences, make_rows, pool
-from byheart.evaluation.run_folder import Outcome, RunFolder, digest_of
+from byheart.evaluation.run_folder import Outcome, RunFolder, digest_of, file_name
 from byheart.evaluation.runner import run
 from byheart.evaluation.task import Item, Task
 from byheart.generation.contrast import require_contrast
@@ -58,8 +59,10 @@ def evaluate(
     against: str = "",
     control: Sequence[str] = (),
     out: str | Path | None = None,
+    predictions: str | Path | None = None,
     dtype: str = "auto",
     device: str = "auto",
+    system_prompt: bool = True,
     progress: Progress = lambda done, total: None,
     live: Live = lambda method, so_far: None,
 ) -> list[Result]:
@@ -82,6 +85,9 @@ def evaluate(
             after the text of another item. Wherever a method and a control of it are measured, it gets rows of how
             much more its own text gives, ``METRIC_over_nothing`` and ``METRIC_over_other_text``, on the same items.
         out: the run's folder; a run that is there is resumed.
+        predictions: a folder; each method's answers to a data set are also written there, in a file of the form that
+            ``predictions`` reads. With ``out``, those of a run that is there are, without asking again.
+        system_prompt: keep what the model's chat template says of its own before every conversation.
         progress: called with the texts and questions that are done, and with all of them.
         live: called after every batch with a method, as it was given, and the mean of each metric over its answers to
             this data set so far, those that were there among them.
@@ -97,8 +103,10 @@ def evaluate(
     if not sources:
         raise UsageError("There are no data to measure on; give a file, a folder or a data set.")
     specs = with_controls(list(dict.fromkeys([*task.references, *methods])), control)
-    opened = load(model, method="nothing", dtype=dtype, device=device)
+    opened = load(model, method="nothing", dtype=dtype, device=device, system_prompt=system_prompt)
     settings = {"limit": limit, "skip": skip, "against": against}
+    # Where it is kept, runs are told apart by nothing more than before.
+    settings |= {} if system_prompt else {"system_prompt": False}
     candidates = _Candidates(specs, opened)
     sheets = [_Sheet.open(task, source, candidates, settings, seed) for source in sources]
     if out is not None:
@@ -106,6 +114,9 @@ def evaluate(
         folder = RunFolder(out, backbone=opened.backbone.fingerprint, dtype=dtype_name, seed=seed)
         for sheet in sheets:
             sheet.keep_in(folder, model=opened.backbone.source, dtype=dtype_name, seed=seed)
+    if predictions is not None:
+        for sheet in sheets:
+            sheet.require_predictions()
     total, done = sum(sheet.steps for sheet in sheets), 0
 
     def advance(steps: int) -> None:
@@ -115,6 +126,8 @@ def evaluate(
 
     for sheet in sheets:
         sheet.measure(batch, advance, live)
+        if predictions is not None:
+            sheet.write_predictions(Path(predictions))
     rows = [row for sheet in sheets for spec in specs for row in sheet.rows.get(spec, [])]
     return rows + (_pooled(sheets, specs) if task.pooled and len(sheets) > 1 else [])
 
@@ -171,7 +184,8 @@ class _Candidates:
         if model not in self.models:
             own = self.opened.backbone
             dtype, device = str(own.dtype).removeprefix("torch."), str(own.device)
-            self.models[model] = load(model, method="nothing", dtype=dtype, device=device)
+            system_prompt = self.opened.encoder.system_prompt
+            self.models[model] = load(model, method="nothing", dtype=dtype, device=device, system_prompt=system_prompt)
         return self.models[model]
 
 
@@ -229,6 +243,25 @@ class _Sheet:
                     while waiting:
                         self.put(waiting.pop(0), part.task, part.outcomes)
             self._put_differences(part)
+
+    def require_predictions(self) -> None:
+        """Raise UsageError unless every question is one record's, and is answered in words."""
+        asked = [question for part in self.parts for item in part.items for question in item.questions]
+        if self.task.asks != "words" or not all(question.record for question in asked):
+            raise UsageError(
+                f"{self.task.name} has no answer in words for each record, so it gives no predictions; faithful, "
+                "summary, questions and multitask (published=true) do."
+            )
+
+    def write_predictions(self, folder: Path) -> None:
+        """Write a file of each method's answers."""
+        for spec in self.parts[0].outcomes:
+            answers = [
+                (part.items[outcome.item].questions[outcome.question], outcome.text)
+                for part in self.parts
+                for outcome in part.outcomes[spec]
+            ]
+            prediction_files.write(folder / f"{self.task.name}_{self.name}_{file_name(spec)}", spec, answers)
 
     def put(self, candidate: Candidate, task: Task, outcomes: dict[str, list[Outcome]]) -> None:
         """The rows of a method on one part of the task."""

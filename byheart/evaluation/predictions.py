@@ -9,17 +9,18 @@ method in the rows. The released code adds to a file that is there, so a record 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from byheart.data.hub import short_name
 from byheart.data.json_rows import read_text, rows_of_lines
 from byheart.data.records import rows as read_records
 from byheart.errors import InputError, UsageError
-from byheart.evaluation.metrics.parts import parts_of
 from byheart.evaluation.results import Result
 from byheart.evaluation.rows import make_rows
 from byheart.evaluation.run_folder import Outcome
+from byheart.evaluation.runner import parts_of
 from byheart.evaluation.task import Answer, Question, Task
 from byheart.files import replacing
 
@@ -69,12 +70,13 @@ def score(task: Task, predictions: str | Path, data: str) -> list[Result]:
     """
     if task.asks != "words":
         raise UsageError(f"{task.name} measures likelihoods, so no words can be scored.")
-    answers, records = read(predictions), list(read_records(task.sources.get(data, data)))
+    source = task.sources.get(data, data)
+    answers, records = read(predictions), list(read_records(source))
     items = list(task.items(records, 0))
     asked = {question.record - 1: question for item in items for question in item.questions if question.record}
     if not asked:
         raise UsageError(f"{task.name} has no question that belongs to one record, so predictions cannot be matched.")
-    name, found = Path(data).stem, list[Result]()
+    name, found = data if data in task.sources else Path(short_name(source)).stem, list[Result]()
     for model, texts in answers.items():
         if unknown := sorted(texts.keys() - asked.keys()):
             raise InputError(
@@ -82,7 +84,8 @@ def score(task: Task, predictions: str | Path, data: str) -> list[Result]:
                 f"{len(records):,}, of which {task.name} asks about {len(asked):,}. Give the file that was asked about."
             )
         outcomes = [_outcome(task, index, asked[index], text) for index, text in sorted(texts.items())]
-        found += make_rows(task, name, model, {name: outcomes for name in (model, *task.references)})
+        rows = make_rows(task, name, model, dict.fromkeys((model, *task.references), outcomes))
+        found += rows + task.summary(rows)
     return found
 
 

@@ -96,9 +96,7 @@ class RunFolder:
 
     def answers(self, task: str, dataset: str, method: str, *decides: Any) -> Path:
         """The file of a method's answers: a readable name, and a digest of all that decides them."""
-        digest = digest_of([method, *decides])
-        plain = re.sub(r"[^A-Za-z0-9.=-]+", "_", method)[:60]
-        return self.path / "answers" / task / dataset / f"{plain}-{digest}.jsonl"
+        return self.path / "answers" / task / dataset / file_name(method, *decides)
 
     def keep(self, rows: Sequence[Result], run: Mapping[str, Any], **about: Any) -> None:
         """Put the rows of one run, and how it was measured, in place of those of its task, data set and method."""
@@ -110,6 +108,12 @@ class RunFolder:
         # The options of a task or a method may be of any kind.
         plain = json.loads(json.dumps(run, default=str))
         save(file, [*left, *rows], **about, runs=[*others, plain])
+
+
+def file_name(method: str, *decides: Any) -> str:
+    """What a file of a method's answers is called: readable, and another one wherever something else decides them."""
+    plain = re.sub(r"[^A-Za-z0-9.=-]+", "_", method)[:60]
+    return f"{plain}-{digest_of([method, *decides])}.jsonl"
 
 
 def digest_of(parts: Iterable[Any]) -> str:

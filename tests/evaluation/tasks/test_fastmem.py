@@ -17,7 +17,7 @@ from byheart.evaluation.task import Item, Question
 from byheart.evaluation.tasks.faithful import Faithful
 from byheart.evaluation.tasks.summary import Summary
 from byheart.text.encoder import ChatEncoder
-from tests.conftest import Run, tiny_tokenizer
+from tests.conftest import Run, save_tiny, tiny_tokenizer
 
 NQ_SWAP = {
     "input": "who paints the red barn",
@@ -278,3 +278,17 @@ def test_the_number_of_a_record_decides_no_answer(tiny_folder: Path, tmp_path: P
     (file,) = (tmp_path / "out" / "answers").rglob("*.jsonl")
     answer = json.loads(file.read_text())
     assert answer["digest"] == "6f0162412482"
+
+
+def test_a_run_without_the_system_prompt_is_another_one(run: Run, tmp_path: Path) -> None:
+    folder, tokenizer = save_tiny(tmp_path / "tiny"), tiny_tokenizer()
+    tokenizer.chat_template = "{{ '<|user|>Be brief.<|end|>' }}" + str(tokenizer.chat_template)
+    tokenizer.save_pretrained(folder)
+    flags = ["--data", kept(tmp_path, "nqswap.json", [NQ_SWAP]), "-m", folder, "--out", tmp_path / "out"]
+    for more in ([], ["--no-system-prompt"], ["--system-prompt"]):
+        ran = run("evaluate", "faithful", "--method", "nothing:max_tokens=1", *flags, *more)
+        assert ran.code == 0, ran.err
+        rows = json.loads((tmp_path / "out" / "rows.json").read_text())
+        said = [each.get("system_prompt") for each in rows["about"]["runs"]]
+        assert said == ([False] if more == ["--no-system-prompt"] else [None])
+    assert len(list((tmp_path / "out" / "answers").rglob("*.jsonl"))) == 2
