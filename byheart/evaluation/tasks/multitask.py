@@ -38,8 +38,14 @@ class Multitask(Task):
             found = fill_prompt(record, number, words=self.words)
             # Beside words, choices would be measured for nothing.
             choices = () if self.published else tuple(f" {label}" for label in found.labels)
-            about: dict[str, Any] = {"conditions": {"set": found.dataset}, "record": number}
-            question = Question(found.text, (found.right,), choices, use_chat_template=False, **about)
+            question = Question(
+                found.text,
+                (found.right,),
+                choices,
+                use_chat_template=False,
+                conditions={"set": found.dataset},
+                record=number,
+            )
             yield Item((), (question,))
 
     def score(self, question: Question, answer: Answer) -> Mapping[str, float | Part]:

@@ -23,15 +23,18 @@ _ASKED = {
 
 
 class Summary(Task):
-    """ROUGE of a summary against the gold one, BERT-P and FactKB against the article (FastMem).
+    """ROUGE of a summary; BERT-P and FactKB too, which were not run on their real models (FastMem).
+
+    ROUGE is against the gold summary, the other two against the article.
 
     Args:
         context: repeat the article in the question, as published, see ``faithful``.
         dataset: cnndm, xsum or wikihow, for records that do not say one of these, nor come from a file that does.
         words: an article is cut after so many; 0 is never.
-        bertscore: also how well the summary's tokens are matched by the article; needs the package bert_score.
+        bertscore: also how well the summary's tokens are matched by the article; needs the package bert_score. Not run
+            on its real model.
         factkb: also how likely the classifier FactKB holds the summary to be true to the article; its folder where it
-            does not come from the hub.
+            does not come from the hub. Not run on its real model.
         first: of each data set, only so many records from the beginning; 0 is all.
         doc_tokens: an article is cut after so many, as published (7,500); 0 is never.
     """
