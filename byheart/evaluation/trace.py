@@ -118,10 +118,16 @@ def _run(task: Task, item: Item, candidate: Candidate) -> tuple[int, list[float]
         write_many([session], [text], use_chat_template=item.use_chat_template)
     note()
     decoding = candidate.decoding_for(task, question.max_tokens)
-    form = {"use_chat_template": question.use_chat_template, "answer_prefix": question.answer_prefix}
-    alone = {"unconditional": question.unconditional, "search": question.text}
+    request = session.request(
+        question.prompt,
+        decoding,
+        use_chat_template=question.use_chat_template,
+        answer_prefix=question.answer_prefix,
+        unconditional=question.unconditional,
+        search=question.text,
+    )
     generation = Generation(session.backbone)
-    generation.add([session.request(question.prompt, decoding, **form, **alone)])
+    generation.add([request])
     while generation.running:
         generation.step()
         note()
@@ -141,7 +147,8 @@ def _recorded(device: torch.device, file: Path) -> Iterator[None]:
             yield
         profiler.export_chrome_trace(str(file))
         if on_gpu:
-            torch.cuda.memory._dump_snapshot(str(file.with_name(file.name.replace(".trace.json", ".memory.pickle"))))
+            memory = file.with_name(file.name.replace(".trace.json", ".memory.pickle"))
+            torch.cuda.memory._dump_snapshot(str(memory))  # type: ignore[no-untyped-call]
     finally:
         if on_gpu:
             torch.cuda.memory._record_memory_history(enabled=None)
