@@ -249,8 +249,8 @@ class _Sheet:
         asked = [question for part in self.parts for item in part.items for question in item.questions]
         if self.task.asks != "words" or not all(question.record for question in asked):
             raise UsageError(
-                f"{self.task.name} has no answer in words for each record, so it gives no predictions; faithful, "
-                "summary, questions and multitask (published=true) do."
+                f"{self.task.name} has no answer in words for each record, so it gives no predictions; leave out "
+                "predictions (--predictions)."
             )
 
     def write_predictions(self, folder: Path) -> None:

@@ -63,7 +63,7 @@ def score(task: Task, predictions: str | Path, data: str) -> list[Result]:
 
     Args:
         task: one that asks for words, a question for each record, such as faithful and summary.
-        predictions: a file, see above.
+        predictions: JSON lines with ``input_index``, ``assigned_model`` and ``string``, a list of one text.
         data: the file that was asked about, or its name on the hub.
 
     Records without an answer are left out: ``n`` says how many have one. Raises InputError and UsageError.
