@@ -38,9 +38,11 @@ COMMANDS = {
     },
     "Measure": {
         "evaluate": "Measure methods on tasks: what each answers, what it keeps, what it costs.",
+        "score": "Score answers that were made elsewhere, from a file of predictions.",
         "tasks": "List the tasks that `byheart evaluate` knows.",
         "data": "Get the data sets that results and recipes use, from their public sources; or list them.",
         "search": "Try a grid of settings on some items and list the best first; then measure it on other items.",
+        "trace": "Record what one long text takes to write and to ask about, step by step.",
         "compare": "Lay runs side by side on a page: what memories are worth, keep and take.",
         "lm-eval": "Run tasks of lm-evaluation-harness on a model that reads a memory first.",
     },

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -39,6 +39,12 @@ Data = Annotated[
 TASK = options.group(
     model=options.option(str, "smollm2", "Alias, hub id, folder or .gguf file.", "--model", "-m"),
     option=options.option(list[str] | None, None, "Of the task; repeatable.", "--option", "-o", metavar="KEY=VALUE"),
+    system_prompt=options.option(
+        bool,
+        True,
+        "Keep what the model's chat template says of its own before a conversation; FastMem asks without it.",
+        "--system-prompt/--no-system-prompt",
+    ),
 )
 _LIMIT = options.group(limit=options.option(int, 64, "Items of each data set, at most; 0 is all."))
 RUN = options.group(
@@ -46,6 +52,14 @@ RUN = options.group(
     batch=options.option(int, 8, "Items at once."),
     seed=options.option(int, 0, "Of the items' order."),
     out=options.option(str | None, None, "Keep answers and rows here; a run that is there is resumed.", metavar="DIR"),
+)
+_WRITTEN = options.group(
+    predictions=options.option(
+        str | None,
+        None,
+        "Also write each method's answers here, as byheart score and FastMem's own scripts read them.",
+        metavar="DIR",
+    ),
 )
 _COMPARED = options.group(
     budget=options.option(
@@ -64,7 +78,7 @@ _COMPARED = options.group(
 )
 
 
-@options.takes(TASK, _LIMIT, RUN, _COMPARED, options.WHERE)
+@options.takes(TASK, _LIMIT, RUN, _WRITTEN, _COMPARED, options.WHERE)
 def evaluate(tasks: Tasks, method: Methods, data: Data, as_json: options.AsJSON = False, **choices: Any) -> None:
     """Measure methods on tasks: what each answers, what it keeps, what it costs."""
     from byheart.evaluation.evaluate import evaluate as measure
@@ -82,10 +96,18 @@ def evaluate(tasks: Tasks, method: Methods, data: Data, as_json: options.AsJSON 
         # Unknown names are found before the model is opened.
         built = [build(name, **options.method_options(task_options)) for name in tasks]
         backbone = load(model, method="nothing", **where).backbone
-        rows = [
-            row for task in built for row in measure(task, data, specs, model=backbone, progress=progress, **choices)
-        ]
+        choices |= {"progress": progress, "live": show_live(progress)}
+        rows = [row for task in built for row in measure(task, data, specs, model=backbone, **choices)]
     show_rows(rows, _COLUMNS, as_json=as_json)
+
+
+def show_live(progress: terminal.Activity) -> Callable[[str, Mapping[str, float]], None]:
+    """Shows what a method's metrics are so far: how many answers are right, and where a task counts them, failures."""
+
+    def live(method: str, so_far: Mapping[str, float]) -> None:
+        progress.say(f"{method}: " + ", ".join(f"{metric} {value:.3f}" for metric, value in so_far.items()))
+
+    return live
 
 
 def show_rows(rows: Sequence[Result], columns: Sequence[str], *, as_json: bool) -> None:

@@ -20,7 +20,13 @@ _SEARCHED = options.group(
     ),
     method=options.option(str, "last-ffn", "Method that is tuned."),
     task=options.option(str, "faithful", "What is measured; `byheart tasks` lists them."),
-    metric=options.option(str, "accuracy", "Of the task."),
+    metric=options.option(
+        str,
+        "accuracy",
+        "Of the task; by several the settings are ordered by the sum of their ranks: rouge_l,bert_precision,factkb "
+        "(the latter two were not run on their real models).",
+        metavar="A,B",
+    ),
 )
 _LIMIT = options.group(limit=options.option(int, 100, "Items at most; 0 is all."))
 
@@ -33,10 +39,13 @@ def search(data: Data, as_json: options.AsJSON = False, **choices: Any) -> None:
     from byheart.model.loading import silence
 
     silence()
+    choices["metric"] = [name.strip() for name in choices["metric"].split(",") if name.strip()]
     built = build(choices.pop("task"), **options.method_options(choices.pop("option")))
     grid, last = _parse_grid(choices.pop("grid")) or grid_search.GRID, choices["skip"] + choices["limit"]
     with terminal.progressing("searching", "items") as progress:
-        rows = grid_search.search(built, data, grid=grid, progress=progress, **choices)
+        rows = grid_search.search(
+            built, data, grid=grid, progress=progress, live=evaluate.show_live(progress), **choices
+        )
     evaluate.show_rows(rows, _COLUMNS, as_json=as_json)
     if not as_json:
         others = f"with --skip {last}" if choices["limit"] else "of another file"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from threading import Timer
@@ -20,6 +21,8 @@ from byheart.errors import InputError, OutputError
 
 PATIENCE = 2.0
 """Seconds before a progress bar is shown."""
+SECONDS_BETWEEN_LINES = 60.0
+"""Where there is no terminal, a line says so often how far a command is."""
 _PIPE_WIDTH = 160
 
 
@@ -75,23 +78,61 @@ def said(options: Mapping[str, Any]) -> str:
     )
 
 
+class Lines:
+    """Says how far a command is, a line now and then, where no terminal shows it."""
+
+    def __init__(self, activity: str, *, wanted: bool) -> None:
+        self.activity, self.wanted = activity, wanted
+        self._begun = self._last = time.monotonic()
+
+    def offer(self, *said: str) -> None:
+        """Write a line on stderr, where it is time for one."""
+        now = time.monotonic()
+        if self.wanted and now - self._last >= SECONDS_BETWEEN_LINES:
+            self._last = now
+            note(f"{self.activity}: {', '.join([*filter(None, said), f'{(now - self._begun) / 60:.0f} min'])}")
+
+
+class Activity:
+    """Called with what is done and what there is in all: moves a bar, or writes a line now and then in a log file."""
+
+    def __init__(self, activity: str, unit: str, bar: Progress) -> None:
+        self._unit, self._bar, self._count, self._so_far = unit, bar, "", ""
+        self._task = bar.add_task(printable(activity), total=None, count="", so_far="")
+        self._lines = Lines(activity, wanted=not bar.console.is_terminal)
+
+    def __call__(self, done: int, total: int) -> None:
+        self._count = f"{done:,}/{total:,} {self._unit}"
+        self._bar.update(self._task, completed=done, total=total, count=self._count)
+        self._lines.offer(self._count, self._so_far)
+
+    def say(self, so_far: str) -> None:
+        """Show beside it what is known so far."""
+        self._so_far = so_far
+        self._bar.update(self._task, so_far=printable(so_far))
+
+
 @contextmanager
-def progressing(activity: str, unit: str = "tokens") -> Iterator[Callable[[int, int], None]]:
-    """Before: nothing is shown. Inside: after two seconds, a terminal has a bar, moved by the callback. After: none."""
+def progressing(activity: str, unit: str = "tokens") -> Iterator[Activity]:
+    """Before: nothing is shown. Inside: after two seconds, a terminal has a bar, moved by the callback. After: none.
+
+    Where stderr is no terminal, such as in a log file, there is a line a minute instead.
+    """
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=30),
         TextColumn("{task.fields[count]}"),
+        TextColumn("{task.fields[so_far]}", markup=False),
         TimeElapsedColumn(),
     )
     bar = Progress(*columns, console=Console(stderr=True), transient=True)
-    task = bar.add_task(printable(activity), total=None, count="")
+    moved = Activity(activity, unit, bar)
     begin = Timer(PATIENCE, bar.start)
     if bar.console.is_terminal:
         begin.start()
     try:
-        yield lambda done, total: bar.update(task, completed=done, total=total, count=f"{done:,}/{total:,} {unit}")
+        yield moved
     finally:
         begin.cancel()
         if bar.live.is_started:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -20,7 +19,6 @@ from byheart.training.settings import list_settings
 if TYPE_CHECKING:
     from byheart.training.loop import Step, TrainResult
 
-_SECONDS_BETWEEN_LINES = 30.0
 _SETTINGS = list_settings(TrainingConfig)
 # The method is an argument, and its options are typed as those of a memory.
 _FLAGS = {name: setting for name, setting in _SETTINGS.items() if name not in ("method", "options")}
@@ -71,7 +69,7 @@ def _is_first() -> bool:
 
 @contextmanager
 def _progressing() -> Iterator[tuple[Callable[[int, int], None], Callable[[Step], None]]]:
-    """Before: nothing is shown. Inside: a bar, or a line now and then where there is no terminal. After: nothing.
+    """Before: nothing is shown. Inside: a bar, or a line a minute where there is no terminal. After: nothing.
 
     Gives a function that takes the steps done and the steps in all, at the start, and one that takes every step.
     """
@@ -80,19 +78,19 @@ def _progressing() -> Iterator[tuple[Callable[[int, int], None], Callable[[Step]
     quiet = not (console.is_terminal and _is_first())
     with Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=quiet) as bar:
         task = bar.add_task("opening the model", total=None)
-        last_line = time.monotonic()
+        lines = terminal.Lines("training", wanted=not console.is_terminal and _is_first())
+        steps = ""
 
         def ready(done: int, total: int) -> None:
+            nonlocal steps
+            steps = f"{total:,}"
             bar.update(task, completed=done, total=total, description="")
 
         def progress(step: Step) -> None:
-            nonlocal last_line
             line = f"loss {step.loss:.3f}, {step.tokens / step.seconds:,.0f} tokens/s"
             if step.held_out is not None:
                 line += f", held out {step.held_out:.3f}"
             bar.update(task, advance=1, description=line)
-            if quiet and time.monotonic() - last_line > _SECONDS_BETWEEN_LINES:
-                last_line = time.monotonic()
-                terminal.note(f"step {step.step}: {line}")
+            lines.offer(f"step {step.step:,} of {steps}", line)
 
         yield ready, progress

@@ -8,7 +8,7 @@ It knows no task and no method.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -18,6 +18,7 @@ from byheart.data.hub import short_name
 from byheart.data.mixture import split_weight
 from byheart.data.records import rows as read_records
 from byheart.errors import InputError, UsageError
+from byheart.evaluation import predictions as prediction_files
 from byheart.evaluation.method_spec import (
     Candidate,
     MethodSpec,
@@ -29,8 +30,8 @@ from byheart.evaluation.method_spec import (
 )
 from byheart.evaluation.metrics import CONTROLS, DIFFERENCE
 from byheart.evaluation.results import Result
-from byheart.evaluation.rows import make_differences, make_rows, pool
-from byheart.evaluation.run_folder import Outcome, RunFolder, digest_of
+from byheart.evaluation.rows import SoFar, make_differences, make_rows, pool
+from byheart.evaluation.run_folder import Outcome, RunFolder, digest_of, file_name
 from byheart.evaluation.runner import run
 from byheart.evaluation.task import Item, Task
 from byheart.generation.contrast import require_contrast
@@ -41,6 +42,7 @@ from byheart.session.session import Session
 from byheart.text.encoder import ChatEncoder
 
 Progress = Callable[[int, int], None]
+Live = Callable[[str, Mapping[str, float]], None]
 _POOLED = "all"
 
 
@@ -57,9 +59,12 @@ def evaluate(
     against: str = "",
     control: Sequence[str] = (),
     out: str | Path | None = None,
+    predictions: str | Path | None = None,
     dtype: str = "auto",
     device: str = "auto",
+    system_prompt: bool = True,
     progress: Progress = lambda done, total: None,
+    live: Live = lambda method, so_far: None,
 ) -> list[Result]:
     """The numbers of each method on each data set of a task.
 
@@ -80,6 +85,12 @@ def evaluate(
             after the text of another item. Wherever a method and a control of it are measured, it gets rows of how
             much more its own text gives, ``METRIC_over_nothing`` and ``METRIC_over_other_text``, on the same items.
         out: the run's folder; a run that is there is resumed.
+        predictions: a folder; each method's answers to a data set are also written there, in a file of the form that
+            ``predictions`` reads. With ``out``, those of a run that is there are, without asking again.
+        system_prompt: keep what the model's chat template says of its own before every conversation.
+        progress: called with the texts and questions that are done, and with all of them.
+        live: called after every batch with a method, as it was given, and the mean of each metric over its answers to
+            this data set so far, those that were there among them.
 
     Raises InputError, which counts items from 1 after ``skip``; BudgetError where a memory keeps more than its bytes;
     UsageError, ModelError, and what making a method raises.
@@ -92,8 +103,10 @@ def evaluate(
     if not sources:
         raise UsageError("There are no data to measure on; give a file, a folder or a data set.")
     specs = with_controls(list(dict.fromkeys([*task.references, *methods])), control)
-    opened = load(model, method="nothing", dtype=dtype, device=device)
+    opened = load(model, method="nothing", dtype=dtype, device=device, system_prompt=system_prompt)
     settings = {"limit": limit, "skip": skip, "against": against}
+    # Where it is kept, runs are told apart by nothing more than before.
+    settings |= {} if system_prompt else {"system_prompt": False}
     candidates = _Candidates(specs, opened)
     sheets = [_Sheet.open(task, source, candidates, settings, seed) for source in sources]
     if out is not None:
@@ -101,6 +114,9 @@ def evaluate(
         folder = RunFolder(out, backbone=opened.backbone.fingerprint, dtype=dtype_name, seed=seed)
         for sheet in sheets:
             sheet.keep_in(folder, model=opened.backbone.source, dtype=dtype_name, seed=seed)
+    if predictions is not None:
+        for sheet in sheets:
+            sheet.require_predictions()
     total, done = sum(sheet.steps for sheet in sheets), 0
 
     def advance(steps: int) -> None:
@@ -109,7 +125,9 @@ def evaluate(
         progress(done, total)
 
     for sheet in sheets:
-        sheet.measure(batch, advance)
+        sheet.measure(batch, advance, live)
+        if predictions is not None:
+            sheet.write_predictions(Path(predictions))
     rows = [row for sheet in sheets for spec in specs for row in sheet.rows.get(spec, [])]
     return rows + (_pooled(sheets, specs) if task.pooled and len(sheets) > 1 else [])
 
@@ -166,7 +184,8 @@ class _Candidates:
         if model not in self.models:
             own = self.opened.backbone
             dtype, device = str(own.dtype).removeprefix("torch."), str(own.device)
-            self.models[model] = load(model, method="nothing", dtype=dtype, device=device)
+            system_prompt = self.opened.encoder.system_prompt
+            self.models[model] = load(model, method="nothing", dtype=dtype, device=device, system_prompt=system_prompt)
         return self.models[model]
 
 
@@ -209,13 +228,14 @@ class _Sheet:
         self.folder, self.about = folder, about
         self.name = folder.named(self.name, self.source, self.settings["records"])
 
-    def measure(self, batch: int, advance: Callable[[int], None]) -> None:
+    def measure(self, batch: int, advance: Callable[[int], None], live: Live) -> None:
         """Ask every method, and put its rows."""
         for part in self.parts:
             waiting: list[Candidate] = []
             for group in group_by_state(part.candidates):
                 files = [_answers_file(self.folder, each, part.task, self.name) for each in group if self.folder]
-                outcomes = run(part.task, part.items, group, batch=batch, files=files, advance=advance)
+                seen = _report(group, live)
+                outcomes = run(part.task, part.items, group, batch=batch, files=files, advance=advance, seen=seen)
                 part.outcomes |= {candidate.spec: found for candidate, found in zip(group, outcomes, strict=True)}
                 waiting += group
                 # Rows compare with the references, which come first.
@@ -223,6 +243,25 @@ class _Sheet:
                     while waiting:
                         self.put(waiting.pop(0), part.task, part.outcomes)
             self._put_differences(part)
+
+    def require_predictions(self) -> None:
+        """Raise UsageError unless every question is one record's, and is answered in words."""
+        asked = [question for part in self.parts for item in part.items for question in item.questions]
+        if self.task.asks != "words" or not all(question.record for question in asked):
+            raise UsageError(
+                f"{self.task.name} has no answer in words for each record, so it gives no predictions; leave out "
+                "predictions (--predictions)."
+            )
+
+    def write_predictions(self, folder: Path) -> None:
+        """Write a file of each method's answers."""
+        for spec in self.parts[0].outcomes:
+            answers = [
+                (part.items[outcome.item].questions[outcome.question], outcome.text)
+                for part in self.parts
+                for outcome in part.outcomes[spec]
+            ]
+            prediction_files.write(folder / f"{self.task.name}_{self.name}_{file_name(spec)}", spec, answers)
 
     def put(self, candidate: Candidate, task: Task, outcomes: dict[str, list[Outcome]]) -> None:
         """The rows of a method on one part of the task."""
@@ -255,6 +294,17 @@ class _Sheet:
             named = {"task": self.task.name, "dataset": self.name, "method": candidate.spec}
             options = {"options": self.task.options(), "resolved": candidate.session.header.options}
             self.folder.keep(self.rows[candidate.spec], {**named, **self.settings, **options}, **self.about)
+
+
+def _report(group: Sequence[Candidate], live: Live) -> Callable[[int, Sequence[Outcome]], None]:
+    """Takes the outcomes of each candidate as they come, and says what its metrics are so far."""
+    so_far = [SoFar() for _ in group]
+
+    def seen(place: int, outcomes: Sequence[Outcome]) -> None:
+        if outcomes:
+            live(group[place].spec, so_far[place].add(outcomes))
+
+    return seen
 
 
 def _answers_file(folder: RunFolder, candidate: Candidate, task: Task, dataset: str) -> Path:

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from statistics import fmean
 from typing import NamedTuple
 
 import torch
@@ -20,6 +21,7 @@ from byheart.evaluation.results import READING_COSTS, Result
 from byheart.evaluation.run_folder import Outcome
 from byheart.evaluation.statistics import bounds, draws
 from byheart.evaluation.task import Task, Totals
+from byheart.protocol.grouping import group
 
 
 class Key(NamedTuple):
@@ -27,6 +29,21 @@ class Key(NamedTuple):
 
     metric: str
     conditions: str
+
+
+class SoFar:
+    """The means of a method's metrics over the answers that are there, without intervals."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, tuple[float, float]] = {}
+
+    def add(self, outcomes: Sequence[Outcome]) -> dict[str, float]:
+        """By metric, with these answers too; a metric of classes is the mean over those that have occurred."""
+        for name, (total, weight) in (part for outcome in outcomes for part in outcome.parts.items()):
+            before = self._sums.get(name, (0.0, 0.0))
+            self._sums[name] = before[0] + total, before[1] + weight
+        means = {name: total / weight for name, (total, weight) in self._sums.items() if weight}
+        return {metric: fmean(means[name] for name in names) for metric, names in group(means, _metric).items()}
 
 
 def make_rows(task: Task, dataset: str, spec: str, outcomes: Mapping[str, Sequence[Outcome]]) -> list[Result]:

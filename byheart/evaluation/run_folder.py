@@ -96,9 +96,7 @@ class RunFolder:
 
     def answers(self, task: str, dataset: str, method: str, *decides: Any) -> Path:
         """The file of a method's answers: a readable name, and a digest of all that decides them."""
-        digest = digest_of([method, *decides])
-        plain = re.sub(r"[^A-Za-z0-9.=-]+", "_", method)[:60]
-        return self.path / "answers" / task / dataset / f"{plain}-{digest}.jsonl"
+        return self.path / "answers" / task / dataset / file_name(method, *decides)
 
     def keep(self, rows: Sequence[Result], run: Mapping[str, Any], **about: Any) -> None:
         """Put the rows of one run, and how it was measured, in place of those of its task, data set and method."""
@@ -112,10 +110,17 @@ class RunFolder:
         save(file, [*left, *rows], **about, runs=[*others, plain])
 
 
+def file_name(method: str, *decides: Any) -> str:
+    """What a file of a method's answers is called: readable, and another one wherever something else decides them."""
+    plain = re.sub(r"[^A-Za-z0-9.=-]+", "_", method)[:60]
+    return f"{plain}-{digest_of([method, *decides])}.jsonl"
+
+
 def digest_of(parts: Iterable[Any]) -> str:
     """A short name for values, by their ``repr``.
 
-    A field at its default does not count, so that a later release may have more fields and still resume old runs.
+    A field at its default does not count, so that a later release may have more fields and still resume old runs; nor
+    does one that values are not compared by.
     """
     digest = hashlib.sha256()
     for part in parts:
@@ -128,8 +133,11 @@ def _without_defaults(value: Any) -> Any:
         return [_without_defaults(part) for part in value]
     if not is_dataclass(value):
         return value
-    defaults = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(value)}
-    pairs = [(name, _without_defaults(part)) for name, part in vars(value).items() if part != defaults[name]]
+    defaults = {
+        f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(value) if f.compare
+    }
+    parts = {name: part for name, part in vars(value).items() if name in defaults}
+    pairs = [(name, _without_defaults(part)) for name, part in parts.items() if part != defaults[name]]
     return [type(value).__name__, *pairs]
 
 

@@ -61,6 +61,7 @@ def run(
     batch: int = 8,
     files: Sequence[Path] = (),
     advance: Callable[[int], None] = lambda steps: None,
+    seen: Callable[[int, Sequence[Outcome]], None] = lambda place, outcomes: None,
 ) -> list[list[Outcome]]:
     """The outcomes of every question, for each candidate.
 
@@ -69,6 +70,7 @@ def run(
             written once for all.
         files: where the outcomes of each are kept; questions whose outcomes are there are not asked again.
         advance: called with how many more texts are written and questions answered, counted for each candidate.
+        seen: called with the place of a candidate and its outcomes, those that are known and then those of each batch.
     """
     for candidate in candidates:
         candidate.decoding_for(task)
@@ -82,6 +84,8 @@ def run(
     outcomes = [[outcome for n in sorted(by_item) for outcome in by_item[n]] for by_item in found]
     # For which candidates an item is still to be answered.
     lacking = {n: [k for k, by_item in enumerate(found) if n not in by_item] for n in range(len(items))}
+    for place, resumed in enumerate(outcomes):
+        seen(place, resumed)
     advance(sum(items[n].steps for by_item in found for n in by_item))
     left = {n: items[n] for n, places in lacking.items() if places}
     if not is_paired:
@@ -93,6 +97,7 @@ def run(
             new[place].append(outcome)
         for place, added in enumerate(new):
             outcomes[place] += added
+            seen(place, added)
             if files and added:
                 append(files[place], added)
     return [sorted(own, key=lambda outcome: (outcome.item, outcome.question)) for own in outcomes]

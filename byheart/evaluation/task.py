@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from byheart.data.records import Fields, required
+from byheart.errors import UsageError
 from byheart.evaluation.results import Result
 from byheart.protocol.method import defaults
 from byheart.text.encoder import ChatEncoder
@@ -42,6 +43,7 @@ class Question:
             text is repeated in the question, this is the question without it: else both sides would see the text.
         target: tokens that stand after the memory instead of a text, of which those from ``target_start`` on are
             predicted.
+        record: the number, from 1, of the one record that asks it; 0 where several do. It is no part of what is asked.
     """
 
     text: str = ""
@@ -57,6 +59,7 @@ class Question:
     unconditional: str = ""
     target: Tokens = ()
     target_start: int = 1
+    record: int = field(default=0, compare=False)
 
     @property
     def prompt(self) -> str:
@@ -146,6 +149,8 @@ class Task(abc.ABC):
     """Of which metrics less is better, False, or neither more nor less, None; of all others more is."""
     unbounded: ClassVar[Sequence[str]] = ()
     """Metrics that are no shares of hits although each answer may be 0 or 1, such as errors."""
+    optional_metrics: ClassVar[Mapping[str, str]] = {}
+    """Metrics that only an option of the task measures: metric -> option."""
     pooled: ClassVar[bool] = False
     """Whether several data sets, each ``PATH`` or ``PATH:weight``, also give rows of all of them together."""
     control: bool = False
@@ -202,11 +207,24 @@ class Task(abc.ABC):
         return []
 
 
-def shuffled(records: Sequence[Fields], seed: int) -> list[tuple[int, Fields]]:
-    """Records with their numbers, from 1, in a random order that a seed decides."""
-    numbered = list(enumerate(records, start=1))
+def shuffled(records: Sequence[Fields], seed: int, *, first: int = 0) -> list[tuple[int, Fields]]:
+    """Records with their numbers, from 1, in a random order that a seed decides.
+
+    Args:
+        first: of all records, only so many from the beginning; 0 is all.
+    """
+    numbered = list(enumerate(records[: first or None], start=1))
     random.Random(seed).shuffle(numbered)
     return numbered
+
+
+def cut_text(text: str, tokens: int, encoder: ChatEncoder | None) -> str:
+    """A text cut after so many tokens, 0 of which are all. Raises UsageError where nothing can count them."""
+    if not tokens:
+        return text
+    if encoder is None:
+        raise UsageError(f"A text is to be cut after {tokens:,} tokens, but there is no model here that has tokens.")
+    return encoder.cut(text, tokens)
 
 
 def is_answered(record: Fields) -> bool:

@@ -14,7 +14,8 @@ Dimensions: B batch, H heads, M slots, T tokens, D hidden, W head width.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,11 +46,11 @@ _PUBLISHED_RATE, _PUBLISHED_SIZE = 1e-5, 8.03e9
 
 @dataclass(frozen=True)
 class Tuned:
-    """What tuning on one text gave: a change for each weight, and the loss and KL before each step."""
+    """What tuning on one text gave: a change for each weight, and the loss and KL before each step, if any."""
 
     deltas: dict[str, Tensor]
-    losses: list[float]
-    divergences: list[float]
+    losses: list[float] = field(default_factory=list)
+    divergences: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,11 @@ class LastFFN(Method):
     """Keeps a change of the last ``layers`` feed-forward blocks, and the text's keys and values.
 
     Args:
-        steps, kl: of the tuning; the paper's settings for question answering are the defaults.
+        steps, kl: of the tuning; the paper's settings for question answering are the defaults. No steps leave the model
+            as it is.
+        kl_target: a divergence in nats by which the weight ``kl`` is raised or lowered before each step, as the
+            released code can (5 there; Ziegler et al. 2019, arXiv 1909.08593); 0 leaves it. A step then costs a second
+            product with the head.
         learning_rate: of the tuning; 0 takes one by the model's size, see ``rate_for``, and what it is stands in
             the memory's header.
         layers: how many of the last layers' blocks are tuned.
@@ -107,16 +112,17 @@ class LastFFN(Method):
         opening: Sequence[int] = (),
         receipt: Sequence[int] = (),
         bits: int = 16,
+        kl_target: float = 0.0,
     ) -> None:
         Method.__init__(self, backbone)
         require_bits(bits)
         require_positive(layers=layers, clip=clip)
-        require_steps(steps)
-        require_not_negative(kl=kl, learning_rate=learning_rate)
+        require_steps(steps, least=0)
+        require_not_negative(kl=kl, learning_rate=learning_rate, kl_target=kl_target)
         require_known(backbone, header=header, footer=footer, opening=opening, receipt=receipt)
         if layers > len(backbone.layers):
             raise UsageError(f"layers must be at most {len(backbone.layers)}, the model's depth; it is {layers}.")
-        self.steps, self.kl, self.layers = steps, kl, layers
+        self.steps, self.kl, self.kl_target, self.layers = steps, kl, kl_target, layers
         self.learning_rate = learning_rate or rate_for(sum(part.numel() for part in backbone.model.parameters()))
         self.keep_text, self.clip, self.bits = keep_text, clip, bits
         self.coding = SlotCoding(backbone, bits)
@@ -173,7 +179,8 @@ class LastFFN(Method):
         return self._tune([{}], [(tokens, start)])[0]
 
     def _deltas(self, state: State) -> dict[str, DenseDelta]:
-        return {path: DenseDelta(state[f"delta.{path}"]) for path in self._paths}
+        # Without steps the changes are zeros, which would only cost their products.
+        return {path: DenseDelta(state[f"delta.{path}"]) for path in self._paths if self.steps}
 
     def _with_text(self, state: State, segment: Tensor, changes: State) -> State:
         """Everything kept but the changes: the text's keys and values, which only deeper tuning touches."""
@@ -209,17 +216,27 @@ class LastFFN(Method):
     @torch.inference_mode(False)
     def _tune(self, before: Sequence[Mapping[str, Tensor]], texts: Sequence[tuple[Tensor, int]]) -> list[Tuned]:
         frozen = {path: self.backbone.linear(path).weight for path in self._paths}
+        if not self.steps:
+            return [
+                Tuned({p: d.get(p, torch.zeros_like(w, dtype=torch.float)) for p, w in frozen.items()}) for d in before
+            ]
         weights = [{p: (w.float() + deltas.get(p, 0)).requires_grad_() for p, w in frozen.items()} for deltas in before]
         prepared = [self._prepare(tokens, start) for tokens, start in texts]
         targets, reference = torch.cat([text.targets for text in prepared]), _concat([t.reference for t in prepared])
         scratch, counts = LogitsBuffer(), [len(text.targets) for text in prepared]
         history: list[Tensor] = []
+        kl: float | Tensor = self.kl
 
         def loss() -> Tensor:
-            hidden = [self._hidden(tuned, text)[text.span] for tuned, text in zip(weights, prepared, strict=True)]
-            values = token_losses(
-                self.backbone, torch.cat(hidden), targets, reference=reference, kl=self.kl, scratch=scratch
+            nonlocal kl
+            hidden = torch.cat(
+                [self._hidden(tuned, text)[text.span] for tuned, text in zip(weights, prepared, strict=True)]
             )
+            how: dict[str, Any] = {"reference": reference, "scratch": scratch}
+            if self.kl_target:
+                now = token_losses(self.backbone, hidden.detach(), targets, **how).divergence
+                kl = kl * self._raise(now, counts, share=(len(history) + 1) / self.steps)
+            values = token_losses(self.backbone, hidden, targets, kl=kl, **how)
             means = [[part.mean() for part in torch.split(v, counts)] for v in (values.total, values.divergence)]
             history.append(torch.stack([torch.stack(column).detach() for column in means]))
             return torch.stack(means[0])
@@ -229,6 +246,12 @@ class LastFFN(Method):
         steps = torch.stack(history, dim=-1).tolist()
         deltas = [{p: w.detach() - frozen[p].float() for p, w in tuned.items()} for tuned in weights]
         return [Tuned(*tuned) for tuned in zip(deltas, *steps, strict=True)]
+
+    def _raise(self, divergence: Tensor, counts: Sequence[int], *, share: float) -> Tensor:
+        """By what the weight of the divergence is multiplied, for each token (N,): the same throughout a text."""
+        means = torch.stack([part.mean() for part in torch.split(divergence, list(counts))])
+        factors = 1 + (means / self.kl_target - 1).clamp(-0.2, 0.2) * share
+        return factors.repeat_interleave(torch.tensor(counts, device=factors.device))
 
     @torch.no_grad()
     def _prepare(self, tokens: Tensor, start: int) -> _Text:

@@ -88,19 +88,21 @@ def token_losses(
     targets: Int[Tensor, " N"],
     *,
     reference: Reference | None = None,
-    kl: float = 0.0,
+    kl: float | Float[Tensor, " N"] = 0.0,
     scratch: LogitsBuffer | None = None,
 ) -> TokenLosses:
-    """Cross-entropy of each token plus ``kl`` times KL(reference || model) at each.
+    """Cross-entropy of each token plus ``kl``, one number or one for each, times KL(reference || model) at each.
 
     ``scratch`` saves a loop over the same texts the cost of fresh buffers.
     """
     if backbone.softcap is not None:
         return _general_losses(backbone, hidden, targets, reference, kl)
     weight, bias, scale = backbone.head.weight, backbone.head.bias, backbone.logit_scale
-    pull, strength = weight[targets].float(), 1.0
+    pull: Tensor = weight[targets].float()
+    strength: float | Tensor = 1.0
     if reference is not None:
-        pull, strength = pull + kl * reference.mean, 1.0 + kl
+        each = kl[:, None] if isinstance(kl, Tensor) else kl
+        pull, strength = pull + each * reference.mean, 1.0 + each
     lse: Tensor = _LogSumExp.apply(hidden, pull, strength, backbone, scratch or LogitsBuffer())  # type: ignore[no-untyped-call]
     x = hidden.detach().float()
     target = (weight[targets].float() * x).sum(-1)
@@ -120,7 +122,7 @@ class _LogSumExp(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, pull: Tensor, strength: float, backbone: Backbone, scratch: LogitsBuffer
+        ctx: Any, hidden: Tensor, pull: Tensor, strength: float | Tensor, backbone: Backbone, scratch: LogitsBuffer
     ) -> Tensor:
         weight, bias, scale = backbone.head.weight, backbone.head.bias, backbone.logit_scale
         lse = hidden.new_empty(hidden.shape[0], dtype=torch.float32)
@@ -138,7 +140,8 @@ class _LogSumExp(torch.autograd.Function):
             lse[piece] = (top.float() - p.gather(-1, where).log()).squeeze(-1)
             if grad is not None:
                 mean = (logits.copy_(p) @ weight).float()
-                grad[piece] = scale * (strength * mean - pull[piece])
+                each = strength[piece] if isinstance(strength, Tensor) else strength
+                grad[piece] = scale * (each * mean - pull[piece])
         ctx.grad = grad
         ctx.kind = hidden.dtype
         return lse
@@ -159,7 +162,7 @@ def _softmax(logits: Tensor, scratch: LogitsBuffer) -> Tensor:
 
 
 def _general_losses(
-    backbone: Backbone, hidden: Tensor, targets: Tensor, reference: Reference | None, kl: float
+    backbone: Backbone, hidden: Tensor, targets: Tensor, reference: Reference | None, kl: float | Tensor
 ) -> TokenLosses:
     """The same for a head that is not linear (a soft cap); one chunk of logits is held at a time."""
 

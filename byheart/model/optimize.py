@@ -8,15 +8,15 @@ from itertools import cycle
 import torch
 from torch import Tensor
 
-from byheart.errors import UsageError, require_positive
+from byheart.errors import UsageError, require_not_negative, require_positive
 
 MOST_STEPS = 1_000_000
 """More would be no learning at the moment of writing; the number may come from a state file of somebody else's."""
 
 
-def require_steps(steps: int) -> None:
+def require_steps(steps: int, *, least: int = 1) -> None:
     """Raise UsageError for a number of steps that is no use."""
-    require_positive(steps=steps)
+    (require_positive if least else require_not_negative)(steps=steps)
     if steps > MOST_STEPS:
         raise UsageError(f"steps must be at most {MOST_STEPS:,}; it is {steps:,}.")
 

@@ -75,7 +75,7 @@ def _newer_options(run: Mapping[str, Any]) -> dict[str, str]:
 
 def _config(run: Mapping[str, Any]) -> dict[str, str]:
     """How one method was measured on one task and data set; see ``run_folder``."""
-    named = {name: value for name, value in run.items() if name in ("limit", "skip", "records")}
+    named = {name: value for name, value in run.items() if name in ("limit", "skip", "records", "system_prompt")}
     return {name: show(value) for name, value in {**named, **run.get("options", {})}.items()}
 
 

@@ -32,6 +32,7 @@ def load(
     device: str = "auto",
     encoder: ChatEncoder | Tokenizer | None = None,
     trained: bool = True,
+    system_prompt: bool = True,
     progress: Progress | None = None,
     **options: Any,
 ) -> Session:
@@ -46,6 +47,8 @@ def load(
             with its learned parts and options. Without it ``compact``, or ``full`` where the model can have no codec.
         encoder: an opened one, or a tokenizer; the model's own without it.
         trained: use the learned parts that come with byheart, where there are some for this model and these options.
+        system_prompt: keep what the model's chat template says of its own before a conversation. A memory that is
+            made without it is opened without it.
         progress: called with the texts done and the texts in all, while the model is calibrated.
         options: of the method.
 
@@ -53,7 +56,8 @@ def load(
     """
     backbone = model if isinstance(model, Backbone) else Backbone.open(locate(model), dtype=dtype, device=device)
     method = default_method(backbone) if method is None else method
-    return _build(backbone, method, folder_of(method), options, encoder=encoder, trained=trained, progress=progress)
+    how: dict[str, Any] = {"encoder": encoder, "system_prompt": system_prompt, "trained": trained, "progress": progress}
+    return _build(backbone, method, folder_of(method), options, **how)
 
 
 def folder_of(method: str) -> str:
@@ -68,6 +72,7 @@ def _build(
     options: Mapping[str, Any],
     *,
     encoder: ChatEncoder | Tokenizer | None,
+    system_prompt: bool,
     trained: bool = True,
     may_calibrate: bool = True,
     progress: Progress | None = None,
@@ -77,7 +82,7 @@ def _build(
     known = defaults(find(card["method"]))
     folder = pretrained.find(method, backbone.fingerprint, options) if trained and not learned else None
     card = read_card(folder) if folder is not None else card
-    own = _encoder(backbone, encoder)
+    own = _encoder(backbone, encoder, system_prompt)
     # Methods that know what stands around a text have an option for it.
     around = {name: tokens for name, tokens in own.template_tokens().items() if name in known}
     made = build(card["method"], backbone, **{**around, **card["options"], **options})
@@ -92,11 +97,11 @@ def _build(
     return Session(backbone, own, made, learned=learned)
 
 
-def _encoder(backbone: Backbone, given: ChatEncoder | Tokenizer | None) -> ChatEncoder:
+def _encoder(backbone: Backbone, given: ChatEncoder | Tokenizer | None, system_prompt: bool) -> ChatEncoder:
     if isinstance(given, ChatEncoder):
         return given
     tokenizer = given if given is not None else open_tokenizer(backbone.source)
-    return ChatEncoder(tokenizer, model_stops=backbone.stop_tokens)
+    return ChatEncoder(tokenizer, model_stops=backbone.stop_tokens, system_prompt=system_prompt)
 
 
 def open_state(
@@ -107,6 +112,7 @@ def open_state(
     dtype: str = "auto",
     device: str = "auto",
     encoder: ChatEncoder | Tokenizer | None = None,
+    system_prompt: bool = True,
 ) -> Session:
     """A session that continues from a saved memory. Raises StateError, ModelError, CheckpointError.
 
@@ -117,7 +123,7 @@ def open_state(
         model: the model that the file was made with, or an opened Backbone.
         method: the folder with the learned parts of the method that it was made with.
         dtype: ``auto`` is the one that the file was made in.
-        encoder: as for ``load``.
+        encoder, system_prompt: as for ``load``.
     """
     header = state_file.load_header(Path(path))
     model = model or _model_of(header, path)
@@ -127,7 +133,8 @@ def open_state(
             raise StateError(f"'{path}' was made in precision {_quote(header.dtype)}, which byheart does not know.")
         model = Backbone.open(locate(model), dtype=header.dtype if dtype == "auto" else dtype, device=device)
     try:
-        session = _build(model, method or header.method, learned, header.options, encoder=encoder, may_calibrate=False)
+        how: dict[str, Any] = {"encoder": encoder, "system_prompt": system_prompt, "may_calibrate": False}
+        session = _build(model, method or header.method, learned, header.options, **how)
     except UsageError as error:
         raise StateError(f"'{path}' cannot be opened with its method and options: {error}") from error
     session.load(path)

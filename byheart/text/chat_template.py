@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,15 +45,25 @@ class ChatTemplate:
     end: str
 
     @classmethod
-    def of(cls, tokenizer: Any) -> ChatTemplate:
-        """Found by rendering marked messages. Raises ModelError for a template that cannot be used."""
+    def of(cls, tokenizer: Any, *, system_prompt: bool = True) -> ChatTemplate:
+        """Found by rendering marked messages. Raises ModelError for a template that cannot be used.
+
+        Args:
+            system_prompt: with what a template says before the first turn where no system message is given.
+        """
         if not tokenizer.chat_template:
             return cls("", "\n\n", "\nAnswer:", "Question: ", "", "")
         template, tokens = _chosen(tokenizer), tokenizer.special_tokens_map
         # A template may write today's date.
         day = time.strftime("%Y-%m-%d") if "strftime_now" in template else ""
-        key = json.dumps([template, tokens, day, transformers.__version__, RECEIPT], default=str)
-        return cls(**cached("templates", key, lambda: asdict(cls.found(template, tokens))))
+        bare = [] if system_prompt else ["no system prompt"]
+        key = json.dumps([template, tokens, day, transformers.__version__, RECEIPT, *bare], default=str)
+
+        def find() -> dict[str, str]:
+            whole = cls.found(template, tokens)
+            return asdict(whole if system_prompt else whole._without_system_prompt(template, tokens))
+
+        return cls(**cached("templates", key, find))
 
     @classmethod
     def found(cls, template: str, tokens: Mapping[str, Any]) -> ChatTemplate:
@@ -74,6 +84,26 @@ class ChatTemplate:
             turn=prompted[len(alone) :],
             end=alone.partition(_QUESTION)[2],
         )
+
+    def _without_system_prompt(self, template: str, tokens: Mapping[str, Any]) -> ChatTemplate:
+        """The same with the header of a user's later turn before the first one, after the token that begins a text.
+
+        Raises ModelError where turns cannot be told apart.
+        """
+        messages = [
+            {"role": "user", "content": _TEXT},
+            {"role": "assistant", "content": RECEIPT},
+            {"role": "user", "content": _QUESTION},
+        ]
+        before, whole = _render(
+            template=template, tokens=tokens, conversations=[(messages[:2], False), (messages, False)]
+        )
+        header = whole.removeprefix(before).partition(_QUESTION)[0]
+        if not whole.startswith(before) or not self.opening.endswith(header) or not header:
+            raise _refused("its system prompt cannot be told from its turns; keep it", "")
+        begin = str(tokens.get("bos_token") or "")
+        opening = f"{begin if self.opening.startswith(begin) else ''}{header}"
+        return replace(self, opening=opening, question=opening)
 
 
 def special_tokens(tokenizer: Any, text: str) -> list[int]:
@@ -110,7 +140,5 @@ def _render(**asked: Any) -> list[str]:
     return rendered
 
 
-def _refused(reason: str) -> ModelError:
-    return ModelError(
-        f"The model's chat template cannot be used: {reason}. Open the model with another tokenizer (encoder=...)."
-    )
+def _refused(reason: str, advice: str = " Open the model with another tokenizer (encoder=...).") -> ModelError:
+    return ModelError(f"The model's chat template cannot be used: {reason}.{advice}")

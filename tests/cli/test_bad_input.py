@@ -386,6 +386,8 @@ _PLACES: dict[str, list[str]] = {
     "train segments": ["train", "compressed-kv", "--out=OUT", "--segments={}", "--data=nothing-there.txt"],
     "evaluate task": ["evaluate", "{}", "--method=full", "--data=nothing-there.jsonl"],
     "evaluate option": ["evaluate", "questions", "-o", "{}=1", "--method=full", "--data=nothing-there.jsonl"],
+    "score file": ["score", "faithful", "{}", "--data=nothing-there.jsonl"],
+    "search metric": ["search", "--data=nothing-there.jsonl", "--metric={}"],
     "search grid": ["search", "--data=nothing-there.jsonl", "--grid={}"],
 }
 

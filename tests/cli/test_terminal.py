@@ -121,6 +121,42 @@ def test_progress_is_shown_on_a_terminal_only(
         assert ("5/1,000 tokens" in printed) == seen
 
 
+def test_a_log_file_has_a_line_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    times = iter([0.0, 59.0, 60.0, 61.0, 125.0, 130.0])
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: next(times))
+    lines = terminal.Lines("measuring", wanted=True)
+    for n in range(5):
+        lines.offer(f"{n}/5 steps", "" if n < 3 else "full\x1b[2J: accuracy 0.500")
+    assert capsys.readouterr().err.splitlines() == [
+        "measuring: 1/5 steps, 1 min",
+        r"measuring: 3/5 steps, full\x1b[2J: accuracy 0.500, 2 min",
+    ]
+    monkeypatch.undo()
+    monkeypatch.setattr(terminal, "SECONDS_BETWEEN_LINES", 0.0)
+    terminal.Lines("measuring", wanted=False).offer("2/5 steps")
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("shown", [True, False], ids=["terminal", "log file"])
+def test_what_is_known_so_far_is_shown(
+    shown: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(terminal, "PATIENCE", 0.0)
+    monkeypatch.setattr(terminal, "SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setenv("FORCE_COLOR", "1" if shown else "")
+    monkeypatch.setenv("COLUMNS", "200")
+    with terminal.progressing("measuring", "steps") as progress:
+        progress.say("[b]full: accuracy 0.500")
+        progress(5, 1000)
+        time.sleep(0.2)
+    printed = capsys.readouterr().err
+    assert "[b]full: accuracy 0.500" in printed
+    assert "5/1,000 steps" in printed
+    assert ("measuring: 5/1,000 steps, [b]full: accuracy 0.500, 0 min\n" in printed) != shown
+
+
 def test_what_is_quick_shows_no_progress(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     with terminal.progressing("opening cat") as progress:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from byheart.cli import terminal
 from tests.conftest import Run
 
 TEXTS = [" ".join(f"{word}{n}" for n in range(60)) for word in ("ape", "bee", "cat")]
@@ -44,3 +45,18 @@ def test_a_memory_is_trained_goes_on_and_is_measured(run: Run, data: Path, tiny_
     assert ran.code == 0, ran.err
     assert {row["method"] for row in ran.json} == {"nothing", "full", str(out), "window"}
     assert "gap closed" in run("evaluate", "gap", "--method", out, "--data", data, "-m", tiny_folder, *shape).out
+
+
+def test_training_says_in_a_log_file_how_far_it_is(
+    run: Run, data: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(terminal, "SECONDS_BETWEEN_LINES", 0.0)
+    flags = ["--model", tiny_folder, "--out", tmp_path / "out", "--data", data, "-o", "tokens=2", "--steps", 2, *SMALL]
+    ran = run("train", "compressed-kv", *flags)
+    assert ran.code == 0, ran.err
+    assert [line.partition(", loss")[0] for line in ran.err.splitlines()] == [
+        "training: step 1 of 2",
+        "training: step 2 of 2",
+    ]
+    monkeypatch.setenv("RANK", "1")
+    assert run("train", "compressed-kv", *flags[:3], tmp_path / "second", *flags[4:]).err == ""

@@ -11,7 +11,7 @@ import torch
 
 from byheart.data.records import Fields
 from byheart.evaluation.results import Result
-from byheart.evaluation.rows import make_differences, make_rows, pool
+from byheart.evaluation.rows import SoFar, make_differences, make_rows, pool
 from byheart.evaluation.run_folder import Outcome
 from byheart.evaluation.statistics import draws, interval, wilson
 from byheart.evaluation.task import Answer, Item, Part, Question, Task, Totals
@@ -61,6 +61,16 @@ def naive(outcomes: Sequence[Outcome], part: str) -> tuple[float, float, float]:
 
 
 LOSSES = [outcome(n, {"loss": (1.0 + n * n, 2.0 + n % 3)}) for n in range(12)]
+
+
+def test_means_so_far_are_those_of_the_rows_over_the_same_answers() -> None:
+    classes = [{"f1/a": (2.0, 4.0)}, {"f1/a": (0.0, 0.0), "f1/b": (1.0, 1.0)}, {"f1/c": (0.0, 0.0)}]
+    outcomes = [outcome(n, {"loss": (1.0 + n, 2.0), **parts}) for n, parts in enumerate(classes)]
+    so_far = SoFar()
+    assert so_far.add(outcomes[:1]) == {"loss": 0.5, "f1": 0.5}
+    found = so_far.add(outcomes[1:])
+    assert found == {row.metric: row.value for row in make_rows(Plain(), "cats", "full", {"full": outcomes})}
+    assert found == {"loss": 1.0, "f1": 0.75}
 
 
 def test_a_number_is_all_totals_over_all_weights() -> None:

@@ -52,6 +52,38 @@ def test_tuning_is_that_of_full_passes(family: str, layers: int) -> None:
     assert hooks(own) == []
 
 
+@pytest.mark.parametrize("target", [1e-3, 5.0])
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_the_weight_of_the_divergence_follows_its_target(family: str, target: float) -> None:
+    """It rises where the model strays farther than the target, and falls where it does not; each text has its own."""
+    own, model, how = backbone(family), tiny_model(family), {**HOW, "steps": 6, "kl": 5.0}
+    made = LastFFN(own, kl_target=target, **how)
+    paths = list(changes(made.init()))
+    texts = [TEXT, tokens(9, seed=3)]
+    states = made.write_many([made.init()] * 2, texts)
+    for state, text in zip(states, texts, strict=True):
+        deltas, _, _ = naive.tune(model, text, start=1, paths=paths, kl_target=target, **how)
+        plain, _, _ = naive.tune(model, text, start=1, paths=paths, **how)
+        for path, part in changes(state).items():
+            near(part[0], deltas[path], within=1e-3)
+        # Another weight would be seen.
+        assert any((deltas[path] - plain[path]).norm() > 1e-2 * plain[path].norm() for path in paths)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("keep_text", [False, True])
+def test_no_steps_leave_the_model_as_it_is(keep_text: bool) -> None:
+    own = backbone()
+    made = LastFFN(own, steps=0, keep_text=keep_text)
+    state = written(made, PROMPT, start=written(made, TEXT))
+    assert not any(part.any() for part in changes(state).values())
+    assert made.read(state).deltas == {}
+    text = torch.cat([TEXT, PROMPT], dim=1)
+    plain = Full(own).read(written(Full(own), text)) if keep_text else Full(own).read(Full(own).init())
+    torch.testing.assert_close(logits(own, made.read(state), PROMPT), logits(own, plain, PROMPT))
+    made.require_own(state, written=True)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("family", ALL_FAMILIES)
@@ -225,7 +257,8 @@ def test_what_the_rate_is_stands_in_the_options() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"steps": 0}, "steps must be above 0; it is 0"),
+        ({"steps": -1}, "steps must be 0 or more; it is -1"),
+        ({"kl_target": -1.0}, "kl_target must be 0 or more; it is -1"),
         ({"learning_rate": -1.0}, "learning_rate must be 0 or more; it is -1.0"),
         ({"layers": 0}, "layers must be above 0; it is 0"),
         ({"layers": 4}, "layers must be at most 3, the model's depth; it is 4"),

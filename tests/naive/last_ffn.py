@@ -30,6 +30,7 @@ def tune(
     kl: float,
     clip: float = 1.0,
     before: Mapping[str, Tensor] | None = None,
+    kl_target: float = 0.0,
 ) -> tuple[dict[str, Tensor], list[float], list[float]]:
     """The change of each weight, and the loss and KL before each step, from tuning on ``tokens[:, start:]``."""
     twin = changed(model, before or {}).requires_grad_(False)
@@ -39,10 +40,13 @@ def tune(
         reference = model(tokens).logits[0, span].log_softmax(-1)
     optimizer = torch.optim.AdamW(weights, lr=learning_rate)
     losses, divergences = [], []
-    for _ in range(steps):
+    for step in range(steps):
         log_q = twin(tokens).logits[0, span].log_softmax(-1)
         ce = torch.nn.functional.nll_loss(log_q, tokens[0, start:])
         divergence = (reference.exp() * (reference - log_q)).sum(-1).mean()
+        if kl_target:
+            off = min(max(float(divergence.detach()) / kl_target - 1, -0.2), 0.2)
+            kl *= 1 + off * (step + 1) / steps
         loss = ce + kl * divergence
         losses.append(float(loss.detach()))
         divergences.append(float(divergence.detach()))

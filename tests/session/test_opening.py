@@ -24,7 +24,7 @@ from byheart.protocol.checkpoint import save_pretrained
 from byheart.protocol.state import Header
 from byheart.session.session import Session
 from byheart.store.folder import Store
-from tests.conftest import CAT, save_tiny
+from tests.conftest import CAT, save_tiny, tiny_tokenizer
 
 QUESTION = {"question": "Who?", "max_tokens": 8}
 
@@ -268,3 +268,20 @@ def test_another_chat_template_is_another_tokenizer(saved: Path, folder: Path) -
     template.write_text(template.read_text().replace("<|end|>", "<|end|> "), encoding="utf-8")
     with pytest.raises(StateMismatchError, match="another tokenizer"):
         open_state(saved)
+
+
+def test_a_memory_that_is_made_without_a_system_prompt_is_opened_without_it(folder: Path, tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{{ '<|user|>Be brief.<|end|>' }}" + str(tokenizer.chat_template)
+    tokenizer.save_pretrained(folder)
+    whole, bare = (load(str(folder), method="full", system_prompt=kept) for kept in (True, False))
+    said, unsaid = (session.encoder.decode(session.document("Hi")[0]) for session in (whole, bare))
+    assert (said.count("Be brief."), unsaid.count("Be brief.")) == (1, 0)
+    assert "Be brief." not in bare.encoder.decode(bare.encoder.question("Who?", continues=False))
+    assert bare.header.options["opening"] == bare.encoder.template_tokens()["opening"]
+    bare.write(CAT)
+    bare.save(tmp_path / "bare.state")
+    with pytest.raises(StateMismatchError, match="another tokenizer"):
+        open_state(tmp_path / "bare.state")
+    again = open_state(tmp_path / "bare.state", system_prompt=False)
+    assert again.ask(**QUESTION) == bare.ask(**QUESTION)

@@ -39,7 +39,12 @@ class Multitask(Task):
             # Beside words, choices would be measured for nothing.
             choices = () if self.published else tuple(f" {label}" for label in found.labels)
             question = Question(
-                found.text, (found.right,), choices, use_chat_template=False, conditions={"set": found.dataset}
+                found.text,
+                (found.right,),
+                choices,
+                use_chat_template=False,
+                conditions={"set": found.dataset},
+                record=number,
             )
             yield Item((), (question,))
 

@@ -46,7 +46,7 @@ class Questions(Task):
                 words, answers = str(required(record, "question", number)), answers_of(record, number)
                 # An answer without a word has no likelihood.
                 likely = tuple(answer for answer in answers if answer.strip())[:1]
-                asked = Question(words, answers, choices=likely, instruction=self.instruction)
+                asked = Question(words, answers, choices=likely, instruction=self.instruction, record=number)
                 texts.setdefault(str(required(record, "context", number)), []).append(asked)
         every = [*texts.items()]
         for start in range(0, len(every), self.texts):

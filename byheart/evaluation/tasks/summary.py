@@ -6,12 +6,14 @@ Records have byheart's schema, or the fields ``article`` and ``summary`` of the 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 from byheart.data.records import Fields, required
-from byheart.errors import InputError, UnknownNameError
+from byheart.errors import InputError, UnknownNameError, require_not_negative
 from byheart.evaluation.metrics import summary as summary_scores
-from byheart.evaluation.task import Answer, Item, Part, Question, Task, answers_of, shuffled
+from byheart.evaluation.task import Answer, Item, Part, Question, Task, answers_of, cut_text, shuffled
+from byheart.text.encoder import ChatEncoder
 
 _ASKED = {
     "cnndm": "Summarize the above article in 3 sentences.",
@@ -21,25 +23,51 @@ _ASKED = {
 
 
 class Summary(Task):
-    """ROUGE of a summary against the gold one, BERT-P and FactKB against the article (FastMem).
+    """ROUGE of a summary; BERT-P and FactKB too, which were not run on their real models (FastMem).
+
+    ROUGE is against the gold summary, the other two against the article.
 
     Args:
-        dataset: cnndm, xsum or wikihow, for records that do not say one of these.
+        context: repeat the article in the question, as published, see ``faithful``.
+        dataset: cnndm, xsum or wikihow, for records that do not say one of these, nor come from a file that does.
         words: an article is cut after so many; 0 is never.
-        bertscore: also how well the summary's tokens are matched by the article; needs the package bert_score.
+        bertscore: also how well the summary's tokens are matched by the article; needs the package bert_score. Not run
+            on its real model.
         factkb: also how likely the classifier FactKB holds the summary to be true to the article; its folder where it
-            does not come from the hub.
+            does not come from the hub. Not run on its real model.
+        first: of each data set, only so many records from the beginning; 0 is all.
+        doc_tokens: an article is cut after so many, as published (7,500); 0 is never.
     """
 
     name = "summary"
     max_tokens = 400
-    sources: ClassVar[Fields] = {"xsum": "EdinburghNLP/xsum:test"}
+    optional_metrics: ClassVar = {"bert_precision": "bertscore", "factkb": "factkb"}
+    sources: ClassVar[Fields] = {
+        "xsum": "EdinburghNLP/xsum:test",
+        "cnndm": "abisee/cnn_dailymail/3.0.0:test",
+    }
 
     def __init__(
-        self, *, dataset: str = "", words: int = 5000, bertscore: bool = False, factkb: bool | str = False
+        self,
+        *,
+        dataset: str = "",
+        words: int = 5000,
+        bertscore: bool = False,
+        factkb: bool | str = False,
+        context: bool = False,
+        first: int = 0,
+        doc_tokens: int = 0,
     ) -> None:
+        require_not_negative(first=first, doc_tokens=doc_tokens)
         self.dataset, self.words, self.bertscore, self.factkb = dataset, words, bertscore, factkb
+        self.context, self.first, self.doc_tokens = context, first, doc_tokens
         self._factkb = summary_scores.FACTKB if factkb is True else str(factkb)
+        self._encoder: ChatEncoder | None = None
+
+    def split(self, encoder: ChatEncoder) -> Sequence[Task]:
+        """This task alone; the encoder counts the tokens of an article."""
+        self._encoder = encoder
+        return (self,)
 
     def items(self, records: Sequence[Fields], seed: int) -> Iterator[Item]:
         """One per article. A package that a score lacks is named here, before anything is generated."""
@@ -48,18 +76,21 @@ class Summary(Task):
             summary_scores.open_bert_scorer()
         if self.factkb:
             summary_scores.open_factkb(self._factkb)
-        for number, record in shuffled(records, seed):
+        for number, record in shuffled(records, seed, first=self.first):
             name = self._dataset(record)
-            if not name:
+            if not name or "/" in name:
+                said = f"is of '{name}', which is none that has a prompt" if name else "has no 'dataset'"
                 raise InputError(
-                    f"Record {number} has no 'dataset', which decides what is asked; give -o dataset=NAME for all "
-                    f"records, one of {', '.join(_ASKED)}."
+                    f"Record {number} {said}, which decides what is asked; give -o dataset=NAME for all records, one "
+                    f"of {', '.join(_ASKED)}."
                 )
             if name not in _ASKED:
                 raise UnknownNameError("prompt of summary for the data set", name, _ASKED)
             article = self._article(record, number)
-            gold = answers_of({**record, "answers": _first(record, number, "answers", "summary")}, number)
-            yield Item((article,), (Question(_ASKED[name], gold, about={"article": article}),))
+            gold = answers_of({**record, "answers": _first(record, number, "answers", "summary", "highlights")}, number)
+            asked = Question(_ASKED[name], gold, about={"article": article}, record=number)
+            repeated = replace(asked, text=f"Article: {article}\n{_ASKED[name]}", unconditional=_ASKED[name])
+            yield Item((article,), (repeated if self.context else asked,))
 
     def score(self, question: Question, answer: Answer) -> Mapping[str, float | Part]:
         """ROUGE without a stemmer, by the best of the gold summaries."""
@@ -76,12 +107,15 @@ class Summary(Task):
         """The name in the record, that of the hub counting as the short one; else the option."""
         name = str(record.get("dataset") or "")
         known = {source.partition(":")[0]: name for name, source in self.sources.items()}
-        name = known.get(name, name)
+        # The paper's files say it in their names alone, such as xsum_sample_test_3000.jsonl.
+        begins = name.rpartition("/")[2].partition("_")[0]
+        name = known.get(name, begins if begins in _ASKED else name)
         return name if name in _ASKED else self.dataset or name
 
     def _article(self, record: Fields, number: int) -> str:
-        text = str(_first(record, number, "context", "article", "document")).strip()
-        return " ".join(text.split()[: self.words]) if 0 < self.words < len(text.split()) else text
+        text = str(_first(record, number, "context", "article", "document", "text")).strip()
+        cut = " ".join(text.split()[: self.words]) if 0 < self.words < len(text.split()) else text
+        return cut_text(cut, self.doc_tokens, self._encoder)
 
 
 def _first(record: Fields, number: int, *names: str) -> object:
