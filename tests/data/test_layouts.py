@@ -55,6 +55,7 @@ def written(folder: Path, name: str, content: Any) -> str:
             {"dialogue": ["Hi.", "Ho."], "narrative": "They met."},
             {"task": "dialog", "meta": {"turns": ["Hi.", "Ho."], "narrative": "They met."}},
         ),
+        ({"short_book_title": "Cats", "text": "A cat."}, {"task": "lm", "context": "A cat."}),
         ({"dialog": ["Hi . ", " Ho ."], "act": [1, 2]}, {"task": "dialog", "meta": {"turns": ["Hi .", "Ho ."]}}),
         (
             {"question": "is it", "passage": "It is.", "answer": True},
@@ -92,7 +93,7 @@ def test_columns_of_others_become_fields(row: dict[str, Any], fields: dict[str, 
 
 def test_every_layout_is_recognised_by_the_columns_that_it_reads() -> None:
     names = {layout.name for layout in layouts()}
-    assert len(names) == len(layouts()) == 13
+    assert len(names) == len(layouts()) == 14
 
 
 @pytest.mark.parametrize("row", [{"context": "a", "premise": "b", "hypothesis": "c", "label": 0}, {"text": "a"}, {}])
