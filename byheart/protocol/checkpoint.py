@@ -71,7 +71,7 @@ def read_card(folder: str | Path) -> dict[str, Any]:
     is_old = _is_old(Path(folder))
     path = Path(folder) / (_OLD_CARD if is_old else CARD)
     try:
-        card = parse(_Card, read_json(path, inside=root(path.parent))).model_dump()
+        card = parse(_Card, read_json(path, inside=root(path.parent))).model_dump(exclude_unset=True)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"'{folder}' holds no trained method: {path.name} cannot be read ({error}).") from error
     return format_1.rename(card) if is_old else card
@@ -114,7 +114,7 @@ def load_pretrained(method: Method, folder: str | Path) -> None:
         # A copy: what was read stays mapped to the file.
         setattr(method, name, stored[name].clone())
     method.load_state_dict(stored)
-    method.prompt_format = card["prompt_format"]
+    method.prompt_format = card.get("prompt_format", {})
 
 
 def _require_fit(folder: str | Path, stored: Mapping[str, Tensor], method: Method) -> None:
