@@ -125,7 +125,7 @@ def _apart(rows: Sequence[Result]) -> tuple[list[Result], list[Result]]:
 
 def _count(task: Task, run: Mapping[str, Any], rows: Sequence[Result], data: Path, seed: int) -> dict[str, int]:
     """Items by the conditions of their questions. Raises SystemExit where they are not those that were asked."""
-    if task.asks == "target":
+    if task.asks in ("target", "stream"):
         # An item is one window with one target, and an encoder would be needed to make it.
         return {_at(row): row.n for row in rows}
     records = list(read_records(str(data / f"{run['dataset']}.jsonl")))

@@ -63,6 +63,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "compressed-kv everywhere": {"conditional": False},
     "compressed-kv alone sink": {"recurrent": False, "sink": True},
     "compressed-kv mean alone sink": {"merge": "mean", "recurrent": False, "sink": True},
+    "compressed-kv stream": {"slots": 24, "segment_tokens": 8, "compressed_slots": 4, "sink": True},
+    "compressed-kv stream mean first": {"slots": 24, "segment_tokens": 8, "merge": "mean", "first_slot": True},
+    "compressed-kv stream everywhere": {
+        **{"slots": 24, "segment_tokens": 8, "compressed_slots": 4, "conditional": False}
+    },
+    "compressed-kv control": {"keep_text": True},
     "last-ffn bare": {"keep_text": False},
     "last-ffn two": {"layers": 2, "header": [5, 6], "footer": [7]},
     "ffn-lora values": {"role": "values", "layers": [0, 2]},

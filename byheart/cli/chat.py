@@ -17,6 +17,10 @@ def chat(name: options.Name, stop: options.Stop = None, **choices: Any) -> None:
     for question in terminal.read_lines("> "):
         answer = terminal.stream_answer(session.reply(question, stop=stop or (), **decoding), endable=True)
         with store.updating(name, session):
-            session.write_turn(question, answer)
+            entry = session.write_turn(question, answer)
         tokens, size = session.header.tokens, terminal.size(store.entry(name).bytes)
-        terminal.note(f"{tokens:,} tokens of conversation in {size}")
+        slots, whole = session.method.prefix_slots(session.state), terminal.size(tokens * session.backbone.slot_bytes)
+        terminal.note(
+            f"{entry.tokens:,} tokens more: {tokens:,} tokens of conversation in {size}, {slots:,} slots; "
+            f"the whole text has {whole}"
+        )

@@ -20,6 +20,10 @@ _READER = options.group(
         bool | None, None, "Whether the first token is kept; else by the folder's name.", "--sink/--no-sink"
     ),
     base_lora=options.option(str | None, None, "Folder of the first training step's LoRA."),
+    dataset=options.option(
+        str | None, None, "dialog, soda, unified, metaicl, lamp or pretrain; else by the folders above."
+    ),
+    segment_tokens=options.option(int | None, None, "Of a segment, at most; else those of its data set."),
 )
 
 

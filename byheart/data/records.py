@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from byheart.data import metaicl
 from byheart.data.hub import read_hub
 from byheart.data.json_rows import listed, parse, read_text, rows_of_json, rows_of_lines
 from byheart.data.layouts import join_outputs, outputs_of, questions_of, recognise
@@ -76,13 +77,18 @@ def rows(source: str) -> list[Mapping[str, Any]]:
     path = Path(os.path.expanduser(source))
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if _kind(file) in _KINDS and not questions_of(file))
+        files += metaicl.files_within(path)
     elif path.is_file():
         files = [path]
     elif _kind(path) in _KINDS or source.startswith((".", "/", "~")):
         raise InputError(f"There is no data file or folder '{source}'.")
     else:
         return list(recognise(read_hub(source), f"'{source}'"))
-    return [found for file in files for found in recognise(_rows(file), f"'{file}'", _called(file))]
+    return [
+        {**metaicl.part_of(file), **found}
+        for file in files
+        for found in recognise(_rows(file), f"'{file}'", _called(file))
+    ]
 
 
 def required(record: Fields, name: str, number: int) -> Any:

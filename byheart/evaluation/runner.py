@@ -16,20 +16,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from byheart.errors import BudgetError, InputError
 from byheart.evaluation.controls import batch_with_others
 from byheart.evaluation.method_spec import Candidate
 from byheart.evaluation.run_folder import Outcome, Parts, append, digest_of, known
+from byheart.evaluation.targets import stream_losses, target_losses as target_losses
 from byheart.evaluation.task import Answer, Item, Part, Question, Task, Tokens
 from byheart.generation.decoding import Decoding
 from byheart.generation.likelihood import likelihoods
-from byheart.model.backbone import Backbone
-from byheart.model.losses import token_losses
 from byheart.model.reading import Reading
-from byheart.protocol.episode import Batch, Episode, collate
+from byheart.protocol.episode import Episode, collate
 from byheart.protocol.grouping import group
 from byheart.protocol.state import Written
 from byheart.session.batch import answer_many, write_many
@@ -252,7 +250,7 @@ def _answer(task: Task, candidate: Candidate, sessions: Mapping[int, Session], a
     try:
         if task.asks == "words":
             return _generate(task, pairs, candidate.decoding_for(task, asked[0].question.max_tokens))
-        return _predict(pairs) if task.asks == "target" else _choose(pairs)
+        return {"choices": _choose, "target": _predict, "stream": _stream}[task.asks](pairs)
     except InputError as error:
         # Which of them it was is found by asking each alone.
         if len(asked) > 1:
@@ -283,18 +281,32 @@ def _generate(task: Task, asked: Sequence[tuple[Session, Question]], decoding: D
 def _choose(asked: Sequence[tuple[Session, Question]]) -> list[Told]:
     if not asked:
         return []
-    prompts = [session.prompt(question.prompt, **_form(question)) for session, question in asked]
-    readings = [session.reading_for(question.text) for session, question in asked]
-    choices = [
-        [
-            session.encoder.continuation(choice, use_chat_template=question.use_chat_template)
-            for choice in question.choices
-        ]
-        for session, question in asked
+    backbone, device = asked[0][0].backbone, asked[0][0].backbone.device
+    prompts = [
+        torch.tensor(each.tokens, device=device) if each.tokens else session.prompt(each.prompt, **_form(each))
+        for session, each in asked
     ]
-    found = likelihoods(asked[0][0].backbone, prompts, readings, choices)
+    readings = [session.reading_for(question.text) for session, question in asked]
+    choices = [_choices(session, question) for session, question in asked]
+    found = likelihoods(backbone, prompts, readings, choices)
     rows = [zip(*((each.loss, each.tokens, each.likeliest) for each in row), strict=True) for row in found]
-    return [Told(Answer("", *row), reading.bytes) for row, reading in zip(rows, readings, strict=True)]
+    priors = [
+        tuple(each.loss for each in likelihoods(backbone, [torch.tensor(prior, device=device)], [Reading()], [row])[0])
+        if prior
+        else ()
+        for prior, row in zip((question.prior for _, question in asked), choices, strict=True)
+    ]
+    return [
+        Told(replace(Answer("", *row), prior_losses=prior), reading.bytes)
+        for row, prior, reading in zip(rows, priors, readings, strict=True)
+    ]
+
+
+def _choices(session: Session, question: Question) -> list[Tensor]:
+    if question.choice_tokens:
+        return [torch.tensor(tokens) for tokens in question.choice_tokens]
+    form = {"use_chat_template": question.use_chat_template}
+    return [session.encoder.continuation(choice, **form) for choice in question.choices]
 
 
 def _form(question: Question) -> dict[str, Any]:
@@ -310,17 +322,16 @@ def _predict(asked: Sequence[tuple[Session, Question]]) -> list[Told]:
     return [Told(Answer(losses=(loss,), tokens=(count,)), reading.bytes) for loss, count, reading in rows]
 
 
+def _stream(asked: Sequence[tuple[Session, Question]]) -> list[Told]:
+    """The losses of the questions' targets, each predicted while it streams into its session's memory."""
+    first, targets = asked[0][0], [torch.tensor(question.target) for _, question in asked]
+    found = stream_losses(first.method, [session.state for session, _ in asked], targets)
+    readings = [session.reading.bytes for session, _ in asked]
+    return [
+        Told(Answer(losses=(loss,), tokens=(count,)), kept) for (loss, count), kept in zip(found, readings, strict=True)
+    ]
+
+
 def _reread(session: Session, question: Question) -> float:
     """Tokens of the text that were run again for a question; a target is no question to select by."""
     return session.method.reread_tokens(session.state) if question.target else session.reread_tokens(question.text)
-
-
-@torch.no_grad()
-def target_losses(backbone: Backbone, readings: Sequence[Reading], batch: Batch) -> Float[Tensor, " B"]:
-    """The summed loss, in nats, of each episode's supervised tokens after its reading; segments are not looked at."""
-    batch = batch.to(backbone.device)
-    with backbone.reading(readings, room=batch.target.shape[1]) as cache:
-        hidden = backbone.hidden(batch.target, cache=cache)
-    row, column = batch.labels[:, 1:].nonzero(as_tuple=True)
-    losses = token_losses(backbone, hidden[row, column], batch.target[row, column + 1]).cross_entropy
-    return losses.new_zeros(len(readings)).index_add(0, row, losses).cpu()

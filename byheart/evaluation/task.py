@@ -44,6 +44,9 @@ class Question:
         target: tokens that stand after the memory instead of a text, of which those from ``target_start`` on are
             predicted.
         record: the number, from 1, of the one record that asks it; 0 where several do. It is no part of what is asked.
+        tokens: of the prompt, where a task makes these itself; ``text`` is then what a method selects by.
+        choice_tokens: of each choice, likewise.
+        prior: tokens after which each choice is also measured without any memory: how likely it is whatever was asked.
     """
 
     text: str = ""
@@ -60,6 +63,9 @@ class Question:
     target: Tokens = ()
     target_start: int = 1
     record: int = field(default=0, compare=False)
+    tokens: Tokens = ()
+    choice_tokens: tuple[Tokens, ...] = ()
+    prior: Tokens = ()
 
     @property
     def prompt(self) -> str:
@@ -97,18 +103,23 @@ class Answer:
     """What a memory answers: words; and of each choice the summed loss in nats, the tokens, how many are likeliest.
 
     ``likeliest`` counts the tokens of a choice that the model would have chosen itself, given those before. A target
-    counts as the only choice, without ``likeliest``.
+    counts as the only choice, without ``likeliest``. ``prior_losses`` are those after the question's prior, if any.
     """
 
     text: str = ""
     losses: tuple[float, ...] = ()
     tokens: tuple[int, ...] = ()
     likeliest: tuple[int, ...] = ()
+    prior_losses: tuple[float, ...] = ()
 
     def best(self, *, each_token: bool = False) -> int:
-        """The choice of the least loss, in total or per token; the first of equal ones."""
+        """The choice of the least loss, in total or per token; the first of equal ones.
+
+        Where there is a prior, that of the largest gain over it.
+        """
         counts = self.tokens if each_token else (1,) * len(self.losses)
-        return min(range(len(self.losses)), key=lambda n: self.losses[n] / counts[n])
+        priors = self.prior_losses or (0.0,) * len(self.losses)
+        return min(range(len(self.losses)), key=lambda n: (self.losses[n] - priors[n]) / counts[n])
 
 
 @dataclass(frozen=True)
@@ -135,8 +146,11 @@ class Task(abc.ABC):
 
     name: ClassVar[str]
     """How users call it; the key of the table in ``byheart.evaluation.tasks``."""
-    asks: Literal["words", "choices", "target"] = "words"
-    """Whether answers are generated, or the losses of each question's choices or target measured."""
+    asks: Literal["words", "choices", "target", "stream"] = "words"
+    """Whether answers are generated, or the losses of each question's choices or target measured.
+
+    A target that is a ``stream`` is written while it is predicted, as far as a method needs that to keep its size.
+    """
     max_tokens: ClassVar[int] = 32
     """Of an answer in words, at most."""
     stop: ClassVar[tuple[str, ...]] = ()
@@ -205,6 +219,16 @@ class Task(abc.ABC):
     ) -> list[Result]:
         """Rows of what a method's rule lets expect, made of its rows and those of ``references``, by their specs."""
         return []
+
+
+def label_parts(label: str, right: str) -> dict[str, float | Part]:
+    """Whether a label is the right one, and its share of the F1 of each label.
+
+    Every string that is right or answered is a label: stray words lower macro F1 as labels of their own.
+    """
+    # F1 is twice the hits over all times that a label is right or answered.
+    shares = {right: Part(2.0, 2.0)} if label == right else {right: Part(0.0), label: Part(0.0)}
+    return {"accuracy": float(label == right), **{f"macro_f1/{name}": part for name, part in shares.items()}}
 
 
 def shuffled(records: Sequence[Fields], seed: int, *, first: int = 0) -> list[tuple[int, Fields]]:

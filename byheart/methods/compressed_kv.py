@@ -21,9 +21,13 @@ positions that follow their segment's last token and are not counted. Keys are k
 positions; a reader's positions differ by one constant, so rounding does not build up over writes. A mean is kept in
 float32.
 
-State: `keys.l`, `values.l` (B, H, S + M, W) per layer, keys rotated to absolute positions, sink first;
-`tokens` (B,), text tokens read; `segments` (B,), segments compressed. Keys and values are coded where ``bits`` is
-not 16.
+With ``slots``, a text streams through them (section 4.3): a window of it stands uncompressed after the compressed
+slots, see ``slot_stream``. The model reads on after all of these, and a segment that leaves the window is compressed
+from the slots that it has there, without being read again. Positions are then those of places among the slots.
+
+State: `keys.l`, `values.l` (B, H, S + M, W) per layer, keys rotated to absolute positions, sink first; with ``slots``
+(B, H, S + M + T, W), keys as of position 0; `tokens` (B,), text tokens read; `segments` (B,), segments compressed.
+Keys and values are coded where ``bits`` is not 16.
 
 Dimensions: B batch, H heads, M memory slots, S sink slots (0 or 1), T tokens, W head width.
 """
@@ -31,7 +35,9 @@ Dimensions: B batch, H heads, M memory slots, S sink slots (0 or 1), T tokens, W
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -51,7 +57,8 @@ from byheart.protocol.objective import TARGETS_ONLY, Objective
 from byheart.protocol.quantise import require_bits
 from byheart.protocol.segments import split_segments
 from byheart.protocol.size import Size, slot_bytes
-from byheart.protocol.slot_coding import SlotCoding
+from byheart.protocol.slot_coding import SlotCoding, move_slots
+from byheart.protocol.slot_stream import SlotStream
 from byheart.protocol.state import State, kv_slots
 
 
@@ -72,6 +79,10 @@ class CompressedKV(Method):
         linears: which layers it updates: the ``attention``'s, as published, or ``all``.
         bits: of each number of the keys and values; 8 or 4 code a slot once, when it is written. While the method is
             trained they are exact. A mean changes with every segment, and has 16.
+        slots: in all, through which a text streams: compressed segments, and after them its last tokens as they are.
+            Published are 160, with ``tokens=2`` and ``sink``; 0 compresses all text and keeps all that it became.
+        compressed_slots: of ``slots``, at most; then the oldest are dropped. A mean has always ``tokens``.
+        keep_text: keep the text's own slots too, so that compression costs nothing: the published control.
     """
 
     name = "compressed-kv"
@@ -93,13 +104,16 @@ class CompressedKV(Method):
         linears: str = "attention",
         conditional: bool = True,
         bits: int = 16,
+        slots: int = 0,
+        compressed_slots: int = 8,
+        keep_text: bool = False,
     ) -> None:
         Method.__init__(self, backbone)
         require_bits(bits)
         require_positive(tokens=tokens, rank=rank)
         if tokens > (known := backbone.embedding.num_embeddings):
             raise UsageError(f"tokens must be at most {known}, the model's vocabulary; it is {tokens}.")
-        require_not_negative(segment_tokens=segment_tokens)
+        require_not_negative(segment_tokens=segment_tokens, slots=slots)
         require_one_of("merge", merge, ("concat", "mean"))
         require_one_of("linears", linears, ("attention", "all"))
         if merge == "mean" and bits != 16:
@@ -107,7 +121,16 @@ class CompressedKV(Method):
         self.tokens, self.merge, self.recurrent, self.sink = tokens, merge, recurrent, sink
         self.segment_tokens, self.rank, self.alpha, self.linears = segment_tokens, rank, alpha, linears
         self.first_slot, self.conditional, self.bits = first_slot, conditional, bits
-        self.capacity = tokens + sink + first_slot if merge == "mean" else None
+        if keep_text and (merge == "mean" or sink or slots):
+            raise UsageError("keep_text keeps every slot of the text: leave out merge='mean', sink and slots.")
+        self.slots, self.compressed_slots, self.keep_text = slots, compressed_slots, keep_text
+        self.capacity = slots or (tokens + sink + first_slot if merge == "mean" else None)
+        if slots:
+            if not recurrent:
+                raise UsageError(
+                    "slots needs recurrent=True: text that streams has seen what was compressed before it."
+                )
+            self.stream.require_room()
         # One start for each compression token: the mean of every ``tokens``-th embedding, near the mean of them all.
         means = [backbone.embedding.weight[k::tokens].float().mean(0) for k in reversed(range(tokens))]
         self.embeddings = nn.Parameter(torch.stack(means))
@@ -121,6 +144,11 @@ class CompressedKV(Method):
     def coding(self) -> SlotCoding:
         """How slots stand in the state. Codes have no gradients, so that training has none."""
         return SlotCoding(self.backbone, 16 if self.training else self.bits)
+
+    @cached_property
+    def stream(self) -> SlotStream:
+        """How ``slots`` are shared out."""
+        return SlotStream.of(self.options())
 
     def init(self) -> State:
         """No slots."""
@@ -138,6 +166,9 @@ class CompressedKV(Method):
         self.coding.require_values(state)
         held, tokens, segments = kv_slots(state), int(state["tokens"]), int(state["segments"])
         slots = self.tokens * (min(1, segments) if self.merge == "mean" else segments) + (self.sink and segments > 0)
+        slots += tokens * self.keep_text
+        if self.slots:
+            slots = self.stream.held(tokens, segments) if segments == self.stream.segments(tokens) else -1
         if not segments <= tokens or slots != held:
             raise ValueError(f"{segments} segments of {tokens} tokens have {slots} slots, not {held}")
 
@@ -145,24 +176,40 @@ class CompressedKV(Method):
         """Segments of at most ``segment_tokens``."""
         return split_segments(segment, longest=self.segment_tokens or max(1, segment.shape[1]))
 
+    def batch_key(self, state: State, segment: Tensor) -> Hashable:
+        """Shapes; where text streams also how much was read, which says what is where among the slots."""
+        return Method.batch_key(self, state, segment), int(state["tokens"]) if self.slots else 0
+
+    def reads_at_once(self, state: State, segment: Tensor) -> int:
+        """Up to a whole segment; where text streams, as much as there are slots for."""
+        if self.slots:
+            return min(segment.shape[1], self.stream.most - kv_slots(state))
+        return Method.reads_at_once(self, state, segment)
+
     def slots_after(self, state: State, segment: Tensor) -> int:
         """More by those of each segment; a mean has always as many."""
+        if self.slots:
+            return min(self.slots, self.first_slot + kv_slots(state) + segment.shape[1])
         if self.capacity is not None:
             return self.capacity
         held = kv_slots(state) or int(self.sink)
-        return held + self.first_slot + self.tokens * sum(1 for _ in self.pieces(segment))
+        text = segment.shape[1] * self.keep_text
+        return held + self.first_slot + text + self.tokens * sum(1 for _ in self.pieces(segment))
 
     def write(self, state: State, segment: Tensor) -> State:
-        """Compress ``segment``, piece by piece."""
+        """Compress ``segment``, piece by piece; or let it stream through the slots."""
+        add = self._let_stream if self.slots else self._compress
         for piece in self.pieces(segment):
-            state = self._compress(state, piece)
+            state = add(state, piece)
         return state
 
     def read(self, state: State) -> Reading:
         """Sink and memory, rotated so that the next token stands right after them."""
         batch = state["tokens"].shape[0]
         deltas = {} if self.conditional else self.lora.deltas(batch)
-        return Reading(self._to_reader(self.coding.to_kv(state), state["tokens"]), deltas, batch=batch)
+        kept = self.coding.to_kv(state)
+        prefix = self._in_places(kept, batch) if self.slots else self._to_reader(kept, state["tokens"])
+        return Reading(prefix, deltas, batch=batch)
 
     def _gate(self, length: int) -> slice | None:
         """The positions of a segment of ``length`` tokens and its marks at which the LoRA is active."""
@@ -200,7 +247,7 @@ class CompressedKV(Method):
         ):
             self.backbone.hidden(embeds=embeds, cache=cache)
         shift = tokens + int(self.first_slot) - start
-        new = self._to_absolute(cache.rows_from(start + length), shift)
+        new = self._to_absolute(cache.rows_from(start if self.keep_text else start + length), shift)
         sink = None
         if self.sink:
             sink = kept.slice(0, 1) if kept else self._to_absolute(cache.rows_from(start, start + 1), shift)
@@ -211,6 +258,50 @@ class CompressedKV(Method):
             "tokens": tokens + length,
             "segments": state["segments"] + 1,
         }
+
+    def _let_stream(self, state: State, segment: Tensor) -> State:
+        """Read ``segment`` after the slots, as much as there is room for, and compress the oldest text where it is."""
+        while segment.shape[1]:
+            room, kept, read = self.reads_at_once(state, segment), self.coding.to_kv(state), int(state["tokens"][0])
+            piece, segment = segment[:, :room], segment[:, room:]
+            new = self._read_after(kept, self.backbone.embed(piece), is_text=True)
+            kept = move_slots(KV.append, kept, new) if kept else new
+            segments = self.stream.segments(read + room)
+            for earlier in range(int(state["segments"][0]), segments):
+                kept = self._compress_oldest(kept, earlier)
+            counts = {"tokens": state["tokens"] + room, "segments": torch.full_like(state["segments"], segments)}
+            state = {**self.coding.to_state(kept), **counts}
+        return state
+
+    def _compress_oldest(self, kept: KV, segments: int) -> KV:
+        """Slots whose oldest segment of text has become compressed ones, after so many ``segments`` before."""
+        marks = self.embeddings.to(self.backbone.dtype).expand(kept.batch, -1, -1)
+        new = self._read_after(kept.slice(0, self.stream.end_of_oldest(segments)), marks, is_text=False)
+        counted = torch.full((kept.batch,), segments, device=marks.device)
+        return self.stream.replace_oldest(kept, segments, lambda memory: self._merge(memory, new, counted))
+
+    def _in_places(self, kept: KV | None, batch: int) -> KV | None:
+        """Slots as of position 0, rotated to their places after the learned first one."""
+        if kept is not None:
+            places = torch.arange(kept.slots, device=kept.keys[0].device) + int(self.first_slot)
+            kept = self.backbone.rotate(kept, places)
+        return self._after_first(kept, batch)
+
+    def _read_after(self, kept: KV | None, embeds: Tensor, *, is_text: bool) -> KV:
+        """The slots of text, or of compression tokens, that stand right after those that are kept, as of position 0."""
+        prefix = self._in_places(kept, len(embeds))
+        start = prefix.slots if prefix else 0
+        lora = nullcontext() if is_text and self.conditional else self.lora.active(self.backbone)
+        with (
+            torch.no_grad(),
+            self.backbone.reading([Reading(prefix, batch=len(embeds))], room=embeds.shape[1]) as cache,
+            lora,
+        ):
+            self.backbone.hidden(embeds=embeds, cache=cache)
+        new = cache.rows_from(start)
+        if self.merge == "mean":
+            new = map_slots(Tensor.float, new)
+        return self.backbone.rotate(new, -torch.arange(start, start + new.slots, device=embeds.device))
 
     def write_together(self, segments: Tensor, mask: Tensor) -> tuple[State, Tensor]:
         """Write all segments in one forward pass: the state as ``write`` would leave it, and the text's hidden states.
@@ -250,7 +341,9 @@ class CompressedKV(Method):
         """
         if not batch.segments.shape[1]:
             raise UsageError("compressed-kv learns from what is written; these episodes have no segments.")
-        if objective.checkpoint_writes:
+        if self.slots:
+            raise UsageError("A method is trained without slots; give them where text is read.")
+        if objective.checkpoint_writes or self.keep_text:
             return Method.loss(self, batch, objective)
         if objective.every_segment and not self.recurrent:
             raise UsageError("every_segment needs recurrent=True: without it, segments do not see the memory.")
@@ -290,10 +383,12 @@ class CompressedKV(Method):
 
 def _state_bytes(backbone: Backbone, texts: Sequence[int], options: Mapping[str, Any]) -> int:
     """Bytes of the slots of all segments, or of those of one mean, which are in float32, and of two counts."""
-    longest = options["segment_tokens"]
+    is_mean, longest = options["merge"] == "mean", options["segment_tokens"]
     segments = sum(math.ceil(tokens / longest) if longest else 1 for tokens in texts)
-    is_mean = options["merge"] == "mean"
-    slots = int(options["sink"] + options["tokens"] * (1 if is_mean else segments))
+    slots = int(options["sink"] + options["tokens"] * (1 if is_mean else segments) + options["keep_text"] * sum(texts))
+    if options["slots"]:
+        stream, tokens = SlotStream.of(options), sum(texts)
+        slots = stream.held(tokens, stream.segments(tokens))
     in_float32 = backbone.slot_bytes * torch.float32.itemsize // backbone.slot.keys[0].itemsize
     return slots * (in_float32 if is_mean else slot_bytes(backbone, options)) + 16
 

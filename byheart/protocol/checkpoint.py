@@ -1,6 +1,7 @@
 """A method's learned parts on disk.
 
-    FOLDER/method.json           the method's name, its options, and the fingerprint of its backbone
+    FOLDER/method.json           the method's name, its options, the fingerprint of its backbone, and the prompt format
+                                 that it was trained with, where it has its own
     FOLDER/method.safetensors    its parameters and buffers
 
 byheart 0.1 called the two `memory.json` and `memory.safetensors`; such folders open too.
@@ -13,7 +14,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from reprlib import repr as shorten
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import AliasChoices, Field, field_validator
@@ -42,6 +43,9 @@ class _Card(Settings):
     method: str = Field(pattern=r"^[\w.-]{1,100}$", validation_alias=AliasChoices("method", "mechanism"))
     options: dict[Annotated[str, Field(pattern=r"^\w{1,100}$")], Any]
     backbone: str = Field(pattern=r"^[\w.:+/-]{1,200}$")
+    prompt_format: dict[Literal["opening", "before", "answer"], Annotated[str, Field(max_length=4096)]] = Field(
+        default_factory=dict
+    )
 
     @field_validator("options")
     @classmethod
@@ -67,7 +71,7 @@ def read_card(folder: str | Path) -> dict[str, Any]:
     is_old = _is_old(Path(folder))
     path = Path(folder) / (_OLD_CARD if is_old else CARD)
     try:
-        card = parse(_Card, read_json(path, inside=root(path.parent))).model_dump()
+        card = parse(_Card, read_json(path, inside=root(path.parent))).model_dump(exclude_unset=True)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"'{folder}' holds no trained method: {path.name} cannot be read ({error}).") from error
     return format_1.rename(card) if is_old else card
@@ -83,6 +87,7 @@ def save_pretrained(method: Method, folder: str | Path) -> None:
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     card = {"method": method.name, "options": method.options(), "backbone": method.backbone.fingerprint}
+    card |= {"prompt_format": dict(method.prompt_format)} if method.prompt_format else {}
     sweep(path / WEIGHTS)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in method.state_dict().items()}
     with replacing(path / WEIGHTS) as weights:
@@ -109,6 +114,7 @@ def load_pretrained(method: Method, folder: str | Path) -> None:
         # A copy: what was read stays mapped to the file.
         setattr(method, name, stored[name].clone())
     method.load_state_dict(stored)
+    method.prompt_format = card.get("prompt_format", {})
 
 
 def _require_fit(folder: str | Path, stored: Mapping[str, Tensor], method: Method) -> None:

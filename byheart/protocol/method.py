@@ -53,6 +53,9 @@ class Method(nn.Module, abc.ABC):
     def __init__(self, backbone: Backbone) -> None:
         nn.Module.__init__(self)
         self.backbone = backbone
+        self.prompt_format: Mapping[str, str] = {}
+        """What stood around texts and questions where it was trained, see ``text.PromptFormat``; kept with what it
+        learned. Empty where that is the model's own chat template."""
         # Writing builds no graph unless a training loop says ``train()``.
         self.training = False
         self._named: tuple[list[tuple[int, int]], dict[str, Tensor], str] | None = None
@@ -129,6 +132,10 @@ class Method(nn.Module, abc.ABC):
     def pieces(self, segment: Int[Tensor, "B T"]) -> Iterator[Int[Tensor, "B t"]]:
         """The parts that ``write`` reads one after another; writing them one by one gives the same state."""
         return iter((segment,))
+
+    def reads_at_once(self, state: State, segment: Int[Tensor, "B T"]) -> int:
+        """How many of the first tokens of ``segment`` the model reads after ``state`` before what is kept changes."""
+        return next(iter(self.pieces(segment))).shape[1]
 
     def select(self, state: State, prompt: Int[Tensor, " T"]) -> State:
         """The part of ``state`` that bears on a question: ``state`` itself, unless the method reads some of it only."""

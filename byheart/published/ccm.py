@@ -7,15 +7,17 @@ A folder holds ``adapter_config.json`` and one file of tensors (R rank, D hidden
     base_model.model.model.embed_tokens.comp_embeddings.weight               (n, D), or (2n, D) where merged
 
 Older ones say ``gist_embeddings``. The second half of a merging adapter's rows are the carriers of its sums; byheart
-averages without them. Nothing in the files says how segments are joined: only the folder's name does.
+averages without them. Nothing in the files says how segments are joined, nor on what it was trained: only the names of
+the folder and of those above it do, as in ``pretrain/finetune/llama-7b-no-online-concat_recur-ntok2-sink``.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,6 +28,7 @@ from byheart.model.backbone import Backbone
 from byheart.protocol.settings import read_settings
 from byheart.published.settings import LoRACard
 from byheart.published.shards import Shapes, copy, low_rank_shapes, require, shapes, shards
+from byheart.text.prompt_format import PromptFormat
 
 # The published name -> how slots join the memory, and whether a segment sees the memory while it is compressed.
 _KINDS = {
@@ -38,6 +41,31 @@ _PREFIX = "base_model.model.model."
 _ROWS = f"{_PREFIX}embed_tokens.comp_embeddings.weight"
 _LEGACY_ROWS = f"{_PREFIX}embed_tokens.gist_embeddings.weight"
 _NAME = re.compile(rf"(?:^|-)(?P<kind>{'|'.join(_KINDS)})-ntok(?P<tokens>\d+)(?P<sink>-sink)?")
+
+
+_LONGEST_TURN = 128
+
+
+class _Training(NamedTuple):
+    """Data that adapters were trained on: tokens of their longest segments, and what stood around segments."""
+
+    segment_tokens: int
+    prompt_format: PromptFormat
+
+
+# Appendix C and the released code: turns of at most 128 tokens, demonstrations of 256, profile entries of 100, and for
+# general text segments of 64.
+_TRAINED_ON = {
+    "dialog": _Training(_LONGEST_TURN, PromptFormat(before="\nA: ", answer="\nA:")),
+    "soda": _Training(_LONGEST_TURN, PromptFormat(before="\nA: ", answer="\nA:")),
+    "unified": _Training(_LONGEST_TURN, PromptFormat(before="\nA: ", answer="\nOutput:")),
+    "metaicl": _Training(256, PromptFormat(before="\nInput: ", answer="\nOutput:")),
+    "lamp": _Training(100, PromptFormat(before="\nInput: ", answer="\nOutput:")),
+    "pretrain": _Training(64, PromptFormat(before="\n", answer="\nOutput:")),
+}
+# Models for chats were asked in a form of their own, whatever the data.
+_CHAT = re.compile("chat|inst")
+_CHAT_FORMAT = PromptFormat("System: You are a chatbot agent. \n\n", "\nUser: ", "\nAssistant:")
 
 
 @dataclass(frozen=True)
@@ -57,10 +85,15 @@ def ccm(
     merge: str | None = None,
     sink: bool | None = None,
     base_lora: str | Path | None = None,
+    dataset: str | None = None,
+    segment_tokens: int | None = None,
     dtype: str = "auto",
     device: str = "auto",
 ) -> CompressedKV:
     """Open a released CCM adapter over its base model, ready to be written and read.
+
+    Longer text is cut into segments as long as those that it was trained on. What stood around these stands around the
+    texts and questions of a session too, and is kept by ``save_pretrained``.
 
     Args:
         adapter: a released folder, such as ``llama-7b-no-online-concat_recur-ntok2-sink``.
@@ -68,6 +101,9 @@ def ccm(
         merge: ``concat_recur``, ``merge_recur``, ``concat`` or ``merge``; by the folder's name without it.
         sink: whether the first token's slot is kept; by the folder's name without it.
         base_lora: folder of the first training step's LoRA (``llama-7b-no``), which is merged into the base first.
+        dataset: ``dialog``, ``soda``, ``unified``, ``metaicl``, ``lamp`` or ``pretrain``, on which it was trained; by
+            the folders above without it. Where these do not say it, texts and questions stand as the model's own do.
+        segment_tokens: of a segment, at most; those of the data set without it, or 128.
         dtype, device: of a base that is opened here; LoRA and embeddings stay in float32.
 
     Raises CheckpointError naming tensors that are missing, unexpected, of the wrong shape or not finite, and settings
@@ -76,6 +112,7 @@ def ccm(
     """
     where = Path(adapter).expanduser()
     kind = _kind(where.resolve().name, merge, sink)
+    trained_on = _training(where.resolve(), dataset)
     card = read_settings(where / "adapter_config.json", LoRACard)
     found = _tensors(where)
     tokens = _tokens(where, kind, found)
@@ -89,7 +126,7 @@ def ccm(
         merge=kind.merge,
         recurrent=kind.recurrent,
         sink=kind.sink,
-        segment_tokens=0,
+        segment_tokens=trained_on.segment_tokens if segment_tokens is None else segment_tokens,
         rank=card.r,
         alpha=card.lora_alpha,
     )
@@ -102,7 +139,19 @@ def ccm(
         for name, target in ((f"{_PREFIX}{path}.lora_A.weight", down), (f"{_PREFIX}{path}.lora_B.weight", up)):
             copy(where, name, found[name], target)
     method.train(False)
+    if trained_on.prompt_format != PromptFormat():
+        method.prompt_format = asdict(trained_on.prompt_format)
     return method
+
+
+def _training(where: Path, dataset: str | None) -> _Training:
+    """What the adapter in a folder was trained on: as given, else as the folders above say; plain text of neither."""
+    if dataset is not None and dataset not in _TRAINED_ON:
+        raise UnknownNameError("data set of CCM", dataset, list(_TRAINED_ON))
+    above = next((part for part in reversed(where.parts[:-1]) if part in _TRAINED_ON), None)
+    name = dataset or above
+    found = _Training(_LONGEST_TURN, PromptFormat()) if name is None else _TRAINED_ON[name]
+    return found._replace(prompt_format=_CHAT_FORMAT) if name and _CHAT.search(where.name) else found
 
 
 def _kind(name: str, merge: str | None, sink: bool | None) -> _Kind:

@@ -29,6 +29,7 @@ from byheart.protocol.state import SAMPLED_FORMATS, Header, State, Written, nbyt
 from byheart.protocol.state_file import OpenedState
 from byheart.text.detokenize import decode_stream
 from byheart.text.encoder import ChatEncoder
+from byheart.text.prompt_format import PromptFormat
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ class Session:
         learned: str = "",
     ) -> None:
         self.backbone = backbone
-        self.encoder = encoder
+        self.encoder = encoder.with_format(PromptFormat.of(method.prompt_format))
         self.method = method
         self.state: State = method.init() if state is None else state
         self.header = Header(
@@ -234,7 +235,8 @@ class Session:
 
         ``answer_prefix``: what the answer is made to begin with. ``alone``: as where nothing was written.
         """
-        continues = self.method.text_format == "turn" and bool(self.header.written) and not alone
+        has_turns = self.method.text_format == "turn" or self.encoder.prompt_format is not None
+        continues = has_turns and bool(self.header.written) and not alone
         tokens = self.encoder.question(question, continues=continues, use_chat_template=use_chat_template)
         if answer_prefix:
             begun = self.encoder.continuation(answer_prefix, use_chat_template=use_chat_template)

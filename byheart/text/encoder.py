@@ -13,6 +13,7 @@ Dimensions: T tokens.
 
 from __future__ import annotations
 
+import copy
 from bisect import bisect_right
 from collections.abc import Collection, Sequence
 from functools import cached_property
@@ -26,6 +27,7 @@ from transformers import PreTrainedTokenizerBase
 from byheart.errors import InputError
 from byheart.text.chat_template import RECEIPT, REPEAT, ChatTemplate, special_tokens
 from byheart.text.fingerprint import fingerprint_tokenizer, fingerprint_vocabulary
+from byheart.text.prompt_format import PromptFormat
 
 Tokenizer: TypeAlias = PreTrainedTokenizerBase
 
@@ -37,13 +39,28 @@ class ChatEncoder:
         model_stops: tokens that end an answer by the model's own settings.
         system_prompt: keep what the chat template says of its own before a conversation, as Qwen's and SmolLM2's do;
             FastMem (arXiv 2406.16069) asks without it.
+        prompt_format: what stands around texts and questions instead of a chat template.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, *, model_stops: Collection[int] = (), system_prompt: bool = True
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        model_stops: Collection[int] = (),
+        system_prompt: bool = True,
+        prompt_format: PromptFormat | None = None,
     ) -> None:
         self.tokenizer, self.system_prompt = tokenizer, system_prompt
         self.model_stops = frozenset(model_stops)
+        self.prompt_format = prompt_format
+
+    def with_format(self, prompt_format: PromptFormat | None) -> ChatEncoder:
+        """The same with another prompt format; this one where there is none."""
+        if prompt_format is None or prompt_format == self.prompt_format:
+            return self
+        twin = copy.copy(self)
+        twin.prompt_format = prompt_format
+        return twin
 
     @cached_property
     def template(self) -> ChatTemplate:
@@ -89,6 +106,8 @@ class ChatEncoder:
             as_turn: it becomes a turn of a conversation, which the next text or question continues.
         """
         require_characters(text)
+        if self.prompt_format is not None:
+            return self._formatted(self.prompt_format.ahead(first=first), text, first=first)
         opening = self.template.opening if first else ""
         parts = [opening, text, self.template.receipt] if as_turn else ["", text]
         return self.encode(*parts, first=first)
@@ -96,6 +115,9 @@ class ChatEncoder:
     def turn(self, question: str, answer: str, *, first: bool, as_turn: bool) -> Int[Tensor, " T"]:
         """A question and its answer as they are written. Raises InputError. ``first`` and ``as_turn`` as above."""
         require_characters(question + answer)
+        if self.prompt_format is not None:
+            parts = [self.prompt_format.ahead(first=first), question, f"{self.prompt_format.answer} ", answer]
+            return self._formatted(*parts, first=first)
         if not as_turn:
             parts = ["", question, "\n", answer, "\n"]
         elif self.has_template:
@@ -109,19 +131,23 @@ class ChatEncoder:
         """The tokens that ask ``text``, or the bare text for the model to continue. Raises InputError.
 
         Args:
-            continues: it follows text that was written as turns.
+            continues: it follows text that was written as turns, or in the encoder's prompt format.
         """
         if not text.strip():
             raise InputError("There is nothing to ask: the question is empty.")
         require_characters(text)
         if not use_chat_template:
             return self.encode("", text, first=not continues)
+        if self.prompt_format is not None:
+            ahead = self.prompt_format.ahead(first=not continues)
+            return self._formatted(ahead, text, self.prompt_format.answer, first=not continues)
         header = "" if continues and self.has_template else self.template.question
         return self.encode(header, text, self.template.answer, first=not continues)
 
     def continuation(self, text: str, *, use_chat_template: bool = False) -> Int[Tensor, " T"]:
         """The tokens of text that continues a prompt, after a space where that prompt ends in bare lines."""
-        spaced = f" {text}" if use_chat_template and not self.has_template else text
+        # Bare lines end in a colon, and so do the formats that methods were trained with.
+        spaced = f" {text}" if use_chat_template and (self.prompt_format or not self.has_template) else text
         return self._tensor(self.tokenizer(spaced, add_special_tokens=False, verbose=False).input_ids)
 
     def encode(self, *parts: str, first: bool) -> Int[Tensor, " T"]:
@@ -132,6 +158,14 @@ class ChatEncoder:
         for piece, plain in pieces:
             ids += self.tokenizer(piece, add_special_tokens=False, split_special_tokens=plain).input_ids
         return self._tensor(self._started(ids) if first else ids)
+
+    def _formatted(self, *parts: str, first: bool) -> Int[Tensor, " T"]:
+        """Format and user text alternating; where text was written before, as it stands after any."""
+        # Some tokenizers put a space before a text, and what follows another one has none.
+        before = self.encode("a", first=False)
+        tokens = self.encode(f"a{parts[0]}", *parts[1:], first=False)
+        is_apart = not first and torch.equal(tokens[: len(before)], before)
+        return tokens[len(before) :] if is_apart else self.encode(*parts, first=first)
 
     def template_tokens(self) -> dict[str, list[int]]:
         """What stands around texts, as a method may need it among its options.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -13,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from byheart import Decoding, open_state
 from byheart.cli import options
 from byheart.methods import BUILT_IN
+from byheart.protocol.checkpoint import read_card
 from byheart.published.convert import KINDS
 from byheart.session.session import Session
 from tests.conftest import CAT, Run, save_tiny, tiny_tokenizer
@@ -139,7 +141,10 @@ def test_chat_begins_a_memory_and_keeps_every_turn(run: Run, home: Path, tiny_fo
     ran = run("chat", "talk", "--model", tiny_folder, "--max-tokens", 3, stdin=b"I am Ada.\n\nWho am I?\n/exit\nno\n")
     assert ran.code == 0
     assert len(ran.out.splitlines()) == 2
-    assert ran.err.count(" tokens of conversation in ") == 2
+    assert (
+        len(re.findall(r"\d+ tokens more: \d+ tokens of conversation in .*, \d+ slots; the whole text has ", ran.err))
+        == 2
+    )
     shown = run("show", "talk", "--json").json
     assert [entry["source"] for entry in shown["written"]] == ["chat", "chat"]
     assert run("chat", "talk", "--max-tokens", 3, stdin=b"Still there?").code == 0
@@ -298,8 +303,12 @@ def test_import_brings_a_released_adapter_for_its_base(run: Run, tmp_path: Path)
         where / "base",
         "--merge",
         "concat_recur",
+        *("--dataset", "unified"),
+        *("--segment-tokens", "32"),
         "--json",
     ).json
+    assert said["options"]["segment_tokens"] == 32
+    assert read_card(tmp_path / "own")["prompt_format"]["before"] == "\nA: "
     assert (said["method"], said["model"]) == ("compressed-kv", str(where / "base"))
     assert said["options"]["merge"] == "concat"
     assert (tmp_path / "own" / "method.safetensors").exists()

@@ -59,6 +59,7 @@ def written(folder: Path, name: str, content: Any) -> str:
             {"article": "A barn burned.", "summary": "It burned.", "id": 1},
             {"task": "summ", "context": "A barn burned.", "answers": ["It burned."]},
         ),
+        ({"short_book_title": "Cats", "text": "A cat."}, {"task": "lm", "context": "A cat."}),
         ({"dialog": ["Hi . ", " Ho ."], "act": [1, 2]}, {"task": "dialog", "meta": {"turns": ["Hi .", "Ho ."]}}),
         (
             {"question": "is it", "passage": "It is.", "answer": True},

@@ -273,6 +273,9 @@ def test_every_method_with_a_size_is_close_or_named_as_not() -> None:
         {"segment_tokens": 100, "sink": True},
         {"segment_tokens": 0},
         {"bits": 4, "tokens": 3},
+        {"slots": 160, "tokens": 2, "sink": True},
+        {"keep_text": True},
+        {"slots": 120, "merge": "mean"},
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -15,10 +15,13 @@ from byheart.methods.compressed_kv import CompressedKV
 from byheart.model.backbone import Backbone
 from byheart.model.kv_cache import PrefixCache
 from byheart.model.reading import KV
+from byheart.protocol.episode import Episode, collate
 from byheart.protocol.kv_slots import kv_to_state, state_to_kv
+from byheart.protocol.slot_stream import SlotStream
 from byheart.protocol.state import State
 from byheart.testing import tiny_backbone, tiny_model
 from tests.naive.compressed_kv import Recursion
+from tests.naive.slot_stream import Streaming
 from tests.samples import ALL_FAMILIES, backbone, hooks, logits, stir, tokens, written
 
 MARKS = 3
@@ -95,6 +98,104 @@ def test_types_read_differently(kind: dict[str, Any]) -> None:
         if other != kind:
             theirs = logits(own, compressed(own, **other).read(written(compressed(own, **other), *SEGMENTS)), PROMPT)
             assert (ours - theirs).abs().max() > 1e-3
+
+
+# ---- text that streams through slots ----
+
+STREAM = {"slots": 26, "segment_tokens": 7, "compressed_slots": 6}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"merge": "concat", "sink": True},
+        {"merge": "concat", "first_slot": True},
+        {"merge": "mean", "sink": True},
+        {"merge": "concat", "bits": 8},
+    ],
+    ids=str,
+)
+def test_every_token_is_read_as_in_the_published_loop_of_single_tokens(kind: dict[str, Any]) -> None:
+    own = backbone()
+    made, text = compressed(own, **STREAM, **kind), tokens(90, seed=3)
+    naive = Streaming(own, twin_of(made, "llama"), slots=26, segment=7, compressed=6)
+    expected = torch.stack([naive.next_logits(token[None, None]) for token in text[0]])
+    state, done, most = made.init(), 0, 0
+    for length in (30, 1, 41, 18):
+        while length:
+            piece = text[:, done : done + min(length, made.reads_at_once(state, text[:, done:]))]
+            found = logits(own, made.read(state), piece)[0]
+            # Codes of 8 bits are coarse, and what was read after them is coarser.
+            near = 0.3 if "bits" in kind else 1e-4
+            torch.testing.assert_close(found, expected[done : done + piece.shape[1]], rtol=0, atol=near)
+            most = max(most, made.read(state).slots + piece.shape[1])
+            state, done, length = made.write(state, piece), done + piece.shape[1], length - piece.shape[1]
+    assert done == 90
+    assert most == made.capacity == 26
+    whole = made.write(made.init(), text)
+    assert (int(whole["tokens"]), int(whole["segments"])) == (90, int(state["segments"]))
+    torch.testing.assert_close(
+        logits(own, made.read(whole), PROMPT), logits(own, made.read(state), PROMPT), rtol=0, atol=near
+    )
+
+
+def test_the_published_stream_compresses_where_it_did() -> None:
+    """160 slots, 8 of them compressed and a sink: 62 tokens between two compressions, and 64 once 8 are there."""
+    stream = SlotStream(most=160, sink=1, compressed=8, segment=64, marks=2)
+    times = [stream.segments(tokens) for tokens in range(600)]
+    assert [n for n in range(1, 600) if times[n] > times[n - 1]] == [160, 222, 284, 346, 408, 472, 536]
+    assert [stream.held(n, stream.segments(n)) for n in (159, 160, 222, 346, 408, 472)] == [159, 98, 98, 98, 96, 96]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"slots": 20}, "slots must be at least 22 beside a learned first one: 8 compressed ones and a segment of 14"),
+        ({"compressed_slots": 7}, "compressed_slots must be a multiple of tokens, of which a segment has 4; it is 7"),
+        ({"segment_tokens": 0}, "segment_tokens must be above tokens, 4, where slots are bounded; it is 0"),
+        ({"recurrent": False}, "slots needs recurrent=True"),
+    ],
+)
+def test_slots_that_cannot_be_shared_out_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        compressed(backbone(), **{"tokens": 4, "slots": 40, "segment_tokens": 14, **options})
+
+
+def test_slots_are_for_reading_alone() -> None:
+    batch = collate([Episode((tokens(9)[0],), tokens(5)[0])])
+    with pytest.raises(UsageError, match="trained without slots"):
+        compressed(backbone(), **STREAM).loss(batch)
+
+
+# ---- the control ----
+
+
+@torch.no_grad()
+def test_text_that_is_kept_is_read_with_the_compression_tokens_between() -> None:
+    """As published: the tokens are inserted, nothing is hidden, and text is counted without them."""
+    own = backbone()
+    made = compressed(own, keep_text=True)
+    naive = twin_of(made, "llama")
+    parts = [torch.cat([own.embed(text), made.embeddings[None]], dim=1) for text in SEGMENTS[:3]]
+    marks = [torch.tensor([0.0] * text.shape[1] + [1.0] * MARKS) for text in SEGMENTS[:3]]
+    places, read = [], 0
+    for text in SEGMENTS[:3]:
+        places.append(torch.arange(read, read + text.shape[1] + MARKS))
+        read += text.shape[1]
+    places.append(torch.arange(read, read + PROMPT.shape[1]))
+    embeds = torch.cat([*parts, own.embed(PROMPT)], dim=1)
+    gate = torch.cat([*marks, torch.zeros(PROMPT.shape[1])])
+    expected = naive._run(embeds, [], gate, torch.cat(places)[None])[0][-PROMPT.shape[1] :]
+    state = written(made, *SEGMENTS[:3])
+    torch.testing.assert_close(logits(own, made.read(state), PROMPT)[0], expected, rtol=0, atol=1e-4)
+    assert made.read(state).slots == read + 3 * MARKS
+
+
+@pytest.mark.parametrize("options", [{"merge": "mean"}, {"sink": True}, {"slots": 40}])
+def test_a_control_drops_nothing(options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="keep_text keeps every slot"):
+        compressed(backbone(), keep_text=True, **options)
 
 
 # ---- positions ----

@@ -346,6 +346,8 @@ def test_learned_parts_are_saved_and_loaded(
 
 @on_every_family
 def test_the_loss_teaches_what_is_learned_and_no_weight(case: str, own: Backbone) -> None:
+    if "stream" in case:
+        pytest.skip("refused, see test_compressed_kv")
     made = fresh(case, own).train()
     value = made.loss(BATCH)
     assert value.shape == ()

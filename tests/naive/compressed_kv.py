@@ -75,7 +75,7 @@ class Recursion:
         layers: Sequence[tuple[Any, ...]] = list(zip(*[part for part in parts if part], strict=True))
         return [(torch.cat([k for k, _ in each], dim=2), torch.cat([v for _, v in each], dim=2)) for each in layers]
 
-    def _run(self, embeds: Tensor, past: Rows, mask: Tensor) -> tuple[Tensor, Rows]:
+    def _run(self, embeds: Tensor, past: Rows, mask: Tensor, positions: Tensor | None = None) -> tuple[Tensor, Rows]:
         cache = DynamicCache()
         for index, (k, v) in enumerate(past):
             cache.update(k.to(embeds.dtype), v.to(embeds.dtype), index)
@@ -87,7 +87,7 @@ class Recursion:
         handles = [
             decoder.get_submodule(path).register_forward_hook(hook(*update)) for path, update in self.updates.items()
         ]
-        positions = torch.arange(self.offset, self.offset + embeds.shape[1])[None]
+        positions = torch.arange(self.offset, self.offset + embeds.shape[1])[None] if positions is None else positions
         try:
             out = self.model(
                 inputs_embeds=embeds, position_ids=positions, use_cache=True, **{cache_argument(self.model): cache}

@@ -24,7 +24,7 @@ from byheart.methods.compressed_kv import CompressedKV
 from byheart.methods.last_ffn import LastFFN
 from byheart.methods.latent_pool import LatentPool
 from byheart.model.loading import empty_model, open_model
-from byheart.protocol.checkpoint import load_pretrained, save_pretrained
+from byheart.protocol.checkpoint import load_pretrained, read_card, save_pretrained
 from byheart.protocol.state import State, stack
 from byheart.published import ccm, memoryllm
 from tests.samples import ROOT
@@ -452,6 +452,41 @@ def test_ccm_is_told_by_its_folders_name(trained: tuple[Path, Path]) -> None:
     assert method.fingerprint == given.fingerprint
     assert method.sink
     assert not ccm(trained[0], base=trained[1], sink=False, device="cpu").sink
+
+
+@needs_adapter
+@pytest.mark.parametrize(
+    ("above", "name", "tokens", "before", "answer"),
+    [
+        ("unified/finetune", "llama-7b-no", 128, "\nA: ", "\nOutput:"),
+        ("pretrain", "llama-7b-no", 64, "\n", "\nOutput:"),
+        ("metaicl/finetune", "llama-7b-no", 256, "\nInput: ", "\nOutput:"),
+        ("dialog", "llama-7b-no", 128, "\nA: ", "\nA:"),
+        ("pretrain", "llama-2-7b-chat", 64, "\nUser: ", "\nAssistant:"),
+    ],
+)
+def test_ccm_is_read_as_it_was_trained_by_the_names_above(
+    trained: tuple[Path, Path], tmp_path: Path, above: str, name: str, tokens: int, before: str, answer: str
+) -> None:
+    """A file is cut into segments, and the form of the data is kept with what is imported."""
+    adapter = tmp_path / above / trained[0].name.replace("llama-7b-no", name)
+    adapter.parent.mkdir(parents=True)
+    trained[0].rename(adapter)
+    method = ccm(adapter, base=trained[1], dtype="float32", device="cpu")
+    assert method.segment_tokens == tokens
+    assert (method.prompt_format["before"], method.prompt_format["answer"]) == (before, answer)
+    assert method.prompt_format["opening"].startswith("System:") == ("chat" in name)
+    assert ccm(adapter, base=method.backbone, dataset="soda", segment_tokens=7).segment_tokens == 7
+    with pytest.raises(UnknownNameError, match=r"no data set of CCM 'sodas'\. Did you mean 'soda'"):
+        ccm(adapter, base=method.backbone, dataset="sodas")
+    save_pretrained(method, tmp_path / "kept")
+    assert read_card(tmp_path / "kept")["prompt_format"] == method.prompt_format
+
+
+@needs_adapter
+def test_ccm_of_unknown_data_has_the_models_own_form(trained: tuple[Path, Path]) -> None:
+    method = ccm(trained[0], base=trained[1], dtype="float32", device="cpu")
+    assert (method.prompt_format, method.segment_tokens) == ({}, 128)
 
 
 @needs_adapter

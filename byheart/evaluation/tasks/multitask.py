@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from byheart.data.prompts import WORDS, fill_prompt
 from byheart.data.records import Fields
 from byheart.evaluation.results import Result, means
-from byheart.evaluation.task import Answer, Item, Part, Question, Task, shuffled
+from byheart.evaluation.task import Answer, Item, Part, Question, Task, label_parts, shuffled
 
 
 class Multitask(Task):
@@ -49,16 +49,9 @@ class Multitask(Task):
             yield Item((), (question,))
 
     def score(self, question: Question, answer: Answer) -> Mapping[str, float | Part]:
-        """Whether the label is the right one, and its share of each label's F1.
-
-        As published (https://arxiv.org/abs/2402.12233), every string that is right or answered is a label, stray
-        words of ``published`` among them: they lower macro F1 as labels of their own.
-        """
+        """Whether the label is the right one, and its share of each label's F1, stray words among the labels."""
         label = answer.text if self.published else question.choices[answer.best(each_token=self.each_token)].strip()
-        right = question.answers[0]
-        # F1 is twice the hits over all times that a label is right or answered.
-        shares = {right: Part(2.0, 2.0)} if label == right else {right: Part(0.0), label: Part(0.0)}
-        return {"accuracy": float(label == right), **{f"macro_f1/{name}": part for name, part in shares.items()}}
+        return {**label_parts(label, question.answers[0])}
 
     def summary(self, rows: Sequence[Result]) -> list[Result]:
         """The means over data sets, where there are several."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from byheart.evaluation.results import Result
 from byheart.evaluation.task import Answer, Part, Question, Task
@@ -13,7 +13,7 @@ from byheart.evaluation.task import Answer, Part, Question, Task
 class Perplexity(Task):
     """A task whose questions have one choice, the text that is predicted."""
 
-    asks = "choices"
+    asks: Literal["words", "choices", "target", "stream"] = "choices"
     higher_is_better: ClassVar = {"loss": False}
 
     def score(self, question: Question, answer: Answer) -> Mapping[str, float | Part]:

@@ -20,14 +20,14 @@ from byheart.model.fingerprint import without_remainder
 # A package that is installed is a folder: the weights are read in place.
 FOLDER = Path(__file__).parent
 # Options that do not bear on what is learned.
-_FREE = {"bits"}
+_FREE = {"bits", "slots", "compressed_slots"}
 
 
 def find(method: str, backbone: str, options: Mapping[str, Any]) -> Path | None:
     """The folder of this method's pretrained parts for the model of fingerprint ``backbone`` that has these options.
 
-    They serve the model in any precision, and slots in any ``bits``. Options that are not given may have any value; of
-    several folders, the first by name. None where there is none.
+    They serve the model in any precision, and slots in any ``bits``, with text that streams through them or without.
+    Options that are not given may have any value; of several folders, the first by name. None where there is none.
     """
     wanted = json.loads(json.dumps({name: value for name, value in options.items() if name not in _FREE}))
     for file in sorted(FOLDER.glob("*/method.json")):

@@ -70,8 +70,10 @@ def test_the_accuracy_of_a_profile_is_the_share_of_likeliest_options() -> None:
         (Question("?", (names[choice.gold],), names, about={"kind": "category"}), answered(choice))
         for choice in choices
     ]
-    (row,) = measured(Profile(), pairs)
-    assert row.value == pytest.approx(choice_accuracy(choices))
+    found = {row.metric: row.value for row in measured(Profile(), pairs)}
+    assert found["accuracy"] == pytest.approx(choice_accuracy(choices))
+    predicted = [names[likeliest(choice)] for choice in choices]
+    assert found["macro_f1"] == pytest.approx(label_scores(predicted, [names[each.gold] for each in choices]).macro_f1)
 
 
 @pytest.mark.parametrize("each_token", [False, True])

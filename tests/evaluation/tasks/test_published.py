@@ -462,7 +462,8 @@ def test_categories_are_those_that_the_input_lists() -> None:
     assert asked.choices == ("sports", "food & drink", "travel")
     empty = {**FILED, "input": "Which category? categories: [sports, , travel,] article: a cup final"}
     assert only(list(Profile().items([empty], 0)))[1].choices == ("sports", "travel")
-    assert Profile().score(asked, Answer(losses=(1.0, 2.0, 3.0), tokens=(1, 4, 1))) == {"accuracy": 1}
+    found = Profile().score(asked, Answer(losses=(1.0, 2.0, 3.0), tokens=(1, 4, 1)))
+    assert found == {"accuracy": 1, "macro_f1/sports": Part(2.0, 2.0)}
     unlisted = [{**FILED, "input": "Which?", "output": name} for name in ("b", "a")]
     assert only(list(Profile().items(unlisted, 0))[:1])[1].choices == ("a", "b")
     assert list(Profile(words=3).items([FILED], 0)) == []
@@ -471,10 +472,52 @@ def test_categories_are_those_that_the_input_lists() -> None:
 def test_profile_says_which_record_it_cannot_ask() -> None:
     with pytest.raises(InputError, match="Record 1 has the output 'cars', which is none of: sports, food & drink"):
         list(Profile().items([{**FILED, "output": "cars"}], 0))
-    with pytest.raises(InputError, match="Record 1 has a profile without category or tag or score"):
-        list(Profile().items([{**FILED, "profile": [{"text": "a"}]}], 0))
+    with pytest.raises(
+        InputError, match="Record 1 has a profile whose entries have none of LaMP's fields: text and cat"
+    ):
+        list(Profile().items([{**FILED, "profile": [{"body": "a"}]}], 0))
     with pytest.raises(InputError, match="Record 1 has no 'profile'"):
         list(Profile().items([{**FILED, "profile": []}], 0))
+
+
+# LaMP's seven tasks; the records are made up for this test.
+LAMP = {
+    1: ({"title": "On cats", "abstract": "Cats sit."}, "[2]", 'a paper by the same author: "On cats".\n'),
+    4: ({"text": "one two three four", "title": "Up"}, "Muck wins", 'the title for the text: "one two" is "Up".\n'),
+    5: ({"title": "On cats", "abstract": "a b c"}, "On dogs", 'the title for the abstract: "a b" is "On cats".\n'),
+    6: ({"text": "one two three", "title": "Hello"}, "Lunch", 'the title for the text: "one two" is "Hello".\n'),
+    7: ({"text": "so very glad"}, "so glad", 'a text by the same author: "so very".\n'),
+}
+
+
+@pytest.mark.parametrize("task", LAMP)
+def test_lamps_own_pairs_of_files_are_asked(task: int, tiny_folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("rouge_score")
+    entry, right, text = LAMP[task]
+    question = {"id": "1", "input": "What? [1]: a [2]: b", "profile": [{"id": "2", **entry}]}
+    (tmp_path / "dev_questions.json").write_text(json.dumps([question]))
+    (tmp_path / "dev_outputs.json").write_text(
+        json.dumps({"task": f"LaMP_{task}", "golds": [{"id": "1", "output": right}]})
+    )
+    (found,) = Profile(words=2 if task > 1 else 9).items(rows(str(tmp_path / "dev_questions.json")), 0)
+    assert found.texts == (text,)
+    made = Profile(entries=[0, 1])
+    measured = evaluate(
+        made, str(tmp_path / "dev_questions.json"), ["nothing"], model=str(tiny_folder), dtype="float32", batch=1
+    )
+    metrics = {"accuracy", "macro_f1"} if task == 1 else {"rouge1", "rouge_l"}
+    assert {row.metric for row in measured} == metrics
+    # One task may be asked of several data sets.
+    assert made.asks == "choices"
+
+
+def test_words_of_a_profile_are_scored_by_rouge_and_not_mixed_with_labels() -> None:
+    pytest.importorskip("rouge_score")
+    asked = Question("?", ("Muck wins the race",), about={"kind": "headline"})
+    assert Profile().score(asked, Answer("Muck wins")) == pytest.approx({"rouge1": 2 / 3, "rouge_l": 2 / 3})
+    tweet = {"id": "1", "input": "?", "output": "b", "profile": [{"text": "a"}]}
+    with pytest.raises(InputError, match="answered in words and some by a label; give each LaMP alone"):
+        list(Profile().items([FILED, tweet], 0))
 
 
 # ---- summary ----
@@ -560,6 +603,7 @@ def test_options_that_cannot_be_are_refused(name: str, option: str, value: Any, 
         ),
         ("profile", [RATED], {"entries": [2]}, {"accuracy", "absolute_error", "squared_error", "rmse"}),
         ("stream", [{"context": "a b c d e f g h i"}], {"words": 3, "given": 1}, {"loss", "perplexity"}),
+        ("stream", [{"context": "a b c d e f g h i"}], {"every": 4}, {"loss", "perplexity"}),
     ],
 )
 def test_memories_are_measured(
