@@ -232,6 +232,8 @@ def _write_all(sessions: Sequence[Session], items: Sequence[Item], texts: Sequen
     tokens = [
         torch.tensor([text], device=session.backbone.device) for session, text in zip(sessions, texts, strict=True)
     ]
+    for session, row in zip(sessions, tokens, strict=True):
+        session.require_room(row)
     with torch.no_grad():
         states = sessions[0].method.write_many([session.state for session in sessions], tokens)
     for session, state, text in zip(sessions, states, texts, strict=True):
@@ -293,7 +295,8 @@ def _choose(asked: Sequence[tuple[Session, Question]]) -> list[Told]:
 
 
 def _form(question: Question) -> dict[str, Any]:
-    return {"use_chat_template": question.use_chat_template, "answer_prefix": question.answer_prefix}
+    form = {"use_chat_template": question.use_chat_template, "answer_prefix": question.answer_prefix}
+    return {**form, "tokens": question.tokens} if question.tokens else form
 
 
 def _predict(asked: Sequence[tuple[Session, Question]]) -> list[Told]:

@@ -40,6 +40,8 @@ class Question:
         instruction: how to answer, said after the text; a method that selects by the question does not look at it.
         unconditional: what context-aware decoding asks the model without a memory; the same without it. Where the
             text is repeated in the question, this is the question without it: else both sides would see the text.
+        tokens: the prompt as it is given to the model, in place of the text in a template; the text then says only by
+            what a method selects.
         target: tokens that stand after the memory instead of a text, of which those from ``target_start`` on are
             predicted.
     """
@@ -55,6 +57,7 @@ class Question:
     answer_prefix: str = ""
     instruction: str = ""
     unconditional: str = ""
+    tokens: Tokens = ()
     target: Tokens = ()
     target_start: int = 1
 

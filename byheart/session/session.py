@@ -195,16 +195,19 @@ class Session:
         answer_prefix: str = "",
         unconditional: str = "",
         search: str = "",
+        tokens: Sequence[int] = (),
     ) -> Request:
         """What a generation needs to answer ``question``. Raises InputError.
 
         Args:
-            use_chat_template, answer_prefix: as for ``prompt``.
+            use_chat_template, answer_prefix, tokens: as for ``prompt``.
             unconditional: what context-aware decoding asks the model without the memory; the question without it.
             search: by what a method selects what it reads; the question without it.
         """
         prompt, without = (
-            self.prompt(text, use_chat_template=use_chat_template, answer_prefix=answer_prefix, alone=alone)
+            self.prompt(
+                text, use_chat_template=use_chat_template, answer_prefix=answer_prefix, alone=alone, tokens=tokens
+            )
             for text, alone in ((question, False), (unconditional or question, True))
         )
         return Request(prompt, self.reading_for(search or question), decoding, without, self.encoder.stop_tokens)
@@ -228,18 +231,28 @@ class Session:
                 self._cache = cache
 
     def prompt(
-        self, question: str, *, use_chat_template: bool = True, answer_prefix: str = "", alone: bool = False
+        self,
+        question: str,
+        *,
+        use_chat_template: bool = True,
+        answer_prefix: str = "",
+        alone: bool = False,
+        tokens: Sequence[int] = (),
     ) -> Tensor:
         """The tokens (T,) that ask ``question``, or the bare text for the model to continue. Raises InputError.
 
-        ``answer_prefix``: what the answer is made to begin with. ``alone``: as where nothing was written.
+        ``answer_prefix``: what the answer is made to begin with. ``alone``: as where nothing was written. ``tokens``:
+        what is asked as it is, in place of the question.
         """
         continues = self.method.text_format == "turn" and bool(self.header.written) and not alone
-        tokens = self.encoder.question(question, continues=continues, use_chat_template=use_chat_template)
+        if tokens:
+            prompt = torch.tensor(tokens)
+        else:
+            prompt = self.encoder.question(question, continues=continues, use_chat_template=use_chat_template)
         if answer_prefix:
             begun = self.encoder.continuation(answer_prefix, use_chat_template=use_chat_template)
-            tokens = torch.cat([tokens, begun])
-        return tokens.to(self.backbone.device)
+            prompt = torch.cat([prompt, begun])
+        return prompt.to(self.backbone.device)
 
     def require_written(self) -> None:
         """Raise InputError where nothing has been written."""
