@@ -2,6 +2,7 @@
 
     OUT/run.json                             what decides all answers, and which data each data set's name stands for
     OUT/answers/TASK/DATASET/METHOD.jsonl    a line per question; all that decides a method's answers is in the name
+    OUT/FOLDER/METHOD/FILE.jsonl             the same as a task's official scorer reads them, of tasks that have one
     OUT/rows.json                            the numbers, see ``Result``, and under ``runs`` how each was measured
 
 It asks nothing and judges nothing.
@@ -97,8 +98,16 @@ class RunFolder:
     def answers(self, task: str, dataset: str, method: str, *decides: Any) -> Path:
         """The file of a method's answers: a readable name, and a digest of all that decides them."""
         digest = digest_of([method, *decides])
-        plain = re.sub(r"[^A-Za-z0-9.=-]+", "_", method)[:60]
-        return self.path / "answers" / task / dataset / f"{plain}-{digest}.jsonl"
+        return self.path / "answers" / task / dataset / f"{_plain(method)}-{digest}.jsonl"
+
+    def keep_official(self, method: str, lines: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+        """Write a method's lines by ``FOLDER/FILE``, in place of those that are there."""
+        for name, found in lines.items():
+            folder, _, file = name.rpartition("/")
+            path = self.path / folder / _plain(method) / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in found)
+            path.write_text(text, encoding="utf-8")
 
     def keep(self, rows: Sequence[Result], run: Mapping[str, Any], **about: Any) -> None:
         """Put the rows of one run, and how it was measured, in place of those of its task, data set and method."""
@@ -110,6 +119,11 @@ class RunFolder:
         # The options of a task or a method may be of any kind.
         plain = json.loads(json.dumps(run, default=str))
         save(file, [*left, *rows], **about, runs=[*others, plain])
+
+
+def _plain(method: str) -> str:
+    """A method's name as that of a file."""
+    return re.sub(r"[^A-Za-z0-9.=-]+", "_", method)[:60]
 
 
 def digest_of(parts: Iterable[Any]) -> str:

@@ -271,10 +271,14 @@ def _generate(task: Task, asked: Sequence[tuple[Session, Question]], decoding: D
     ended = time.perf_counter()
     likely = iter(_choose([pair for pair in asked if pair[1].choices]))
     answers = [
-        replace(next(likely).answer if each.choices else Answer(), text=f"{each.answer_prefix}{text}".strip())
+        replace(next(likely).answer if each.choices else Answer(), text=_words(each, f"{each.answer_prefix}{text}"))
         for (_, each), text in zip(asked, texts, strict=True)
     ]
     return [Told(answer, each.reading.bytes, ended, *begun) for answer, each in zip(answers, requests, strict=True)]
+
+
+def _words(question: Question, text: str) -> str:
+    return text.strip() if question.is_stripped else text
 
 
 def _choose(asked: Sequence[tuple[Session, Question]]) -> list[Told]:

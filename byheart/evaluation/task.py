@@ -42,6 +42,7 @@ class Question:
             text is repeated in the question, this is the question without it: else both sides would see the text.
         tokens: the prompt as it is given to the model, in place of the text in a template; the text then says only by
             what a method selects.
+        is_stripped: whether whitespace around the answer is no part of it.
         target: tokens that stand after the memory instead of a text, of which those from ``target_start`` on are
             predicted.
     """
@@ -58,6 +59,7 @@ class Question:
     instruction: str = ""
     unconditional: str = ""
     tokens: Tokens = ()
+    is_stripped: bool = True
     target: Tokens = ()
     target_start: int = 1
 
@@ -165,6 +167,10 @@ class Task(abc.ABC):
         A metric of classes, such as macro F1, has a part for each of them, ``metric/class``: its number is the mean
         over all classes that occur, in which each counts once.
         """
+
+    def official(self, question: Question, text: str) -> tuple[str, Fields] | None:
+        """An answer as the task's official scorer reads it: the name of a file of JSON lines, and a line; else None."""
+        return None
 
     def split(self, encoder: ChatEncoder) -> Sequence[Task]:
         """The tasks of which it consists, each with items of its own; ``encoder`` makes their tokens if they want any.
