@@ -47,6 +47,8 @@ class Method(nn.Module, abc.ABC):
     """Which options decide the bytes of its state; None where a number of bytes cannot choose them."""
     needs_codec: ClassVar[bool] = False
     """Whether it codes keys and values, for which a model needs a codec."""
+    own_start: bool = False
+    """Whether its prefix has a first token of its own, so that texts and questions begin without the tokenizer's."""
     capacity: int | None = None
     """How many slots its prefix has at most; None where it grows."""
 

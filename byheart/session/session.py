@@ -99,8 +99,13 @@ class Session:
         if not text.strip():
             raise InputError("There is nothing to write: the text is empty.")
         as_turn = use_chat_template and self.method.text_format == "turn"
-        tokens = self.encoder.document(text, first=not self.header.written, as_turn=as_turn)
+        tokens = self.encoder.document(text, first=self._is_first, as_turn=as_turn)
         return tokens[None].to(self.backbone.device)
+
+    @property
+    def _is_first(self) -> bool:
+        """Whether what is written next begins as every text does."""
+        return not self.header.written and not self.method.own_start
 
     def require_room(self, tokens: Tensor, *, use_chat_template: bool = True) -> None:
         """Raise InputError where a text (1, T) would leave no position for a question; nothing is computed."""
@@ -117,7 +122,7 @@ class Session:
     def write_turn(self, question: str, answer: str) -> Written:
         """Put a turn of a conversation into the memory: what was asked and what was answered."""
         as_turn = self.method.text_format == "turn"
-        tokens = self.encoder.turn(question, answer, first=not self.header.written, as_turn=as_turn)[None]
+        tokens = self.encoder.turn(question, answer, first=self._is_first, as_turn=as_turn)[None]
         return self._absorb(tokens.to(self.backbone.device), "chat", len(question) + len(answer))
 
     def acknowledge(self, state: State, entry: Written) -> Written:
@@ -248,7 +253,10 @@ class Session:
         if tokens:
             prompt = torch.tensor(tokens)
         else:
-            prompt = self.encoder.question(question, continues=continues, use_chat_template=use_chat_template)
+            first = alone or not self.method.own_start
+            prompt = self.encoder.question(
+                question, continues=continues, use_chat_template=use_chat_template, first=first
+            )
         if answer_prefix:
             begun = self.encoder.continuation(answer_prefix, use_chat_template=use_chat_template)
             prompt = torch.cat([prompt, begun])

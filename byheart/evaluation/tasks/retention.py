@@ -9,7 +9,7 @@ from dataclasses import replace
 from itertools import islice
 
 from byheart.data.records import Fields, each_row
-from byheart.errors import InputError, require_one_of
+from byheart.errors import InputError, UsageError, require_one_of
 from byheart.evaluation.metrics import LAW
 from byheart.evaluation.results import Result
 from byheart.evaluation.task import Answer, Item, Part, Question, ShareLeft, Task, Tokens
@@ -64,15 +64,15 @@ class Retention(Task):
             raise ValueError("distractors, every, words and answer_words must be 1 or more")
         if min(before, answer_tokens) < 0:
             raise ValueError(f"before and answer_tokens must be 0 or more; they are {before} and {answer_tokens}")
-        if published and not other:
-            raise ValueError("published distractors come from other data: give other=train-v2.0.json, or the like")
         require_one_of("position", position, POSITIONS)
         self.distractors, self.every, self.words, self.answer_words = distractors, every, words, answer_words
         self.before, self.position, self.other, self.indices = before, position, other, indices
         self.answer_tokens, self.published = answer_tokens, published
 
     def split(self, encoder: ChatEncoder) -> Sequence[Task]:
-        """Itself, with the encoder that counts tokens."""
+        """Itself, with the encoder that counts tokens. Raises UsageError where published distractors have no source."""
+        if self.published and not self.other:
+            raise UsageError("Published distractors come from other data: give other=train-v2.0.json, or the like.")
         task = copy.copy(self)
         task.encoder = encoder
         return (task,)

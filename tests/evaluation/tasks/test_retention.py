@@ -185,11 +185,11 @@ def test_answers_are_counted_in_tokens_where_asked(tmp_path: Path, encoder: Chat
         items(Retention(distractors=1, answer_tokens=1), long, encoder)
 
 
-def test_options_that_do_not_fit_are_named() -> None:
+def test_options_that_do_not_fit_are_named(encoder: ChatEncoder) -> None:
     with pytest.raises(UsageError, match="position must be one of begin, end, random; it is 'middle'"):
         build("retention", position="middle")
     with pytest.raises(UsageError, match=r"give other=train-v2\.0\.json"):
-        build("retention", published=True)
+        build("retention", published=True).split(encoder)
 
 
 @pytest.mark.parametrize("position", ["begin", "end"])
