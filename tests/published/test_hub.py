@@ -90,7 +90,8 @@ def test_what_is_not_in_the_cache_is_said_in_one_line(cache: Path, capsys: pytes
         with pytest.raises(CheckpointError, match=f"There is no folder '{name}', and it could not be fetched") as error:
             memoryllm(name)
         assert "\n" not in str(error.value)
-    assert main(["import", "memoryllm", "nobody/nothing", "out"]) == 1
+    with pytest.raises(SystemExit):
+        main(["import", "memoryllm", "nobody/nothing", "out"])
     assert "Go online, or give a folder that holds a copy" in capsys.readouterr().err
 
 
