@@ -34,9 +34,12 @@ from byheart.errors import UsageError, require_one_of, require_positive
 from byheart.model.backbone import Backbone
 from byheart.model.lora import LoRA
 from byheart.model.reading import KV, Reading
+from byheart.protocol.carried_pool import carried_loss
+from byheart.protocol.episode import Batch
 from byheart.protocol.forgetting import share_left
 from byheart.protocol.kv_slots import rotate_to_slots
 from byheart.protocol.method import Method
+from byheart.protocol.objective import TARGETS_ONLY, Objective
 from byheart.protocol.pool_slots import assign_slots, newest_slots, other_positions, replace_slots
 from byheart.protocol.quantise import require_bits
 from byheart.protocol.segments import split_segments
@@ -147,9 +150,13 @@ class LatentPool(Method):
 
     def init(self) -> State:
         """The first slot alone, or the trained pool."""
+        return self.state_of(self.initial)
+
+    def state_of(self, pool: Tensor | None) -> State:
+        """A state that holds a pool (L, M, D) of hidden states in order of age, or the first slot alone."""
         layers = len(self.backbone.layers)
         first = self.first.to(self.backbone.dtype)
-        pool = first.new_zeros(layers, 0, self.backbone.dim) if self.initial is None else self.initial.to(first)
+        pool = first.new_zeros(layers, 0, self.backbone.dim) if pool is None else pool.to(first)
         hidden = torch.cat([first, pool], dim=1)[None]
         device = self.backbone.device
         place = torch.arange(1, 1 + pool.shape[1], device=device).expand(1, layers, -1).clone()
@@ -161,6 +168,12 @@ class LatentPool(Method):
             "seed": torch.tensor([self.seed], device=device),
         }
         return {**state, "hidden": pool[None].clone()} if self.keep_hidden else state
+
+    def loss(self, batch: Batch, objective: Objective = TARGETS_ONLY) -> Tensor:
+        """As for every method; or, with ``carried``, as MemoryLLM was trained, which changes the pool."""
+        if objective.carried:
+            return carried_loss(self, self._seen, batch, objective)
+        return Method.loss(self, batch, objective)
 
     def template(self, state: State, *, written: bool) -> State:
         """The first slot, and a pool of any size up to the method's."""

@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from byheart.errors import UsageError
 from byheart.model.backbone import Backbone
 from byheart.model.fingerprint import fingerprint, sample_fingerprint
 from byheart.model.reading import Reading
@@ -156,6 +157,8 @@ class Method(nn.Module, abc.ABC):
         Args:
             objective: what is weighed beside the targets, and whether writes are run again for their gradients.
         """
+        if objective.carried:
+            raise UsageError(f"method '{self.name}' has no pool to carry; leave out carried, or train latent-pool.")
         states = [self.init()] * batch.target.shape[0]
         hidden: list[Tensor] = []
         for index in range(batch.segments.shape[1]):
