@@ -62,9 +62,7 @@ def carried_loss(method: PoolMethod, see: See, batch: Batch, objective: Objectiv
     Raises UsageError where nothing was carried yet and nothing is written, and for an objective that weighs more.
     """
     if objective.teacher or objective.every_segment or objective.checkpoint_writes:
-        raise UsageError(
-            "With carried only targets are learned: leave out teacher, every_segment, checkpoint_writes."
-        )
+        raise UsageError("With carried only targets are learned: leave out teacher, every_segment, checkpoint_writes.")
     losses = []
     for row in range(batch.target.shape[0]):
         alone = Batch(**{name: part[row : row + 1] for name, part in vars(batch).items()})

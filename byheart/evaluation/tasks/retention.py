@@ -13,7 +13,7 @@ from byheart.errors import InputError, UsageError, require_one_of
 from byheart.evaluation.metrics import LAW
 from byheart.evaluation.results import Result
 from byheart.evaluation.task import Answer, Item, Part, Question, ShareLeft, Task, Tokens
-from byheart.evaluation.tasks.short_answers import Shortest, by_context, contexts, filled, judge, listed, texts_of
+from byheart.evaluation.tasks.short_answers import AnswerLimit, by_context, contexts, filled, judge, listed, texts_of
 from byheart.text.encoder import ChatEncoder
 
 POSITIONS = ("begin", "end", "random")
@@ -101,9 +101,10 @@ class Retention(Task):
         if self.indices:
             found = listed(records, self.indices, published=self.published)
             return ((text, (question,)) for text, question in found)
-        most = Shortest.tokens(self.answer_tokens, self.encoder) if self.answer_tokens else None
-        most = most or Shortest.words(self.answer_words)
-        texts = by_context(records, seed, most, published=self.published)
+        limit = AnswerLimit.words(self.answer_words)
+        if self.answer_tokens:
+            limit = AnswerLimit.tokens(self.answer_tokens, self.encoder)
+        texts = by_context(records, seed, limit, published=self.published)
         return ((text, questions) for text, questions in texts.items() if questions)
 
     def _spare(self, records: Sequence[Fields], seed: int) -> list[tuple[str, str | Tokens]]:

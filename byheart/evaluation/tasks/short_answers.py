@@ -19,9 +19,10 @@ from byheart.text.encoder import ChatEncoder
 
 _ANSWER_TOKENS = 10
 _SQUAD_TOKENS, _NQ_TOKENS = 768, 513
+_UNMARKED: Mapping[str, Any] = {"long_answer": {"start_token": -1}, "short_answers": ()}
 
 
-class Shortest(NamedTuple):
+class AnswerLimit(NamedTuple):
     """The most that a first answer may have, in which unit, and what counts it."""
 
     most: int
@@ -29,18 +30,18 @@ class Shortest(NamedTuple):
     count: Callable[[str], int]
 
     @classmethod
-    def words(cls, most: int) -> Shortest:
+    def words(cls, most: int) -> AnswerLimit:
         """By words."""
         return cls(most, "words", lambda answer: len(answer.split()))
 
     @classmethod
-    def tokens(cls, most: int, encoder: ChatEncoder) -> Shortest:
+    def tokens(cls, most: int, encoder: ChatEncoder) -> AnswerLimit:
         """By the model's tokens, as published."""
         return cls(most, "tokens", lambda answer: len(encoder.continuation(answer)))
 
 
 def by_context(
-    records: Sequence[Fields], seed: int, shortest: Shortest, *, published: bool = False
+    records: Sequence[Fields], seed: int, limit: AnswerLimit, *, published: bool = False
 ) -> dict[str, list[Question]]:
     """All texts in a random order, each with the questions whose first answer is short.
 
@@ -54,12 +55,12 @@ def by_context(
         questions = found.setdefault(str(required(record, "context", number)), [])
         if is_answered(record):
             question = asked(record, number, published=published)
-            if shortest.count(question.answers[0]) <= shortest.most:
+            if limit.count(question.answers[0]) <= limit.most:
                 questions.append(question)
     if not any(found.values()):
         raise InputError(
-            f"None of {len(records)} records has a question with an answer of {shortest.most} {shortest.unit} or "
-            f"fewer; give more answer_{shortest.unit}, or other data."
+            f"None of {len(records)} records has a question with an answer of {limit.most} {limit.unit} or "
+            f"fewer; give more answer_{limit.unit}, or other data."
         )
     return found
 
@@ -130,11 +131,12 @@ def filled(records: Iterable[Fields], encoder: ChatEncoder, tokens: int) -> Iter
 
 def _is_from_nq(record: Fields) -> bool:
     """Whether a record is one of NaturalQuestions' own files."""
-    return "question_text" in record
+    return {"question_text", "annotations"} <= record.keys()
 
 
 def _first_annotation(record: Fields) -> Mapping[str, Any] | None:
-    return record["annotations"][0] if _is_from_nq(record) else None
+    """What the first annotator of NaturalQuestions' own marked; nothing where nobody was asked."""
+    return next(iter(record["annotations"]), _UNMARKED) if _is_from_nq(record) else None
 
 
 def _is_counted(record: Fields) -> bool:
