@@ -60,8 +60,8 @@ def require_regular(path: Path, *, inside: Path | None = None) -> Path:
 def root(folder: Path) -> Path:
     """What the files of a folder must lie in: itself, or the hub's cache of it, where they are links to its blobs."""
     found = folder.resolve()
-    cache = found.parent.parent
-    return cache if found.parent.name == "snapshots" and (cache / "blobs").is_dir() else folder
+    snapshots = (place for place in found.parents if place.name == "snapshots")
+    return next((place.parent for place in snapshots if (place.parent / "blobs").is_dir()), folder)
 
 
 def open_regular(path: Path, *, inside: Path | None = None) -> BinaryIO:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,21 @@ def decode(content: bytes, name: str) -> str:
     return (gzip.decompress(content) if name.endswith(".gz") else content).decode("utf-8")
 
 
-def rows_of_lines(text: str, where: str) -> list[Mapping[str, Any]]:
+def lines_of(file: Path) -> Iterator[str]:
+    """The lines of a file, one after another: some files are larger than the memory. Raises InputError."""
+    try:
+        # Any other separator may stand within a JSON string.
+        with (gzip.open if file.suffix == ".gz" else open)(file, "rt", encoding="utf-8", newline="\n") as lines:
+            yield from lines
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise InputError(f"'{file}' cannot be read: {error}.") from error
+
+
+def rows_of_lines(lines: Iterable[str], where: str) -> Iterator[Mapping[str, Any]]:
     """The objects of JSON lines. Raises InputError with the line's number."""
-    # splitlines() would also cut at separators that JSON strings may hold.
-    lines = enumerate(text.split("\n"), start=1)
-    return [_object_in(line, f"{where} line {number}") for number, line in lines if line.strip()]
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            yield _object_in(line, f"{where} line {number}")
 
 
 def rows_of_json(text: str, where: str) -> Iterator[Mapping[str, Any]]:

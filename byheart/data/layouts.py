@@ -22,6 +22,8 @@ else:
     import tomli as tomllib
 
 _NQ = {"question_text", "annotations"}
+# A page and the places where an answer might be: nothing reads them again, and they are nearly all of a large file.
+_NQ_PAGE = {"document_text", "document_html", "document_tokens", "long_answer_candidates"}
 _QUESTIONS, _OUTPUTS = "questions", "outputs"
 
 
@@ -54,7 +56,8 @@ def recognise(rows: Iterable[Fields], source: str, dataset: str = "") -> Iterato
         if row.get("context") is not None or row.get("meta") is not None:
             yield row
         elif row.keys() >= _NQ:
-            yield {**row, **_natural_question(row, number, source)}
+            kept = {name: value for name, value in row.items() if name not in _NQ_PAGE}
+            yield {**kept, **_natural_question(row, number, source)}
         else:
             layout = _find(frozenset(row))
             named = {"dataset": dataset} if dataset else {}

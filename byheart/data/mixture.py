@@ -103,6 +103,7 @@ class Mixture:
             every token of the answer must come out of the memory.
         target_distractor_tokens: of unrelated text at the beginning of every target: they are never written, and stand
             between the memory and what is predicted.
+        own_start: the method's prefix begins with a first token of its own, so that no text and no target does.
         batch_tokens: fill a batch with episodes up to so many tokens, so that batches cost alike; 0 counts episodes.
         packed: batches that are drawn together, their episodes dealt to them by length, so that less is padding.
     """
@@ -119,6 +120,7 @@ class Mixture:
     target_distractor_tokens: int = 0
     batch_tokens: int = 0
     packed: int = 1
+    own_start: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -126,7 +128,7 @@ class Mixture:
         require_positive(batch=self.batch, packed=self.packed, **sizes)
         if not self.sources or min(self.segments, default=0) < 1 or any(source.weight <= 0 for source in self.sources):
             raise UsageError("A mixture needs data of weight above 0 and counts of segments of 1 or more.")
-        self._start = torch.tensor(self.encoder.start, dtype=torch.long)
+        self._start = torch.tensor([] if self.own_start else self.encoder.start, dtype=torch.long)
         # A long text has more windows than a short one; a question or a dialogue is one.
         self._chances = [
             list(accumulate(len(r.context) if r.task == "lm" else 1 for r in source.data.records))

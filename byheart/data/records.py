@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from byheart.data import metaicl
 from byheart.data.hub import read_hub
-from byheart.data.json_rows import listed, parse, read_text, rows_of_json, rows_of_lines
+from byheart.data.json_rows import lines_of, listed, parse, read_text, rows_of_json, rows_of_lines
 from byheart.data.layouts import join_outputs, outputs_of, questions_of, recognise
 from byheart.errors import InputError
 
@@ -74,6 +74,11 @@ def read(source: str) -> DataSet:
 
 def rows(source: str) -> list[Mapping[str, Any]]:
     """The same, as JSON objects of any fields. Raises InputError or UsageError."""
+    return list(each_row(source))
+
+
+def each_row(source: str) -> Iterator[Mapping[str, Any]]:
+    """The same, one after another: JSON lines are read as they are needed."""
     path = Path(os.path.expanduser(source))
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if _kind(file) in _KINDS and not questions_of(file))
@@ -83,12 +88,11 @@ def rows(source: str) -> list[Mapping[str, Any]]:
     elif _kind(path) in _KINDS or source.startswith((".", "/", "~")):
         raise InputError(f"There is no data file or folder '{source}'.")
     else:
-        return list(recognise(read_hub(source), f"'{source}'"))
-    return [
-        {**metaicl.part_of(file), **found}
-        for file in files
-        for found in recognise(_rows(file), f"'{file}'", _called(file))
-    ]
+        yield from recognise(read_hub(source), f"'{source}'")
+        return
+    for file in files:
+        for found in recognise(_rows(file), f"'{file}'", _called(file)):
+            yield {**metaicl.part_of(file), **found}
 
 
 def required(record: Fields, name: str, number: int) -> Any:
@@ -102,12 +106,14 @@ def required(record: Fields, name: str, number: int) -> Any:
 
 
 def _rows(file: Path) -> Iterable[Mapping[str, Any]]:
+    if _kind(file) == ".jsonl":
+        return rows_of_lines(lines_of(file), f"'{file}'")
     text = read_text(file)
     if file.suffix == ".json":
         found = list(rows_of_json(text, f"'{file}'"))
         outputs = outputs_of(file)
         return found if outputs is None else join_outputs(file, found, parse(read_text(outputs), f"'{outputs}'"))
-    return rows_of_lines(text, f"'{file}'") if _kind(file) == ".jsonl" else [{"task": "lm", "context": text}]
+    return [{"task": "lm", "context": text}]
 
 
 def _called(file: Path) -> str:

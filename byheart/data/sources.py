@@ -163,7 +163,7 @@ def _of_text(text: str, where: str, name: str) -> list[Fields]:
 
 
 _READERS: Mapping[str, Callable[[str, str, str], Iterable[Fields]]] = {
-    ".jsonl": lambda text, where, name: rows_of_lines(text, where),
+    ".jsonl": lambda text, where, name: rows_of_lines(text.split("\n"), where),
     ".json": lambda text, where, name: rows_of_json(text, where),
     ".csv": _of_table,
     ".tsv": _of_table,

@@ -16,7 +16,7 @@ from typing import Any
 
 from byheart.data.hub import short_name
 from byheart.data.mixture import split_weight
-from byheart.data.records import rows as read_records
+from byheart.data.records import Fields, rows as read_records
 from byheart.errors import InputError, UsageError
 from byheart.evaluation import predictions as prediction_files
 from byheart.evaluation.method_spec import (
@@ -151,6 +151,15 @@ class _Part:
     candidates: Sequence[Candidate]
     outcomes: dict[str, list[Outcome]] = field(default_factory=dict)
 
+    def official(self, spec: str) -> dict[str, list[Fields]]:
+        """A method's answers as official scorers read them: lines by the name of their file."""
+        lines: dict[str, list[Fields]] = {}
+        for outcome in self.outcomes[spec]:
+            question = self.items[outcome.item].questions[outcome.question]
+            if found := self.task.official(question, outcome.text):
+                lines.setdefault(found[0], []).append(found[1])
+        return lines
+
 
 @dataclass(frozen=True)
 class _Candidates:
@@ -238,6 +247,9 @@ class _Sheet:
                 outcomes = run(part.task, part.items, group, batch=batch, files=files, advance=advance, seen=seen)
                 part.outcomes |= {candidate.spec: found for candidate, found in zip(group, outcomes, strict=True)}
                 waiting += group
+                if self.folder is not None:
+                    for candidate in group:
+                        self.folder.keep_official(candidate.spec, part.official(candidate.spec))
                 # Rows compare with the references, which come first.
                 if part.outcomes.keys() >= set(self.task.references):
                     while waiting:

@@ -2,6 +2,7 @@
 
     OUT/run.json                             what decides all answers, and which data each data set's name stands for
     OUT/answers/TASK/DATASET/METHOD.jsonl    a line per question; all that decides a method's answers is in the name
+    OUT/FOLDER/METHOD/FILE.jsonl             the same as a task's official scorer reads them, of tasks that have one
     OUT/rows.json                            the numbers, see ``Result``, and under ``runs`` how each was measured
 
 It asks nothing and judges nothing.
@@ -98,6 +99,15 @@ class RunFolder:
         """The file of a method's answers: a readable name, and a digest of all that decides them."""
         return self.path / "answers" / task / dataset / file_name(method, *decides)
 
+    def keep_official(self, method: str, lines: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+        """Write a method's lines by ``FOLDER/FILE``, in place of those that are there."""
+        for name, found in lines.items():
+            folder, _, file = name.rpartition("/")
+            path = self.path / folder / _plain(method) / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in found)
+            path.write_text(text, encoding="utf-8")
+
     def keep(self, rows: Sequence[Result], run: Mapping[str, Any], **about: Any) -> None:
         """Put the rows of one run, and how it was measured, in place of those of its task, data set and method."""
         file = self.path / "rows.json"
@@ -112,8 +122,12 @@ class RunFolder:
 
 def file_name(method: str, *decides: Any) -> str:
     """What a file of a method's answers is called: readable, and another one wherever something else decides them."""
-    plain = re.sub(r"[^A-Za-z0-9.=-]+", "_", method)[:60]
-    return f"{plain}-{digest_of([method, *decides])}.jsonl"
+    return f"{_plain(method)}-{digest_of([method, *decides])}.jsonl"
+
+
+def _plain(method: str) -> str:
+    """A method's name as that of a file."""
+    return re.sub(r"[^A-Za-z0-9.=-]+", "_", method)[:60]
 
 
 def digest_of(parts: Iterable[Any]) -> str:

@@ -235,6 +235,8 @@ def _write_all(sessions: Sequence[Session], items: Sequence[Item], texts: Sequen
     tokens = [
         torch.tensor([text], device=session.backbone.device) for session, text in zip(sessions, texts, strict=True)
     ]
+    for session, row in zip(sessions, tokens, strict=True):
+        session.require_room(row)
     with torch.no_grad():
         states = sessions[0].method.write_many([session.state for session in sessions], tokens)
     for session, state, text in zip(sessions, states, texts, strict=True):
@@ -272,20 +274,21 @@ def _generate(task: Task, asked: Sequence[tuple[Session, Question]], decoding: D
     ended = time.perf_counter()
     likely = iter(_choose([pair for pair in asked if pair[1].choices]))
     answers = [
-        replace(next(likely).answer if each.choices else Answer(), text=f"{each.answer_prefix}{text}".strip())
+        replace(next(likely).answer if each.choices else Answer(), text=_words(each, f"{each.answer_prefix}{text}"))
         for (_, each), text in zip(asked, texts, strict=True)
     ]
     return [Told(answer, each.reading.bytes, ended, *begun) for answer, each in zip(answers, requests, strict=True)]
+
+
+def _words(question: Question, text: str) -> str:
+    return text.strip() if question.is_stripped else text
 
 
 def _choose(asked: Sequence[tuple[Session, Question]]) -> list[Told]:
     if not asked:
         return []
     backbone, device = asked[0][0].backbone, asked[0][0].backbone.device
-    prompts = [
-        torch.tensor(each.tokens, device=device) if each.tokens else session.prompt(each.prompt, **_form(each))
-        for session, each in asked
-    ]
+    prompts = [session.prompt(each.prompt, **_form(each)) for session, each in asked]
     readings = [session.reading_for(question.text) for session, question in asked]
     choices = [_choices(session, question) for session, question in asked]
     found = likelihoods(backbone, prompts, readings, choices)
@@ -310,7 +313,8 @@ def _choices(session: Session, question: Question) -> list[Tensor]:
 
 
 def _form(question: Question) -> dict[str, Any]:
-    return {"use_chat_template": question.use_chat_template, "answer_prefix": question.answer_prefix}
+    form = {"use_chat_template": question.use_chat_template, "answer_prefix": question.answer_prefix}
+    return {**form, "tokens": question.tokens} if question.tokens else form
 
 
 def _predict(asked: Sequence[tuple[Session, Question]]) -> list[Told]:

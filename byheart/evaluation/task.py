@@ -41,11 +41,13 @@ class Question:
         instruction: how to answer, said after the text; a method that selects by the question does not look at it.
         unconditional: what context-aware decoding asks the model without a memory; the same without it. Where the
             text is repeated in the question, this is the question without it: else both sides would see the text.
+        tokens: the prompt as it is given to the model, in place of the text in a template; the text then says only by
+            what a method selects.
+        is_stripped: whether whitespace around the answer is no part of it.
         target: tokens that stand after the memory instead of a text, of which those from ``target_start`` on are
             predicted.
         record: the number, from 1, of the one record that asks it; 0 where several do. It is no part of what is asked.
-        tokens: of the prompt, where a task makes these itself; ``text`` is then what a method selects by.
-        choice_tokens: of each choice, likewise.
+        choice_tokens: of each choice, where a task makes these itself.
         prior: tokens after which each choice is also measured without any memory: how likely it is whatever was asked.
     """
 
@@ -60,10 +62,11 @@ class Question:
     answer_prefix: str = ""
     instruction: str = ""
     unconditional: str = ""
+    tokens: Tokens = ()
+    is_stripped: bool = True
     target: Tokens = ()
     target_start: int = 1
     record: int = field(default=0, compare=False)
-    tokens: Tokens = ()
     choice_tokens: tuple[Tokens, ...] = ()
     prior: Tokens = ()
 
@@ -181,6 +184,10 @@ class Task(abc.ABC):
         A metric of classes, such as macro F1, has a part for each of them, ``metric/class``: its number is the mean
         over all classes that occur, in which each counts once.
         """
+
+    def official(self, question: Question, text: str) -> tuple[str, Fields] | None:
+        """An answer as the task's official scorer reads it: the name of a file of JSON lines, and a line; else None."""
+        return None
 
     def split(self, encoder: ChatEncoder) -> Sequence[Task]:
         """The tasks of which it consists, each with items of its own; ``encoder`` makes their tokens if they want any.

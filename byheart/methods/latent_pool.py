@@ -34,9 +34,13 @@ from byheart.errors import UsageError, require_one_of, require_positive
 from byheart.model.backbone import Backbone
 from byheart.model.lora import LoRA
 from byheart.model.reading import KV, Reading
+from byheart.protocol.carried_pool import carried_loss
+from byheart.protocol.episode import Batch
 from byheart.protocol.forgetting import share_left
 from byheart.protocol.kv_slots import rotate_to_slots
 from byheart.protocol.method import Method
+from byheart.protocol.objective import TARGETS_ONLY, Objective
+from byheart.protocol.pool_slots import assign_slots, newest_slots, other_positions, replace_slots
 from byheart.protocol.quantise import require_bits
 from byheart.protocol.segments import split_segments
 from byheart.protocol.size import Size, slot_bytes
@@ -72,6 +76,8 @@ class LatentPool(Method):
         adapt: ``all`` has a LoRA for writing and another for reading, which projects the pool and serves the tokens
             that read it, as published; ``kept`` has one for writing alone, active at the tokens that are kept.
         targets: names of the linear layers that the LoRAs update.
+        own_start: texts and questions are given without the tokenizer's first token (BOS), for which the first slot
+            stands, as in released checkpoints.
         bits: of each number of the keys and values; 8 or 4 code a slot once, when it is written. While the method is
             trained they are exact.
     """
@@ -100,6 +106,7 @@ class LatentPool(Method):
         rank: int = 0,
         alpha: float = 32.0,
         targets: tuple[str, ...] | list[str] = ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj", "gate_proj"),
+        own_start: bool = False,
         bits: int = 16,
     ) -> None:
         Method.__init__(self, backbone)
@@ -114,7 +121,7 @@ class LatentPool(Method):
         require_one_of("adapt", adapt, ("all", "kept"))
         self.slots, self.blocks, self.forget, self.seed = slots, blocks, forget, seed
         self.longest, self.shortest, self.keep_hidden = longest, shortest, keep_hidden
-        self.feed, self.adapt, self.bits = feed, adapt, bits
+        self.feed, self.adapt, self.own_start, self.bits = feed, adapt, own_start, bits
         self.rank, self.alpha, self.targets = rank, alpha, list(targets)
         self.capacity = 1 + slots * blocks
         layers = len(backbone.layers)
@@ -143,9 +150,13 @@ class LatentPool(Method):
 
     def init(self) -> State:
         """The first slot alone, or the trained pool."""
+        return self.state_of(self.initial)
+
+    def state_of(self, pool: Tensor | None) -> State:
+        """A state that holds a pool (L, M, D) of hidden states in order of age, or the first slot alone."""
         layers = len(self.backbone.layers)
         first = self.first.to(self.backbone.dtype)
-        pool = first.new_zeros(layers, 0, self.backbone.dim) if self.initial is None else self.initial.to(first)
+        pool = first.new_zeros(layers, 0, self.backbone.dim) if pool is None else pool.to(first)
         hidden = torch.cat([first, pool], dim=1)[None]
         device = self.backbone.device
         place = torch.arange(1, 1 + pool.shape[1], device=device).expand(1, layers, -1).clone()
@@ -157,6 +168,12 @@ class LatentPool(Method):
             "seed": torch.tensor([self.seed], device=device),
         }
         return {**state, "hidden": pool[None].clone()} if self.keep_hidden else state
+
+    def loss(self, batch: Batch, objective: Objective = TARGETS_ONLY) -> Tensor:
+        """As for every method; or, with ``carried``, as MemoryLLM was trained, which changes the pool."""
+        if objective.carried:
+            return carried_loss(self, self._seen, batch, objective)
+        return Method.loss(self, batch, objective)
 
     def template(self, state: State, *, written: bool) -> State:
         """The first slot, and a pool of any size up to the method's."""
@@ -254,12 +271,12 @@ class LatentPool(Method):
         new = delta.shape[2]
         place = state["place"]
         dropped = max(0, place.shape[2] + new - self.slots * self.blocks)
-        gone = self._gone(state, dropped) if kept is None else _others(place, kept, dropped)
+        gone = self._gone(state, dropped) if kept is None else other_positions(place, kept, dropped)
         projected = self._project(delta)
-        slots, place = _assign_slots(place, gone, new)
+        slots, place = assign_slots(place, gone, new)
 
         def put(kv: KV, fresh: KV) -> KV:
-            return _replace(kv, fresh, slots + 1)
+            return replace_slots(kv, fresh, slots + 1)
 
         after = {
             **self.coding.to_state(move_slots(put, self._pool_kv(state), projected)),
@@ -314,7 +331,7 @@ class LatentPool(Method):
             with self.writing.active(self.backbone):
                 kv = self.backbone.project(list(hidden.unbind(1)))
         else:
-            kv = _newest(kv, state["place"], state["recent"].shape[2], before)
+            kv = newest_slots(kv, state["place"], state["recent"].shape[2], before)
         return rotate_to_slots(self.backbone, kv)
 
     def _gone(self, state: State, dropped: int) -> Tensor:
@@ -331,57 +348,6 @@ class LatentPool(Method):
 
 def _maybe(lora: LoRA | None, backbone: Backbone, gate: slice | None = None) -> Any:
     return lora.active(backbone, gate=gate) if lora is not None else nullcontext()
-
-
-def _others(place: Tensor, kept: Tensor, dropped: int) -> Tensor:
-    """The positions (from 0) that are not in ``kept``, (B, L, dropped)."""
-    batch, layers, slots = place.shape
-    stays = place.new_zeros(layers, slots).scatter(1, kept.to(place.device).expand(layers, -1), 1).bool()
-    return (~stays).nonzero()[:, 1].view(layers, dropped).expand(batch, -1, -1)
-
-
-def _assign_slots(place: Tensor, gone: Tensor, new: int) -> tuple[Tensor, Tensor]:
-    """Where (B, L, new) new slots are stored, and every slot's position afterwards."""
-    batch, layers, slots = place.shape
-    order = place.argsort(dim=2)
-    freed = torch.take_along_dim(order, gone, dim=2)
-    added = torch.arange(slots, slots + new - gone.shape[2], device=place.device).expand(batch, layers, -1)
-    stored = torch.cat([freed, added], dim=2)
-    is_gone = place.new_zeros(batch, layers, slots).scatter(2, gone, 1)
-    below = is_gone.cumsum(2)
-    moved = place - torch.take_along_dim(below, place - 1, dim=2)
-    moved = torch.cat([moved, moved.new_zeros(batch, layers, added.shape[2])], dim=2)
-    first = slots - gone.shape[2] + 1
-    newest = torch.arange(first, first + new, device=place.device)
-    return stored, moved.scatter(2, stored, newest.expand(batch, layers, -1))
-
-
-def _replace(kv: KV, new: KV, slots: Tensor) -> KV:
-    """``kv`` with new slots (B, H, K, W) stored at ``slots`` (B, L, K); those past the end lengthen it."""
-    length = max(kv.slots, int(slots.max()) + 1)
-
-    def put(old: Tensor, fresh: Tensor, where: Tensor) -> Tensor:
-        out = old.new_empty(*old.shape[:2], length, old.shape[3])
-        out[:, :, : old.shape[2]] = old
-        for b in range(old.shape[0]):
-            out[b, :, where[b]] = fresh[b]
-        return out
-
-    layers = slots.unbind(1)
-    return KV(tuple(map(put, kv.keys, new.keys, layers)), tuple(map(put, kv.values, new.values, layers)))
-
-
-def _newest(kv: KV, place: Tensor, newest: int, before: int) -> KV:
-    """The first slot, and the ``before`` oldest of the ``newest`` slots, in order."""
-    order = place.argsort(dim=2)[:, :, place.shape[2] - newest :][:, :, :before] + 1
-    order = torch.cat([order.new_zeros(*order.shape[:2], 1), order], dim=2)
-
-    def take(part: Tensor, where: Tensor) -> Tensor:
-        rows = [row[:, places] for row, places in zip(part, where, strict=True)]
-        return rows[0][None] if len(rows) == 1 else torch.stack(rows)
-
-    layers = order.unbind(1)
-    return KV(tuple(map(take, kv.keys, layers)), tuple(map(take, kv.values, layers)))
 
 
 def _first_hidden(backbone: Backbone) -> Tensor:

@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from byheart.errors import UsageError
 from byheart.model.backbone import Backbone
 from byheart.model.fingerprint import fingerprint, sample_fingerprint
 from byheart.model.reading import Reading
@@ -47,6 +48,8 @@ class Method(nn.Module, abc.ABC):
     """Which options decide the bytes of its state; None where a number of bytes cannot choose them."""
     needs_codec: ClassVar[bool] = False
     """Whether it codes keys and values, for which a model needs a codec."""
+    own_start: bool = False
+    """Whether its prefix has a first token of its own, so that texts and questions begin without the tokenizer's."""
     capacity: int | None = None
     """How many slots its prefix has at most; None where it grows."""
 
@@ -161,6 +164,8 @@ class Method(nn.Module, abc.ABC):
         Args:
             objective: what is weighed beside the targets, and whether writes are run again for their gradients.
         """
+        if objective.carried:
+            raise UsageError(f"method '{self.name}' has no pool to carry; leave out carried, or train latent-pool.")
         states = [self.init()] * batch.target.shape[0]
         hidden: list[Tensor] = []
         for index in range(batch.segments.shape[1]):

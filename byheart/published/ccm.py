@@ -26,6 +26,7 @@ from byheart.errors import CheckpointError, UnknownNameError, UsageError
 from byheart.methods.compressed_kv import CompressedKV
 from byheart.model.backbone import Backbone
 from byheart.protocol.settings import read_settings
+from byheart.published.hub import find_folder, name_of
 from byheart.published.settings import LoRACard
 from byheart.published.shards import Shapes, copy, low_rank_shapes, require, shapes, shards
 from byheart.text.prompt_format import PromptFormat
@@ -96,11 +97,13 @@ def ccm(
     texts and questions of a session too, and is kept by ``save_pretrained``.
 
     Args:
-        adapter: a released folder, such as ``llama-7b-no-online-concat_recur-ntok2-sink``.
+        adapter: a released folder, such as ``llama-7b-no-online-concat_recur-ntok2-sink``, or its name on the hub, such
+            as ``OWNER/NAME/llama-7b-no-online-concat_recur-ntok2-sink``, see ``hub``.
         base: the model it was trained on: a folder, a hub id, or a backbone that is already open.
         merge: ``concat_recur``, ``merge_recur``, ``concat`` or ``merge``; by the folder's name without it.
         sink: whether the first token's slot is kept; by the folder's name without it.
-        base_lora: folder of the first training step's LoRA (``llama-7b-no``), which is merged into the base first.
+        base_lora: folder or hub name of the first training step's LoRA (``llama-7b-no``), which is merged into the
+            base first.
         dataset: ``dialog``, ``soda``, ``unified``, ``metaicl``, ``lamp`` or ``pretrain``, on which it was trained; by
             the folders above without it. Where these do not say it, texts and questions stand as the model's own do.
         segment_tokens: of a segment, at most; those of the data set without it, or 128.
@@ -110,8 +113,8 @@ def ccm(
     that are absent or of another type; ModelError for a base that cannot be opened; UsageError where the folder's name
     does not say how segments are joined, or ``base_lora`` would change a backbone that is in use.
     """
-    where = Path(adapter).expanduser()
-    kind = _kind(where.resolve().name, merge, sink)
+    where = find_folder(adapter)
+    kind = _kind(name_of(adapter), merge, sink)
     trained_on = _training(where.resolve(), dataset)
     card = read_settings(where / "adapter_config.json", LoRACard)
     found = _tensors(where)
@@ -199,7 +202,7 @@ def _base(base: str | Path | Backbone, base_lora: str | Path | None, *, dtype: s
     if not isinstance(base, Backbone):
         backbone = Backbone.open(str(base), dtype=dtype, device=device)
         if base_lora is not None:
-            _merge(backbone, Path(base_lora).expanduser())
+            _merge(backbone, find_folder(base_lora))
             # Its weights are others now, and so is its fingerprint.
             return Backbone(backbone.model, source=backbone.source)
         return backbone

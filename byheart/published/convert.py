@@ -51,7 +51,7 @@ def convert(kind: str, folder: str | Path, out: str | Path, **options: Any) -> C
         method = KINDS[kind](folder, **options)
     except TypeError as error:
         raise UsageError(f"{kind} cannot be read with these options: {error}.") from error
-    model = locate(str(options.get("base") or folder))
+    model = locate(str(options.get("base") or method.backbone.source))
     if "base" not in options or "base_lora" in options:
         save_model(method.backbone.model, target / "model", tokenizer=model)
         model = str(target / "model")

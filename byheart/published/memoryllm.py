@@ -29,6 +29,7 @@ from byheart.model.backbone import Backbone
 from byheart.model.lora import LoRA
 from byheart.protocol.checkpoint import DTYPES
 from byheart.protocol.settings import read_settings
+from byheart.published.hub import find_folder
 from byheart.published.settings import Llama, MemoryLLMConfig
 from byheart.published.shards import Shapes, copy, low_rank_shapes, require, shapes, shards, size
 
@@ -79,14 +80,15 @@ def memoryllm(
     Weights go from disk into place tensor by tensor: the most memory used is the model, its pool and one shard.
 
     Args:
-        folder: a released folder, with ``config.json`` and safetensors or ``.bin`` files, whole or in shards.
+        folder: a released folder, with ``config.json`` and safetensors or ``.bin`` files, whole or in shards; or its
+            name on the hub, such as ``YuWangX/memoryllm-8b``, see ``hub``. ``.backbone.source`` is where it lies.
         dtype, device: as for ``model.loading.open_model``; LoRA stays in float32.
         seed, keep_hidden: as for ``LatentPool``.
 
     Raises CheckpointError naming tensors that are missing, unexpected, of the wrong shape or not finite, and settings
     that are absent or of another type; before any weight is allocated, where the files are too small for the settings.
     """
-    where = Path(folder).expanduser()
+    where = find_folder(folder)
     config = read_settings(where / "config.json", MemoryLLMConfig)
     found = shapes(where)
     _require_bytes(where, config)
@@ -109,6 +111,7 @@ def memoryllm(
         rank=adapters.rank,
         alpha=adapters.alpha,
         targets=adapters.targets,
+        own_start=True,
     )
     with torch.no_grad():
         method.first.copy_(pool["bos_embedding"])

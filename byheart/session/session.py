@@ -100,8 +100,13 @@ class Session:
         if not text.strip():
             raise InputError("There is nothing to write: the text is empty.")
         as_turn = use_chat_template and self.method.text_format == "turn"
-        tokens = self.encoder.document(text, first=not self.header.written, as_turn=as_turn)
+        tokens = self.encoder.document(text, first=self._is_first, as_turn=as_turn)
         return tokens[None].to(self.backbone.device)
+
+    @property
+    def _is_first(self) -> bool:
+        """Whether what is written next begins as every text does."""
+        return not self.header.written and not self.method.own_start
 
     def require_room(self, tokens: Tensor, *, use_chat_template: bool = True) -> None:
         """Raise InputError where a text (1, T) would leave no position for a question; nothing is computed."""
@@ -118,7 +123,7 @@ class Session:
     def write_turn(self, question: str, answer: str) -> Written:
         """Put a turn of a conversation into the memory: what was asked and what was answered."""
         as_turn = self.method.text_format == "turn"
-        tokens = self.encoder.turn(question, answer, first=not self.header.written, as_turn=as_turn)[None]
+        tokens = self.encoder.turn(question, answer, first=self._is_first, as_turn=as_turn)[None]
         return self._absorb(tokens.to(self.backbone.device), "chat", len(question) + len(answer))
 
     def acknowledge(self, state: State, entry: Written) -> Written:
@@ -196,16 +201,19 @@ class Session:
         answer_prefix: str = "",
         unconditional: str = "",
         search: str = "",
+        tokens: Sequence[int] = (),
     ) -> Request:
         """What a generation needs to answer ``question``. Raises InputError.
 
         Args:
-            use_chat_template, answer_prefix: as for ``prompt``.
+            use_chat_template, answer_prefix, tokens: as for ``prompt``.
             unconditional: what context-aware decoding asks the model without the memory; the question without it.
             search: by what a method selects what it reads; the question without it.
         """
         prompt, without = (
-            self.prompt(text, use_chat_template=use_chat_template, answer_prefix=answer_prefix, alone=alone)
+            self.prompt(
+                text, use_chat_template=use_chat_template, answer_prefix=answer_prefix, alone=alone, tokens=tokens
+            )
             for text, alone in ((question, False), (unconditional or question, True))
         )
         return Request(prompt, self.reading_for(search or question), decoding, without, self.encoder.stop_tokens)
@@ -229,19 +237,32 @@ class Session:
                 self._cache = cache
 
     def prompt(
-        self, question: str, *, use_chat_template: bool = True, answer_prefix: str = "", alone: bool = False
+        self,
+        question: str,
+        *,
+        use_chat_template: bool = True,
+        answer_prefix: str = "",
+        alone: bool = False,
+        tokens: Sequence[int] = (),
     ) -> Tensor:
         """The tokens (T,) that ask ``question``, or the bare text for the model to continue. Raises InputError.
 
-        ``answer_prefix``: what the answer is made to begin with. ``alone``: as where nothing was written.
+        ``answer_prefix``: what the answer is made to begin with. ``alone``: as where nothing was written. ``tokens``:
+        what is asked as it is, in place of the question.
         """
         has_turns = self.method.text_format == "turn" or self.encoder.prompt_format is not None
         continues = has_turns and bool(self.header.written) and not alone
-        tokens = self.encoder.question(question, continues=continues, use_chat_template=use_chat_template)
+        if tokens:
+            prompt = torch.tensor(tokens)
+        else:
+            first = alone or not self.method.own_start
+            prompt = self.encoder.question(
+                question, continues=continues, use_chat_template=use_chat_template, first=first
+            )
         if answer_prefix:
             begun = self.encoder.continuation(answer_prefix, use_chat_template=use_chat_template)
-            tokens = torch.cat([tokens, begun])
-        return tokens.to(self.backbone.device)
+            prompt = torch.cat([prompt, begun])
+        return prompt.to(self.backbone.device)
 
     def require_written(self) -> None:
         """Raise InputError where nothing has been written."""

@@ -127,22 +127,25 @@ class ChatEncoder:
             parts = [self.template.question, question, f"{self.template.answer} ", answer, self.template.receipt]
         return self.encode(*parts, first=first)
 
-    def question(self, text: str, *, continues: bool, use_chat_template: bool = True) -> Int[Tensor, " T"]:
+    def question(
+        self, text: str, *, continues: bool, use_chat_template: bool = True, first: bool = True
+    ) -> Int[Tensor, " T"]:
         """The tokens that ask ``text``, or the bare text for the model to continue. Raises InputError.
 
         Args:
             continues: it follows text that was written as turns, or in the encoder's prompt format.
+            first: it begins as every text does, unless it ``continues``.
         """
         if not text.strip():
             raise InputError("There is nothing to ask: the question is empty.")
         require_characters(text)
         if not use_chat_template:
-            return self.encode("", text, first=not continues)
+            return self.encode("", text, first=first and not continues)
         if self.prompt_format is not None:
             ahead = self.prompt_format.ahead(first=not continues)
-            return self._formatted(ahead, text, self.prompt_format.answer, first=not continues)
+            return self._formatted(ahead, text, self.prompt_format.answer, first=first and not continues)
         header = "" if continues and self.has_template else self.template.question
-        return self.encode(header, text, self.template.answer, first=not continues)
+        return self.encode(header, text, self.template.answer, first=first and not continues)
 
     def continuation(self, text: str, *, use_chat_template: bool = False) -> Int[Tensor, " T"]:
         """The tokens of text that continues a prompt, after a space where that prompt ends in bare lines."""
@@ -157,7 +160,7 @@ class ChatEncoder:
         ids: list[int] = []
         for piece, plain in pieces:
             ids += self.tokenizer(piece, add_special_tokens=False, split_special_tokens=plain).input_ids
-        return self._tensor(self._started(ids) if first else ids)
+        return self._tensor(self._started(ids) if first else self._continued(ids))
 
     def _formatted(self, *parts: str, first: bool) -> Int[Tensor, " T"]:
         """Format and user text alternating; where text was written before, as it stands after any."""
@@ -204,6 +207,11 @@ class ChatEncoder:
         """The tokens with what every text begins with, unless a template has already put it there."""
         begun = list(ids[: len(self.start)]) == self.start
         return list(ids) if begun else [*self.start, *ids]
+
+    def _continued(self, ids: Sequence[int]) -> list[int]:
+        """The tokens without what every text begins with, where a template has put it there."""
+        count = len(self.start)
+        return list(ids[count:]) if list(ids[:count]) == self.start else list(ids)
 
     def _tensor(self, ids: Sequence[int]) -> Tensor:
         return torch.tensor(list(ids), dtype=torch.long)

@@ -8,6 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
 from byheart.errors import UsageError
 from byheart.protocol.episode import Batch, Episode, collate
 from byheart.protocol.grouping import group
@@ -59,6 +63,28 @@ def collate_all(examples: Sequence[Batch | Episode], batch: int) -> list[Batch]:
     episodes = [example for example in examples if isinstance(example, Episode)]
     batches = [example for example in examples if isinstance(example, Batch)]
     return [*batches, *map(collate, _group(episodes, batch))]
+
+
+def write_others(batches: Sequence[Batch], count: int) -> list[Batch]:
+    """Each batch with the segments of the next ``count`` ones after its own. Raises UsageError where it is alone."""
+    if len(batches) < 2:
+        raise UsageError("retention writes the texts of other held-out batches; here is one alone. Give more held out.")
+    found = []
+    for place, batch in enumerate(batches):
+        others = [batches[(place + n) % len(batches)] for n in range(1, count + 1)]
+        rows = [torch.arange(len(batch.target)) % len(other.target) for other in others]
+        parts = {
+            name: _joined([getattr(batch, name), *(getattr(o, name)[r] for o, r in zip(others, rows, strict=True))])
+            for name in ("segments", "mask")
+        }
+        found.append(replace(batch, **parts))
+    return found
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """Segments (B, S, T) one after another, padded on the left to one length."""
+    longest = max(part.shape[2] for part in parts)
+    return torch.cat([pad(part, (longest - part.shape[2], 0)) for part in parts], dim=1)
 
 
 def fit_positions(batch: Batch, positions: int, *, cut: bool) -> Batch:

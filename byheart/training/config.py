@@ -65,6 +65,9 @@ class Saving:
 
     save_every: Annotated[int, "Steps between checkpoints."] = 100
     evaluate_every: Annotated[int, "Steps between measurements on held-out data; 0 measures at the end alone."] = 0
+    retention: Annotated[
+        int, "Other held-out texts that are written before held-out targets are predicted once more; 0 is none."
+    ] = 0
     track: Annotated[str, "Where to send the numbers of every step too.", "none|tensorboard|trackio|wandb"] = "none"
 
 

@@ -34,16 +34,21 @@ from byheart.protocol.episode import Batch, Episode
 from byheart.protocol.method import Method
 from byheart.provenance import versions
 from byheart.training import checkpoints, trackers
-from byheart.training.batches import collate_all, fit_positions, open_batches
+from byheart.training.batches import collate_all, fit_positions, open_batches, write_others
 from byheart.training.checkpoints import Progress
 from byheart.training.distributed import Processes
 from byheart.training.recipe import TOO_LONG, Recipe
+from byheart.training.revisits import Revisits
 from byheart.training.settings import flatten
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step as it went; ``norm`` is the gradients' before clipping, ``held_out`` the loss on held-out batches."""
+    """One step as it went.
+
+    ``norm`` is the gradients' before clipping, ``held_out`` the loss on held-out batches, and ``held_out_later`` that
+    after others of their texts were written too: what a memory keeps of a text is the nearer to the first.
+    """
 
     step: int
     loss: float
@@ -52,6 +57,7 @@ class Step:
     tokens: int
     seconds: float
     held_out: float | None = None
+    held_out_later: float | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,7 @@ def train(
     held_out: Sequence[Batch | Episode] = (),
     evaluate_every: int = 0,
     save_every: int = 100,
+    retention: int = 0,
     resume: bool = True,
     track: str = "none",
     progress: Callable[[Step], None] | None = None,
@@ -90,6 +97,8 @@ def train(
         packed: batches of given episodes that are drawn together and dealt by length, so that less is padding.
         made_of: what decides the batches, in types that JSON has; kept, and compared when a run resumes.
         held_out: batches or episodes to measure every ``evaluate_every`` steps (0: never) and at the end.
+        retention: of how many other held-out batches the texts are also written, before their targets are predicted
+            once more.
         resume: continue from the checkpoint in ``out``, if there is one.
         track: where to send the numbers of every step too; a name in ``trackers.TRACKERS``.
         progress: called after each step, in the first process alone.
@@ -103,10 +112,15 @@ def train(
     require_positive(save_every=save_every, batch=batch, packed=packed)
     if recipe.too_long not in TOO_LONG:
         raise UnknownNameError("value of too_long", recipe.too_long, TOO_LONG)
+    if recipe.revisit and not recipe.objective.carried:
+        raise UsageError("revisit asks a pool that is carried; give carried too, or leave revisit out.")
     trackers.require(track)
     batches, contents = open_batches(episodes, batch, packed, recipe.seed)
     run = _Run(method, recipe, Path(out), {**contents, **(made_of or {})}, resume=resume)
+    if recipe.revisit:
+        batches = Revisits(batches, recipe.revisit, recipe.seed, processes=run.processes.count)
     unseen = [run.fit(example) for example in collate_all(held_out, batch)]
+    later = write_others(unseen, retention) if unseen and retention else []
     start, tokens, held_out_loss = time.monotonic(), 0, None
     with torch.random.fork_rng(), _training(method), run.recording(track) as record:
         prepared = run.prepare(batches)
@@ -114,7 +128,7 @@ def train(
             step = run.take_step(index, islice(prepared, recipe.accumulate))
             if unseen and (step.step == recipe.steps or (evaluate_every and step.step % evaluate_every == 0)):
                 held_out_loss = run.measure(unseen)
-                step = replace(step, held_out=held_out_loss)
+                step = replace(step, held_out=held_out_loss, held_out_later=run.measure(later) if later else None)
             record(step)
             if step.step % save_every == 0 or step.step == recipe.steps:
                 run.save()

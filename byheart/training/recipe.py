@@ -25,6 +25,7 @@ class Recipe:
     weight_decay: Annotated[float, "Of AdamW."] = 0.0
     accumulate: Annotated[int, "Batches per step and process."] = 1
     objective: Objective = TARGETS_ONLY
+    revisit: Annotated[float, "With --carried: chance that a batch asks for an earlier target again."] = 0.0
     too_long: Annotated[
         str, "Refuse an episode beyond the model's positions, or cut its oldest text.", "refuse|cut"
     ] = "refuse"

@@ -119,6 +119,7 @@ def _read_texts(config: TrainingConfig, count: int = _HELD_OUT_BATCHES) -> Calla
     def make_examples(session: Session) -> _Examples:
         if recipe.too_long == "refuse":
             _require_room(config.episodes, session.backbone.positions)
+        drawn["own_start"] = session.method.own_start
         mixture = Mixture(session.encoder, sources, seed=recipe.seed, **drawn)
         unseen = Mixture(session.encoder, held_out, seed=recipe.seed, **drawn) if held_out else None
         data = [[Path(source.data.source).name, source.data.digest, source.weight] for source in sources]

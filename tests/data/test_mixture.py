@@ -197,6 +197,18 @@ def test_other_text_stands_after_what_begins_every_text(session: Session, tmp_pa
         assert torch.equal(other.target[other.answer :], one.target[one.answer :])
 
 
+def test_a_method_with_a_first_token_of_its_own_learns_from_texts_without_one(session: Session, tmp_path: Path) -> None:
+    file = written(tmp_path, {"text": "word " * 80})
+    encoder = ChatEncoder(session.encoder.tokenizer)
+    encoder.start = [1]
+    made = [
+        Mixture(encoder, [Weighted.read(file)], batch=1, segment_tokens=16, target_tokens=8, own_start=own)
+        for own in (False, True)
+    ]
+    first = [each.episode(0, 1).segments[0].tolist() for each in made]
+    assert [1 in tokens for tokens in first] == [True, False]
+
+
 def test_no_question_and_no_dialogue_is_measured_twice(session: Session, tmp_path: Path) -> None:
     rows = [{**QA, "answers": [f"{n}"], "context": f"There are {n} of them, and no more."} for n in range(5)]
     file = written(tmp_path, *rows, {**QA, "context": "long " * 99, "answers": ["missing"]})

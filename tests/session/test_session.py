@@ -205,6 +205,22 @@ def test_the_tokenizers_first_token_comes_once() -> None:
             assert one.encoder.tokenizer.decode(one.prompt("Three?")).count("<s>") == first
 
 
+def test_a_method_with_a_first_token_of_its_own_is_given_no_other() -> None:
+    made = tiny_tokenizer()
+    made.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    for template in (made.chat_template, "<s>" + made.chat_template):
+        made.chat_template = template
+        one = load(backbone(), method="latent-pool", encoder=made, **{**OPTIONS["latent-pool"], "own_start": True})
+        pieces = seen(one)
+        one.write("One.")
+        one.write_turn("Two?", "Three.")
+        words = one.encoder.tokenizer
+        assert "<s>" not in "".join(pieces) + words.decode(one.prompt("Four?"))
+        assert words.decode(one.prompt("Four?")).startswith("<|user|>Four?")
+        # The model without the memory begins as it always does.
+        assert words.decode(one.prompt("Four?", alone=True)).startswith("<s><|user|>Four?")
+
+
 def test_fastmems_frame_comes_from_the_template() -> None:
     made = session("last-ffn")
     words = made.encoder.tokenizer

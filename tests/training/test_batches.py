@@ -11,7 +11,7 @@ from hypothesis import given, strategies as st
 
 from byheart.errors import UsageError
 from byheart.protocol.episode import Batch, Episode, collate
-from byheart.training.batches import Shuffled, collate_all, fit_positions, open_batches
+from byheart.training.batches import Shuffled, collate_all, fit_positions, open_batches, write_others
 
 
 def episode(lengths: tuple[int, ...], target: int, *, name: int = 5) -> Episode:
@@ -151,3 +151,16 @@ def test_batches_and_episodes_can_be_mixed() -> None:
     assert batches[0] is whole
     assert [names(one) for one in batches[1:]] == [[2, 4], [5], [3]]
     assert collate_all([], 2) == []
+
+
+def test_other_batches_texts_stand_after_a_batchs_own() -> None:
+    batches = [collate([episode((2, 3), 3)]), collate([episode((4, 1), 3), episode((1, 1), 4)])]
+    first, second = write_others(batches, 2)
+    assert (first.segments.shape, second.segments.shape) == ((1, 6, 4), (2, 6, 4))
+    own, other = batches
+    for place, (batch, source, index) in enumerate([(first, own, 0), (first, own, 1), (first, other, 0)]):
+        assert batch.rows(place)[0].tolist() == source.rows(index)[0].tolist()
+    assert second.rows(2)[1].tolist() == own.rows(0)[0].tolist()
+    assert torch.equal(first.target, own.target)
+    with pytest.raises(UsageError, match="here is one alone"):
+        write_others(batches[:1], 1)

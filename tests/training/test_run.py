@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from byheart.errors import InputError, StateMismatchError, UnknownNameError, UsageError
+from byheart.session.opening import load
 from byheart.training.config import TrainingConfig
 from byheart.training.loop import Step
 from byheart.training.run import run
@@ -154,3 +155,42 @@ def test_settings_that_no_run_can_have(
     with pytest.raises(UsageError, match=message):
         run(config(tiny_folder, texts, **settings), tmp_path / "out")
     assert not (tmp_path / "out" / "recipe.json").exists()
+
+
+def test_a_carried_pool_resumes_where_it_was_and_is_kept(tiny_folder: Path, texts: str, tmp_path: Path) -> None:
+    options = {"slots": 4, "blocks": 3, "rank": 2, "longest": 16, "shortest": 2}
+    shape = {"batch": 1, "steps": 6, "save_every": 2, "revisit": 0.5, "carried": True, "learning_rate": 0.01}
+    made = config(tiny_folder, texts, method="latent-pool", options=options, held_out=[texts], **shape)
+    whole = run(made, tmp_path / "whole")
+
+    class Killed(Exception):
+        pass
+
+    def kill(step: Step) -> None:
+        if step.step == 3:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(made, tmp_path / "broken", progress=kill)
+    again = run(made, tmp_path / "broken")
+    assert again.losses == whole.losses
+    assert again.held_out == whole.held_out
+    kept = load(str(tiny_folder), method=str(tmp_path / "whole"), dtype="float32").method
+    assert kept.share_left(before=0, later=1) == pytest.approx(2 / 3)
+
+
+def test_the_loss_after_other_texts_is_recorded_beside_that_of_held_out_ones(
+    tiny_folder: Path, texts: str, tmp_path: Path
+) -> None:
+    seen: list[Step] = []
+    made = config(tiny_folder, texts, held_out=[texts], retention=2, steps=1, segments=[1])
+    run(made, tmp_path / "out", progress=seen.append)
+    assert seen[-1].held_out is not None
+    assert seen[-1].held_out_later is not None
+    (line,) = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(line)["held_out_later"] == seen[-1].held_out_later
+
+
+def test_revisits_need_a_pool_that_is_carried(tiny_folder: Path, texts: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="revisit asks a pool that is carried"):
+        run(config(tiny_folder, texts, revisit=0.5), tmp_path / "out")

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from byheart.data.records import Fields
 from byheart.evaluation.task import Answer, Item, Part, Question, Task
-from byheart.evaluation.tasks.short_answers import by_context, judge
+from byheart.evaluation.tasks.short_answers import AnswerLimit, by_context, judge
 
 
 class Integrity(Task):
@@ -35,7 +35,7 @@ class Integrity(Task):
 
     def items(self, records: Sequence[Fields], seed: int) -> Iterator[Item]:
         """One a memory, a question after each of its texts."""
-        found = by_context(records, seed, words=self.answer_words)
+        found = by_context(records, seed, AnswerLimit.words(self.answer_words))
         texts = [text for text, questions in found.items() if questions]
         for number in range(self.memories):
             draw = random.Random(f"{seed} {number}")

@@ -81,3 +81,15 @@ def test_a_data_set_has_its_own_scorer() -> None:
     assert longbench.score("passage_retrieval_en", "Paragraph 7", ["Paragraph 7"]) == 1
     with pytest.raises(UnknownNameError, match=r"no LongBench data set 'hotpot'\. Did you mean 'hotpotqa'"):
         longbench.score("hotpot", "7", ["7"])
+
+
+def test_code_is_its_first_line_that_has_no_comment() -> None:
+    answer = "    return muck"
+    said = "\n# the next line\n```python\n    return muck // 2\n    return muck\n    return rex"
+    assert longbench.score("lcc", said, [answer]) == 1
+    # 11 of 15 characters on either side, in whole hundredths; whitespace counts.
+    assert longbench.edit_similarity("return muck", answer) == round(100 * 22 / 26) / 100
+    assert longbench.score("repobench-p", "return rex", ["if x:", "return rey"]) == 0.9
+    assert longbench.edit_similarity("# nothing else", answer) == 0
+    assert longbench.edit_similarity("", "") == 1
+    assert longbench.edit_similarity("x", "") == 0
