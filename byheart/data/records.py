@@ -1,4 +1,4 @@
-"""Reading data sets: JSON lines, plain text, a folder of both, or a data set of the Hugging Face hub, as records.
+"""Reading data sets: JSON lines, tables, plain text, a folder of these, or a data set of the hub, as records.
 
 One JSON object per line, or a list of them in a file; of SQuAD's own files, one per question. What is read of it:
 ``task`` (lm, qa, dialog; others with a question count as qa), ``context``, ``question``, ``answers`` and
@@ -15,15 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from byheart.data.hub import read_hub
+from byheart.data.hub import is_saved, read_hub, read_saved
 from byheart.data.json_rows import listed, parse, read_text, rows_of_json, rows_of_lines
 from byheart.data.layouts import join_outputs, outputs_of, questions_of, recognise
+from byheart.data.sources import read_file
 from byheart.errors import InputError
 
 Fields: TypeAlias = Mapping[str, Any]
 """One JSON object."""
 _NEEDS = {"lm": "context", "qa": "question and answers", "dialog": "meta.turns of two turns or more"}
-_KINDS = (".jsonl", ".json", ".txt", ".md")
+_TABLES = (".csv", ".tsv", ".parquet")
+_KINDS = (".jsonl", ".json", ".txt", ".md", *_TABLES)
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,8 @@ def read(source: str) -> DataSet:
 def rows(source: str) -> list[Mapping[str, Any]]:
     """The same, as JSON objects of any fields. Raises InputError or UsageError."""
     path = Path(os.path.expanduser(source))
+    if is_saved(path):
+        return list(recognise(read_saved(path), f"'{path}'", path.resolve().parent.name))
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if _kind(file) in _KINDS and not questions_of(file))
     elif path.is_file():
@@ -96,6 +100,8 @@ def required(record: Fields, name: str, number: int) -> Any:
 
 
 def _rows(file: Path) -> Iterable[Mapping[str, Any]]:
+    if _kind(file) in _TABLES:
+        return read_file(file)
     text = read_text(file)
     if file.suffix == ".json":
         found = list(rows_of_json(text, f"'{file}'"))

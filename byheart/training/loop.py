@@ -37,7 +37,7 @@ from byheart.training import checkpoints, trackers
 from byheart.training.batches import collate_all, fit_positions, open_batches
 from byheart.training.checkpoints import Progress
 from byheart.training.distributed import Processes
-from byheart.training.recipe import TOO_LONG, Recipe
+from byheart.training.recipe import SCHEDULES, TOO_LONG, Recipe
 from byheart.training.settings import flatten
 
 
@@ -103,6 +103,8 @@ def train(
     require_positive(save_every=save_every, batch=batch, packed=packed)
     if recipe.too_long not in TOO_LONG:
         raise UnknownNameError("value of too_long", recipe.too_long, TOO_LONG)
+    if recipe.schedule not in SCHEDULES:
+        raise UnknownNameError("value of schedule", recipe.schedule, SCHEDULES)
     trackers.require(track)
     batches, contents = open_batches(episodes, batch, packed, recipe.seed)
     run = _Run(method, recipe, Path(out), {**contents, **(made_of or {})}, resume=resume)
