@@ -1,5 +1,6 @@
 """From text to tokens and back: the tokenizer and the chat template."""
 
 from byheart.text.encoder import ChatEncoder, Tokenizer
+from byheart.text.fact_text import FactText
 
-__all__ = ["ChatEncoder", "Tokenizer"]
+__all__ = ["ChatEncoder", "FactText", "Tokenizer"]
