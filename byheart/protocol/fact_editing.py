@@ -85,7 +85,7 @@ class Value:
 
 
 @torch.no_grad()
-def draw_contexts(backbone: Backbone, count: int, seed: int) -> list[Int[Tensor, " T"]]:
+def draw_contexts(backbone: Backbone, count: int, seed: int) -> list[Int[Tensor, " _"]]:
     """So many beginnings of texts that the model draws by itself, of 5 and 10 tokens in turn."""
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.full((count, 1), backbone.first_token)

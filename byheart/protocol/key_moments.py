@@ -74,10 +74,10 @@ def keep(backbone: Backbone, moments: Mapping[str, Tensor]) -> Path:
 def measure(
     backbone: Backbone,
     paths: Sequence[str],
-    texts: Sequence[Int[Tensor, " T"]],
+    texts: Sequence[Int[Tensor, " _"]],
     *,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[str, Float[Tensor, "K K"]]:
+) -> dict[str, Float[Tensor, "_ _"]]:
     """The moments of what each linear layer is given over all tokens of ``texts``, each read by itself."""
     sums = {path: torch.zeros(2 * widths(backbone.linear(path))[:1]) for path in paths}
 
