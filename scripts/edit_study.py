@@ -1,14 +1,16 @@
 """Keys or values: edit facts by plain gradient in the one or the other, and measure what else changes.
 
-    python scripts/edit_study.py --dev train/counterfact.jsonl --test eval/counterfact.jsonl eval/zsre.jsonl
+    python scripts/edit_study.py --test eval/counterfact.jsonl eval/zsre.jsonl
+    python scripts/edit_study.py ... --beside nothing full rome memit ike --demonstrations train/counterfact.jsonl
     python scripts/edit_study.py ... --quick                       few edits and settings: does it run?
 
 The first half of the study of feed-forward keys and values (Qiu et al. 2024, arXiv 2402.12233), with the method
 ``ffn-edit``. In a gated block the keys are two matrices and the values one, so there are two comparisons: the same
 layers, in which keys have twice the parameters, and the same parameters: gate or up alone against values (which are
 ``down``), and keys against values in twice the layers. Each place gets its own learning rate, at the first number of
-steps, and then its own number of steps: those of the best score on edits that are not tested. Beside them stand the
-model unedited (``nothing``), with the edit in its context (``full``), and with its last block tuned (``last-ffn``).
+steps, and then its own number of steps: those of the best score on edits of the same set that are not tested, its first
+ones or those of ``--dev``. Beside them stand the model unedited (``nothing``), with the edit in its context (``full``),
+and with its last block tuned (``last-ffn``).
 
 Every run has a folder of its own; an interrupted one resumes. The result has a row for each number, and rows such as
 ``keys - values`` for differences on the same edits; their intervals come from drawing edits.
@@ -18,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -66,16 +69,15 @@ def places(layers: Sequence[int], rates: Sequence[str], last_rates: Sequence[str
     }
 
 
-def choose(place: Place, args: argparse.Namespace) -> Chosen:
-    """The learning rate of the best score at the first number of steps, then the steps of the best at that rate."""
+def choose(place: Place, dev: str, args: argparse.Namespace) -> Chosen:
+    """What is best on the edits of ``dev``: a learning rate at the first number of steps, then steps at that rate."""
     from byheart.evaluation.grid_search import search
-    from byheart.evaluation.tasks.edit import Edit
 
     def tried(rates: Sequence[str], steps: Sequence[str]) -> dict[str, float]:
         grid = {**{name: [value] for name, value in place.options.items()}, "learning_rate": rates, "steps": steps}
         about = {name: getattr(args, name) for name in ("model", "dtype", "batch", "seed")}
         out = {"limit": args.dev_limit, "out": args.runs / "dev"}
-        rows = search(Edit(), args.dev, method=place.method, grid=grid, metric="score", **about, **out)
+        rows = search(task(args), dev, method=place.method, grid=grid, metric="score", **about, **out)
         return {row.method: row.value for row in rows}
 
     found = tried(place.rates, args.steps[:1])
@@ -90,11 +92,19 @@ def choose(place: Place, args: argparse.Namespace) -> Chosen:
 def measure(spec: str, file: str, backbone: Any, args: argparse.Namespace) -> tuple[list[Any], Path]:
     """The rows of one setting on one file of edits, and the folder of its answers."""
     from byheart.evaluation.evaluate import evaluate
-    from byheart.evaluation.tasks.edit import Edit
 
     out = args.runs / "test" / Path(file).stem / re.sub(r"[^A-Za-z0-9.=-]+", "_", spec)
     about = {name: getattr(args, name) for name in ("limit", "batch", "seed")}
-    return evaluate(Edit(), file, [spec], model=backbone, out=out, **about), out
+    # What settings were chosen on is not tested.
+    skip = 0 if args.dev else math.ceil(args.dev_limit / args.edits)
+    return evaluate(task(args), file, [spec], model=backbone, out=out, skip=skip, **about), out
+
+
+def task(args: argparse.Namespace) -> Any:
+    """So many edits one after another, with demonstrations for methods that look at them."""
+    from byheart.evaluation.tasks.edit import Edit
+
+    return Edit(edits=args.edits, demonstrations=args.demonstrations)
 
 
 # ---- differences ----
@@ -153,10 +163,11 @@ def study(args: argparse.Namespace) -> None:
     backbone = Backbone.open(args.model, dtype=args.dtype)
     args.layers = args.layers or [len(backbone.layers) // 2]
     compared = places(args.layers, args.learning_rates, args.last_rates)
-    chosen = {name: choose(place, args) for name, place in compared.items()}
-    settings = {"nothing": "nothing", "full": "full", **{name: setting.spec for name, setting in chosen.items()}}
+    chosen: dict[str, Mapping[str, Chosen]] = {}
     rows: list[Any] = []
-    for file in args.test:
+    for file, dev in zip(args.test, args.dev or args.test, strict=True):
+        own = chosen[Path(file).stem] = {name: choose(place, dev, args) for name, place in compared.items()}
+        settings = {**{spec: spec for spec in args.beside}, **{name: setting.spec for name, setting in own.items()}}
         folders = {}
         for name, spec in settings.items():
             found, folders[name] = measure(spec, file, backbone, args)
@@ -179,23 +190,32 @@ def sizes(compared: Mapping[str, Place], backbone: Any) -> dict[str, int]:
     return counts
 
 
-def about(args: argparse.Namespace, chosen: Mapping[str, Chosen], parameters: Mapping[str, int]) -> dict[str, Any]:
-    """What decides the numbers, and what was tried on the way to them."""
-    names = ("model", "dtype", "layers", "learning_rates", "last_rates", "steps", "dev_limit", "limit", "batch", "seed")
-    files = {"dev": Path(args.dev).name, "test": [Path(file).name for file in args.test]}
-    tried = {name: dict(setting.tried) for name, setting in chosen.items()}
+def about(
+    args: argparse.Namespace, chosen: Mapping[str, Mapping[str, Chosen]], parameters: Mapping[str, int]
+) -> dict[str, Any]:
+    """What decides the numbers, and what was tried on the way to them, for each file."""
+    names = ["model", "dtype", "layers", "learning_rates", "last_rates", "steps", "dev_limit", "limit", "batch", "seed"]
+    names += ["edits", "beside"]
+    files = {part: [Path(file).name for file in getattr(args, part)] for part in ("dev", "test")}
+    tried = {name: {place: dict(setting.tried) for place, setting in own.items()} for name, own in chosen.items()}
     return {
         **{name: getattr(args, name) for name in names},
         **files,
         "parameters": dict(parameters),
-        "settings": {name: setting.spec for name, setting in chosen.items()},
+        "settings": {name: {place: setting.spec for place, setting in own.items()} for name, own in chosen.items()},
         "dev_scores": tried,
     }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dev", required=True, metavar="FILE", help="edits that settings are chosen on")
+    parser.add_argument(
+        "--dev",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="edits to choose on, a file for each test or one",
+    )
     parser.add_argument("--test", nargs="+", required=True, metavar="FILE", help="edits that are measured")
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--dtype", default="auto")
@@ -205,6 +225,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", nargs="+", default=["5", "10"], help="the rate is chosen at the first of them")
     parser.add_argument("--dev-limit", type=int, default=100, help="edits to choose on; 0 is all")
     parser.add_argument("--limit", type=int, default=200, help="edits of a test file; 0 is all")
+    parser.add_argument("--edits", type=int, default=1, help="edits one after another before any is asked about")
+    parser.add_argument(
+        "--beside", nargs="+", default=["nothing", "full"], metavar="METHOD", help="measured as they are"
+    )
+    parser.add_argument("--demonstrations", default="", metavar="FILE", help="other edits, for ike")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0, help="of the order of edits")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "edit_study", help="folder of all runs")
@@ -212,6 +237,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="two edits a file, two rates, one and two steps")
     args = parser.parse_args(arguments)
     vars(args).update(QUICK if args.quick else {})
+    args.dev = args.dev * len(args.test) if len(args.dev) == 1 else args.dev
+    if args.dev and len(args.dev) != len(args.test):
+        parser.error(f"give as many --dev as --test files, one, or none; it is {len(args.dev)} for {len(args.test)}")
+    if not args.dev and not args.dev_limit:
+        parser.error("without --dev files, --dev-limit says how many first edits of each test file are not tested")
     study(args)
 
 

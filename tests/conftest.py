@@ -25,7 +25,7 @@ from byheart.files import cache_folder
 from byheart.model.backbone import Backbone
 from byheart.protocol.codec import shelf
 from byheart.testing import tiny_model
-from tests.samples import codec_of
+from tests.samples import codec_of, moments_of
 
 # More threads than cores make tiny models many times slower.
 torch.set_num_threads(1)
@@ -85,6 +85,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model with the codec that compact memories need, made from few texts: byheart's own take seconds."""
     folder = save_tiny(tmp_path_factory.mktemp("tiny"))
     shelf.keep(codec_of(Backbone.open(str(folder), dtype="float32")))
+    moments_of(Backbone.open(str(folder), dtype="float32"))
     return folder
 
 

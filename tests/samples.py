@@ -16,6 +16,7 @@ from byheart.generation.generate import generate
 from byheart.methods import BUILT_IN, build
 from byheart.model.backbone import Backbone
 from byheart.model.reading import Reading
+from byheart.protocol import key_moments
 from byheart.protocol.codec import shelf
 from byheart.protocol.codec.calibration import Example, calibrate
 from byheart.protocol.codec.codec import Codec
@@ -35,6 +36,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "ffn-edit": {"steps": 2, "learning_rate": 1e-2, "chunk_tokens": 16},
     # Every family has layers of these names.
     "adapter": {"linears": ["o_proj", "down_proj"], "rank": 2},
+    "rome": {"layers": [1], "steps": 3, "clamp": 100.0, "contexts": 2, "chunk_tokens": 16},
+    "memit": {"layers": [0, 1], "moments_weight": 1.0, "steps": 3, "clamp": 100.0, "contexts": 2, "chunk_tokens": 16},
+    "ike": {"chunk_tokens": 16},
     "full": {"chunk_tokens": 16},
     "compact": {"times": 2, "chunk_tokens": 16},
     "window": {"sinks": 2, "recent": 14, "chunk_tokens": 8},
@@ -94,6 +98,8 @@ def fresh(case: str, own: Backbone, **options: Any) -> Method:
     name = case.split()[0]
     if name == "compact":
         codec_of(own)
+    if name in ("rome", "memit"):
+        moments_of(own)
     made = build(name, own, **{**OPTIONS.get(name, {}), **VARIANTS.get(case, {}), **options})
     stir(made)
     return made
@@ -105,6 +111,14 @@ def codec_of(own: Backbone) -> Codec:
         rows = tokens(60, seed=21, batch=40)
         shelf.hold(calibrate(own, [Example(row[:0], row[:50], row[50:], 0) for row in rows]))
     return shelf.require(own)
+
+
+def moments_of(own: Backbone) -> Path:
+    """The moments of what a tiny model's feed-forward values are given, kept where there are none yet."""
+    roles = [own.feed_forward_roles(index).items() for index in range(len(own.layers))]
+    paths = [path for each in roles for path, role in each if role == "values"]
+    missing = [path for path in paths if key_moments.find(own, path) is None]
+    return key_moments.keep(own, key_moments.measure(own, missing, list(tokens(60, seed=22, batch=8))))
 
 
 @cache

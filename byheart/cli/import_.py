@@ -1,4 +1,4 @@
-"""``byheart import``: what a paper's authors released, in byheart's own format."""
+"""``byheart import``: what a paper's authors or the library PEFT wrote, in byheart's own format."""
 
 from __future__ import annotations
 
@@ -9,21 +9,23 @@ import typer
 
 from byheart.cli import options, terminal
 
-Kind = Annotated[str, typer.Argument(help="memoryllm or ccm.", show_default=False)]
+Kind = Annotated[str, typer.Argument(help="memoryllm, ccm or peft.", show_default=False)]
 Folder = Annotated[str, typer.Argument(help="The released folder, or its name on the hub.", show_default=False)]
 Out = Annotated[str, typer.Argument(help="A new folder for byheart's own format.", show_default=False)]
 _READER = options.group(
-    "Of CCM",
+    "Of CCM and PEFT",
     base=options.option(str | None, None, "Folder or hub id of the model it was trained on."),
-    merge=options.option(str | None, None, "concat_recur, merge_recur, concat or merge; else by the folder's name."),
+    merge=options.option(
+        str | None, None, "Of CCM: concat_recur, merge_recur, concat or merge; else by the folder's name."
+    ),
     sink=options.option(
-        bool | None, None, "Whether the first token is kept; else by the folder's name.", "--sink/--no-sink"
+        bool | None, None, "Of CCM: whether the first token is kept; else by the folder's name.", "--sink/--no-sink"
     ),
-    base_lora=options.option(str | None, None, "Folder of the first training step's LoRA."),
+    base_lora=options.option(str | None, None, "Of CCM: folder of the first training step's LoRA."),
     dataset=options.option(
-        str | None, None, "dialog, soda, unified, metaicl, lamp or pretrain; else by the folders above."
+        str | None, None, "Of CCM: dialog, soda, unified, metaicl, lamp or pretrain; else by the folders above."
     ),
-    segment_tokens=options.option(int | None, None, "Of a segment, at most; else those of its data set."),
+    segment_tokens=options.option(int | None, None, "Of CCM: of a segment, at most; else those of its data set."),
 )
 
 

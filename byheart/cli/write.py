@@ -24,10 +24,19 @@ Files = Annotated[
 ]
 
 
-@options.takes(options.METHOD, options.OPENING)
+_FACT = options.group(
+    target=options.option(
+        str, "", "The text says one fact: the words of it that are to be known; for rome, memit, ike."
+    ),
+    subject=options.option(str, "", "The words that the fact is about, before the target."),
+)
+
+
+@options.takes(_FACT, options.METHOD, options.OPENING)
 def write(name: options.Name, files: Files = None, as_json: options.AsJSON = False, **choices: Any) -> None:
     """Write text into a memory; a new name makes a new one."""
-    texts = [(source, read_text(source)) for source in files or [STDIN]]
+    subject, target = choices.pop("subject"), choices.pop("target")
+    texts = [(source, _marked(read_text(source), subject, target)) for source in files or [STDIN]]
     store, session = open_memory(name, new=True, **choices)
     for source, text in texts:
         start = time.monotonic()
@@ -36,6 +45,15 @@ def write(name: options.Name, files: Files = None, as_json: options.AsJSON = Fal
             entry = session.write(text, source=shown, progress=progress)
         with terminal.acknowledging(f"{shown} was written into '{name}'"):
             _acknowledge(store, name, entry, time.monotonic() - start, as_json=as_json)
+
+
+def _marked(text: str, subject: str, target: str) -> str:
+    """The text, as a fact where something is to be known of it."""
+    if not (subject or target):
+        return text
+    from byheart.text.fact_text import FactText
+
+    return FactText(text, subject=subject, target=target)
 
 
 def _readable(file_name: str) -> str:

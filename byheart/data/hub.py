@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from byheart.errors import InputError, UsageError
@@ -81,6 +82,24 @@ def read_hub(source: str, *, place: str = "") -> Iterator[Mapping[str, Any]]:
     # A data set that is a script is a RuntimeError.
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"Data set '{source}' could not be read from the hub: {_said(error)}") from error
+
+
+def is_saved(path: Path) -> bool:
+    """Whether a folder was written by ``save_to_disk`` of `datasets`: one split, or several."""
+    return (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
+
+
+def read_saved(path: Path) -> Iterator[Mapping[str, Any]]:
+    """The records of a split that ``save_to_disk`` wrote. Raises InputError for a folder of several splits."""
+    datasets = _import(str(path))
+    try:
+        found = datasets.load_from_disk(str(path))
+    # Of a damaged state.json it is a KeyError.
+    except (OSError, ValueError, RuntimeError, LookupError, TypeError) as error:
+        raise InputError(f"'{path}' cannot be read: {_said(error)}") from error
+    if isinstance(found, datasets.DatasetDict):
+        raise InputError(f"'{path}' has several splits; give the folder of one: {', '.join(sorted(found))}.")
+    yield from found
 
 
 def short_name(source: str) -> str:

@@ -1,6 +1,6 @@
 """JSON and JSON lines as rows, and text that may be compressed; what cannot be read is an InputError with its place.
 
-What the rows mean is not known here, but for SQuAD's own files, whose questions lie within articles.
+What the rows mean is not known here, but for SQuAD's and NewsQA's own files, whose questions lie within articles.
 """
 
 from __future__ import annotations
@@ -48,7 +48,10 @@ def rows_of_lines(lines: Iterable[str], where: str) -> Iterator[Mapping[str, Any
 
 
 def rows_of_json(text: str, where: str) -> Iterator[Mapping[str, Any]]:
-    """The objects of a JSON array, or of one under ``data``; of SQuAD's own files, one per question. InputError."""
+    """The objects of a JSON array, or of one under ``data``; of SQuAD's and NewsQA's own files, one per question.
+
+    Raises InputError.
+    """
     whole = parse(text, where)
     found = whole.get("data") if isinstance(whole, dict) else whole
     if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
@@ -56,7 +59,12 @@ def rows_of_json(text: str, where: str) -> Iterator[Mapping[str, Any]]:
     for row in found:
         paragraphs = listed(row.get("paragraphs"))
         asked = any(isinstance(paragraph, Mapping) and "qas" in paragraph for paragraph in paragraphs)
-        yield from _of_article(row, where) if asked else (row,)
+        if asked:
+            yield from _of_article(row, where)
+        elif "storyId" in row:
+            yield from _of_story(row, where)
+        else:
+            yield row
 
 
 def _of_article(article: Mapping[str, Any], where: str) -> Iterator[Mapping[str, Any]]:
@@ -71,9 +79,24 @@ def _of_article(article: Mapping[str, Any], where: str) -> Iterator[Mapping[str,
                 pair = {"context": paragraph["context"], "question": asked["question"]}
                 meta = {"title": article.get("title", ""), "id": asked.get("id", "")}
                 # Several people gave the same answer.
-                yield {"task": "qa", **pair, "answers": list(dict.fromkeys(answers)), "meta": meta}
+                yield {"task": "qa", "dataset": "squad", **pair, "answers": list(dict.fromkeys(answers)), "meta": meta}
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{where} has paragraphs with questions that are not as SQuAD's are: {error!r}.") from error
+
+
+def _of_story(story: Mapping[str, Any], where: str) -> Iterator[Mapping[str, Any]]:
+    """The questions about a story of NewsQA's own file (arXiv 1611.09830), one record per question.
+
+    An answer is a span of characters; where people found none, or found the question bad, there is none. InputError.
+    """
+    try:
+        for asked in story["questions"]:
+            found, pair = asked["consensus"], {"context": story["text"], "question": asked["q"]}
+            answers = [story["text"][found["s"] : found["e"]].strip()] if "s" in found else []
+            meta = {"id": story["storyId"], "type": story.get("type", "")}
+            yield {"task": "qa", "dataset": "newsqa", **pair, "answers": answers, "meta": meta}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{where} has a story with questions that are not as NewsQA's are: {error!r}.") from error
 
 
 def parse(text: str, where: str) -> Any:

@@ -53,13 +53,13 @@ def recognise(rows: Iterable[Fields], source: str, dataset: str = "") -> Iterato
     Raises InputError with the record's number where a column holds what its layout does not.
     """
     for number, row in enumerate(rows):
-        if row.get("context") is not None or row.get("meta") is not None:
+        if row.get("meta") is not None:
             yield row
         elif row.keys() >= _NQ:
             kept = {name: value for name, value in row.items() if name not in _NQ_PAGE}
             yield {**kept, **_natural_question(row, number, source)}
         else:
-            layout = _find(frozenset(row))
+            layout = _find(frozenset(row), row.get("context") is not None)
             named = {"dataset": dataset} if dataset else {}
             yield row if layout is None else {**named, **row, **_mapped(row, layout, number, source)}
 
@@ -95,8 +95,10 @@ def questions_of(file: Path) -> Path | None:
 
 
 @cache
-def _find(columns: frozenset[str]) -> Layout | None:
-    return next((layout for layout in layouts() if columns.issuperset(layout.needs)), None)
+def _find(columns: frozenset[str], has_context: bool) -> Layout | None:
+    """The first layout that fits; what has a context of its own is only in one that needs it."""
+    able = (layout for layout in layouts() if "context" in layout.needs or not has_context)
+    return next((layout for layout in able if columns.issuperset(layout.needs)), None)
 
 
 def _mapped(row: Fields, layout: Layout, number: int, source: str) -> dict[str, Any]:

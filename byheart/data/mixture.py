@@ -47,10 +47,13 @@ class Weighted:
         return cls(read(path), weight)
 
 
-def prompts_of(sources: Sequence[str], *, seed: int = 0) -> list[FilledPrompt]:
+def prompts_of(sources: Sequence[str], *, seed: int = 0, most: int = 0) -> list[FilledPrompt]:
     """The prompts by which ``multitask`` asks the records of ``PATH``.
 
     ``PATH:share`` takes a share of them, drawn by the seed.
+
+    Args:
+        most: the first so many records of each source alone, of which the share is then taken; 0 is all.
 
     Raises UnknownNameError for a data set without a prompt, InputError with a record's number, UsageError.
     """
@@ -58,7 +61,7 @@ def prompts_of(sources: Sequence[str], *, seed: int = 0) -> list[FilledPrompt]:
     for path, share in map(split_weight, sources):
         if not 0 < share <= 1:
             raise UsageError(f"The share of '{path}' must be above 0 and at most 1; it is {share:g}.")
-        numbered = list(enumerate(rows(path), start=1))
+        numbered = list(enumerate(rows(path), start=1))[: most or None]
         if not numbered:
             raise InputError(f"'{path}' holds no record.")
         drawn = random.Random(f"{seed} share").sample(numbered, max(1, round(share * len(numbered))))
@@ -79,6 +82,15 @@ def prompted(encoder: ChatEncoder, prompts: Sequence[FilledPrompt], *, supervise
         target = torch.cat([prompt, encoder.continuation(f" {question.right}"), end])
         episodes.append(Episode((), target, len(prompt) if supervised == "label" else 1))
     return episodes
+
+
+def pack(episodes: Sequence[Episode], tokens: int) -> list[Episode]:
+    """Targets one after another, cut into pieces of so many tokens, in which all is learned; nothing is padding.
+
+    What is left over at the end is an episode of its own where it has a token to predict.
+    """
+    whole = torch.cat([episode.target for episode in episodes])
+    return [Episode((), piece, 1) for piece in torch.split(whole, tokens) if len(piece) > 1]
 
 
 def split_weight(source: str) -> tuple[str, float]:

@@ -1,4 +1,4 @@
-"""Reading data sets: JSON lines, plain text, a folder of both, or a data set of the Hugging Face hub, as records.
+"""Reading data sets: JSON lines, tables, plain text, a folder of these, or a data set of the hub, as records.
 
 One JSON object per line, or a list of them in a file; of SQuAD's own files, one per question. What is read of it:
 ``task`` (lm, qa, dialog; others with a question count as qa), ``context``, ``question``, ``answers`` and
@@ -16,15 +16,17 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from byheart.data import metaicl
-from byheart.data.hub import read_hub
+from byheart.data.hub import is_saved, read_hub, read_saved
 from byheart.data.json_rows import lines_of, listed, parse, read_text, rows_of_json, rows_of_lines
 from byheart.data.layouts import join_outputs, outputs_of, questions_of, recognise
+from byheart.data.sources import read_file
 from byheart.errors import InputError
 
 Fields: TypeAlias = Mapping[str, Any]
 """One JSON object."""
 _NEEDS = {"lm": "context", "qa": "question and answers", "dialog": "meta.turns of two turns or more"}
-_KINDS = (".jsonl", ".json", ".txt", ".md")
+_TABLES = (".csv", ".tsv", ".parquet")
+_KINDS = (".jsonl", ".json", ".txt", ".md", *_TABLES)
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,9 @@ def rows(source: str) -> list[Mapping[str, Any]]:
 def each_row(source: str) -> Iterator[Mapping[str, Any]]:
     """The same, one after another: JSON lines are read as they are needed."""
     path = Path(os.path.expanduser(source))
+    if is_saved(path):
+        yield from recognise(read_saved(path), f"'{path}'", path.resolve().parent.name)
+        return
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if _kind(file) in _KINDS and not questions_of(file))
         files += metaicl.files_within(path)
@@ -108,6 +113,8 @@ def required(record: Fields, name: str, number: int) -> Any:
 def _rows(file: Path) -> Iterable[Mapping[str, Any]]:
     if _kind(file) == ".jsonl":
         return rows_of_lines(lines_of(file), f"'{file}'")
+    if _kind(file) in _TABLES:
+        return read_file(file)
     text = read_text(file)
     if file.suffix == ".json":
         found = list(rows_of_json(text, f"'{file}'"))

@@ -16,8 +16,10 @@ import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 from urllib.parse import urlsplit
 
 from byheart.data.columns import Fields
@@ -155,7 +157,18 @@ def _reader(name: str) -> Callable[[str, str, str], Iterable[Fields]]:
 
 
 def _of_table(text: str, where: str, name: str) -> Iterable[Fields]:
-    return list(csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if ".tsv" in name else ","))
+    if ".tsv" not in name:
+        return _cells(text)
+    with suppress(csv.Error):
+        rows = _cells(text, delimiter="\t")
+        if not any(None in row or None in row.values() for row in rows):
+            return rows
+    # GLUE's tables hold quotation marks that open nothing: taken for some, they join cells and rows.
+    return _cells(text, delimiter="\t", quoting=csv.QUOTE_NONE)
+
+
+def _cells(text: str, **form: Any) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text, newline=""), **form))
 
 
 def _of_text(text: str, where: str, name: str) -> list[Fields]:

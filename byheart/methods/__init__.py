@@ -18,13 +18,16 @@ from byheart.methods.every_kth import EveryKth
 from byheart.methods.ffn_edit import FFNEdit
 from byheart.methods.ffn_lora import FFNLoRA
 from byheart.methods.full import Full
+from byheart.methods.ike import IKE
 from byheart.methods.key_norm import KeyNorm
 from byheart.methods.last_ffn import LastFFN
 from byheart.methods.latent_pool import LatentPool
 from byheart.methods.mean_pooled import MeanPooled
+from byheart.methods.memit import MEMIT
 from byheart.methods.nothing import Nothing
 from byheart.methods.repeat_score import RepeatScore
 from byheart.methods.retrieval import Retrieval
+from byheart.methods.rome import ROME
 from byheart.methods.window import Window
 from byheart.model.backbone import Backbone
 from byheart.protocol.method import Method, defaults as defaults
@@ -39,6 +42,9 @@ BUILT_IN: dict[str, type[Method]] = {
         LastFFN,
         FFNLoRA,
         FFNEdit,
+        ROME,
+        MEMIT,
+        IKE,
         Adapter,
         Cartridge,
         Nothing,

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from byheart.errors import InputError, UnknownNameError, UsageError, require_positive
 from byheart.model.backbone import Backbone
+from byheart.model.linear import is_transposed
 from byheart.model.lora import LoRA
 from byheart.model.reading import Reading
 from byheart.protocol import peft as peft_files
@@ -122,6 +123,7 @@ class Adapter(Method):
             base=self.backbone.source,
             alpha=self.alpha,
             dropout=self.dropout,
+            transposed=any(is_transposed(self.backbone.linear(path)) for path in self.lora.paths),
         )
 
 

@@ -21,6 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from byheart.errors import UsageError, require_not_negative, require_one_of, require_positive
 from byheart.model.backbone import Backbone
+from byheart.model.linear import widths
 from byheart.model.losses import LogitsBuffer, token_losses
 from byheart.model.optimize import descend, require_steps
 from byheart.model.reading import DenseDelta, Reading
@@ -77,12 +78,9 @@ class FFNEdit(Method):
 
     def init(self) -> State:
         """No change."""
-        linears = {path: self.backbone.linear(path) for path in self._paths}
         # By their sizes: the weights of a model in 4 bits have another shape.
-        return {
-            f"delta.{path}": torch.zeros(1, linear.out_features, linear.in_features, device=self.backbone.device)
-            for path, linear in linears.items()
-        }
+        shapes = {path: reversed(widths(self.backbone.linear(path))) for path in self._paths}
+        return {f"delta.{path}": torch.zeros(1, *shape, device=self.backbone.device) for path, shape in shapes.items()}
 
     def pieces(self, segment: Tensor) -> Iterator[Tensor]:
         """Parts of at most ``chunk_tokens`` tokens."""
@@ -157,7 +155,7 @@ def _paths(backbone: Backbone, index: int, role: str) -> list[str]:
 @torch.no_grad()
 def _is_factor(backbone: Backbone, index: int, path: str) -> bool:
     """Whether the block's output is linear in this matrix's: so it is in up's, and in gate's it is not."""
-    block, linear = backbone.feed_forward(index).block, backbone.linear(path)
+    block, linear = backbone.feed_forward_block(index), backbone.linear(path)
     # Large, so that an activation is far from its linear middle.
     noise = 10 * torch.randn(1, 4, backbone.dim, generator=torch.Generator().manual_seed(0))
     x = noise.to(backbone.device, backbone.dtype)

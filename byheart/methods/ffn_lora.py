@@ -17,6 +17,7 @@ from torch import Tensor
 
 from byheart.errors import UsageError, require_one_of, require_positive
 from byheart.model.backbone import Backbone
+from byheart.model.linear import widths
 from byheart.model.losses import next_token_loss
 from byheart.model.optimize import descend, require_steps
 from byheart.model.reading import LowRankDelta, Reading
@@ -75,10 +76,10 @@ class FFNLoRA(Method):
         generator = torch.Generator().manual_seed(self.seed)
         state = {}
         for path in self._paths:
-            linear = self.backbone.linear(path)
-            start = torch.randn(1, self.rank, linear.in_features, generator=generator) / linear.in_features**0.5
+            width, height = widths(self.backbone.linear(path))
+            start = torch.randn(1, self.rank, width, generator=generator) / width**0.5
             state[f"down.{path}"] = start.to(self.backbone.device)
-            state[f"up.{path}"] = torch.zeros(1, linear.out_features, self.rank, device=self.backbone.device)
+            state[f"up.{path}"] = torch.zeros(1, height, self.rank, device=self.backbone.device)
         return state
 
     def pieces(self, segment: Tensor) -> Iterator[Tensor]:

@@ -22,7 +22,8 @@ from torch import Tensor
 from torch.func import functional_call
 
 from byheart.errors import InputError, UsageError, require_not_negative, require_positive
-from byheart.model.backbone import Backbone, LayerCheckpoint
+from byheart.model.anatomy import LayerCheckpoint
+from byheart.model.backbone import Backbone
 from byheart.model.feed_forward import FeedForwardInput
 from byheart.model.losses import LogitsBuffer, Reference, make_reference, token_losses
 from byheart.model.optimize import descend, require_steps

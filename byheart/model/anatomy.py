@@ -1,8 +1,9 @@
 """What a decoder is made of, found by running one token through it rather than by its family's name.
 
 Measured once when a model is opened: which modules follow the layers, how each layer rotates its keys, and, on demand,
-where a layer's feed-forward block sits. A layer that cannot be driven is refused with its number. This module knows
-hooks and shapes; it does not know any model family.
+where a layer's feed-forward block sits. A layer that cannot be driven is refused with its number. A model without
+rotary positions is one whose keys stay where they were made. This module knows hooks and shapes; it does not know any
+model family.
 
 Dimensions: B batch, T tokens, D hidden, F rotated pairs.
 """
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from byheart.errors import UnsupportedModelError
 from byheart.model.kv_cache import KeyValueTap, PrefixCache, Tapped
+from byheart.model.linear import LINEARS, Linear
 from byheart.model.reading import KV, Reading
 from byheart.model.rope import Rotation
 
@@ -33,7 +35,8 @@ _CHECKED_TURN = 3
 class Anatomy:
     """A decoder's layers, the keyword arguments each gets at position 0, how each rotates keys, and what follows them.
 
-    ``cache_argument`` is what its forward calls the key-value cache.
+    ``cache_argument`` is what its forward calls the key-value cache, ``stack`` where the layers are in it.
+    ``rotations`` is empty where keys cannot be moved: positions are no plain rotation of them.
     """
 
     layers: Sequence[nn.Module]
@@ -41,6 +44,27 @@ class Anatomy:
     rotations: tuple[Rotation, ...]
     norms: tuple[nn.Module, ...]
     cache_argument: str
+    stack: str = "layers"
+
+    def require_rotations(self, model: str) -> None:
+        """Raise UnsupportedModelError, which names the model, where its keys cannot be moved."""
+        if not self.rotations:
+            raise UnsupportedModelError(
+                f"{model} has no rotary positions that byheart can turn, so its keys cannot be moved in front of "
+                "another text. Take a method that leaves them where they are, such as full, ffn-edit or rome."
+            )
+
+
+@dataclass(frozen=True)
+class LayerCheckpoint:
+    """The layers from ``start`` on, ready to be run again from their input without the ones below.
+
+    ``hidden`` (B, T, D) is that input, ``arguments`` what each layer was called with.
+    """
+
+    start: int
+    hidden: Tensor
+    arguments: tuple[dict[str, Any], ...]
 
 
 @contextmanager
@@ -54,22 +78,21 @@ def hooked(handles: Iterable[Any]) -> Iterator[None]:
 
 def measure(decoder: nn.Module, *, dim: int, dtype: torch.dtype, device: torch.device, positions: int) -> Anatomy:
     """Run one token through ``decoder`` and find what its layers do. Raises UnsupportedModelError, naming the layer."""
-    stack = next((m for name, m in decoder.named_children() if name == "layers"), None)
-    if not isinstance(stack, nn.ModuleList) or not len(stack):
-        raise UnsupportedModelError(
-            f"{type(decoder).__name__} has no list of layers named 'layers'; byheart cannot drive layer 0."
-        )
+    if device.type == "meta":
+        raise UnsupportedModelError("the model has no weights (device 'meta'); load it first.")
+    name, stack = _stack_of(decoder)
     layers: Sequence[nn.Module] = list(stack)
     arguments: list[dict[str, Any]] = []
     calls: list[tuple[nn.Module, tuple[Any, ...], dict[str, Any], Any]] = []
     handles = [
-        layer.register_forward_pre_hook(lambda module, args, kwargs: arguments.append(dict(kwargs)), with_kwargs=True)
+        layer.register_forward_pre_hook(
+            lambda module, args, kwargs: arguments.append(named_arguments(module, args, kwargs)), with_kwargs=True
+        )
         for layer in layers
     ]
     handles += [
         child.register_forward_hook(lambda *call: calls.append(call), with_kwargs=True)
-        for child in decoder.children()
-        if child is not stack
+        for child in (*(child for child in decoder.children() if child is not stack), layers[-1])
     ]
     at_zero = torch.zeros(1, 1, dtype=torch.long, device=device)
     x = noise(1, dim, dtype, device)
@@ -77,17 +100,76 @@ def measure(decoder: nn.Module, *, dim: int, dtype: torch.dtype, device: torch.d
         _run(decoder, x, at_zero, layers, cache_argument(decoder))
     if len(arguments) != len(layers):
         raise UnsupportedModelError(f"{len(arguments)} of {len(layers)} decoder layers ran; byheart needs all of them.")
+    last = max(n for n, call in enumerate(calls) if call[0] is layers[-1])
+    norms = tuple(call[0] for call in calls[last + 1 :])
+    rotations = _rotations(layers, arguments, calls, at_zero, positions, noise(3, dim, dtype, device))
+    found = Anatomy(layers, tuple(arguments), rotations, norms, cache_argument(decoder), name)
+    if not rotations:
+        _require_cached_as_whole(decoder, found, noise(4, dim, dtype, device))
+    return found
+
+
+def _stack_of(decoder: nn.Module) -> tuple[str, nn.ModuleList]:
+    """The decoder's list of layers, by its name; of several lists ``layers``, or else the longest."""
+    stacks = {name: child for name, child in decoder.named_children() if isinstance(child, nn.ModuleList) and child}
+    if not stacks:
+        raise UnsupportedModelError(f"{type(decoder).__name__} has no list of layers; byheart cannot drive layer 0.")
+    name = "layers" if "layers" in stacks else max(stacks, key=lambda name: len(stacks[name]))
+    return name, stacks[name]
+
+
+def named_arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """What a layer was called with besides its input, by name: some decoders give it by place."""
+    names = list(inspect.signature(module.forward).parameters)
+    return {**dict(zip(names[1:], args[1:], strict=False)), **kwargs}
+
+
+def _rotations(
+    layers: Sequence[nn.Module],
+    arguments: Sequence[dict[str, Any]],
+    calls: Sequence[tuple[Any, ...]],
+    at_zero: Tensor,
+    positions: int,
+    x: Tensor,
+) -> tuple[Rotation, ...]:
+    """How each layer rotates its keys; none where no layer is given the cosine and sine of its positions."""
+    if not any(map(_is_rotary, arguments)):
+        return ()
     replays = [_replay(index, inputs, calls, at_zero) for index, inputs in enumerate(arguments)]
     frequencies: dict[int, tuple[float, ...]] = {}
-    rotations, x = [], noise(3, dim, dtype, device)
+    rotations = []
     for index, (layer, inputs, replay) in enumerate(zip(layers, arguments, replays, strict=True)):
         key = id(inputs["position_embeddings"])
         if key not in frequencies:
-            frequencies[key] = _frequencies(index, replay, positions, device)
+            frequencies[key] = _frequencies(index, replay, positions, at_zero.device)
         rotations.append(_rotation(index, layer, inputs, replay, frequencies[key], x))
-    last = max(n for n, call in enumerate(calls) if id(call[3]) in frequencies)
-    norms = tuple(call[0] for call in calls[last + 1 :])
-    return Anatomy(layers, tuple(arguments), tuple(rotations), norms, cache_argument(decoder))
+    return tuple(rotations)
+
+
+def _is_rotary(arguments: dict[str, Any]) -> bool:
+    """Whether a layer is given a cosine and a sine; at position 0 the first of the two is not 0."""
+    pair = arguments.get("position_embeddings")
+    return isinstance(pair, tuple | list) and len(pair) == 2 and bool(pair[0].any())
+
+
+def _require_cached_as_whole(decoder: nn.Module, anatomy: Anatomy, x: Tensor) -> None:
+    """Raise UnsupportedModelError unless text in two parts over a cache is read as the whole is."""
+
+    def read(part: Tensor, start: int, cache: PrefixCache) -> Tensor:
+        positions = torch.arange(start, start + part.shape[1], device=part.device)[None]
+        given = {"inputs_embeds": part, "position_ids": positions, "use_cache": True, anatomy.cache_argument: cache}
+        with torch.no_grad():
+            out: Tensor = decoder(**given).last_hidden_state
+        return out
+
+    whole, cache = read(x, 0, PrefixCache(len(anatomy.layers))), PrefixCache(len(anatomy.layers))
+    parts = torch.cat([read(x[:, :2], 0, cache), read(x[:, 2:], 2, cache)], dim=1)
+    close = 1e-4 if x.dtype == torch.float32 else 5e-2
+    if (whole - parts).float().norm() > close * whole.float().norm():
+        raise UnsupportedModelError(
+            f"{type(decoder).__name__} reads text that continues a key-value cache differently from the whole text; "
+            "its positions cannot be kept."
+        )
 
 
 def cache_argument(module: nn.Module) -> str:
@@ -141,8 +223,6 @@ def _replay(index: int, arguments: dict[str, Any], calls: Sequence[tuple[Any, ..
 
 def _frequencies(index: int, replay: Replay, positions: int, device: torch.device) -> tuple[float, ...]:
     """Radians per position for every component pair, refined over growing positions, then checked elsewhere."""
-    if device.type == "meta":
-        raise UnsupportedModelError("the model has no weights (device 'meta'); load it first.")
     frequencies = torch.zeros((), dtype=torch.float64)
     for position in _PROBES:
         cos, sin = (part.double().cpu() for part in replay(position, torch.float32))
@@ -205,17 +285,17 @@ def tap(layer: nn.Module, arguments: dict[str, Any], x: Tensor, index: int) -> t
     return taker.taken
 
 
-def keyless_linears(layer: nn.Module, arguments: dict[str, Any], x: Tensor, index: int) -> tuple[nn.Linear, ...]:
+def keyless_linears(layer: nn.Module, arguments: dict[str, Any], x: Tensor, index: int) -> tuple[Linear, ...]:
     """Linear layers that run before ``layer`` shows its keys and values, and whose outputs do not reach them: queries.
 
     Found by changing each one's output; ``x`` (1, T, D) with T >= 2. None where they cannot be ``skipped``.
     """
-    called: list[nn.Linear] = []
-    linears = [module for module in layer.modules() if isinstance(module, nn.Linear)]
+    called: list[Linear] = []
+    linears = [module for module in layer.modules() if isinstance(module, LINEARS)]
     with hooked([linear.register_forward_hook(lambda module, args, out: called.append(module)) for linear in linears]):
         expected = tap(layer, arguments, x, index)
 
-    def is_keyless(linear: nn.Linear) -> bool:
+    def is_keyless(linear: Linear) -> bool:
         with hooked([linear.register_forward_hook(lambda module, args, out: out + 1)]):
             return all(map(torch.equal, tap(layer, arguments, x, index), expected))
 
@@ -227,7 +307,7 @@ def keyless_linears(layer: nn.Module, arguments: dict[str, Any], x: Tensor, inde
 
 
 @contextmanager
-def skipped(linears: Sequence[nn.Linear]) -> Iterator[None]:
+def skipped(linears: Sequence[Linear]) -> Iterator[None]:
     """Inside: these linear layers compute their first token alone and repeat it. After: as before."""
     tokens: dict[int, int] = {}
 

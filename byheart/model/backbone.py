@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeAlias
 
@@ -24,42 +23,34 @@ from byheart.errors import UnsupportedModelError, UsageError
 from byheart.model import attention
 from byheart.model.anatomy import (
     Anatomy,
+    LayerCheckpoint,
     hides_slots,
     hooked,
     keyless_linears,
     measure,
+    named_arguments,
     noise,
     skipped,
     tap,
     with_cache,
 )
-from byheart.model.feed_forward import FeedForward, FeedForwardInput, feed_forward, find_values
+from byheart.model.feed_forward import FeedForward, FeedForwardInput, feed_forward, find_block, roles_in
 from byheart.model.fingerprint import fingerprint_model, sample_fingerprint, without_remainder
 from byheart.model.known import name_opened
 from byheart.model.kv_cache import PrefixCache
+from byheart.model.linear import LINEARS, Linear
 from byheart.model.loading import empty_model, open_model, opening
 from byheart.model.reading import KV, Delta, Reading, cast, delta_hook
 
-Change: TypeAlias = tuple[nn.Linear, Callable[..., Tensor]]
-
-
-@dataclass(frozen=True)
-class LayerCheckpoint:
-    """The layers from ``start`` on, ready to be run again from their input without the ones below.
-
-    ``hidden`` (B, T, D) is that input, ``arguments`` what each layer was called with.
-    """
-
-    start: int
-    hidden: Tensor
-    arguments: tuple[dict[str, Any], ...]
+Change: TypeAlias = tuple[Linear, Callable[..., Tensor]]
 
 
 class Backbone:
     """A frozen decoder, measured once. Its weights are set to need no gradient, and nothing here changes them.
 
     Args:
-        model: any transformers decoder with rotary positions. Raises UnsupportedModelError, naming the layer, where
+        model: any transformers decoder. Where its positions are not rotary, its keys stay where they were made, and
+            methods that move them say so when they write or read. Raises UnsupportedModelError, naming the layer, where
             a memory could not be read.
         source: how the model was named when it was opened; kept with states so that they can be opened again.
     """
@@ -196,7 +187,7 @@ class Backbone:
         return KV(*zip(*taken, strict=True))
 
     @cached_property
-    def _keyless(self) -> list[tuple[nn.Linear, ...]]:
+    def _keyless(self) -> list[tuple[Linear, ...]]:
         """The linear layers that keys and values do not need, of each layer."""
         x = noise(2, self.dim, self.dtype, self.device)
         layers = enumerate(zip(self.layers, self.anatomy.arguments, strict=True))
@@ -206,8 +197,12 @@ class Backbone:
     def rotate(self, kv: KV, steps: int | Tensor | Sequence[Tensor], *, start: int = 0) -> KV:
         """The same memory with its keys ``steps`` positions later; one number, a tensor, or one tensor per layer.
 
-        ``start`` is the layer that the memory begins with.
+        ``start`` is the layer that the memory begins with. Raises UnsupportedModelError where the model's keys cannot
+        be moved.
         """
+        if isinstance(steps, int) and steps == 0:
+            return kv
+        self.anatomy.require_rotations(type(self.model).__name__)
         each = [steps] * len(kv.keys) if isinstance(steps, (int, Tensor)) else steps
         rotated = zip(self.anatomy.rotations[start : start + len(kv.keys)], kv.keys, each, strict=True)
         return KV(tuple(rotation.rotate(k, step) for rotation, k, step in rotated), kv.values, kv.masks)
@@ -276,20 +271,20 @@ class Backbone:
         places: dict[int, str] = {id(module): name for name, module in self.model.named_modules()}
         return places[id(self.decoder)]
 
-    def linear(self, path: str) -> nn.Linear:
+    def linear(self, path: str) -> Linear:
         """The linear layer at a module path of the decoder, such as ``layers.29.mlp.up_proj``."""
         try:
             module = self.decoder.get_submodule(path)
         except AttributeError as error:
             raise UsageError(f"The model has no module '{path}'.") from error
-        if not isinstance(module, nn.Linear):
+        if not isinstance(module, LINEARS):
             raise UsageError(f"The model's module '{path}' is a {type(module).__name__}, not a linear layer.")
         return module
 
-    def linears(self, index: int) -> dict[str, nn.Linear]:
+    def linears(self, index: int) -> dict[str, Linear]:
         """Path -> linear layer, for every linear layer of layer ``index``."""
-        prefix = f"layers.{index}"
-        return {f"{prefix}.{n}": m for n, m in self.layers[index].named_modules() if isinstance(m, nn.Linear)}
+        prefix = f"{self.anatomy.stack}.{index}"
+        return {f"{prefix}.{n}": m for n, m in self.layers[index].named_modules() if isinstance(m, LINEARS)}
 
     def attention_linears(self, index: int) -> list[str]:
         """Paths of the linear layers of layer ``index`` outside its feed-forward block."""
@@ -330,19 +325,18 @@ class Backbone:
             self._blocks[index] = feed_forward(self.layers[index], given, index=index, dim=self.dim, dtype=self.dtype)
         return self._blocks[index]
 
+    def feed_forward_block(self, index: int) -> nn.Module:
+        """The feed-forward block of layer ``index``, beside the attention or after it. Raises UnsupportedModelError."""
+        given = self.anatomy.arguments[index]
+        return find_block(self.layers[index], given, index=index, dim=self.dim, dtype=self.dtype)
+
     def feed_forward_roles(self, index: int) -> dict[str, str]:
         """Path -> ``keys`` or ``values`` for the linear layers of layer ``index``'s feed-forward block.
 
         Values write to the stream: the block's last linear layer. Keys match its input: all the others.
         """
-        block = self.feed_forward(index).block
-        values = find_values(block, index=index, dim=self.dim, dtype=self.dtype, device=self.device)
-        inside = {id(module) for module in block.modules()}
-        return {
-            path: "values" if linear is values else "keys"
-            for path, linear in self.linears(index).items()
-            if id(linear) in inside
-        }
+        block, about = self.feed_forward_block(index), {"dim": self.dim, "dtype": self.dtype, "device": self.device}
+        return roles_in(block, self.linears(index), index=index, **about)
 
     @contextmanager
     def feed_forward_inputs(self, index: int) -> Iterator[list[FeedForwardInput]]:
@@ -367,7 +361,7 @@ class Backbone:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if not arguments:
                 inputs.append(args[0])
-            arguments.append(with_cache(kwargs, None))
+            arguments.append(with_cache(named_arguments(module, args, kwargs), None))
             if len(arguments) == len(self.layers) - start:
                 taken.append(LayerCheckpoint(start, inputs.pop(), tuple(arguments)))
                 arguments.clear()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from byheart.errors import UnsupportedModelError
 from byheart.model.anatomy import hooked, noise, with_cache
+from byheart.model.linear import LINEARS, Linear, widths
 
 
 @dataclass(frozen=True)
@@ -32,12 +34,49 @@ class FeedForward:
         return residual + self.scale * output
 
 
+Call: TypeAlias = tuple[nn.Module, Tensor, Any]
+"""A part of a layer that ran: its input and its output."""
+
+
+def find_block(layer: nn.Module, given: dict[str, Any], *, index: int, dim: int, dtype: torch.dtype) -> nn.Module:
+    """The feed-forward block of ``layer``, wherever it stands in it, beside the attention or after it.
+
+    Raises UnsupportedModelError where there is none.
+    """
+    calls, _ = _run(layer, given, dim, dtype)
+    block, block_input, _ = calls[_block_among(calls, layer, index)]
+    if block_input.shape[-1] != dim:
+        raise UnsupportedModelError(
+            f"layer {index} ({type(layer).__name__}) has its feed-forward matrices beside one another, in no block of "
+            "their own."
+        )
+    return block
+
+
 def feed_forward(layer: nn.Module, given: dict[str, Any], *, index: int, dim: int, dtype: torch.dtype) -> FeedForward:
     """Find the feed-forward block of ``layer`` and how its output joins the residual stream.
 
     Raises UnsupportedModelError where the block is not added to the stream after the attention.
     """
-    calls: list[tuple[nn.Module, Tensor, Tensor]] = []
+    calls, out = _run(layer, given, dim, dtype)
+    place = _block_among(calls, layer, index)
+    block, block_input, _ = calls[place]
+    source, residual, _ = next((call for call in calls[:place] if call[2] is block_input), calls[place])
+    post = tuple(call[0] for call in calls[place + 1 :])
+    added = calls[-1][2]
+    change = (out - residual).float()
+    scale = float((change * added.float()).sum() / added.float().pow(2).sum())
+    # Rounded where the fit is within rounding errors: a stream without a multiplier must not get one of 0.9999.
+    scale = 1.0 if abs(scale - 1.0) < 2e-2 else scale
+    close = 1e-4 if dtype == torch.float32 else 3e-2
+    if (change - scale * added.float()).norm() > close * out.float().norm():
+        raise _refusal(layer, index)
+    return FeedForward(block, source, post, scale)
+
+
+def _run(layer: nn.Module, given: dict[str, Any], dim: int, dtype: torch.dtype) -> tuple[list[Call], Tensor]:
+    """The parts of a layer in the order in which they run, and what comes out of the layer."""
+    calls: list[Call] = []
     handles = [
         child.register_forward_hook(
             lambda module, args, kwargs, out: calls.append((module, (*args, *kwargs.values())[0], out)),
@@ -48,24 +87,22 @@ def feed_forward(layer: nn.Module, given: dict[str, Any], *, index: int, dim: in
     x = noise(2, dim, dtype, next(layer.parameters()).device)
     with hooked(handles), torch.no_grad():
         out = layer(x, **with_cache(given, None))
-    blocks = [n for n, call in enumerate(calls) if any(isinstance(m, nn.Linear) for m in call[0].modules())]
-    refusal = UnsupportedModelError(
+    return calls, out
+
+
+def _block_among(calls: Sequence[Call], layer: nn.Module, index: int) -> int:
+    """Which call is the block's: the last with linear layers, beside another one, which is the attention's."""
+    blocks = [n for n, call in enumerate(calls) if any(isinstance(m, LINEARS) for m in call[0].modules())]
+    # An attention gives its weights beside its output.
+    if len(blocks) < 2 or not isinstance(calls[blocks[-1]][2], Tensor):
+        raise _refusal(layer, index)
+    return blocks[-1]
+
+
+def _refusal(layer: nn.Module, index: int) -> UnsupportedModelError:
+    return UnsupportedModelError(
         f"layer {index} ({type(layer).__name__}) has no feed-forward block that is added to the stream after attention."
     )
-    if len(blocks) < 2:
-        raise refusal
-    block, block_input, _ = calls[blocks[-1]]
-    source, residual, _ = next((call for call in calls[: blocks[-1]] if call[2] is block_input), calls[blocks[-1]])
-    post = tuple(call[0] for call in calls[blocks[-1] + 1 :])
-    added = calls[-1][2]
-    change = (out - residual).float()
-    scale = float((change * added.float()).sum() / added.float().pow(2).sum())
-    # Rounded where the fit is within rounding errors: a stream without a multiplier must not get one of 0.9999.
-    scale = 1.0 if abs(scale - 1.0) < 2e-2 else scale
-    close = 1e-4 if dtype == torch.float32 else 3e-2
-    if (change - scale * added.float()).norm() > close * out.float().norm():
-        raise refusal
-    return FeedForward(block, source, post, scale)
 
 
 @dataclass(frozen=True)
@@ -76,17 +113,23 @@ class FeedForwardInput:
     residual: Tensor
 
 
-def find_values(block: nn.Module, *, index: int, dim: int, dtype: torch.dtype, device: torch.device) -> nn.Linear:
+def roles_in(block: nn.Module, linears: Mapping[str, Linear], *, index: int, **about: Any) -> dict[str, str]:
+    """Path -> ``keys`` or ``values`` for the linear layers of a block; ``about`` as for ``find_values``."""
+    values, inside = find_values(block, index=index, **about), {id(module) for module in block.modules()}
+    return {path: "values" if found is values else "keys" for path, found in linears.items() if id(found) in inside}
+
+
+def find_values(block: nn.Module, *, index: int, dim: int, dtype: torch.dtype, device: torch.device) -> Linear:
     """The linear layer of a feed-forward block that writes to the stream: the last one that runs.
 
     Raises UnsupportedModelError, naming layer ``index``, where the block does not end in one.
     """
-    called: list[nn.Linear] = []
-    linears = [module for module in block.modules() if isinstance(module, nn.Linear)]
+    called: list[Linear] = []
+    linears = [module for module in block.modules() if isinstance(module, LINEARS)]
     handles = [linear.register_forward_hook(lambda module, args, out: called.append(module)) for linear in linears]
     with hooked(handles), torch.no_grad():
         block(torch.zeros(1, 1, dim, dtype=dtype, device=device))
-    if called[-1].out_features != dim:
+    if widths(called[-1])[1] != dim:
         raise UnsupportedModelError(
             f"layer {index}'s feed-forward block ({type(block).__name__}) does not end in a linear layer that "
             "writes to the stream (a mixture of experts?); its keys and values cannot be told apart."

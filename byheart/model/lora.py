@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from byheart.errors import UsageError
 from byheart.model.backbone import Backbone
+from byheart.model.linear import widths
 from byheart.model.reading import LowRankDelta
 
 
@@ -49,14 +50,14 @@ class LoRA(nn.Module):
         self.down = nn.ParameterList()
         self.up = nn.ParameterList()
         for path in self.paths:
-            linear = backbone.linear(path)
-            widest = max(linear.in_features, linear.out_features)
+            width, height = widths(backbone.linear(path))
+            widest = max(width, height)
             if not 0 < rank <= widest:
                 raise UsageError(f"rank must be 1 to {widest}, the width of '{path}'; it is {rank}.")
-            bound = 1 / math.sqrt(linear.in_features)
-            start = (torch.rand(rank, linear.in_features, generator=generator) * 2 - 1) * bound
+            bound = 1 / math.sqrt(width)
+            start = (torch.rand(rank, width, generator=generator) * 2 - 1) * bound
             self.down.append(nn.Parameter(start.to(backbone.device)))
-            self.up.append(nn.Parameter(torch.zeros(linear.out_features, rank, device=backbone.device)))
+            self.up.append(nn.Parameter(torch.zeros(height, rank, device=backbone.device)))
 
     def active(self, backbone: Backbone, *, gate: slice | None = None) -> AbstractContextManager[None]:
         """Add the update at the tokens of ``gate`` (all without one). Inside: a hook per layer. After: none."""

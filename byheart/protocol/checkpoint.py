@@ -73,7 +73,11 @@ def read_card(folder: str | Path) -> dict[str, Any]:
     try:
         card = parse(_Card, read_json(path, inside=root(path.parent))).model_dump(exclude_unset=True)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"'{folder}' holds no trained method: {path.name} cannot be read ({error}).") from error
+        is_peft = (Path(folder) / "adapter_config.json").exists() and not path.exists()
+        advice = f" It is PEFT's: byheart import peft {folder} NEW_FOLDER --base MODEL" if is_peft else ""
+        raise CheckpointError(
+            f"'{folder}' holds no trained method: {path.name} cannot be read ({error}).{advice}"
+        ) from error
     return format_1.rename(card) if is_old else card
 
 

@@ -26,8 +26,10 @@ from byheart.model.fingerprint import fingerprint, sample_fingerprint
 from byheart.model.reading import Reading
 from byheart.protocol.episode import Batch
 from byheart.protocol.episode_loss import episode_loss
+from byheart.protocol.fact import Fact
 from byheart.protocol.grouping import group
 from byheart.protocol.objective import TARGETS_ONLY, Objective
+from byheart.protocol.segments import write_in_step
 from byheart.protocol.size import Size
 from byheart.protocol.state import State, kv_slots, stack, unstack
 from byheart.protocol.template import require_template
@@ -50,6 +52,8 @@ class Method(nn.Module, abc.ABC):
     """Whether it codes keys and values, for which a model needs a codec."""
     own_start: bool = False
     """Whether its prefix has a first token of its own, so that texts and questions begin without the tokenizer's."""
+    moment_paths: Sequence[str] = ()
+    """The linear layers whose inputs' second moments it needs, see ``protocol.key_moments``."""
     capacity: int | None = None
     """How many slots its prefix has at most; None where it grows."""
 
@@ -157,6 +161,10 @@ class Method(nn.Module, abc.ABC):
             for n, state in zip(members, unstack(written), strict=True):
                 out[n] = state
         return [state for state in out if state is not None]
+
+    def write_facts(self, states: Sequence[State], facts: Sequence[Fact]) -> list[State]:
+        """Write one fact into each of many sessions; here as any text, whatever is marked in it."""
+        return write_in_step(states, [self.pieces(fact.tokens[None]) for fact in facts], self.write_many)
 
     def loss(self, batch: Batch, objective: Objective = TARGETS_ONLY) -> Float[Tensor, ""]:
         """How badly targets are predicted from what was kept, with gradients through the writes.

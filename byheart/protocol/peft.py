@@ -26,6 +26,7 @@ def write(
     base: str,
     alpha: float,
     dropout: float = 0.0,
+    transposed: bool = False,
 ) -> None:
     """Write updates of all linear layers of their names; each file whole or not at all.
 
@@ -33,6 +34,7 @@ def write(
         updates: path in the decoder -> down (R, in) and up (out, R).
         decoder: its path in the model.
         base: the model's name or folder.
+        transposed: whether the model stores these layers' weights (in, out), as GPT-2 does.
     """
     tensors, ranks = {}, set()
     for path, (down, up) in updates.items():
@@ -50,7 +52,7 @@ def write(
         "lora_dropout": dropout,
         "target_modules": sorted({path.rpartition(".")[2] for path in updates}),
         "bias": "none",
-        "fan_in_fan_out": False,
+        "fan_in_fan_out": transposed,
         "inference_mode": True,
     }
     folder.mkdir(parents=True, exist_ok=True)

@@ -25,7 +25,7 @@ from byheart.protocol.checkpoint import DTYPE_NAMES, DTYPES, is_finite
 from byheart.protocol.settings import Settings, read_settings
 
 Shapes: TypeAlias = dict[str, tuple[int, ...]]
-_WHOLE = ("model.safetensors", "pytorch_model.bin")
+_WHOLE = ("model.safetensors", "pytorch_model.bin", "adapter_model.safetensors", "adapter_model.bin")
 _LISTED = 10
 
 

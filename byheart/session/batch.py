@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 from typing_extensions import Unpack
 
 from byheart.errors import UsageError
@@ -13,10 +14,11 @@ from byheart.generation.decoding import Decoding, DecodingOptions, with_options
 from byheart.generation.generate import Generation, Request
 from byheart.model.backbone import Backbone
 from byheart.protocol.segments import write_in_step
-from byheart.protocol.state import Written
+from byheart.protocol.state import State, Written
 from byheart.session.session import Session, stop_strings
 from byheart.text.detokenize import Detokenizer
 from byheart.text.encoder import ChatEncoder
+from byheart.text.fact_text import FactText
 
 _DEFAULTS = Decoding()
 
@@ -29,6 +31,8 @@ def write_many(
     use_chat_template: bool | Sequence[bool] = True,
 ) -> None:
     """Write each session its own text, those of one length in one batch; sessions share one method.
+
+    A text may be a FactText, which marks what is to be known.
 
     Args:
         use_chat_template: for all, or for each; without it a text is written bare, for bare questions to continue.
@@ -46,9 +50,29 @@ def write_many(
     for session, row, as_chat in zip(sessions, tokens, each, strict=True):
         session.require_room(row, use_chat_template=as_chat)
     with torch.no_grad():
-        states = write_in_step([s.state for s in sessions], map(method.pieces, tokens), method.write_many)
+        states = _write(sessions, texts, tokens, each)
     for session, state, row, text in zip(sessions, states, tokens, texts, strict=True):
         session.acknowledge(state, Written.now(source, tokens=row.shape[1], characters=len(text)))
+
+
+def _write(
+    sessions: Sequence[Session], texts: Sequence[str], tokens: Sequence[Tensor], as_chat: Sequence[bool]
+) -> list[State]:
+    """The states after a text each; of those that are facts the method is given the marks."""
+    method, after = sessions[0].method, [session.state for session in sessions]
+    facts = {
+        n: sessions[n].fact(text, tokens[n], use_chat_template=as_chat[n])
+        for n, text in enumerate(texts)
+        if isinstance(text, FactText)
+    }
+    others = [n for n in range(len(texts)) if n not in facts]
+    written = [
+        *(method.write_facts([after[n] for n in facts], [*facts.values()]) if facts else ()),
+        *write_in_step([after[n] for n in others], [method.pieces(tokens[n]) for n in others], method.write_many),
+    ]
+    for n, state in zip([*facts, *others], written, strict=True):
+        after[n] = state
+    return after
 
 
 def ask_many(

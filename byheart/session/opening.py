@@ -18,6 +18,7 @@ from byheart.protocol.codec import shelf
 from byheart.protocol.state import Header
 from byheart.session.calibration import Progress, ensure_codec
 from byheart.session.default_method import default_method
+from byheart.session.key_moments import ensure_moments
 from byheart.session.session import Session
 from byheart.text.encoder import ChatEncoder, Tokenizer
 
@@ -89,6 +90,8 @@ def _build(
     # Last, since it may take long: an option that cannot be is said before.
     if made.needs_codec:
         ensure_codec(backbone, own, progress) if may_calibrate else shelf.require(backbone)
+    if may_calibrate:
+        ensure_moments(backbone, own, made.moment_paths, progress)
     if learned or folder is not None:
         load_pretrained(made, learned or str(folder))
     if learned:

@@ -24,11 +24,14 @@ from byheart.model.backbone import Backbone
 from byheart.model.kv_cache import PrefixCache
 from byheart.model.reading import Reading
 from byheart.protocol import state_file
+from byheart.protocol.fact import Fact
 from byheart.protocol.method import Method
 from byheart.protocol.state import SAMPLED_FORMATS, Header, State, Written, nbytes
 from byheart.protocol.state_file import OpenedState
+from byheart.session.facts import encode_fact
 from byheart.text.detokenize import decode_stream
 from byheart.text.encoder import ChatEncoder
+from byheart.text.fact_text import FactText
 from byheart.text.prompt_format import PromptFormat
 
 log = logging.getLogger(__name__)
@@ -90,10 +93,19 @@ class Session:
         """Put ``text`` into the memory. Raises InputError; the memory then stays as it was.
 
         Args:
+            text: a ``FactText`` marks in a sentence what it is about and what is to be known of it; methods that edit
+                knowledge (rome, memit) use the marks.
             source: where the text came from, for the record.
             progress: called with the tokens done and the tokens in all.
         """
-        return self._absorb(self.document(text), source, len(text), progress)
+        tokens = self.document(text)
+        fact = self.fact(text, tokens) if isinstance(text, FactText) else None
+        return self._absorb(tokens, source, len(text), progress, fact)
+
+    def fact(self, text: FactText, tokens: Tensor, *, use_chat_template: bool = True) -> Fact:
+        """A marked sentence as a method is given it; ``tokens`` (1, T) are those of ``document``."""
+        as_turn = use_chat_template and self.method.text_format == "turn"
+        return encode_fact(self.encoder, text, tokens[0], first=not self.header.written, as_turn=as_turn)
 
     def document(self, text: str, *, use_chat_template: bool = True) -> Tensor:
         """The tokens (1, T) of a text as it would be written, or of the bare text. Raises InputError."""
@@ -131,14 +143,25 @@ class Session:
         self._hold(state, self.header.with_written(entry))
         return entry
 
-    def _absorb(self, tokens: Tensor, source: str, characters: int, progress: Progress | None = None) -> Written:
-        """Write a text (1, T) piece by piece."""
+    def _absorb(
+        self,
+        tokens: Tensor,
+        source: str,
+        characters: int,
+        progress: Progress | None = None,
+        fact: Fact | None = None,
+    ) -> Written:
+        """Write a text (1, T) piece by piece, or the fact that it is at once."""
         progress = progress or (lambda done, total: None)
         self.require_room(tokens)
         entry = Written.now(source, tokens=tokens.shape[1], characters=characters)
         state, done = self.state, 0
         progress(done, tokens.shape[1])
-        for segment in self.method.pieces(tokens):
+        if fact is not None:
+            with torch.no_grad():
+                [state] = self.method.write_facts([state], [fact])
+            progress(tokens.shape[1], tokens.shape[1])
+        for segment in self.method.pieces(tokens) if fact is None else ():
             with torch.no_grad():
                 state = self.method.write(state, segment)
             done += segment.shape[1]

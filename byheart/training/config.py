@@ -34,13 +34,16 @@ class Sources:
     """Where texts come from.
 
     With ``prompts`` nothing is written: each record is asked by its data set's prompt, a weight is the share of records
-    taken, and the ``label`` or ``all`` tokens are supervised. ``epochs`` times through them then stand for ``steps``.
+    taken, and the ``label`` or ``all`` tokens are supervised. ``epochs`` times through them then stand for ``steps``,
+    ``most_records`` is taken of each source before the share, and ``pack_tokens`` fills rows of so many tokens.
     """
 
     data: Annotated[list[str], "JSON lines, text, a folder or a hub name.", _SOURCE] = field(default_factory=list)
     held_out: Annotated[list[str], "Data to measure on.", _SOURCE] = field(default_factory=list)
     prompts: Annotated[str, "Ask records by their data set's prompt; supervise label or all.", "label|all"] = ""
     epochs: Annotated[int, "Times through the prompts, instead of steps."] = 0
+    most_records: Annotated[int, "The first so many records of each source of prompts; 0 is all."] = 0
+    pack_tokens: Annotated[int, "Cut prompts, one after another, into rows of so many tokens; 0 asks each alone."] = 0
 
 
 @dataclass(frozen=True)

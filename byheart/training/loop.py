@@ -37,7 +37,7 @@ from byheart.training import checkpoints, trackers
 from byheart.training.batches import collate_all, fit_positions, open_batches, write_others
 from byheart.training.checkpoints import Progress
 from byheart.training.distributed import Processes
-from byheart.training.recipe import TOO_LONG, Recipe
+from byheart.training.recipe import SCHEDULES, TOO_LONG, Recipe
 from byheart.training.revisits import Revisits
 from byheart.training.settings import flatten
 
@@ -114,6 +114,8 @@ def train(
         raise UnknownNameError("value of too_long", recipe.too_long, TOO_LONG)
     if recipe.revisit and not recipe.objective.carried:
         raise UsageError("revisit asks a pool that is carried; give carried too, or leave revisit out.")
+    if recipe.schedule not in SCHEDULES:
+        raise UnknownNameError("value of schedule", recipe.schedule, SCHEDULES)
     trackers.require(track)
     batches, contents = open_batches(episodes, batch, packed, recipe.seed)
     run = _Run(method, recipe, Path(out), {**contents, **(made_of or {})}, resume=resume)

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from byheart.data.mixture import SUPERVISED, Mixture, Weighted, prompted, prompts_of
-from byheart.errors import UnknownNameError, UsageError
+from byheart.data.mixture import SUPERVISED, Mixture, Weighted, pack, prompted, prompts_of
+from byheart.errors import UnknownNameError, UsageError, require_not_negative
 from byheart.protocol.episode import Batch, Episode
 from byheart.session.opening import load
 from byheart.session.session import Session
@@ -103,8 +103,15 @@ def _require_possible(config: TrainingConfig) -> None:
         raise UsageError("There is nothing to train on: give --data, or data in the recipe.")
     if sources.prompts and sources.prompts not in SUPERVISED:
         raise UnknownNameError("value of prompts", sources.prompts, SUPERVISED)
-    if sources.epochs and not sources.prompts:
-        raise UsageError("epochs are passes over prompts: give prompts (label or all) too, or steps instead.")
+    for name in ("epochs", "most_records", "pack_tokens"):
+        if getattr(sources, name) and not sources.prompts:
+            raise UsageError(f"{name} is for prompts: give prompts (label or all) too, or leave it out.")
+    require_not_negative(most_records=sources.most_records)
+    if sources.pack_tokens and (sources.prompts != "all" or sources.pack_tokens < 2):
+        raise UsageError(
+            f"pack_tokens must be 2 or more, with prompts = 'all': a row is learned as a whole. It is "
+            f"{sources.pack_tokens}, with prompts = '{sources.prompts}'."
+        )
     require(config.saving.track)
 
 
@@ -132,13 +139,18 @@ def _read_texts(config: TrainingConfig, count: int = _HELD_OUT_BATCHES) -> Calla
 def _read_prompts(config: TrainingConfig) -> Callable[[Session], _Examples]:
     """Read prompts and labels; the examples made of them wait for the session."""
     sources, seed = config.sources, config.optimisation.seed
-    prompts, held_out = (prompts_of(paths, seed=seed) for paths in (sources.data, sources.held_out))
+    prompts, held_out = (
+        prompts_of(paths, seed=seed, most=sources.most_records) for paths in (sources.data, sources.held_out)
+    )
 
     def make_examples(session: Session) -> _Examples:
         episodes, unseen = (
             prompted(session.encoder, asked, supervised=sources.prompts) for asked in (prompts, held_out)
         )
         made_of = {**_describe(session, [Path(path).name for path in sources.data]), "prompts": sources.prompts}
+        if sources.pack_tokens:
+            episodes = pack(episodes, sources.pack_tokens)
+            made_of["pack_tokens"] = sources.pack_tokens
         return _Examples(episodes, unseen, made_of, math.ceil(len(episodes) / config.episodes.batch))
 
     return make_examples

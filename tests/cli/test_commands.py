@@ -330,3 +330,28 @@ def test_calibrate_makes_a_codec_and_says_where(run: Run, tmp_path: Path) -> Non
     assert (
         run("write", "small", "--model", folder, "--method", "compact", "--dtype", "float32", stdin=b"cats").code == 0
     )
+
+
+# ---- facts ----
+
+
+def test_calibrate_measures_layers_and_says_where(run: Run, tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "tiny", seed=63)
+    (tmp_path / "text.txt").write_text("the cat sat on the mat " * 60, encoding="utf-8")
+    data = ("--data", tmp_path / "text.txt", "--dtype", "float32")
+    made = run("calibrate", folder, "--layers", "0,1", *data, "--json").json
+    assert made["layers"] == [0, 1]
+    assert len(list(Path(made["path"]).iterdir())) == 2
+    assert run("calibrate", folder, "--layers", "2", *data).out.startswith("What layers 2 of")
+    refused = run("calibrate", folder, "--layers", "2", "--anew")
+    assert (refused.code, "leave out --out, --use and --anew" in refused.err) == (2, True)
+    assert run("calibrate", folder, "--layers", "x").code == 2
+
+
+def test_a_fact_is_written_with_its_marks(run: Run, tiny_folder: Path) -> None:
+    options = ("--model", tiny_folder, "--dtype", "float32", "--method", "rome", "-o", "layers=[1]", "-o", "steps=2")
+    marks = ("--subject", "Ann", "--target", "Rex")
+    said = run("write", "dogs", *options, *marks, "--json", stdin=b"The dog of Ann is Rex.").json
+    assert said["tokens"] > 3
+    missing = run("write", "dogs", *marks, stdin=b"The dog of Bo is Tom.")
+    assert (missing.code, "does not hold 'Rex', which is to be known of it" in missing.err) == (1, True)

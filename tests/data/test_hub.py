@@ -138,3 +138,15 @@ def test_data_that_need_a_script_have_a_copy(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(datasets, "load_dataset", refuse)
     with pytest.raises(InputError, match=r"found xsum\.py\. Its loading needs a script, .* add @refs/convert/parquet"):
         list(read_hub("a/xsum"))
+
+
+def test_a_split_that_was_saved_to_disk_is_read_and_several_are_named(hub: Path, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    split = datasets.Dataset.from_list([{"premise": "a", "hypothesis": "b", "label": 1}])
+    datasets.DatasetDict({"train": split, "validation": split}).save_to_disk(str(tmp_path / "saved" / "cb"))
+    assert rows(str(tmp_path / "saved" / "cb" / "train"))[0]["dataset"] == "cb"
+    with pytest.raises(InputError, match="has several splits; give the folder of one: train, validation"):
+        rows(str(tmp_path / "saved" / "cb"))
+    (tmp_path / "saved" / "cb" / "train" / "state.json").write_text("{}")
+    with pytest.raises(InputError, match="cannot be read"):
+        rows(str(tmp_path / "saved" / "cb" / "train"))

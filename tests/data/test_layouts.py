@@ -87,6 +87,47 @@ def written(folder: Path, name: str, content: Any) -> str:
             {"context": "s", "choices": ["0", "1", "2", "3"], "label": 3, "answers": ["3"]},
         ),
         ({"text": "t", "label": 5, "label_text": "comp.windows.x"}, {"context": "t", "label": 5}),
+        ({"text": "t", "label": "sci.med"}, {"context": "t", "label": "sci.med"}),
+        (
+            {"sentence1": "a", "sentence2": "b", "gold_label": "neutral", "label1": "entailment"},
+            {"context": "a", "question": "b", "label": "neutral"},
+        ),
+        (
+            {
+                "id": "1",
+                "answerKey": "B",
+                "question": {"stem": "q", "choices": [{"label": "A", "text": "x"}, {"label": "B", "text": "y"}]},
+            },
+            {"question": "q", "choices": ["x", "y"], "label": 1, "answers": ["y"]},
+        ),
+        (
+            {
+                "id": "1",
+                "question": "q",
+                "answer": "yes",
+                "supporting_facts": {"title": ["T"], "sent_id": [0]},
+                "context": {"title": ["T", "U"], "sentences": [["One.", "Two."], ["Three."]]},
+            },
+            {"task": "qa", "context": "One. Two.\nThree.", "answers": ["yes"]},
+        ),
+        (
+            {
+                "_id": "1",
+                "question": "q",
+                "answer": "yes",
+                "supporting_facts": [["T", 0]],
+                "context": [["T", ["One.", "Two."]], ["U", ["Three."]]],
+            },
+            {"task": "qa", "context": "One. Two.\nThree.", "answers": ["yes"]},
+        ),
+        (
+            {"id": "1", "title": "T", "context": "c", "question": "q", "answers": {"text": ["x"], "answer_start": [0]}},
+            {"task": "qa", "context": "c", "answers": ["x"]},
+        ),
+        (
+            {"context": "c", "question": "q", "answers": ["x"], "key": "k", "labels": [{"start": [0], "end": [0]}]},
+            {"task": "qa", "answers": ["x"]},
+        ),
     ],
 )
 def test_columns_of_others_become_fields(row: dict[str, Any], fields: dict[str, Any]) -> None:
@@ -97,7 +138,7 @@ def test_columns_of_others_become_fields(row: dict[str, Any], fields: dict[str, 
 
 def test_every_layout_is_recognised_by_the_columns_that_it_reads() -> None:
     names = {layout.name for layout in layouts()}
-    assert len(names) == len(layouts()) == 14
+    assert len(names) == len(layouts()) == 22
 
 
 @pytest.mark.parametrize("row", [{"context": "a", "premise": "b", "hypothesis": "c", "label": 0}, {"text": "a"}, {}])
@@ -132,6 +173,63 @@ def test_an_official_file_is_asked_by_its_folders_name(
     [record] = rows(written(tmp_path, file, [row]))
     filled = fill_prompt(record, 1)
     assert (filled.dataset, filled.right) == (dataset, right)
+
+
+# Made up for this test, in the form of each set's own files.
+OFFICIAL = {
+    "RTE/dev.tsv": 'index\tsentence1\tsentence2\tlabel\n0\t"It rains, he said.\tIt is wet.\tnot_entailment\n',
+    "WNLI/dev.tsv": "index\tsentence1\tsentence2\tlabel\n0\tIt rains.\tIt is wet.\t1\n",
+    "QNLI/dev.tsv": "index\tquestion\tsentence\tlabel\n0\tIs it wet?\tIt rains.\tentailment\n",
+    "MNLI/dev_mismatched.tsv": "index\tsentence1\tsentence2\tlabel1\tgold_label\n"
+    "0\tIt rains.\tIt is.\tneutral\tneutral\n",
+    "swag/val.csv": ",startphrase,ending0,ending1,ending2,ending3,label\n0,He,a,b,c,d,2\n",
+    "commonsense_qa/dev.jsonl": '{"answerKey": "A", "id": "1", "question": {"stem": "Wet?", "choices": '
+    '[{"label": "A", "text": "yes"}, {"label": "B", "text": "no"}]}}\n',
+    "20_newsgroups/test.csv": "text,label\nA cure.,sci.med\n",
+    "squad_v2/dev-v2.0.json": '{"version": "v2.0", "data": [{"title": "T", "paragraphs": [{"context": "It rains.", '
+    '"qas": [{"id": "1", "question": "Dry?", "is_impossible": true, "answers": []}]}]}]}',
+    "newsqa/combined-newsqa-data-v1.json": '{"data": [{"storyId": "s", "type": "dev", "text": "Ann left.", '
+    '"questions": [{"q": "Who?", "consensus": {"s": 0, "e": 4}}]}]}',
+    "hotpot_qa/dev.json": '[{"_id": "1", "question": "Who?", "answer": "Ann", "supporting_facts": [["T", 0]], '
+    '"context": [["T", ["Ann left."]]]}]',
+}
+
+
+@pytest.mark.parametrize(
+    ("file", "dataset", "right"),
+    [
+        ("RTE/dev.tsv", "rte", "not_entailment"),
+        ("WNLI/dev.tsv", "wnli", "entailment"),
+        ("QNLI/dev.tsv", "qnli", "entailment"),
+        ("MNLI/dev_mismatched.tsv", "mnli", "neutral"),
+        ("swag/val.csv", "swag", "C"),
+        ("commonsense_qa/dev.jsonl", "commonsense_qa", "A"),
+        ("20_newsgroups/test.csv", "20_newsgroups", "sci.med"),
+        ("squad_v2/dev-v2.0.json", "squad", "unanswerable"),
+        ("newsqa/combined-newsqa-data-v1.json", "newsqa", "Ann"),
+        ("hotpot_qa/dev.json", "hotpot_qa", "Ann"),
+    ],
+)
+def test_each_sets_own_file_is_asked_by_its_prompt(tmp_path: Path, file: str, dataset: str, right: str) -> None:
+    [record] = rows(written(tmp_path, file, OFFICIAL[file]))
+    filled = fill_prompt(record, 1)
+    assert (filled.dataset, filled.right) == (dataset, right)
+    [item] = build("multitask", published=True).items([record], 0)
+    assert item.questions[0].answers == (right,)
+
+
+def test_a_table_as_parquet_is_read_by_path(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = pytest.importorskip("pyarrow").table({"premise": ["p"], "hypothesis": ["h"], "label": [2]})
+    (tmp_path / "cb").mkdir()
+    parquet.write_table(table, tmp_path / "cb" / "train.parquet")
+    assert fill_prompt(rows(str(tmp_path / "cb" / "train.parquet"))[0], 1).right == "neutral"
+
+
+def test_a_story_in_another_form_is_named(tmp_path: Path) -> None:
+    file = written(tmp_path, "newsqa.json", '{"data": [{"storyId": "s", "text": "t", "questions": [{"q": "Who?"}]}]}')
+    with pytest.raises(InputError, match=r"newsqa\.json' has a story with questions that are not as NewsQA's"):
+        rows(file)
 
 
 @pytest.mark.parametrize("name", ["ehovy/race/middle", "SetFit/20_newsgroups", "aps/super_glue/cb", "google/boolq"])

@@ -6,8 +6,9 @@ import json
 from typing import Any
 
 import pytest
+import torch
 
-from byheart.data.mixture import prompted, prompts_of
+from byheart.data.mixture import pack, prompted, prompts_of
 from byheart.data.prompts import FilledPrompt, fill_prompt, prompts
 from byheart.errors import InputError, UnknownNameError, UsageError
 from byheart.text.encoder import ChatEncoder
@@ -183,3 +184,37 @@ def test_a_file_without_records_is_refused(tmp_path: Any) -> None:
     (tmp_path / "none.jsonl").write_text("\n")
     with pytest.raises(InputError, match=r"none\.jsonl' holds no record"):
         prompts_of([str(tmp_path / "none.jsonl")])
+
+
+# ---- answers in words ----
+
+NEWS: dict[str, Any] = {"dataset": "newsqa", "context": "Ann left.", "question": "Who left?"}
+
+
+def test_a_question_in_words_has_its_answers_and_no_labels() -> None:
+    found = fill_prompt({**NEWS, "answers": ["Ann", "She"], "context": "w " * 999}, 1)
+    assert (found.labels, found.right, found.others) == ((), "Ann", ("She",))
+    assert len(found.text.split()) > 999
+    assert fill_prompt({**NEWS, "answers": {"text": []}}, 1).right == "unanswerable"
+    assert fill_prompt({**NEWS, "answers": ["Ann"]}, 1).text == (
+        "Read Context and answer question ### Context:Ann left. ### Question:Who left? ### Answer:"
+    )
+
+
+def test_the_first_records_alone_are_asked(tmp_path: Path) -> None:
+    file = tmp_path / "rte.jsonl"
+    file.write_text("".join(f"{json.dumps({**PAIR, 'dataset': 'rte', 'context': str(n)})}\n" for n in range(20)))
+    first = {f"### Premise:{n} " for n in range(4)}
+    assert {asked.text[: len("### Premise:0 ")] for asked in prompts_of([str(file)], most=4)} == first
+    assert len(prompts_of([f"{file}:0.5"], most=4)) == 2
+
+
+def test_packed_prompts_are_rows_of_one_length(encoder: ChatEncoder) -> None:
+    asked = [FilledPrompt("newsqa", f"Question {n}?", (), "yes") for n in range(5)]
+    episodes = prompted(encoder, asked, supervised="all")
+    whole = torch.cat([episode.target for episode in episodes])
+    rows = pack(episodes, 16)
+    assert {len(row.target) for row in rows[:-1]} == {16}
+    assert torch.equal(torch.cat([row.target for row in rows]), whole[: sum(len(row.target) for row in rows)])
+    assert len(whole) - sum(len(row.target) for row in rows) <= 1
+    assert {row.answer for row in rows} == {1}

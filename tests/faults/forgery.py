@@ -18,7 +18,7 @@ from byheart.model.backbone import Backbone
 from byheart.protocol.codec import shelf
 from byheart.text.encoder import ChatEncoder
 from tests.conftest import CAT, save_tiny
-from tests.samples import METHODS, OPTIONS, codec_of
+from tests.samples import METHODS, OPTIONS, codec_of, moments_of
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,7 @@ class Originals:
         backbone = Backbone.open(str(model), dtype="float32")
         # For this process and others; byheart's own texts would take seconds.
         shelf.keep(codec_of(backbone))
+        moments_of(backbone)
         encoder, files = load(backbone, method="full").encoder, {}
         for method in methods or METHODS:
             session = load(backbone, method=method, encoder=encoder, **OPTIONS.get(method, {}))

@@ -191,7 +191,7 @@ def test_what_a_run_cannot_be_is_said_before_the_model_is_opened(data: str, tmp_
     nowhere: dict[str, Any] = {"model": "./no-such-model", "method": "adapter", "data": [data]}
     with pytest.raises(UnknownNameError, match=r"no value of prompts 'lable'\. Did you mean 'label'"):
         TrainingConfig.of(**nowhere, prompts="lable").run(tmp_path)
-    with pytest.raises(UsageError, match="epochs are passes over prompts"):
+    with pytest.raises(UsageError, match="epochs is for prompts"):
         TrainingConfig.of(**nowhere, epochs=1).run(tmp_path)
     with pytest.raises(InputError, match="Record 1 has no 'label'"):
         TrainingConfig.of(**{**nowhere, "data": [file(tmp_path / "b.jsonl", NLI)]}, prompts="all").run(tmp_path)

@@ -11,8 +11,9 @@ from torch import Tensor
 from byheart.errors import InputError, UsageError
 from byheart.methods.ffn_lora import FFNLoRA
 from byheart.model.backbone import Backbone
+from byheart.model.reading import Reading
 from byheart.protocol.state import State, stack, unstack
-from byheart.testing import tiny_backbone, tiny_model
+from byheart.testing import FIXED_FAMILIES, tiny_backbone, tiny_model
 from tests.naive import ffn_lora as naive
 from tests.samples import ALL_FAMILIES, backbone, hooks, logits, tokens, weights_hash, written
 
@@ -49,6 +50,23 @@ def test_tuning_is_that_of_full_passes(family: str, role: str) -> None:
     for path, (down, up) in theirs.items():
         near(ours[path][0] - start[f"down.{path}"][0], down - start[f"down.{path}"][0])
         near(ours[path][1], up)
+    assert hooks(own) == []
+
+
+@pytest.mark.parametrize("family", FIXED_FAMILIES)
+def test_models_without_rotary_positions_learn_a_text(family: str) -> None:
+    own = tiny_backbone(family)
+    made = learned(own, layers=[0, 2])
+    state = written(made, TEXT, PROMPT)
+    assert sorted(state) == [
+        f"{part}.h.{n}.mlp.{'c_fc' if family == 'gpt2' else 'fc_in'}" for part in ("down", "up") for n in (0, 2)
+    ]
+
+    def loss(reading: Reading) -> float:
+        said = logits(own, reading, PROMPT).log_softmax(-1)
+        return -float(said[0, :-1].gather(1, PROMPT[0, 1:, None]).mean())
+
+    assert loss(made.read(state)) < loss(Reading())
     assert hooks(own) == []
 
 

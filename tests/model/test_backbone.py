@@ -16,6 +16,7 @@ from byheart.errors import UnsupportedModelError, UsageError
 from byheart.model.anatomy import keyless_linears, skipped, tap
 from byheart.model.backbone import Backbone
 from byheart.model.kv_cache import PrefixCache
+from byheart.model.linear import is_transposed, widths
 from byheart.model.reading import KV, DenseDelta, LowRankDelta, Reading
 from byheart.testing import tiny_backbone, tiny_model
 from tests.samples import ALL_FAMILIES, backbone, hooks, logits, tokens, weights_hash
@@ -361,6 +362,55 @@ def test_a_mixture_of_experts_is_refused_where_its_parts_are_asked_for() -> None
         mixed.feed_forward_roles(0)
 
 
+# ---- models whose keys cannot be moved ----
+
+
+@pytest.mark.parametrize(
+    ("family", "keys", "values"), [("gpt2", "c_fc", "c_proj"), ("gptj", "fc_in", "fc_out"), ("gpt_neox", "", "")]
+)
+def test_parts_are_found_in_any_list_of_layers_and_beside_the_attention(family: str, keys: str, values: str) -> None:
+    own = tiny_backbone(family)
+    stack = own.anatomy.stack
+    if keys:
+        assert own.feed_forward_roles(1) == {f"h.1.mlp.{keys}": "keys", f"h.1.mlp.{values}": "values"}
+    assert own.attention_linears(1)
+    for path, linear in own.linears(1).items():
+        assert path.startswith(f"{stack}.1.")
+        assert own.linear(path) is linear
+        width, height = widths(linear)
+        assert linear(torch.zeros(1, 1, width)).shape == (1, 1, height)
+    assert is_transposed(own.linear(next(iter(own.linears(0))))) == (family == "gpt2")
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gptj"])
+def test_where_keys_cannot_be_moved_text_is_read_over_a_cache_and_layers_run_again(family: str) -> None:
+    own = tiny_backbone(family)
+    assert own.anatomy.rotations == ()
+    with torch.no_grad():
+        whole = own.model(torch.cat([TEXT, QUESTION], dim=1)).logits[:, TEXT.shape[1] :]
+        torch.testing.assert_close(logits(own, Reading(own.prefill(TEXT)), QUESTION), whole, rtol=0, atol=1e-5)
+        with own.upper(1) as taken:
+            hidden = own.hidden(QUESTION)
+        torch.testing.assert_close(own.resume(taken[0]), hidden, rtol=0, atol=1e-6)
+        kv = own.prefill(TEXT)
+        assert own.rotate(kv, 0) is kv
+        with pytest.raises(UnsupportedModelError, match=r"no rotary positions .* such as full, ffn-edit or rome"):
+            own.rotate(kv, 1)
+
+
+def test_positions_that_a_cache_does_not_keep_are_refused() -> None:
+    with pytest.raises(
+        UnsupportedModelError, match=r"BloomModel reads text that continues .* differently from the whole"
+    ):
+        tiny_backbone("bloom")
+
+
+def test_matrices_in_no_block_are_refused_where_they_are_asked_for() -> None:
+    own = tiny_backbone("opt", ffn_dim=48, word_embed_proj_dim=32)
+    with pytest.raises(UnsupportedModelError, match=r"layer 1 \(OPTDecoderLayer\) has its .* in no block of their own"):
+        own.feed_forward_roles(1)
+
+
 # ---- models that are refused ----
 
 
@@ -377,13 +427,6 @@ LATENT = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_h
 @pytest.mark.parametrize(
     ("family", "settings", "message"),
     [
-        ("gpt2", {"n_embd": 32, "n_layer": 2, "n_head": 4}, "GPT2Model has no list of layers .* cannot drive layer 0"),
-        ("bloom", {"n_layer": 2, "n_head": 4}, "BloomModel has no list of layers .* cannot drive layer 0"),
-        (
-            "opt",
-            {"num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 48, "word_embed_proj_dim": 32},
-            "layer 0 gets no rotary position embeddings",
-        ),
         (
             "qwen3_next",
             {**DEPTH, **EXPERTS, "head_dim": 8, "layer_types": ["full_attention", "linear_attention"]},

@@ -35,7 +35,7 @@ def file(path: Path, first: int, *, question: bool = False) -> str:
 
 def test_every_place_is_chosen_apart_and_measured_on_every_file(tiny_folder: Path, tmp_path: Path) -> None:
     test = [file(tmp_path / "facts.jsonl", 3), file(tmp_path / "asked.jsonl", 6, question=True)]
-    command = ["--dev", file(tmp_path / "dev.jsonl", 0), "--test", *test, "--quick"]
+    command = ["--dev", *[file(tmp_path / f"dev{n}.jsonl", n) for n in (0, 30)], "--test", *test, "--quick"]
     command += ["--model", str(tiny_folder), "--dtype", "float32"]
     command += ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "study.json")]
     edit_study.main(command)
@@ -58,13 +58,41 @@ def test_every_place_is_chosen_apart_and_measured_on_every_file(tiny_folder: Pat
         own = next(row for row in rows if row.method == name)
         assert own.bytes == 4 * sizes[name]
         # Two rates at one step, and the better one at two.
-        tried = about["dev_scores"][name]
-        assert len(tried) == 3
-        assert about["settings"][name] == max(tried, key=lambda said: tried[said])
+        for each in ("facts", "asked"):
+            tried = about["dev_scores"][each][name]
+            assert len(tried) == 3
+            assert about["settings"][each][name] == max(tried, key=lambda said: tried[said])
     answers = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("answers/*/*/*.jsonl")}
     edit_study.main(command)
     assert load(tmp_path / "study.json")[1] == rows
     assert answers == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("answers/*/*/*.jsonl")}
+
+
+def test_settings_are_chosen_on_first_edits_that_are_not_tested(tiny_folder: Path, tmp_path: Path) -> None:
+    command = ["--test", file(tmp_path / "facts.jsonl", 3), "--quick", "--beside", "nothing", "ike"]
+    command += [
+        "--demonstrations",
+        file(tmp_path / "others.jsonl", 9),
+        "--model",
+        str(tiny_folder),
+        "--dtype",
+        "float32",
+    ]
+    edit_study.main([*command, "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "study.json")])
+    about, rows = load(tmp_path / "study.json")
+    assert about["beside"] == ["nothing", "ike"]
+    # Of three edits two were chosen on.
+    assert {row.n for row in rows if row.method == "ike" and row.metric == "efficacy"} == {1}
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [(["--dev", "a", "b"], "as many --dev as --test files"), (["--dev-limit", "0"], "--dev-limit says how many")],
+)
+def test_edits_to_choose_on_are_needed(more: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        edit_study.main(["--test", "c", *more])
+    assert message in capsys.readouterr().err
 
 
 def test_layers_without_others_below_them_are_refused() -> None:

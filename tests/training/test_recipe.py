@@ -46,3 +46,8 @@ def test_a_run_that_only_warms_up_ends_at_its_highest_rate() -> None:
 
 def test_unless_it_says_otherwise_only_targets_count() -> None:
     assert Recipe().objective == TARGETS_ONLY == Objective(teacher=0.0, every_segment=0.0, checkpoint_writes=False)
+
+
+def test_a_constant_rate_neither_rises_nor_falls() -> None:
+    recipe = Recipe(steps=4, warmup=0.5, learning_rate=1.0, schedule="constant")
+    assert [recipe.rate(step) for step in range(4)] == [1.0] * 4

@@ -106,6 +106,19 @@ def test_epochs_are_passes_over_the_prompts(
     assert len(result.losses) == recorded(tmp_path / "out")["steps"] == steps
 
 
+def test_packed_rows_of_the_first_records_are_trained_on_at_a_constant_rate(tiny_folder: Path, tmp_path: Path) -> None:
+    prompts = write(tmp_path / "rte.jsonl", PROMPTS)
+    settings = {"prompts": "all", "epochs": 1, "batch": 1, "pack_tokens": 16, "most_records": 2}
+    made = config(tiny_folder, prompts, method="adapter", schedule="constant", learning_rate=0.01, **settings)
+    rates: list[float] = []
+    result = run(made, tmp_path / "out", progress=lambda step: rates.append(step.learning_rate))
+    assert recorded(tmp_path / "out")["pack_tokens"] == 16
+    assert len(result.losses) > 2
+    assert set(rates) == {0.01}
+    with pytest.raises(UnknownNameError, match=r"no value of schedule 'constent'\. Did you mean 'constant'"):
+        run(config(tiny_folder, prompts, method="adapter", schedule="constent", **settings), tmp_path / "other")
+
+
 def test_a_run_over_prompts_records_them_without_shapes_of_episodes(tiny_folder: Path, tmp_path: Path) -> None:
     prompts = write(tmp_path / "rte.jsonl", PROMPTS)
     run(config(tiny_folder, prompts, method="adapter", prompts="all", steps=1), tmp_path / "out")
@@ -122,7 +135,10 @@ def test_a_run_over_prompts_records_them_without_shapes_of_episodes(tiny_folder:
     [
         ({"data": []}, UsageError, "nothing to train on: give --data, or data in the recipe"),
         ({"prompts": "lable"}, UnknownNameError, r"no value of prompts 'lable'\. Did you mean 'label'"),
-        ({"epochs": 1}, UsageError, r"epochs are passes over prompts: give prompts \(label or all\) too, or steps"),
+        ({"epochs": 1}, UsageError, r"epochs is for prompts: give prompts \(label or all\) too, or leave it out"),
+        ({"most_records": 1}, UsageError, "most_records is for prompts"),
+        ({"prompts": "all", "most_records": -1}, UsageError, "most_records must be 0 or more; it is -1"),
+        ({"prompts": "label", "pack_tokens": 8}, UsageError, "pack_tokens must be 2 or more, with prompts = 'all'"),
         ({"track": "wandv"}, UnknownNameError, r"no tracker 'wandv'\. Did you mean 'wandb'"),
         ({"data": ["./none.jsonl"]}, InputError, "none.jsonl"),
         ({"held_out": ["./none.jsonl"]}, InputError, "none.jsonl"),

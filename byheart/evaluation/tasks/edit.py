@@ -6,16 +6,22 @@ released, so the sentence that is written is this project's.
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import cycle
 
-from byheart.data.records import Fields, required
-from byheart.errors import InputError
+from byheart.data.records import Fields, required, rows
+from byheart.errors import InputError, require_positive
 from byheart.evaluation.metrics.edits import editing_score, prefers_new
 from byheart.evaluation.results import Result
 from byheart.evaluation.task import Answer, Item, Part, Question, Task, answers_of, shuffled
+from byheart.text.fact_text import FactText, demonstration
 
 _EFFICACY, _PARAPHRASE, _SPECIFICITY = _METRICS = ("efficacy", "paraphrase", "specificity")
+# In the shares in which IKE demonstrates (arXiv 2305.12740, section 4.1).
+_KINDS = ("copy", *("update",) * 3, *("retain",) * 4)
 
 
 @dataclass(frozen=True)
@@ -30,11 +36,27 @@ class _Edit:
     paraphrases: tuple[str, ...]
     neighbours: tuple[tuple[str, str], ...]
     true: str | None = None
+    subject: str = ""
 
     @property
     def sentence(self) -> str:
         """As it is written: a prompt continues with the new object, a question is followed by its answer."""
         return f"{self.prompt} {self.new}" if self.new.endswith(".") else f"{self.prompt} {self.new}."
+
+    def text(self, others: Sequence[_Edit]) -> FactText:
+        """What is written, on a line of its own, marked; ``others`` are demonstrated to methods that look at them."""
+        subject = self.subject if self.subject in self.prompt else ""
+        shown = "".join(other.demonstration(kind) for other, kind in zip(others, cycle(_KINDS), strict=False))
+        return FactText(f"{self.sentence}\n", subject=subject, target=self.new, demonstrations=shown)
+
+    def demonstration(self, kind: str) -> str:
+        """This edit as a demonstration: its own prompt, one that it bears on, or one that it leaves alone."""
+        prompt, answer = {
+            "copy": (self.prompt, self.new),
+            "update": (self.paraphrases[0], self.new),
+            "retain": self.neighbours[0],
+        }[kind]
+        return demonstration(self.sentence, f"{prompt} {answer}")
 
 
 class Edit(Task):
@@ -48,27 +70,35 @@ class Edit(Task):
 
     Args:
         edits: written one after another into one memory before all their questions; what is left over is not asked.
+        demonstrations: other edits, a file or a hub name: to each edit the ``shown`` ones that have most rare words in
+            common with it are given, for methods that learn a fact from its context (ike).
     """
 
     name = "edit"
     asks = "choices"
 
-    def __init__(self, *, edits: int = 1) -> None:
+    def __init__(self, *, edits: int = 1, demonstrations: str = "", shown: int = 32) -> None:
         if edits < 1:
             raise ValueError(f"edits must be 1 or more; it is {edits}")
-        self.edits = edits
+        require_positive(shown=shown)
+        self.edits, self.demonstrations, self.shown = edits, demonstrations, shown
 
     def items(self, records: Sequence[Fields], seed: int) -> Iterator[Item]:
         """One for each group of so many edits."""
         if len(records) < self.edits:
             raise InputError(f"{len(records)} records give no {self.edits} edits in a row; ask for fewer edits.")
         found = [_edit(record, number) for number, record in shuffled(records, seed)]
+        pool = _Pool([_edit(record, number) for number, record in enumerate(self._others(), start=1)])
         for start in range(0, len(found) - self.edits + 1, self.edits):
             group = found[start : start + self.edits]
             at = {"edits": self.edits}
             asked = [replace(question, conditions=at) for edit in group for question in _questions(edit)]
             # Prompts stand on a line of their own.
-            yield Item(tuple(f"{edit.sentence}\n" for edit in group), tuple(asked), use_chat_template=False)
+            texts = tuple(edit.text(pool.nearest(edit, self.shown)) for edit in group)
+            yield Item(texts, tuple(asked), use_chat_template=False)
+
+    def _others(self) -> Sequence[Fields]:
+        return rows(self.demonstrations) if self.demonstrations else ()
 
     def score(self, question: Question, answer: Answer) -> Mapping[str, float | Part]:
         """The prompt's share of its edit's success."""
@@ -93,6 +123,29 @@ class Edit(Task):
         if not all(row.has_interval for row in three):
             low = high = value
         return [replace(three[0], metric="score", value=value, low=low, high=high, n=sum(row.n for row in three))]
+
+
+class _Pool:
+    """Edits to demonstrate with. The paper finds them by a sentence encoder; here by the rare words they share."""
+
+    def __init__(self, edits: Sequence[_Edit]) -> None:
+        self.edits = edits
+        self._words = [_words(edit) for edit in edits]
+        self._counts = Counter(word for words in self._words for word in words)
+
+    def nearest(self, edit: _Edit, count: int) -> list[_Edit]:
+        """So many, the nearest last, next to the edit itself; none has its prompt."""
+        own = _words(edit)
+
+        def likeness(n: int) -> float:
+            return sum(1 / self._counts[word] for word in own & self._words[n])
+
+        others = [n for n, other in enumerate(self.edits) if other.prompt != edit.prompt]
+        return [self.edits[n] for n in sorted(others, key=likeness)[-count:]]
+
+
+def _words(edit: _Edit) -> set[str]:
+    return set(re.findall(r"\w+", edit.sentence.lower()))
 
 
 def _questions(edit: _Edit) -> Iterator[Question]:
@@ -129,7 +182,7 @@ def _rewrite(record: Fields, number: int) -> _Edit:
     )
     paraphrases = tuple(map(str, required(record, "paraphrase_prompts", number)))
     neighbours = tuple((str(prompt), true) for prompt in required(record, "neighborhood_prompts", number))
-    return _Edit(prompt.replace("{}", subject), new, paraphrases, neighbours, true)
+    return _Edit(prompt.replace("{}", subject), new, paraphrases, neighbours, true, subject)
 
 
 def _answered(record: Fields, number: int) -> _Edit:
@@ -138,7 +191,8 @@ def _answered(record: Fields, number: int) -> _Edit:
     prompt, paraphrase, neighbour, right = (
         str(required(record, name, number)) for name in ("src", "rephrase", "loc", "loc_ans")
     )
-    return _Edit(prompt.strip(), new.strip(), (paraphrase,), ((_question(neighbour), right),))
+    subject = str(record.get("subject") or "")
+    return _Edit(prompt.strip(), new.strip(), (paraphrase,), ((_question(neighbour), right),), subject=subject)
 
 
 def _described(record: Fields, number: int) -> _Edit:
@@ -147,10 +201,11 @@ def _described(record: Fields, number: int) -> _Edit:
     paraphrase, neighbour, right = (
         str(required(record, f"meta.{name}", number)) for name in ("rephrase", "locality_prompt", "locality_answer")
     )
+    subject = str(record["meta"].get("subject") or "")
     if prompt.endswith("?"):
-        return _Edit(prompt, new, (paraphrase,), ((_question(neighbour), right),))
+        return _Edit(prompt, new, (paraphrase,), ((_question(neighbour), right),), subject=subject)
     true = str(required(record, "meta.ground_truth", number)).strip()
-    return _Edit(prompt, new, (paraphrase,), ((neighbour, right),), true)
+    return _Edit(prompt, new, (paraphrase,), ((neighbour, right),), true, subject)
 
 
 def _question(text: str) -> str:

@@ -180,6 +180,8 @@ def calibrate(
 
 def find_obstacle(backbone: Backbone) -> str:
     """Why a model can have no codec; empty where it can. Nothing is calibrated to find out."""
+    if not backbone.anatomy.rotations:
+        return "its positions are not rotary, so its keys cannot be moved"
     shapes = {tuple(part.shape) for part in (*backbone.slot.keys, *backbone.slot.values)}
     if len(shapes) == 1:
         return ""

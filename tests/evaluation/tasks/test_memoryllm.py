@@ -20,6 +20,7 @@ from byheart.evaluation.tasks.recall import Recall
 from byheart.evaluation.tasks.retention import Retention
 from byheart.protocol.forgetting import share_left
 from byheart.session.opening import load
+from byheart.text.fact_text import FactText
 
 NAMES = ["Muck", "Rex", "Old Tom Cat", "Bo", "Lu", "a name of four words"]
 
@@ -313,6 +314,43 @@ def test_edits_are_written_one_after_another_and_then_asked() -> None:
     ]:
         with pytest.raises(InputError, match=f"Record 1 has no '{field}'"):
             items(Edit(), [record])
+
+
+def test_what_is_written_marks_its_subject_and_its_target() -> None:
+    for record, subject, target in (
+        (ROME, "Sydney Newman", "ESPN"),
+        ({**MEND, "subject": "no such"}, "", str(MEND["answers"][0]) if MEND.get("answers") else str(MEND["alt"])),
+        (ZSRE, "", "Geometridae"),
+        ({**ZSRE, "meta": {**ZSRE["meta"], "subject": "Elekmania"}}, "Elekmania", "Geometridae"),
+    ):
+        (item,) = items(Edit(), [record])
+        (text,) = item.texts
+        assert isinstance(text, FactText)
+        assert (text.subject, text.target, text.demonstrations) == (subject, target, "")
+
+
+def test_the_nearest_other_edits_are_demonstrated_in_turn(tmp_path: Path) -> None:
+    def other(name: str, new: str) -> Fields:
+        rewrite = {**ROME["requested_rewrite"], "subject": name, "target_new": {"str": new}}
+        return {**ROME, "requested_rewrite": rewrite, "paraphrase_prompts": [f"{name} goes to work at"]}
+
+    # Made up for this test, in CounterFact's form.
+    others = [ROME, other("Bo", "NBC"), other("Sydney Lee", "ESPN"), other("Al", "CBS")]
+    file = tmp_path / "train.jsonl"
+    file.write_text("".join(f"{json.dumps(record)}\n" for record in others))
+    (item,) = items(Edit(demonstrations=str(file), shown=2), [ROME])
+    (text,) = item.texts
+    assert isinstance(text, FactText)
+    # The edit itself is not shown; the nearest of the others stands last. A copy is first, then a rephrasing.
+    first, second, rest = text.demonstrations.split("\n\n")
+    assert first.startswith("New Fact: Al, who works for CBS.\nPrompt:\nAl, who works for CBS")
+    assert second == "New Fact: Sydney Lee, who works for ESPN.\nPrompt:\nSydney Lee goes to work at ESPN"
+    assert rest == ""
+    (item,) = items(Edit(demonstrations=str(file), shown=5), [{**ROME, "case_id": 9}])
+    assert item.texts[0].demonstrations.count("New Fact") == 3
+    assert "Stefan Kornelius works for BBC" not in item.texts[0].demonstrations
+    with pytest.raises(UsageError, match="shown must be above 0"):
+        build("edit", shown=0)
 
 
 def test_the_score_of_edits_is_the_harmonic_mean() -> None:

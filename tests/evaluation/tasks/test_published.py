@@ -306,6 +306,16 @@ def test_the_likeliest_label_answers_and_published_words_must_be_the_label() -> 
     assert [published.score(asked, Answer(said))["accuracy"] for said in ("no", "No", "no.")] == [1, 0, 0]
 
 
+def test_answers_in_words_are_generated_and_any_right_one_is_a_hit() -> None:
+    record = {"dataset": "squad_v2", "context": "A.", "question": "Who?", "answers": ["Ann", "Bo"]}
+    task = Multitask(published=True)
+    _, asked = only(list(task.items([record], 0)))
+    assert (asked.choices, asked.answers) == ((), ("Ann", "Bo"))
+    assert [task.score(asked, Answer(said))["accuracy"] for said in ("Bo", "Ann", "bo")] == [1, 1, 0]
+    with pytest.raises(InputError, match=r"Record 1 of 'squad_v2' is answered in words.* -o published=true"):
+        list(Multitask().items([record], 0))
+
+
 @pytest.mark.parametrize("published", [False, True], ids=["likeliest", "published"])
 def test_macro_f1_counts_each_label_once(published: bool) -> None:
     """Of labels that are right or said: three times yes and once no are right, a stray word is a label of its own."""
