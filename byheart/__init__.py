@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from byheart import published as published
     from byheart.errors import ByheartError as ByheartError
-    from byheart.evaluation import Result as Result, evaluate as evaluate, search as search, tasks as tasks
-    from byheart.evaluation.task import Task as Task
+    from byheart.evaluation import Result as Result, Task as Task, search as search, tasks as tasks
+    from byheart.evaluation.evaluate import evaluate as evaluate
     from byheart.generation import Decoding as Decoding, generate as generate
     from byheart.model import KV as KV, Backbone as Backbone, Reading as Reading
     from byheart.model.reading import DenseDelta as DenseDelta, LowRankDelta as LowRankDelta
