@@ -60,11 +60,12 @@ class HubName:
         return f"{self.name}/{self.config}" if self.config else self.name
 
 
-def read_hub(source: str, *, place: str = "") -> Iterator[Mapping[str, Any]]:
+def read_hub(source: str, *, place: str = "", streamed: bool = False) -> Iterator[Mapping[str, Any]]:
     """The records of a name, one after another.
 
     Args:
         place: a folder that holds a copy of the data set, in place of the hub.
+        streamed: read them as they arrive; else the data set is first downloaded whole, unless it has a number.
 
     Raises UsageError where `datasets` is missing, InputError where the data cannot be read.
     """
@@ -72,7 +73,7 @@ def read_hub(source: str, *, place: str = "") -> Iterator[Mapping[str, Any]]:
     datasets = _import(source)
     # Of the hub's copies, a config is a folder.
     inside = {"data_dir": hub.config} if hub.revision == CONVERTED and hub.config else {"name": hub.config or None}
-    options = {**inside, "split": hub.split, "revision": hub.revision or None, "streaming": bool(hub.first)}
+    options = {**inside, "split": hub.split, "revision": hub.revision or None, "streaming": streamed or bool(hub.first)}
     try:
         rows = datasets.load_dataset(place or hub.name, **{key: value for key, value in options.items() if value})
         # A stream is read, and may fail, while it is gone through.

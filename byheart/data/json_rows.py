@@ -30,6 +30,19 @@ def decode(content: bytes, name: str) -> str:
     return (gzip.decompress(content) if name.endswith(".gz") else content).decode("utf-8")
 
 
+def stream_lines(file: Path) -> Iterator[Mapping[str, Any]]:
+    """The objects of a file of JSON lines, one after another; the file is never held whole. Raises InputError."""
+    opened = gzip.open if file.suffix == ".gz" else open
+    try:
+        # No line ends but at "\n": JSON strings may hold what else is taken for an end.
+        with opened(file, "rt", encoding="utf-8", newline="\n") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield _object_in(line, f"'{file}' line {number}")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise InputError(f"'{file}' cannot be read: {error}.") from error
+
+
 def rows_of_lines(text: str, where: str) -> list[Mapping[str, Any]]:
     """The objects of JSON lines. Raises InputError with the line's number."""
     # splitlines() would also cut at separators that JSON strings may hold.

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from byheart.data.hub import read_hub
-from byheart.data.json_rows import listed, parse, read_text, rows_of_json, rows_of_lines
+from byheart.data.json_rows import listed, parse, read_text, rows_of_json, stream_lines
 from byheart.data.layouts import join_outputs, outputs_of, questions_of, recognise
 from byheart.errors import InputError
 
@@ -71,8 +71,17 @@ def read(source: str) -> DataSet:
     return DataSet.of(rows(source), source=source)
 
 
-def rows(source: str) -> list[Mapping[str, Any]]:
+def rows(source: str) -> list[Fields]:
     """The same, as JSON objects of any fields. Raises InputError or UsageError."""
+    return list(_rows(source))
+
+
+def stream_rows(source: str) -> Iterator[Fields]:
+    """The same, one after another: nothing of the hub is downloaded ahead, and no file of JSON lines is held whole."""
+    return _rows(source, streamed=True)
+
+
+def _rows(source: str, *, streamed: bool = False) -> Iterator[Fields]:
     path = Path(os.path.expanduser(source))
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if _kind(file) in _KINDS and not questions_of(file))
@@ -81,8 +90,10 @@ def rows(source: str) -> list[Mapping[str, Any]]:
     elif _kind(path) in _KINDS or source.startswith((".", "/", "~")):
         raise InputError(f"There is no data file or folder '{source}'.")
     else:
-        return list(recognise(read_hub(source), f"'{source}'"))
-    return [found for file in files for found in recognise(_rows(file), f"'{file}'", _called(file))]
+        yield from recognise(read_hub(source, streamed=streamed), f"'{source}'")
+        return
+    for file in files:
+        yield from recognise(_rows_of(file), f"'{file}'", _called(file))
 
 
 def required(record: Fields, name: str, number: int) -> Any:
@@ -95,13 +106,15 @@ def required(record: Fields, name: str, number: int) -> Any:
     return value
 
 
-def _rows(file: Path) -> Iterable[Mapping[str, Any]]:
+def _rows_of(file: Path) -> Iterable[Fields]:
+    if _kind(file) == ".jsonl":
+        return stream_lines(file)
     text = read_text(file)
     if file.suffix == ".json":
         found = list(rows_of_json(text, f"'{file}'"))
         outputs = outputs_of(file)
         return found if outputs is None else join_outputs(file, found, parse(read_text(outputs), f"'{outputs}'"))
-    return rows_of_lines(text, f"'{file}'") if _kind(file) == ".jsonl" else [{"task": "lm", "context": text}]
+    return [{"task": "lm", "context": text}]
 
 
 def _called(file: Path) -> str:

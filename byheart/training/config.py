@@ -33,12 +33,14 @@ _READ, _LEARNED, _RUN = "What is read", "How it is learned", "The run"
 class Sources:
     """Where texts come from.
 
+    With ``stream`` data may be larger than the memory of the machine, see ``data.streaming``.
     With ``prompts`` nothing is written: each record is asked by its data set's prompt, a weight is the share of records
     taken, and the ``label`` or ``all`` tokens are supervised. ``epochs`` times through them then stand for ``steps``.
     """
 
     data: Annotated[list[str], "JSON lines, text, a folder or a hub name.", _SOURCE] = field(default_factory=list)
     held_out: Annotated[list[str], "Data to measure on.", _SOURCE] = field(default_factory=list)
+    stream: Annotated[int, "Hold so many records of each source at once and read on; 0 holds all."] = 0
     prompts: Annotated[str, "Ask records by their data set's prompt; supervise label or all.", "label|all"] = ""
     epochs: Annotated[int, "Times through the prompts, instead of steps."] = 0
 
