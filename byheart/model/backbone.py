@@ -326,8 +326,8 @@ class Backbone:
     def feed_forward(self, index: int) -> FeedForward:
         """Where layer ``index`` has its feed-forward block. Raises UnsupportedModelError."""
         if index not in self._blocks:
-            given = self.anatomy.arguments[index]
-            self._blocks[index] = feed_forward(self.layers[index], given, index=index, dim=self.dim, dtype=self.dtype)
+            given, x = self.anatomy.arguments[index], noise(2, self.dim, self.dtype, self.device)
+            self._blocks[index] = feed_forward(self.layers[index], given, x, index=index)
         return self._blocks[index]
 
     def feed_forward_roles(self, index: int) -> dict[str, str]:

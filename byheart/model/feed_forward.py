@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from byheart.errors import UnsupportedModelError
-from byheart.model.anatomy import hooked, noise, with_cache
+from byheart.model.anatomy import hooked, with_cache
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class FeedForward:
         return residual + self.scale * output
 
 
-def feed_forward(layer: nn.Module, given: dict[str, Any], *, index: int, dim: int, dtype: torch.dtype) -> FeedForward:
-    """Find the feed-forward block of ``layer`` and how its output joins the residual stream.
+def feed_forward(layer: nn.Module, given: dict[str, Any], x: Tensor, *, index: int) -> FeedForward:
+    """Find the feed-forward block of ``layer`` and how its output joins the residual stream, by hidden states ``x``.
 
     Raises UnsupportedModelError where the block is not added to the stream after the attention.
     """
@@ -45,7 +45,6 @@ def feed_forward(layer: nn.Module, given: dict[str, Any], *, index: int, dim: in
         )
         for child in layer.children()
     ]
-    x = noise(2, dim, dtype, next(layer.parameters()).device)
     with hooked(handles), torch.no_grad():
         out = layer(x, **with_cache(given, None))
     blocks = [n for n, call in enumerate(calls) if any(isinstance(m, nn.Linear) for m in call[0].modules())]
@@ -62,7 +61,7 @@ def feed_forward(layer: nn.Module, given: dict[str, Any], *, index: int, dim: in
     scale = float((change * added.float()).sum() / added.float().pow(2).sum())
     # Rounded where the fit is within rounding errors: a stream without a multiplier must not get one of 0.9999.
     scale = 1.0 if abs(scale - 1.0) < 2e-2 else scale
-    close = 1e-4 if dtype == torch.float32 else 3e-2
+    close = 1e-4 if x.dtype == torch.float32 else 3e-2
     if (change - scale * added.float()).norm() > close * out.float().norm():
         raise refusal
     return FeedForward(block, source, post, scale)

@@ -38,7 +38,9 @@ class Sources:
     taken, and the ``label`` or ``all`` tokens are supervised. ``epochs`` times through them then stand for ``steps``.
     """
 
-    data: Annotated[list[str], "JSON lines, text, a folder or a hub name.", _SOURCE] = field(default_factory=list)
+    data: Annotated[list[str], "JSON lines, text, a folder or a hub name (not run from the hub yet).", _SOURCE] = field(
+        default_factory=list
+    )
     held_out: Annotated[list[str], "Data to measure on.", _SOURCE] = field(default_factory=list)
     stream: Annotated[int, "Hold so many records of each source at once and read on; 0 holds all."] = 0
     prompts: Annotated[str, "Ask records by their data set's prompt; supervise label or all.", "label|all"] = ""
@@ -67,7 +69,11 @@ class Saving:
 
     save_every: Annotated[int, "Steps between checkpoints."] = 100
     evaluate_every: Annotated[int, "Steps between measurements on held-out data; 0 measures at the end alone."] = 0
-    track: Annotated[str, "Where to send the numbers of every step too.", "none|tensorboard|trackio|wandb"] = "none"
+    track: Annotated[
+        str,
+        "Where to send the numbers of every step too (not run against the services yet).",
+        "none|tensorboard|trackio|wandb",
+    ] = "none"
 
 
 @dataclass(frozen=True)
@@ -77,8 +83,8 @@ class TrainingConfig:
     method: Annotated[str, "Method, or a folder with a trained one."] = "compressed-kv"
     options: Annotated[dict[str, Any], "Options of the method."] = field(default_factory=dict)
     model: Annotated[str, "Alias, hub id, folder or .gguf file."] = "smollm2"
-    dtype: Annotated[str, "auto, bfloat16, float32 or 4bit."] = "auto"
-    device: Annotated[str, "auto, cpu, cuda or cuda:N."] = "auto"
+    dtype: Annotated[str, "auto, bfloat16, float32 or 4bit (4bit: not run yet)."] = "auto"
+    device: Annotated[str, "auto, cpu, cuda, cuda:N, or offload where it does not fit (not run on a GPU)."] = "auto"
     sources: Annotated[Sources, _READ] = field(default_factory=Sources)
     episodes: Annotated[Episodes, _READ] = field(default_factory=Episodes)
     optimisation: Annotated[Recipe, _LEARNED] = field(default_factory=Recipe)
