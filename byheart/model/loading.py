@@ -269,6 +269,8 @@ def _cpu_has_bfloat16() -> bool:
 def _device(device: str) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device == OFFLOAD:
+        raise UsageError("device 'offload' is for models that transformers opens; give auto, cpu, cuda or cuda:N here.")
     try:
         found = torch.device(device)
     except RuntimeError as error:

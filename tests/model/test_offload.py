@@ -122,6 +122,8 @@ def test_from_the_command_line(run: Run, tiny_folder: Path, tmp_path: Path, monk
 def test_what_it_needs_is_said(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="dtype '4bit' keeps all weights on the GPU"):
         loading._offload(str(tiny_folder), torch.device("cpu"), {"quantization_config": object()})
+    with pytest.raises(UsageError, match="device 'offload' is for models that transformers opens"):
+        loading.empty_model({"model_type": "llama"}, device="offload")
     monkeypatch.setattr(loading.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"device 'offload' needs the package accelerate.*byheart\[train\]"):
         Backbone.open(str(tiny_folder), dtype="float32", device="offload")
