@@ -11,24 +11,24 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from byheart import published as published
     from byheart.errors import ByheartError as ByheartError
+    from byheart.evaluation import Result as Result, Task as Task, search as search, tasks as tasks
+    from byheart.evaluation.evaluate import evaluate as evaluate
     from byheart.generation import Decoding as Decoding, generate as generate
     from byheart.model import KV as KV, Backbone as Backbone, Reading as Reading
     from byheart.model.reading import DenseDelta as DenseDelta, LowRankDelta as LowRankDelta
     from byheart.protocol import Episode as Episode, Method as Method, State as State
+    from byheart.reports import compare as compare
     from byheart.session import Session as Session, ask_many as ask_many, load as load, open_state as open_state
     from byheart.store import Store as Store
     from byheart.training import Recipe as Recipe, train as train
 
-_NAMES = {
-    "errors": "ByheartError",
-    "generation": "Decoding generate",
-    "model": "KV Backbone DenseDelta LowRankDelta Reading",
-    "protocol": "Episode Method State",
-    "session": "Session ask_many load open_state",
-    "store": "Store",
-    "training": "Recipe train",
-}
-_HOME = {name: f"byheart.{home}" for home, names in _NAMES.items() for name in names.split()}
+_PATHS = (
+    "errors.ByheartError evaluation.Result evaluation.Task evaluation.evaluate evaluation.search evaluation.tasks "
+    "generation.Decoding generation.generate model.KV model.Backbone model.DenseDelta model.LowRankDelta model.Reading "
+    "protocol.Episode protocol.Method protocol.State reports.compare session.Session session.ask_many session.load "
+    "session.open_state store.Store training.Recipe training.train"
+)
+_HOME = {name: f"byheart.{home}" for home, name in (path.split(".") for path in _PATHS.split())}
 __all__ = [*_HOME, "published"]
 __dir__ = __all__.copy
 

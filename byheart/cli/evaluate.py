@@ -33,7 +33,7 @@ Data = Annotated[
     typer.Option(
         "--data",
         metavar="PATH|NAME",
-        help="JSON lines, text, a folder, a hub name; repeatable. For gap also PATH:weight.",
+        help="JSON lines, text, a folder, a hub name (the hub: not run yet); repeatable. For gap also PATH:weight.",
     ),
 ]
 TASK = options.group(

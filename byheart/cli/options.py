@@ -36,9 +36,11 @@ def spell(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+PRECISIONS = "auto, bfloat16, float16, float32 or 4bit (4bit: not run yet)."
+DEVICES = "auto, cpu, cuda, cuda:N, or offload where it does not fit (not run on a GPU)."
 _MADE, _DECODED = "How the memory is made", "How the answer is chosen"
-DType = Annotated[str, typer.Option("--dtype", help="auto, bfloat16, float16, float32 or 4bit.", rich_help_panel=_MADE)]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.", rich_help_panel=_MADE)]
+DType = Annotated[str, typer.Option("--dtype", help=PRECISIONS, rich_help_panel=_MADE)]
+Device = Annotated[str, typer.Option("--device", help=DEVICES, rich_help_panel=_MADE)]
 Stop = Annotated[
     list[str] | None, typer.Option("--stop", help="Text that ends the answer; repeatable.", rich_help_panel=_DECODED)
 ]

@@ -11,8 +11,10 @@ from datetime import datetime
 from threading import Timer
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.filesize import decimal
+from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -23,16 +25,49 @@ PATIENCE = 2.0
 """Seconds before a progress bar is shown."""
 SECONDS_BETWEEN_LINES = 60.0
 """Where there is no terminal, a line says so often how far a command is."""
-_PIPE_WIDTH = 160
+_PIPE_WIDTH, _ANY_WIDTH = 160, 1 << 16
 
 
 def show(table: Table) -> None:
-    """A table on stdout, each string in a line of its own; in a pipe, wide enough to cut nothing short."""
+    """A table on stdout, each string in a line of its own, and nothing cut short.
+
+    In a pipe a row is a line; on a terminal that is too narrow for the table, it is a paragraph.
+    """
     for column in table.columns:
         # rich lets cells be added, not changed; here none can be forgotten.
         column._cells[:] = [printable(cell) if isinstance(cell, str) else cell for cell in column.cells]
-    width = None if sys.stdout.isatty() else _PIPE_WIDTH
-    Console(width=width, markup=False, highlight=False, emoji=False).print(table)
+        # A name without blanks, as that of a method with its settings, stays in one piece.
+        column.no_wrap, column.overflow = all(" " not in str(cell) for cell in column.cells), "fold"
+    is_piped = not sys.stdout.isatty()
+    console = Console(width=_PIPE_WIDTH if is_piped else None, markup=False, highlight=False, emoji=False)
+    needed = Measurement.get(console, console.options.update(max_width=_ANY_WIDTH), table)
+    if is_piped:
+        console.width = max(console.width, needed.maximum)
+    if needed.minimum > console.width and table.show_header:
+        console.print("\n".join(_paragraphs(table, console.width)), soft_wrap=True)
+    else:
+        console.print(table)
+
+
+def _paragraphs(table: Table, width: int) -> Iterator[str]:
+    """The rows of a table, each cell after the name of its column; first what all of them share."""
+    rows = list(zip(*([str(cell) for cell in column.cells] for column in table.columns), strict=True))
+    names = [str(column.header) for column in table.columns]
+    shared = [len(rows) > 1 and len(set(cells)) == 1 for cells in zip(*rows, strict=True)]
+    for row, kept in [*((row, True) for row in rows[:1] if any(shared)), *((row, False) for row in rows)]:
+        facts = (
+            f"{name} {cell}"
+            for name, cell, is_shared in zip(names, row, shared, strict=True)
+            if is_shared == kept and cell not in ("", "-")
+        )
+        line = next(facts, "")
+        for fact in facts:
+            if cell_len(line) + 3 + cell_len(fact) > width:
+                yield line
+                line = f"  {fact}"
+            else:
+                line = f"{line}   {fact}"
+        yield line
 
 
 def show_json(result: Any) -> None:

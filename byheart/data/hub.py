@@ -61,11 +61,12 @@ class HubName:
         return f"{self.name}/{self.config}" if self.config else self.name
 
 
-def read_hub(source: str, *, place: str = "") -> Iterator[Mapping[str, Any]]:
+def read_hub(source: str, *, place: str = "", streamed: bool = False) -> Iterator[Mapping[str, Any]]:
     """The records of a name, one after another.
 
     Args:
         place: a folder that holds a copy of the data set, in place of the hub.
+        streamed: read them as they arrive; else the data set is first downloaded whole, unless it has a number.
 
     Raises UsageError where `datasets` is missing, InputError where the data cannot be read.
     """
@@ -73,7 +74,7 @@ def read_hub(source: str, *, place: str = "") -> Iterator[Mapping[str, Any]]:
     datasets = _import(source)
     # Of the hub's copies, a config is a folder.
     inside = {"data_dir": hub.config} if hub.revision == CONVERTED and hub.config else {"name": hub.config or None}
-    options = {**inside, "split": hub.split, "revision": hub.revision or None, "streaming": bool(hub.first)}
+    options = {**inside, "split": hub.split, "revision": hub.revision or None, "streaming": streamed or bool(hub.first)}
     try:
         rows = datasets.load_dataset(place or hub.name, **{key: value for key, value in options.items() if value})
         # A stream is read, and may fail, while it is gone through.
@@ -130,4 +131,7 @@ def _said(error: Exception) -> str:
     text = " ".join(str(error).split()).rstrip(".")
     if "script" in text.lower():
         return f"{text}. Its loading needs a script, which is not run; add @{CONVERTED} for the hub's copy of it."
-    return f"{text}. Files that came by other means are read by their path."
+    return (
+        f"{text}. Files that came by other means are read by their path; without a network, HF_HUB_OFFLINE=1 saves the "
+        "minute of retries."
+    )

@@ -74,13 +74,17 @@ def read(source: str) -> DataSet:
     return DataSet.of(rows(source), source=source)
 
 
-def rows(source: str) -> list[Mapping[str, Any]]:
+def rows(source: str) -> list[Fields]:
     """The same, as JSON objects of any fields. Raises InputError or UsageError."""
-    return list(each_row(source))
+    return list(_rows(source))
 
 
-def each_row(source: str) -> Iterator[Mapping[str, Any]]:
-    """The same, one after another: JSON lines are read as they are needed."""
+def stream_rows(source: str) -> Iterator[Fields]:
+    """The same, one after another: nothing of the hub is downloaded ahead, and no file of JSON lines is held whole."""
+    return _rows(source, streamed=True)
+
+
+def _rows(source: str, *, streamed: bool = False) -> Iterator[Fields]:
     path = Path(os.path.expanduser(source))
     if is_saved(path):
         yield from recognise(read_saved(path), f"'{path}'", path.resolve().parent.name)
@@ -93,10 +97,10 @@ def each_row(source: str) -> Iterator[Mapping[str, Any]]:
     elif _kind(path) in _KINDS or source.startswith((".", "/", "~")):
         raise InputError(f"There is no data file or folder '{source}'.")
     else:
-        yield from recognise(read_hub(source), f"'{source}'")
+        yield from recognise(read_hub(source, streamed=streamed), f"'{source}'")
         return
     for file in files:
-        for found in recognise(_rows(file), f"'{file}'", _called(file)):
+        for found in recognise(_rows_of(file), f"'{file}'", _called(file)):
             yield {**metaicl.part_of(file), **found}
 
 
@@ -110,7 +114,7 @@ def required(record: Fields, name: str, number: int) -> Any:
     return value
 
 
-def _rows(file: Path) -> Iterable[Mapping[str, Any]]:
+def _rows_of(file: Path) -> Iterable[Fields]:
     if _kind(file) == ".jsonl":
         return rows_of_lines(lines_of(file), f"'{file}'")
     if _kind(file) in _TABLES:

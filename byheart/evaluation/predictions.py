@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from byheart.data.hub import short_name
-from byheart.data.json_rows import read_text, rows_of_lines
+from byheart.data.json_rows import lines_of, rows_of_lines
 from byheart.data.records import rows as read_records
 from byheart.errors import InputError, UsageError
 from byheart.evaluation.results import Result
@@ -32,7 +32,7 @@ _FIELDS = ("input_index", "assigned_model", "string")
 def read(path: str | Path) -> Predictions:
     """The answers in a file. Raises InputError with the line that cannot be used."""
     found: dict[str, dict[int, str]] = {}
-    for number, row in enumerate(rows_of_lines(read_text(Path(path)), f"'{path}'"), start=1):
+    for number, row in enumerate(rows_of_lines(lines_of(Path(path)), f"'{path}'"), start=1):
         where = f"'{path}', prediction {number},"
         index, model, text = _fields(row, where)
         if index in found.setdefault(model, {}):

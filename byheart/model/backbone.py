@@ -321,14 +321,16 @@ class Backbone:
     def feed_forward(self, index: int) -> FeedForward:
         """Where layer ``index`` has its feed-forward block. Raises UnsupportedModelError."""
         if index not in self._blocks:
-            given = self.anatomy.arguments[index]
-            self._blocks[index] = feed_forward(self.layers[index], given, index=index, dim=self.dim, dtype=self.dtype)
+            self._blocks[index] = feed_forward(self.layers[index], *self._sample(index), index=index)
         return self._blocks[index]
 
     def feed_forward_block(self, index: int) -> nn.Module:
         """The feed-forward block of layer ``index``, beside the attention or after it. Raises UnsupportedModelError."""
-        given = self.anatomy.arguments[index]
-        return find_block(self.layers[index], given, index=index, dim=self.dim, dtype=self.dtype)
+        return find_block(self.layers[index], *self._sample(index), index=index)
+
+    def _sample(self, index: int) -> tuple[dict[str, Any], Tensor]:
+        """What layer ``index`` is called with to see how it works."""
+        return self.anatomy.arguments[index], noise(2, self.dim, self.dtype, self.device)
 
     def feed_forward_roles(self, index: int) -> dict[str, str]:
         """Path -> ``keys`` or ``values`` for the linear layers of layer ``index``'s feed-forward block.

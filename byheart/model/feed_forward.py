@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from byheart.errors import UnsupportedModelError
-from byheart.model.anatomy import hooked, noise, with_cache
+from byheart.model.anatomy import hooked, with_cache
 from byheart.model.linear import LINEARS, Linear, widths
 
 
@@ -38,14 +38,14 @@ Call: TypeAlias = tuple[nn.Module, Tensor, Any]
 """A part of a layer that ran: its input and its output."""
 
 
-def find_block(layer: nn.Module, given: dict[str, Any], *, index: int, dim: int, dtype: torch.dtype) -> nn.Module:
+def find_block(layer: nn.Module, given: dict[str, Any], x: Tensor, *, index: int) -> nn.Module:
     """The feed-forward block of ``layer``, wherever it stands in it, beside the attention or after it.
 
-    Raises UnsupportedModelError where there is none.
+    It is found by hidden states ``x``. Raises UnsupportedModelError where there is none.
     """
-    calls, _ = _run(layer, given, dim, dtype)
+    calls, _ = _run(layer, given, x)
     block, block_input, _ = calls[_block_among(calls, layer, index)]
-    if block_input.shape[-1] != dim:
+    if block_input.shape[-1] != x.shape[-1]:
         raise UnsupportedModelError(
             f"layer {index} ({type(layer).__name__}) has its feed-forward matrices beside one another, in no block of "
             "their own."
@@ -53,12 +53,12 @@ def find_block(layer: nn.Module, given: dict[str, Any], *, index: int, dim: int,
     return block
 
 
-def feed_forward(layer: nn.Module, given: dict[str, Any], *, index: int, dim: int, dtype: torch.dtype) -> FeedForward:
-    """Find the feed-forward block of ``layer`` and how its output joins the residual stream.
+def feed_forward(layer: nn.Module, given: dict[str, Any], x: Tensor, *, index: int) -> FeedForward:
+    """Find the feed-forward block of ``layer`` and how its output joins the residual stream, by hidden states ``x``.
 
     Raises UnsupportedModelError where the block is not added to the stream after the attention.
     """
-    calls, out = _run(layer, given, dim, dtype)
+    calls, out = _run(layer, given, x)
     place = _block_among(calls, layer, index)
     block, block_input, _ = calls[place]
     source, residual, _ = next((call for call in calls[:place] if call[2] is block_input), calls[place])
@@ -68,13 +68,13 @@ def feed_forward(layer: nn.Module, given: dict[str, Any], *, index: int, dim: in
     scale = float((change * added.float()).sum() / added.float().pow(2).sum())
     # Rounded where the fit is within rounding errors: a stream without a multiplier must not get one of 0.9999.
     scale = 1.0 if abs(scale - 1.0) < 2e-2 else scale
-    close = 1e-4 if dtype == torch.float32 else 3e-2
+    close = 1e-4 if x.dtype == torch.float32 else 3e-2
     if (change - scale * added.float()).norm() > close * out.float().norm():
         raise _refusal(layer, index)
     return FeedForward(block, source, post, scale)
 
 
-def _run(layer: nn.Module, given: dict[str, Any], dim: int, dtype: torch.dtype) -> tuple[list[Call], Tensor]:
+def _run(layer: nn.Module, given: dict[str, Any], x: Tensor) -> tuple[list[Call], Tensor]:
     """The parts of a layer in the order in which they run, and what comes out of the layer."""
     calls: list[Call] = []
     handles = [
@@ -84,7 +84,6 @@ def _run(layer: nn.Module, given: dict[str, Any], dim: int, dtype: torch.dtype) 
         )
         for child in layer.children()
     ]
-    x = noise(2, dim, dtype, next(layer.parameters()).device)
     with hooked(handles), torch.no_grad():
         out = layer(x, **with_cache(given, None))
     return calls, out

@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from byheart.model.folder import weight_files
+from byheart.model.offload import offloaded, present
 
 _AT_ONCE = 1 << 19
 # Of a config: its names and versions, how weights are stored and made, how a model is trained, and what generation
@@ -52,17 +53,25 @@ def fingerprint(tensors: Mapping[str, Tensor], function: str = "") -> str:
     Args:
         function: what decides what they compute, beside their values.
     """
+    return _name({name: tensor.shape for name, tensor in tensors.items()}, _hash_all(tensors), function)
+
+
+def _hash_all(tensors: Mapping[str, Tensor]) -> dict[str, tuple[str, str]]:
     # The largest first, so that no thread is left alone with it at the end.
     distinct = {_place(tensor): tensor for tensor in sorted(tensors.values(), key=Tensor.numel, reverse=True)}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         # In a forked process PyTorch makes its own threads anew, which two threads must not begin together.
         pool.submit(torch.get_num_threads).result()
         hashes = dict(zip(distinct, pool.map(_hash_values, distinct.values()), strict=True))
+    return {name: hashes[_place(tensor)] for name, tensor in tensors.items()}
+
+
+def _name(shapes: Mapping[str, torch.Size], hashes: Mapping[str, tuple[str, str]], function: str) -> str:
     rounded, remainder = hashlib.sha256(function.encode()), hashlib.sha256()
     fits = True
-    for name, tensor in sorted(tensors.items()):
-        high, low = hashes[_place(tensor)]
-        rounded.update(f"{name}{tuple(tensor.shape)}{high}\n".encode())
+    for name, shape in sorted(shapes.items()):
+        high, low = hashes[name]
+        rounded.update(f"{name}{tuple(shape)}{high}\n".encode())
         remainder.update(f"{name}{low}\n".encode())
         fits = fits and not low
     return rounded.hexdigest()[:32] + ("" if fits else f".{remainder.hexdigest()[:16]}")
@@ -70,7 +79,13 @@ def fingerprint(tensors: Mapping[str, Tensor], function: str = "") -> str:
 
 def fingerprint_model(model: PreTrainedModel) -> str:
     """The name of a model: its weights, and the settings that decide what they compute."""
-    return fingerprint(model.state_dict(), json.dumps(_function(model), sort_keys=True, default=_as_json))
+    weights = model.state_dict()
+    hashes = _hash_all({name: tensor for name, tensor in weights.items() if not tensor.is_meta})
+    for path, module in offloaded(model):
+        with present(module):
+            hashes |= _hash_all({f"{path}.{name}": tensor for name, tensor in module.named_parameters(recurse=False)})
+    function = json.dumps(_function(model), sort_keys=True, default=_as_json)
+    return _name({name: tensor.shape for name, tensor in weights.items()}, hashes, function)
 
 
 def without_remainder(name: str) -> str:
@@ -79,7 +94,12 @@ def without_remainder(name: str) -> str:
 
 
 def sample_fingerprint(tensors: Mapping[str, Tensor], dtype: torch.dtype, *, samples: int) -> str:
-    """A name by shapes and evenly spaced values of every tensor, rounded to ``dtype``; byheart 0.2 wrote these."""
+    """A name by shapes and evenly spaced values of every tensor, rounded to ``dtype``; byheart 0.2 wrote these.
+
+    Empty for weights that are not in memory, which it could not open.
+    """
+    if any(tensor.is_meta for tensor in tensors.values()):
+        return ""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         flat = tensor.detach().reshape(-1)

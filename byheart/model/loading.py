@@ -37,6 +37,7 @@ from transformers.utils import logging as transformers_logging
 from byheart.errors import ByheartError, ModelError, UsageError
 from byheart.files import cache_folder, cached, require_regular
 from byheart.model.folder import examine
+from byheart.model.offload import OFFLOAD, place_layers
 from byheart.provenance import find_outdated
 
 DEFAULT = "smollm2"
@@ -92,16 +93,19 @@ def open_model(
     Args:
         model: an alias, a hub id, a local folder, or a GGUF file.
         dtype: ``auto`` is bfloat16 where the processor has it, else float32; ``4bit`` is QLoRA's, on a GPU only.
-        device: ``auto`` is a GPU where there is one, else the CPU.
+        device: ``auto`` is a GPU where there is one, else the CPU; ``offload`` is for a model that does not fit there,
+            see ``offload``.
 
     Raises ModelError: what was wrong and what to give instead.
     """
     outdated = find_outdated()
     if outdated:
         raise ModelError(outdated)
-    where = _device(device)
-    four_bits = dtype == _FOUR_BITS
-    kind = _four_bits(where) if four_bits else {"dtype": _dtype(dtype, where)}
+    is_offloaded = device == OFFLOAD
+    where = _device("auto" if is_offloaded else device)
+    kind = _four_bits(where) if dtype == _FOUR_BITS else {"dtype": _dtype(dtype, where)}
+    if is_offloaded:
+        kind |= _offload(model, where, kind)
     advice = f"Give an alias ({', '.join(_PACKAGES)}), a hub id, a folder with config.json, or a .gguf file."
     with opening(f"Model '{model}' could not be opened", advice):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -116,8 +120,8 @@ def open_model(
         if report["missing_keys"]:
             # transformers fills them with random numbers.
             raise ValueError(f"its files lack the weights {', '.join(sorted(report['missing_keys'])[:3])}.")
-        # bitsandbytes puts a model on its device itself, and does not let it be moved.
-        model_on_device: PreTrainedModel = (opened if four_bits else opened.to(where)).eval()
+        # What was put there part by part is not moved again.
+        model_on_device: PreTrainedModel = (opened if "device_map" in kind else opened.to(where)).eval()
     return model_on_device
 
 
@@ -234,6 +238,19 @@ def _four_bits(device: torch.device) -> dict[str, Any]:
     return {"dtype": torch.bfloat16, "quantization_config": settings, "device_map": {"": device}}
 
 
+def _offload(model: str, device: torch.device, kind: Mapping[str, Any]) -> dict[str, Any]:
+    """Where transformers puts each part of a model that is larger than the device. Raises UsageError."""
+    if "quantization_config" in kind:
+        raise UsageError("dtype '4bit' keeps all weights on the GPU; give bfloat16 with device 'offload'.")
+    _require("accelerate", "device 'offload'", extra="train")
+    from accelerate import init_empty_weights
+
+    with opening(f"Model '{model}' could not be opened"), init_empty_weights():
+        config = AutoConfig.from_pretrained(_folder(model), trust_remote_code=False)
+        empty = AutoModelForCausalLM.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
+    return {"device_map": place_layers(empty, device, dtype=kind["dtype"])}
+
+
 def _dtype(dtype: str, device: torch.device) -> torch.dtype:
     if dtype == "auto":
         fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_has_bfloat16()
@@ -252,10 +269,12 @@ def _cpu_has_bfloat16() -> bool:
 def _device(device: str) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device == OFFLOAD:
+        raise UsageError("device 'offload' is for models that transformers opens; give auto, cpu, cuda or cuda:N here.")
     try:
         found = torch.device(device)
     except RuntimeError as error:
-        raise UsageError(f"device '{device}' is not known; give auto, cpu, cuda or cuda:N.") from error
+        raise UsageError(f"device '{device}' is not known; give auto, cpu, cuda, cuda:N or offload.") from error
     if found.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(
             f"device '{device}' was asked for, but this machine has no GPU that PyTorch can use; give cpu."

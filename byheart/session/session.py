@@ -68,7 +68,8 @@ class Session:
         self.backbone = backbone
         self.encoder = encoder.with_format(PromptFormat.of(method.prompt_format))
         self.method = method
-        self.state: State = method.init() if state is None else state
+        self._state: State = method.init() if state is None else state
+        self._is_parked = False
         self.header = Header(
             method=method.name,
             options=method.options(),
@@ -170,7 +171,20 @@ class Session:
 
     def _hold(self, state: State, header: Header) -> None:
         """Keep another state; what was prepared for the one before is dropped."""
-        self.state, self.header, self._reading, self._cache = state, header, None, None
+        self._state, self._is_parked, self.header, self._reading, self._cache = state, False, header, None, None
+
+    @property
+    def state(self) -> State:
+        """The memory as tensors on the model's device, to which it comes back where it was parked."""
+        if self._is_parked:
+            self._state = {name: tensor.to(self.backbone.device) for name, tensor in self._state.items()}
+            self._is_parked = False
+        return self._state
+
+    def park(self) -> None:
+        """Let the memory wait in the machine's own memory until it is next used, so that a GPU serves many of them."""
+        self._hold({name: tensor.cpu() for name, tensor in self._state.items()}, self.header)
+        self._is_parked = True
 
     # ---- asking ----
 
@@ -396,7 +410,7 @@ class Session:
     @property
     def bytes(self) -> int:
         """Bytes of the state's tensors."""
-        return nbytes(self.state)
+        return nbytes(self._state)
 
 
 def stop_strings(stop: str | Sequence[str]) -> list[str]:

@@ -33,13 +33,17 @@ _READ, _LEARNED, _RUN = "What is read", "How it is learned", "The run"
 class Sources:
     """Where texts come from.
 
+    With ``stream`` data may be larger than the memory of the machine, see ``data.streaming``.
     With ``prompts`` nothing is written: each record is asked by its data set's prompt, a weight is the share of records
     taken, and the ``label`` or ``all`` tokens are supervised. ``epochs`` times through them then stand for ``steps``,
     ``most_records`` is taken of each source before the share, and ``pack_tokens`` fills rows of so many tokens.
     """
 
-    data: Annotated[list[str], "JSON lines, text, a folder or a hub name.", _SOURCE] = field(default_factory=list)
+    data: Annotated[list[str], "JSON lines, text, a folder or a hub name (not run from the hub yet).", _SOURCE] = field(
+        default_factory=list
+    )
     held_out: Annotated[list[str], "Data to measure on.", _SOURCE] = field(default_factory=list)
+    stream: Annotated[int, "Hold so many records of each source at once and read on; 0 holds all."] = 0
     prompts: Annotated[str, "Ask records by their data set's prompt; supervise label or all.", "label|all"] = ""
     epochs: Annotated[int, "Times through the prompts, instead of steps."] = 0
     most_records: Annotated[int, "The first so many records of each source of prompts; 0 is all."] = 0
@@ -71,7 +75,11 @@ class Saving:
     retention: Annotated[
         int, "Other held-out texts that are written before held-out targets are predicted once more; 0 is none."
     ] = 0
-    track: Annotated[str, "Where to send the numbers of every step too.", "none|tensorboard|trackio|wandb"] = "none"
+    track: Annotated[
+        str,
+        "Where to send the numbers of every step too (not run against the services yet).",
+        "none|tensorboard|trackio|wandb",
+    ] = "none"
 
 
 @dataclass(frozen=True)
@@ -81,8 +89,8 @@ class TrainingConfig:
     method: Annotated[str, "Method, or a folder with a trained one."] = "compressed-kv"
     options: Annotated[dict[str, Any], "Options of the method."] = field(default_factory=dict)
     model: Annotated[str, "Alias, hub id, folder or .gguf file."] = "smollm2"
-    dtype: Annotated[str, "auto, bfloat16, float32 or 4bit."] = "auto"
-    device: Annotated[str, "auto, cpu, cuda or cuda:N."] = "auto"
+    dtype: Annotated[str, "auto, bfloat16, float32 or 4bit (4bit: not run yet)."] = "auto"
+    device: Annotated[str, "auto, cpu, cuda, cuda:N, or offload where it does not fit (not run on a GPU)."] = "auto"
     sources: Annotated[Sources, _READ] = field(default_factory=Sources)
     episodes: Annotated[Episodes, _READ] = field(default_factory=Episodes)
     optimisation: Annotated[Recipe, _LEARNED] = field(default_factory=Recipe)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from byheart.data.mixture import SUPERVISED, Mixture, Weighted, pack, prompted, prompts_of
+from byheart.data.streaming import StreamedMixture, StreamedSource
 from byheart.errors import UnknownNameError, UsageError, require_not_negative
 from byheart.protocol.episode import Batch, Episode
 from byheart.session.opening import load
@@ -112,14 +113,17 @@ def _require_possible(config: TrainingConfig) -> None:
             f"pack_tokens must be 2 or more, with prompts = 'all': a row is learned as a whole. It is "
             f"{sources.pack_tokens}, with prompts = '{sources.prompts}'."
         )
+    if sources.stream and sources.prompts:
+        raise UsageError("stream is for texts: labelled records are held whole. Leave out stream, or prompts.")
     require(config.saving.track)
 
 
 def _read_texts(config: TrainingConfig, count: int = _HELD_OUT_BATCHES) -> Callable[[Session], _Examples]:
     """Read texts to write; the examples made of them wait for the session."""
-    sources, held_out = (
-        [Weighted.read(source) for source in paths] for paths in (config.sources.data, config.sources.held_out)
-    )
+    paths, size = config.sources.data, config.sources.stream
+    streamed = [StreamedSource(source, size) for source in paths] if size else []
+    sources = [source.window(0) for source in streamed] or [Weighted.read(source) for source in paths]
+    held_out = [Weighted.read(source) for source in config.sources.held_out]
     recipe, shape = config.optimisation, asdict(config.episodes)
     drawn = {"distractor_tokens" if name == "gap" else name: value for name, value in shape.items()}
 
@@ -127,10 +131,15 @@ def _read_texts(config: TrainingConfig, count: int = _HELD_OUT_BATCHES) -> Calla
         if recipe.too_long == "refuse":
             _require_room(config.episodes, session.backbone.positions)
         drawn["own_start"] = session.method.own_start
-        mixture = Mixture(session.encoder, sources, seed=recipe.seed, **drawn)
-        unseen = Mixture(session.encoder, held_out, seed=recipe.seed, **drawn) if held_out else None
-        data = [[Path(source.data.source).name, source.data.digest, source.weight] for source in sources]
-        made_of = {**_describe(session, data), **shape}
+
+        def make(held: Sequence[Weighted]) -> Mixture:
+            return Mixture(session.encoder, held, seed=recipe.seed, **drawn)
+
+        mixture = StreamedMixture(make, streamed) if streamed else make(sources)
+        unseen = make(held_out) if held_out else None
+        part = f" of the first {size}" if size else ""
+        data = [[Path(source.data.source).name, source.data.digest + part, source.weight] for source in sources]
+        made_of = {**_describe(session, data), **shape, **({"stream": size} if size else {})}
         return _Examples(mixture, [unseen(n) for n in range(count)] if unseen else [], made_of)
 
     return make_examples

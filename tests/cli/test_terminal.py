@@ -65,6 +65,45 @@ def test_a_table_in_a_pipe_is_not_cut_short(
     assert "[bold]no markup[/bold]" in printed
 
 
+METHODS = ["compressed-kv:merge=mean;segment_tokens=64;tokens=2", "compressed-kv:merge=mean;segment_tokens=64;tokens=4"]
+
+
+def measured(names: list[str]) -> Table:
+    """A table as ``byheart evaluate`` prints one, with a column without a value."""
+    table = Table("task", "dataset", "method", "metric", "value", "95 %", "keeps", box=None, pad_edge=False)
+    for place, name in enumerate(names):
+        table.add_row("questions", "squad", name, "exact match", f"0.{place}", "-", "131.0 kB, 300 per token")
+    return table
+
+
+@pytest.mark.parametrize("columns", ["40", "80", "100"])
+def test_no_setting_is_cut_on_a_narrow_terminal(columns: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setattr(sys, "stdout", _Screen())
+    terminal.show(measured(METHODS))
+    printed = sys.stdout.getvalue()  # type: ignore[attr-defined]
+    assert [name for name in METHODS if name not in printed] == []
+    assert "…" not in printed
+
+
+def test_a_row_that_does_not_fit_is_a_paragraph_after_what_all_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys, "stdout", _Screen())
+    terminal.show(measured(METHODS))
+    assert sys.stdout.getvalue().splitlines() == [  # type: ignore[attr-defined]
+        "task questions   dataset squad   metric exact match",
+        "  keeps 131.0 kB, 300 per token",
+        f"method {METHODS[0]}   value 0.0",
+        f"method {METHODS[1]}   value 0.1",
+    ]
+
+
+def test_a_row_in_a_pipe_is_a_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    terminal.show(measured(["full", "x" * 200]))
+    assert [len(line.split()) > 5 for line in capsys.readouterr().out.splitlines()] == [True] * 3
+
+
 def test_nothing_in_a_table_or_a_note_steers_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     table = Table("name", box=None)
     table.add_row("a\x1b[2J:cat:\nb")

@@ -129,6 +129,17 @@ def test_a_config_and_a_split_that_are_not_there_are_named(hub: Path, source: st
         rows(source)
 
 
+def test_without_a_network_it_says_how_not_to_wait_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+
+    def fail(*names: str, **options: object) -> None:
+        raise ConnectionError("Couldn't reach 'a/b' on the Hub")
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    with pytest.raises(InputError, match=r"Couldn't reach 'a/b' on the Hub\. .*HF_HUB_OFFLINE=1 saves the minute"):
+        list(read_hub("a/b"))
+
+
 def test_data_that_need_a_script_have_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
 

@@ -11,6 +11,7 @@ from typing import cast
 
 import pytest
 
+import byheart
 from byheart import Decoding, Session, errors
 from byheart.cli import main
 from byheart.evaluation import tasks
@@ -34,6 +35,7 @@ FOLDERS = (
     "evaluation",
     "store",
     "published",
+    "reports",
 )
 
 
@@ -101,6 +103,16 @@ def test_the_tables_name_every_task_and_no_other() -> None:
 def test_a_task_has_its_options_in_its_row(name: str) -> None:
     (row,) = re.findall(rf"^\| `{name}` \|.*$", text_of("reference/tasks.md"), re.MULTILINE)
     assert [option for option in tasks.defaults(tasks.find(name)) if f"`{option}=" not in row] == []
+
+
+@pytest.mark.parametrize("kind", tasks.BUILT_IN.values(), ids=tasks.BUILT_IN)
+def test_every_task_is_in_the_api(kind: type[tasks.Task]) -> None:
+    assert f"::: {kind.__module__}.{kind.__name__}\n" in text_of("reference/api/tasks.md")
+
+
+def test_every_public_name_is_in_the_table_of_the_api() -> None:
+    page = text_of("reference/api/index.md")
+    assert [name for name in byheart.__all__ if f"`{name}`" not in page] == []
 
 
 @pytest.mark.parametrize("part", [Header, Written])

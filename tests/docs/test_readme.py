@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from benchmarks.tables import READING
+from byheart.testing import FAMILIES
 from tests.conftest import Run
 from tests.docs.markdown import blocks, commands
 from tests.samples import ROOT
@@ -91,6 +92,23 @@ def test_the_targets_of_make_exist() -> None:
     named = {words[1] for words in COMMANDS if words[0] == "make"} | set(re.findall(r"`make ([a-z-]+)`", TEXT))
     assert named >= {"demo", "test", "docs"}
     assert {target for target in named if not re.search(rf"^{target}:", makefile, re.MULTILINE)} == set()
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
+def test_it_claims_no_model_or_device_that_was_never_run(page: str) -> None:
+    text = " ".join((ROOT / page).read_text(encoding="utf-8").split())
+    assert "nothing was run on a GPU yet" in text
+    assert not re.search(r"any (Hugging Face )?decoder|CPU or a GPU", text)
+
+
+def test_it_names_the_families_that_are_tested() -> None:
+    (named,) = re.findall(r"positions:\s(.*?) are\s+tested as tiny models", TEXT, re.DOTALL)
+    words = re.sub(r"[^a-z0-9]", " ", named.lower().replace("-", "")).split()
+    assert {re.match(r"[a-z]+", family)[0] for family in FAMILIES} == {  # type: ignore[index]
+        re.match(r"[a-z]+", word)[0]  # type: ignore[index]
+        for word in words
+        if word != "and"
+    }
 
 
 def test_what_pip_installs_is_declared() -> None:

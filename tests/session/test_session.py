@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -493,6 +494,22 @@ def test_context_awareness_asks_the_model_that_read_nothing_a_whole_conversation
 
 
 # ---- forking and forgetting ----
+
+
+def test_a_parked_memory_comes_back_when_it_is_used() -> None:
+    made = read("latent-pool")
+    answer, held = made.ask(QUESTION, **TALK), dict(made.state)
+    made.park()
+    assert made._reading is made._cache is None
+    assert made.bytes == sum(tensor.nbytes for tensor in held.values())
+    assert made.ask(QUESTION, **TALK) == answer
+    made.park()
+    made.write("The dog is called Rex.")
+    assert len(made.header.written) == 2
+    # Where its model is on another device than the machine's memory, it goes there.
+    made.park()
+    made.backbone = SimpleNamespace(device="meta")  # type: ignore[assignment]
+    assert {tensor.device.type for tensor in made.state.values()} == {"meta"}
 
 
 @pytest.mark.parametrize("name", METHODS)

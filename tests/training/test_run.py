@@ -61,6 +61,23 @@ def test_where_data_lie_does_not_matter_but_what_they_hold_does(tiny_folder: Pat
         run(config(tiny_folder, changed), out)
 
 
+def test_a_streamed_run_resumes_where_it_stopped(tiny_folder: Path, tmp_path: Path) -> None:
+    source = write(tmp_path / "corpus.jsonl", [{"text": f"{chr(97 + n)} " * 80} for n in range(7)])
+    settings = config(tiny_folder, source, stream=2, steps=6, save_every=2)
+    unbroken = run(settings, tmp_path / "unbroken")
+
+    def stop(step: Step) -> None:
+        if step.step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(settings, tmp_path / "out", progress=stop)
+    assert run(settings, tmp_path / "out").losses == unbroken.losses
+    assert recorded(tmp_path / "out")["stream"] == 2
+    with pytest.raises(StateMismatchError, match=r"of the first 2.*; this run has .* of the first 3"):
+        run(config(tiny_folder, source, stream=3, steps=6, save_every=2), tmp_path / "out")
+
+
 def test_the_same_config_in_another_folder_gives_the_same_losses(tiny_folder: Path, texts: str, tmp_path: Path) -> None:
     first, second = (run(config(tiny_folder, texts, seed=3), tmp_path / name) for name in ("a", "b"))
     assert first.losses == second.losses
@@ -128,6 +145,12 @@ def test_a_run_over_prompts_records_them_without_shapes_of_episodes(tiny_folder:
 
 
 # ---- what cannot be is said before the model is opened ----
+
+
+def test_labelled_records_are_not_streamed(tmp_path: Path) -> None:
+    source = write(tmp_path / "nli.jsonl", PROMPTS)
+    with pytest.raises(UsageError, match="stream is for texts: labelled records are held whole"):
+        run(config(tmp_path, source, stream=2, prompts="label", method="adapter"), tmp_path / "out")
 
 
 @pytest.mark.parametrize(

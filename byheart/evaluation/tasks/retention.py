@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 
-from byheart.data.records import Fields, each_row
+from byheart.data.records import Fields, stream_rows
 from byheart.errors import InputError, UsageError, require_one_of
 from byheart.evaluation.metrics import LAW
 from byheart.evaluation.results import Result
@@ -111,9 +111,9 @@ class Retention(Task):
         """Texts that may be distractors, and as they are written; one more than are needed, for the item's own."""
         most = self.distractors + self.before + 1
         if self.published:
-            return [("", text) for text in islice(filled(each_row(self.other), self.encoder, TOKENS), most - 1)]
+            return [("", text) for text in islice(filled(stream_rows(self.other), self.encoder, TOKENS), most - 1)]
         # Taken from the end, few of the items that a limit leaves are among them.
-        found = contexts(each_row(self.other)) if self.other else reversed(texts_of(records, seed))
+        found = contexts(stream_rows(self.other)) if self.other else reversed(texts_of(records, seed))
         return [(text, f"{' '.join(text.split()[: self.words])}\n") for text in islice(found, most)]
 
     def _tokens(self, text: str) -> Tokens:
