@@ -21,6 +21,7 @@ from byheart.methods.full import Full
 from byheart.methods.key_norm import KeyNorm
 from byheart.methods.last_ffn import LastFFN
 from byheart.methods.latent_pool import LatentPool
+from byheart.methods.long_term_pool import LongTermPool
 from byheart.methods.mean_pooled import MeanPooled
 from byheart.methods.nothing import Nothing
 from byheart.methods.repeat_score import RepeatScore
@@ -35,6 +36,7 @@ BUILT_IN: dict[str, type[Method]] = {
     for method in (
         Compact,
         LatentPool,
+        LongTermPool,
         CompressedKV,
         LastFFN,
         FFNLoRA,
