@@ -2,5 +2,6 @@
 
 from byheart.published.ccm import ccm
 from byheart.published.memoryllm import memoryllm
+from byheart.published.mplus import mplus
 
-__all__ = ["ccm", "memoryllm"]
+__all__ = ["ccm", "memoryllm", "mplus"]

@@ -17,8 +17,9 @@ from byheart.protocol.checkpoint import save_pretrained
 from byheart.protocol.method import Method
 from byheart.published.ccm import ccm
 from byheart.published.memoryllm import memoryllm
+from byheart.published.mplus import mplus
 
-KINDS: dict[str, Callable[..., Method]] = {"memoryllm": memoryllm, "ccm": ccm}
+KINDS: dict[str, Callable[..., Method]] = {"memoryllm": memoryllm, "mplus": mplus, "ccm": ccm}
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ def convert(kind: str, folder: str | Path, out: str | Path, **options: Any) -> C
     """Read a checkpoint of ``kind`` and write it into ``out``, an empty or new folder.
 
     Args:
-        options: of the reader of that kind, ``memoryllm`` or ``ccm``.
+        options: of the reader of that kind, ``memoryllm``, ``mplus`` or ``ccm``.
 
     Raises UnknownNameError, UsageError, CheckpointError or ModelError.
     """
