@@ -254,34 +254,30 @@ def episodes(count: int) -> list[Episode]:
     return [Episode((tokens(8, seed=n)[0], tokens(8, seed=50 + n)[0]), tokens(8, seed=n)[0]) for n in range(count)]
 
 
-def searching(made: LongTermPool, batch: Any) -> float:
-    """The retriever's part of the loss, for one length of the prompts."""
-    with torch.no_grad():
-        states, _ = made.write_episodes(batch, Objective())
-        rows = [made.search(state, row[None, :5])[1] for state, row in zip(states, batch.target, strict=True)]
-        return float(made._search_loss(states, torch.cat(rows)))
+def searching(made: LongTermPool, batch: Any) -> Tensor:
+    """The retriever's part of the loss, for prompts of five tokens."""
+    states, _ = made.write_episodes(batch, Objective())
+    rows = [made.search(state, row[None, :5])[1] for state, row in zip(states, batch.target, strict=True)]
+    return made._search_loss(states, torch.cat(rows))
 
 
-def test_the_retriever_learns_to_tell_texts_and_the_rest_learns_without_it() -> None:
-    made = LongTermPool(backbone(), **{**SMALL, "rank": 2}).train()
+def test_the_retriever_learns_to_tell_texts() -> None:
+    made = LongTermPool(backbone(), **SMALL).train()
     batch = collate(episodes(3))
-    before = searching(made, batch)
-    optimizer = torch.optim.Adam(made.parameters(), lr=3e-2)
-    for step in range(30):
-        torch.manual_seed(step)
+    optimizer = torch.optim.Adam([*made.query.parameters(), *made.address.parameters()], lr=3e-2)
+    losses = []
+    for _ in range(11):
         optimizer.zero_grad()
-        made.loss(batch).backward()
+        losses.append(searching(made, batch))
+        losses[-1].backward()
         optimizer.step()
-    assert before == pytest.approx(0.693, abs=0.01)
-    assert searching(made, batch) < 0.75 * before
+    assert losses[0].item() == pytest.approx(0.693, abs=0.01)
+    assert losses[-1].item() < 0.75 * losses[0].item()
 
 
 def test_each_loss_trains_its_own_parts() -> None:
     made = pool_of(backbone()).train()
-    batch = collate(episodes(2))
-    states, _ = made.write_episodes(batch, Objective())
-    rows = [made.search(state, row[None, :5])[1] for state, row in zip(states, batch.target, strict=True)]
-    made._search_loss(states, torch.cat(rows)).backward()
+    searching(made, collate(episodes(2))).backward()
     taught = {name for name, part in made.named_parameters() if part.grad is not None and bool(part.grad.any())}
     assert taught == {"query.inner", "query.outer", "address.inner", "address.outer"}
 
