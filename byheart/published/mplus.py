@@ -8,8 +8,8 @@ A folder is laid out as MemoryLLM's 8B, without ``initialized``, and holds of ea
     model.layers.l.self_attn.query_proj.0, .2   (2P, D), (P, 2P)   the retriever of prompts
     model.layers.l.self_attn.key_proj.0, .2                        and of slots
 
-``encoder_query_proj`` is not read: only training used it. Rotary frequencies stay in float32; the authors' README rounds
-them to bfloat16, and which of the two the weights want was not measured. Names and shapes come from the published code.
+``encoder_query_proj`` is not read: only training used it. Rotary frequencies stay in float32; the published README
+rounds them to bfloat16, and which of the two the weights want was not measured. Names and shapes are those of the code.
 **This was tried on tiny models that the published code was run on, not on the released weights.**
 """
 
