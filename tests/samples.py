@@ -30,6 +30,10 @@ ROOT = Path(__file__).resolve().parent.parent
 # is tested with its defaults.
 OPTIONS: dict[str, dict[str, Any]] = {
     "latent-pool": {"slots": 8, "blocks": 3, "longest": 32, "shortest": 4},
+    "long-term-pool": {
+        **{"slots": 4, "blocks": 2, "recalled": 2, "merge_every": 2, "lives": 2.0, "width": 6},
+        **{"longest": 16, "shortest": 4},
+    },
     "compressed-kv": {"tokens": 2, "segment_tokens": 16, "rank": 2},
     "last-ffn": {"steps": 2, "learning_rate": 1e-2},
     "ffn-lora": {"steps": 2, "learning_rate": 1e-1, "rank": 2, "chunk_tokens": 16},
@@ -61,6 +65,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "latent-pool lora": {"rank": 2},
     "latent-pool input": {"feed": "input"},
     "latent-pool kept": {"feed": "input", "rank": 2, "adapt": "kept"},
+    "long-term-pool lora": {"rank": 2, "order": "dropped"},
+    "long-term-pool kept": {"feed": "input", "rank": 2, "adapt": "kept", "most": 12},
     "compressed-kv mean": {"merge": "mean"},
     "compressed-kv first": {"first_slot": True, "linears": "all"},
     "compressed-kv mean first sink": {"merge": "mean", "first_slot": True, "sink": True},

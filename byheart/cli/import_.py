@@ -9,7 +9,7 @@ import typer
 
 from byheart.cli import options, terminal
 
-Kind = Annotated[str, typer.Argument(help="memoryllm, ccm or peft.", show_default=False)]
+Kind = Annotated[str, typer.Argument(help="memoryllm, mplus, ccm or peft.", show_default=False)]
 Folder = Annotated[str, typer.Argument(help="The released folder, or its name on the hub.", show_default=False)]
 Out = Annotated[str, typer.Argument(help="A new folder for byheart's own format.", show_default=False)]
 _READER = options.group(

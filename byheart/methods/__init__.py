@@ -22,6 +22,7 @@ from byheart.methods.ike import IKE
 from byheart.methods.key_norm import KeyNorm
 from byheart.methods.last_ffn import LastFFN
 from byheart.methods.latent_pool import LatentPool
+from byheart.methods.long_term_pool import LongTermPool
 from byheart.methods.mean_pooled import MeanPooled
 from byheart.methods.memit import MEMIT
 from byheart.methods.nothing import Nothing
@@ -38,6 +39,7 @@ BUILT_IN: dict[str, type[Method]] = {
     for method in (
         Compact,
         LatentPool,
+        LongTermPool,
         CompressedKV,
         LastFFN,
         FFNLoRA,

@@ -188,6 +188,11 @@ class PrefixCache(Cache):
         for layer, keys, values, mask in zip(layers, kv.keys, kv.values, masks, strict=True):
             layer.append(keys, values, mask, room)
 
+    def overwrite(self, layer: int, keys: Tensor, values: Tensor, *, start: int) -> None:
+        """Put other slots (B, H, K, W), rotated to where they stand, in the place of a layer's from ``start`` on."""
+        for held, new in zip(self._grown()[layer].past(), (keys, values), strict=True):
+            held[:, :, start : start + new.shape[2]] = new
+
     def _grown(self) -> list[GrowingLayer]:
         return [layer for layer in self.layers if isinstance(layer, GrowingLayer)]
 

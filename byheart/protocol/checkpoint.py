@@ -115,8 +115,9 @@ def load_pretrained(method: Method, folder: str | Path) -> None:
         raise CheckpointError(f"'{folder}': {path.name} cannot be read ({error}).") from error
     _require_fit(folder, stored, method)
     for name in method.optional.keys() & stored.keys():
+        owner, _, leaf = name.rpartition(".")
         # A copy: what was read stays mapped to the file.
-        setattr(method, name, stored[name].clone())
+        setattr(method.get_submodule(owner), leaf, stored[name].clone())
     method.load_state_dict(stored)
     method.prompt_format = card.get("prompt_format", {})
 

@@ -174,6 +174,12 @@ class Method(nn.Module, abc.ABC):
         """
         if objective.carried:
             raise UsageError(f"method '{self.name}' has no pool to carry; leave out carried, or train latent-pool.")
+        states, hidden = self.write_episodes(batch, objective)
+        seen = torch.cat([*hidden, self._seen(states, batch.target)], dim=1)
+        return episode_loss(self.backbone, seen, batch, objective)
+
+    def write_episodes(self, batch: Batch, objective: Objective) -> tuple[list[State], list[Tensor]]:
+        """The state of each episode after its segments; with ``every_segment``, hidden states of all but the first."""
         states = [self.init()] * batch.target.shape[0]
         hidden: list[Tensor] = []
         for index in range(batch.segments.shape[1]):
@@ -183,8 +189,7 @@ class Method(nn.Module, abc.ABC):
                 states = checkpoint(self.write_many, states, batch.rows(index), use_reentrant=False)
             else:
                 states = self.write_many(states, batch.rows(index))
-        seen = torch.cat([*hidden, self._seen(states, batch.target)], dim=1)
-        return episode_loss(self.backbone, seen, batch, objective)
+        return states, hidden
 
     def _seen(self, states: Sequence[State], tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """Hidden states (B, T, D) of tokens that each read their own state."""

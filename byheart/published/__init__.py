@@ -2,6 +2,7 @@
 
 from byheart.published.ccm import ccm
 from byheart.published.memoryllm import memoryllm
+from byheart.published.mplus import mplus
 from byheart.published.peft import peft
 
-__all__ = ["ccm", "memoryllm", "peft"]
+__all__ = ["ccm", "memoryllm", "mplus", "peft"]

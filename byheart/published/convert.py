@@ -17,9 +17,10 @@ from byheart.protocol.checkpoint import save_pretrained
 from byheart.protocol.method import Method
 from byheart.published.ccm import ccm
 from byheart.published.memoryllm import memoryllm
+from byheart.published.mplus import mplus
 from byheart.published.peft import peft
 
-KINDS: dict[str, Callable[..., Method]] = {"memoryllm": memoryllm, "ccm": ccm, "peft": peft}
+KINDS: dict[str, Callable[..., Method]] = {"memoryllm": memoryllm, "mplus": mplus, "ccm": ccm, "peft": peft}
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def convert(kind: str, folder: str | Path, out: str | Path, **options: Any) -> C
     """Read a checkpoint of ``kind`` and write it into ``out``, an empty or new folder.
 
     Args:
-        options: of the reader of that kind, ``memoryllm``, ``ccm`` or ``peft``.
+        options: of the reader of that kind, ``memoryllm``, ``mplus``, ``ccm`` or ``peft``.
 
     Raises UnknownNameError, UsageError, CheckpointError or ModelError.
     """

@@ -10,12 +10,12 @@ The 8B models hold two LoRA adapters in PEFT's names as well: ``default`` is act
 ``decoder_adapter`` while the pool is read, by prompt and pool alike; each alone, never both. They become the pool's
 LoRA for writing and for reading, so the backbone keeps the plain weights, which other memories can share.
 
-M+ is another method (a long-term memory and its retriever); its folders are refused by their unexpected tensors.
+M+ is another method (a long-term memory and its retriever), see ``mplus``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ _FILLED = "initialized"
 
 
 @dataclass(frozen=True)
-class _Adapters:
+class Adapters:
     """The published LoRA adapters: the names of the one that writes and the one that reads, and what they update."""
 
     writes: str = "default"
@@ -91,12 +91,16 @@ def memoryllm(
     where = find_folder(folder)
     config = read_settings(where / "config.json", MemoryLLMConfig)
     found = shapes(where)
-    _require_bytes(where, config)
-    adapters = _adapters(config)
+    if "ltm.0" in found:
+        raise CheckpointError(
+            f"'{where}' holds an M+; read it as mplus: byheart import mplus, byheart.published.mplus."
+        )
+    require_bytes(where, config)
+    adapters = adapters_of(config)
     pool: dict[str, Tensor] = {}
     backbone = Backbone.assembled(
-        _llama(config),
-        lambda weights: pool.update(_fill(where, found, config, adapters, weights)),
+        llama_settings(config),
+        lambda weights: pool.update(fill(where, found, pool_shapes(config), adapters, weights, flag=_FILLED)),
         dtype=dtype,
         device=device,
         source=str(where),
@@ -116,15 +120,17 @@ def memoryllm(
     with torch.no_grad():
         method.first.copy_(pool["bos_embedding"])
         method.mark.copy_(pool["new_memory_positional_emb"].view(-1))
-    _set(method.writing, adapters.writes, pool)
-    _set(method.reading, adapters.reads, pool)
+    set_lora(method.writing, adapters.writes, pool)
+    set_lora(method.reading, adapters.reads, pool)
+    if pool[_FILLED].item() not in (0, 1):
+        raise CheckpointError(f"'{where}': {_FILLED} must be 0 or 1; it is {pool[_FILLED].item()}.")
     if pool[_FILLED].item():
         method.fill(pool["memory"])
     method.train(False)
     return method
 
 
-def _require_bytes(where: Path, config: MemoryLLMConfig) -> None:
+def require_bytes(where: Path, config: MemoryLLMConfig) -> None:
     """Raise CheckpointError where the files cannot hold what the settings promise."""
     least = config.numbers * min(dtype.itemsize for dtype in DTYPES)
     held = size(where)
@@ -135,16 +141,16 @@ def _require_bytes(where: Path, config: MemoryLLMConfig) -> None:
         )
 
 
-def _adapters(config: MemoryLLMConfig) -> _Adapters:
+def adapters_of(config: MemoryLLMConfig) -> Adapters:
     """What the settings say of LoRA; of rank 0 for the 7B, whose LoRA was merged before its release."""
     card = config.lora_config
     if card is None:
-        return _Adapters()
+        return Adapters()
     reads = "decoder_adapter" if config.add_decoder_lora else "default"
-    return _Adapters("default", reads, card.r, card.lora_alpha, tuple(card.target_modules))
+    return Adapters("default", reads, card.r, card.lora_alpha, tuple(card.target_modules))
 
 
-def _llama(config: MemoryLLMConfig) -> dict[str, Any]:
+def llama_settings(config: MemoryLLMConfig) -> dict[str, Any]:
     """The settings of a stock Llama that sees positions as the released one does.
 
     The released code bounds no text. Here the pool's slots come on top of what the base model reads; training saw fewer
@@ -168,24 +174,36 @@ def _rope(config: MemoryLLMConfig) -> dict[str, Any]:
     return rope
 
 
-def _fill(
-    where: Path, found: Shapes, config: MemoryLLMConfig, adapters: _Adapters, weights: Mapping[str, Tensor]
+def fill(
+    where: Path,
+    found: Shapes,
+    own: Shapes,
+    adapters: Adapters,
+    weights: Mapping[str, Tensor],
+    *,
+    exact: Collection[str] = (),
+    unused: Collection[str] = (),
+    flag: str = "",
 ) -> dict[str, Tensor]:
-    """Write the Llama's weights in place; gives MemoryLLM's own tensors, and those of LoRA in float32.
+    """Write the Llama's weights in place; gives the tensors of ``own``, and those of LoRA in float32.
 
     Args:
         found: the shapes of all tensors in the files.
+        exact: names in ``own`` of what is read in float32 too.
+        unused: ends of names of tensors that may be there and are not read.
+        flag: the name of a whole number that is given too.
     """
     low_rank = adapters.shapes(weights)
-    expected_pool = {**_own_shapes(config), **low_rank}
+    expected_pool = {**own, **low_rank}
     bases = {adapters.base_name(name): weight for name, weight in weights.items()}
     # A tied head is the embedding again.
-    ignored = _IGNORED if "lm_head.weight" in weights else (*_IGNORED, "lm_head.weight")
+    ignored = (*_IGNORED, *unused) if "lm_head.weight" in weights else (*_IGNORED, *unused, "lm_head.weight")
     expected = {name: tuple(weight.shape) for name, weight in bases.items()}
-    require(where, found, {**expected, **expected_pool, _FILLED: ()}, ignored=ignored)
+    require(where, found, {**expected, **expected_pool, **({flag: ()} if flag else {})}, ignored=ignored)
     like = next(iter(weights.values()))
+    wide = {*low_rank, *exact}
     taken = {
-        name: torch.empty(shape, dtype=torch.float32 if name in low_rank else like.dtype, device=like.device)
+        name: torch.empty(shape, dtype=torch.float32 if name in wide else like.dtype, device=like.device)
         for name, shape in expected_pool.items()
     }
     targets = {**bases, **taken}
@@ -193,24 +211,24 @@ def _fill(
         for name, tensor in shard.items():
             if name in targets:
                 copy(where, name, tensor, targets[name])
-            elif name == _FILLED:
+            elif name == flag:
                 taken[name] = tensor
-    if taken[_FILLED].item() not in (0, 1):
-        raise CheckpointError(f"'{where}': {_FILLED} must be 0 or 1; it is {taken[_FILLED].item()}.")
     return taken
 
 
-def _own_shapes(config: MemoryLLMConfig) -> Shapes:
+def pool_shapes(config: MemoryLLMConfig) -> Shapes:
+    """Names and shapes of the pool's own tensors."""
     layers, dim = config.num_hidden_layers, config.hidden_size
     return {
-        "memory": (layers, config.slots, dim),
+        "memory": (layers, config.pool_slots, dim),
         "bos_embedding": (layers, 1, dim),
         "new_memory_positional_emb": (1, 1, dim),
     }
 
 
 @torch.no_grad()
-def _set(lora: LoRA | None, adapter: str, taken: Mapping[str, Tensor]) -> None:
+def set_lora(lora: LoRA | None, adapter: str, taken: Mapping[str, Tensor]) -> None:
+    """Put a published adapter into ``lora``, where there is one."""
     if lora is None:
         return
     for path, down, up in zip(lora.paths, lora.down, lora.up, strict=True):

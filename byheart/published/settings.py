@@ -129,13 +129,56 @@ class MemoryLLMConfig(Llama):
 
     @property
     def slots(self) -> int:
-        """Slots of the pool in each layer."""
+        """Slots that a prompt reads in each layer."""
         return self.num_blocks * self.num_tokens
+
+    @property
+    def pool_slots(self) -> int:
+        """Slots of the pool in each layer."""
+        return self.slots
+
+    @property
+    def stored_slots(self) -> int:
+        """Slots in the files in each layer."""
+        return self.slots
 
     @property
     def numbers(self) -> int:
         """How many numbers the large tensors hold: embeddings, projections and the pool."""
         heads = 2 * self._width * (self.num_attention_heads + self._key_heads)
-        layer = heads + 3 * self.intermediate_size + self.slots
+        layer = heads + 3 * self.intermediate_size + self.stored_slots
         tables = self.vocab_size * (1 if self.tie_word_embeddings else 2)
         return self.hidden_size * (self.num_hidden_layers * layer + tables)
+
+
+class MPlusConfig(MemoryLLMConfig):
+    """M+'s ``config.json``: MemoryLLM's, and of the long-term memory and its retriever; ``num_blocks`` counts both."""
+
+    num_ltm_blocks: Count
+    ltm_initial_size: Annotated[int, Field(ge=0, lt=1 << 31)]
+    update_ltm_frequency: Count
+    initial_rf_when_moving_stm_to_ltm: Positive
+    decay_frequency: Positive
+    selector_hidden_dim: Count
+    add_selector: Literal[True]
+    num_selector_layers: Literal[2]
+    update_ltm_mode: Literal["immediate"]
+    selector_layers: None = None
+
+    @model_validator(mode="after")
+    def _has_a_pool(self) -> MPlusConfig:
+        if self.num_blocks - self.num_ltm_blocks < 2:
+            raise ValueError(
+                f"num_blocks {self.num_blocks} must be 2 or more above num_ltm_blocks {self.num_ltm_blocks}"
+            )
+        return self
+
+    @property
+    def pool_slots(self) -> int:
+        """Slots of the pool in each layer; the rest is read from the long-term memory."""
+        return (self.num_blocks - self.num_ltm_blocks) * self.num_tokens
+
+    @property
+    def stored_slots(self) -> int:
+        """Slots in the files in each layer, those of the long-term memory too."""
+        return self.pool_slots + self.ltm_initial_size

@@ -60,3 +60,30 @@ def test_training_says_in_a_log_file_how_far_it_is(
     ]
     monkeypatch.setenv("RANK", "1")
     assert run("train", "compressed-kv", *flags[:3], tmp_path / "second", *flags[4:]).err == ""
+
+
+def test_a_long_term_pool_is_trained_and_asked_after_other_texts(
+    run: Run, data: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    out, asked = tmp_path / "long", tmp_path / "cats.jsonl"
+    rows = [
+        {"context": f"The cat {n} is {n}.", "question": "Which?", "answers": [n]} for n in ("Ada", "Bo", "Cy", "Di")
+    ]
+    asked.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    options = {"slots": 4, "blocks": 2, "recalled": 1, "merge_every": 2, "width": 4, "longest": 12, "shortest": 4}
+    given = [part for name, value in options.items() for part in ("-o", f"{name}={value}")]
+    shape = ["--segments", 3, "--segment-tokens", 12, "--target-tokens", 8, "--batch", 2, "--steps", 2]
+    ran = run("train", "long-term-pool", *given, "--model", tiny_folder, "--data", data, "--out", out, *shape, "--json")
+    assert ran.code == 0, ran.err
+    assert ran.json["losses"] == 2
+    flags = ["-o", "distractors=2", "-o", "every=2", "--limit", 1, "--model", tiny_folder, "--dtype", "float32"]
+    spec = f"{out}:max_tokens=2"
+    ran = run("evaluate", "retention", "--method", spec, "--data", asked, *flags, "--json")
+    assert ran.code == 0, ran.err
+    found = {(row["metric"], row.get("distractors")) for row in ran.json if row["method"] == spec}
+    assert {("accuracy", 0), ("accuracy", 2), ("law", 2)} <= found
+    # What is kept is written into a memory and found again by each question.
+    made = ["--model", tiny_folder, "--method", out, "--dtype", "float32"]
+    assert run("write", "cat", *made, stdin=b"The cat is called Muck. " * 4).code == 0
+    ran = run("ask", "cat", "Who?", "--max-tokens", 2, "--json")
+    assert (ran.code, ran.json["method"]) == (0, "long-term-pool")

@@ -35,7 +35,10 @@ TOLERANCE = 1e-4
 
 def kind_of(folder: Path) -> str | None:
     if (folder / "config.json").exists():
-        return "memoryllm" if "num_blocks" in json.loads((folder / "config.json").read_text()) else None
+        config = json.loads((folder / "config.json").read_text())
+        if "num_ltm_blocks" in config:
+            return "mplus"
+        return "memoryllm" if "num_blocks" in config else None
     if (folder / "adapter" / "adapter_config.json").exists():
         return "ccm"
     return "fastmem" if "span" in load_file(folder / "expected.safetensors") else None
@@ -265,8 +268,8 @@ def test_a_missing_adapter_is_named(released: Path) -> None:
 
 
 def test_an_unexpected_tensor_is_named(released: Path) -> None:
-    change(released, ltm__0=torch.zeros(2, 2))
-    with pytest.raises(CheckpointError, match=r"unexpected: ltm\.0\."):
+    change(released, odd__0=torch.zeros(2, 2))
+    with pytest.raises(CheckpointError, match=r"unexpected: odd\.0\."):
         pool_of(released)
 
 
