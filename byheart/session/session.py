@@ -7,7 +7,6 @@ next write. It does not know which method it has, nor how text becomes tokens.
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,23 +25,16 @@ from byheart.model.reading import Reading
 from byheart.protocol import state_file
 from byheart.protocol.fact import Fact
 from byheart.protocol.method import Method
-from byheart.protocol.state import SAMPLED_FORMATS, Header, State, Written, nbytes
+from byheart.protocol.state import Header, State, Written, nbytes
 from byheart.protocol.state_file import OpenedState
 from byheart.session.facts import encode_fact
+from byheart.session.readable import require_readable
 from byheart.text.detokenize import decode_stream
 from byheart.text.encoder import ChatEncoder
 from byheart.text.fact_text import FactText
 from byheart.text.prompt_format import PromptFormat
 
-log = logging.getLogger(__name__)
-
 Progress = Callable[[int, int], None]
-_SAMPLED = "%s was made by an older byheart: its model was compared by samples. Save it again to have all compared."
-_UNCOMPARED = (
-    "%s was made by an older byheart, with parts of its method that are not the ones here: starting values of another "
-    "processor, or trained ones. If they were trained, open it with them (method=FOLDER, --method FOLDER) before it is "
-    "saved; saved from here, it belongs to the starting values."
-)
 _DEFAULTS = Decoding()
 
 
@@ -373,23 +365,7 @@ class Session:
 
     def require(self, header: Header, where: str) -> None:
         """Raise StateMismatchError unless a state with this header, from ``where``, can be read here."""
-        header = replace(header, options=self.method.known_options(header.options))
-        if header.format not in SAMPLED_FORMATS:
-            return header.require(self.header, where)
-        sampled = self.method.sampled_fingerprint
-        # Starting values differ in their last digits from one processor to another, and so do their names.
-        is_unknown = self.method.is_untrained and not header.learned and header.adapter != sampled
-        is_unknown = is_unknown and bool(self.method.state_dict())
-        log.warning(_UNCOMPARED if is_unknown else _SAMPLED, where)
-        header.require(
-            replace(
-                self.header,
-                backbone=self.backbone.sampled_fingerprint,
-                tokenizer=self.encoder.vocabulary_fingerprint,
-                adapter=header.adapter if is_unknown else sampled,
-            ),
-            where,
-        )
+        require_readable(header, where, self.header, self.method, self.encoder)
 
     def fork(self) -> Session:
         """A second session that starts from what this one knows; neither sees what the other writes later."""
