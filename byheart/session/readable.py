@@ -20,7 +20,7 @@ _UNCOMPARED = (
 
 
 def require_readable(header: Header, where: str, own: Header, method: Method, encoder: ChatEncoder) -> None:
-    """Raise StateMismatchError unless a session with the header ``own`` can read a state with ``header``, from ``where``."""
+    """Raise StateMismatchError unless a session whose header is ``own`` can read a state with ``header``."""
     header = replace(header, options=method.known_options(header.options))
     if header.format not in SAMPLED_FORMATS:
         return header.require(own, where)
