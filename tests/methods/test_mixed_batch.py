@@ -23,7 +23,7 @@ CLOSE = 1e-4
 def row(case: str, family: str, place: int) -> tuple[Reading, Tensor]:
     """The reading and the prompt (1, T) of row ``place``, of lengths that no other row has."""
     made = method(case, family)
-    state = written(made, tokens(11 + 5 * place, seed=place), tokens(4 + 3 * place, seed=place + 20))
+    state = written(made, tokens(11 + 2 * place, seed=place), tokens(4 + 2 * place, seed=place + 20))
     with torch.no_grad():
         return made.read(state), tokens(2 + place, seed=place + 40)
 
