@@ -180,15 +180,14 @@ def _chapter(one: Measure, given: argparse.Namespace) -> Iterator[str]:
         return
     yield from (f"## {one.title}\n", one.note.strip(), "", "```sh", one.command(_SHOWN), "```", "")
     with TemporaryDirectory() as folder:
-        made = compare([rows], out=folder)
+        made = compare([rows], out=folder, figures=one.figures)
         figures = given.page.parent / given.page.stem
         figures.mkdir(parents=True, exist_ok=True)
         for plot in sorted(path for path in made.plots if path.suffix == ".svg"):
-            if any(plot.stem.endswith(end) for end in one.figures):
-                # Several measures may have one task and data set: each has a figure of its own.
-                name = f"{one.name}{plot.name.removeprefix(one.task)}"
-                shutil.copyfile(plot, figures / name)
-                yield f"![{Path(name).stem.replace('-', ' ')}]({given.page.stem}/{name})\n"
+            # Several measures may have one task and data set: each has a figure of its own.
+            name = f"{one.name}{plot.name.removeprefix(one.task)}"
+            shutil.copyfile(plot, figures / name)
+            yield f"![{Path(name).stem.replace('-', ' ')}]({given.page.stem}/{name})\n"
     yield from _tables(one.name, made)
     yield from (f"{note}\n" for note in floor_notes([number.row for number in made.numbers]))
     yield f"`benchmarks/results/tasks/{one.name}/rows.json`\n"
@@ -203,7 +202,7 @@ def _of_study(one: Study, given: argparse.Namespace) -> Iterator[str]:
         return
     yield from (f"## {one.title}\n", one.note.strip(), "", "```sh", one.command.strip(), "```", "")
     with TemporaryDirectory() as folder:
-        yield from _tables(one.name, compare([rows], out=folder))
+        yield from _tables(one.name, compare([rows], out=folder, figures=()))
     yield f"`benchmarks/results/{one.name}.json`\n"
 
 

@@ -31,8 +31,7 @@ def calibrate(model: Model, as_json: options.AsJSON = False, **choices: Any) -> 
     """Measure a model once, so that its memories can be compact."""
     start, layers = time.monotonic(), choices.pop("layers")
     if layers is not None:
-        _measure_layers(model, options.parse_numbers("--layers", layers), start, as_json=as_json, **choices)
-        return
+        return _measure_layers(model, options.parse_numbers("--layers", layers), start, as_json=as_json, **choices)
     with terminal.progressing(f"calibrating {model}", "texts") as progress:
         from byheart.model.loading import silence
         from byheart.session.calibration import calibrate_model
@@ -42,8 +41,7 @@ def calibrate(model: Model, as_json: options.AsJSON = False, **choices: Any) -> 
     size, seconds = path.stat().st_size, round(time.monotonic() - start, 1)
     if as_json:
         made = {"model": model, "codec": codec.fingerprint, "bytes": size, "seconds": seconds, "path": str(path)}
-        terminal.show_json(made)
-        return
+        return terminal.show_json(made)
     terminal.say(f"The codec of {model} is in {path} ({terminal.size(size)}, {seconds:.0f} s).")
 
 

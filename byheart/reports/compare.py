@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -63,29 +63,34 @@ class Comparison:
 
 @dataclass
 class _Drawn:
-    """The figures so far, by file name; every method keeps its style in all of them."""
+    """The figures so far, by file name, None for one that nobody wants; every method keeps its style in all of them."""
 
     styles: Mapping[str, int]
-    plots: dict[str, Plot] = field(default_factory=dict)
+    ends: tuple[str, ...] | None = None
+    plots: dict[str, Plot | None] = field(default_factory=dict)
 
-    def picture(self, plot: Plot, alt: str, caption: str, *name: str) -> Picture:
+    def pictures(self, draw: Callable[[], Plot], alt: str, caption: str, *name: str) -> list[Picture]:
+        """The figure that ``draw`` makes, or none where its name has no end that is wanted."""
         slug = re.sub(r"[^A-Za-z0-9.=]+", "-", "-".join(name)).strip("-.")[:80]
         taken = sum(re.fullmatch(rf"{re.escape(slug)}(-\d+)?", known) is not None for known in self.plots)
-        self.plots[f"{slug}-{taken + 1}" if taken else slug] = plot
-        return Picture(plot.svg, alt, caption)
+        file = f"{slug}-{taken + 1}" if taken else slug
+        plot = self.plots[file] = draw() if self.ends is None or file.endswith(self.ends) else None
+        return [Picture(plot.svg, alt, caption)] if plot else []
 
 
-def compare(paths: Sequence[str | Path], *, out: str | Path) -> Comparison:
+def compare(paths: Sequence[str | Path], *, out: str | Path, figures: Sequence[str] | None = None) -> Comparison:
     """Write a page, tables and figures of the runs' numbers.
 
     Args:
         paths: folders, of which every ``rows.json`` and ``gap.json`` is read, and files of rows.
+        figures: ends of the names of those that are drawn; all without it.
 
     Raises InputError where there are no rows to be read, UsageError where matplotlib is missing.
     """
     sources = read(paths)
     numbers = mark_best(merge(sources))
-    drawn = _Drawn({name: n for n, name in enumerate(dict.fromkeys(number.row.method for number in numbers))})
+    styles = {name: n for n, name in enumerate(dict.fromkeys(number.row.method for number in numbers))}
+    drawn = _Drawn(styles, None if figures is None else tuple(figures))
     groups = group(numbers, lambda number: (number.row.task, number.row.dataset))
     chapters = [_chapter(f"{task} · {data}", members, drawn) for (task, data), members in groups.items()]
     chapters.append(Chapter("What it was made from", tables=[_origin(sources)]))
@@ -93,7 +98,7 @@ def compare(paths: Sequence[str | Path], *, out: str | Path) -> Comparison:
     folder = Path(out)
     (folder / "plots").mkdir(parents=True, exist_ok=True)
     files = []
-    for name, plot in drawn.plots.items():
+    for name, plot in ((name, plot) for name, plot in drawn.plots.items() if plot):
         files += [folder / "plots" / f"{name}.svg", folder / "plots" / f"{name}.png"]
         files[-2].write_text(plot.svg, encoding="utf-8")
         files[-1].write_bytes(plot.png)
@@ -133,12 +138,12 @@ def _judged(numbers: Sequence[Number]) -> list[Number]:
 def _fronts(metric: str, numbers: Sequence[Number], title: str, drawn: _Drawn) -> list[Picture]:
     """A figure of the frontier against bytes kept, and against each cost of reading that was measured."""
     shown = _judged(numbers)
-    pictures = [_frontier(metric, [(number, number.row.bytes) for number in shown], BYTES_KEPT, title, drawn)]
+    pictures = _frontier(metric, [(number, number.row.bytes) for number in shown], BYTES_KEPT, title, drawn)
     for name, cost in READING_COSTS.items():
         found = [(number, number.row.costs[name]) for number in shown if name in number.row.costs]
         # What costs nobody anything is no axis.
         if any(spent for _, spent in found):
-            pictures.append(_frontier(metric, _best_at(found), cost, title, drawn))
+            pictures += _frontier(metric, _best_at(found), cost, title, drawn)
     return pictures
 
 
@@ -150,7 +155,9 @@ def _best_at(numbers: Sequence[tuple[Number, float]]) -> list[tuple[Number, floa
     return [(replace(number, best=place in best), spent) for place, (number, spent) in enumerate(numbers)]
 
 
-def _frontier(metric: str, numbers: Sequence[tuple[Number, float]], cost: Cost, title: str, drawn: _Drawn) -> Picture:
+def _frontier(
+    metric: str, numbers: Sequence[tuple[Number, float]], cost: Cost, title: str, drawn: _Drawn
+) -> list[Picture]:
     points = [
         Point(number.row.method, drawn.styles[number.row.method], spent, *number.row.interval, number.best)
         for number, spent in numbers
@@ -160,14 +167,14 @@ def _frontier(metric: str, numbers: Sequence[tuple[Number, float]], cost: Cost, 
     caption = f"{_headed(metric, first.place)} against {cost.name}; {_WAYS[first.row.higher_is_better]}."
     words = "; ".join(f"{point.name} {point.value:.3f} at {cost.show(point.cost)}" for point in points)
     front = f" On the frontier: {', '.join(best)}." if best else ""
-    plot = frontier(points, metric=_words(metric), cost=cost)
+    draw = partial(frontier, points, metric=_words(metric), cost=cost)
     against = "bytes" if cost is BYTES_KEPT else cost.name
-    return drawn.picture(plot, f"{title}. {caption} {words}.{front}", caption + front, title, metric, against)
+    return drawn.pictures(draw, f"{title}. {caption} {words}.{front}", caption + front, title, metric, against)
 
 
 def _curves(metric: str, numbers: Sequence[Number], laws: Sequence[Number], title: str, drawn: _Drawn) -> list[Picture]:
     """A figure for each number that a metric was measured at, the others being the same."""
-    pictures = []
+    pictures: list[Picture] = []
     for at in dict.fromkeys(name for number in numbers for name, value in number.place if _is_number(value)):
         found, expected = (group(_finite(some), partial(_rest, at=at)) for some in (numbers, laws))
         for rest, members in found.items():
@@ -177,20 +184,20 @@ def _curves(metric: str, numbers: Sequence[Number], laws: Sequence[Number], titl
             dashed = _lines(expected.get(rest, []), at, drawn, law=True)
             if any(len(line.points) > 1 for line in lines):
                 others = tuple((name, value) for name, value in members[0].place if name != at)
-                pictures.append(_curve(metric, others, at, lines, dashed, title, drawn))
+                pictures += _curve(metric, others, at, lines, dashed, title, drawn)
     return pictures
 
 
 def _curve(
     metric: str, others: Place, at: str, lines: list[Line], dashed: list[Line], title: str, drawn: _Drawn
-) -> Picture:
-    plot = curves([*lines, *dashed], metric=_words(metric), at=_words(at))
+) -> list[Picture]:
+    draw = partial(curves, [*lines, *dashed], metric=_words(metric), at=_words(at))
     caption = f"{_headed(metric, others)} against {_words(at)}{'; the law is dashed' if dashed else ''}."
     words = "; ".join(
         f"{line.name} {', '.join(f'{value:.3f} at {place:g}' for place, value, *_ in sorted(line.points))}"
         for line in lines
     )
-    return drawn.picture(plot, f"{title}. {caption} {words}.", caption, title, metric, at)
+    return drawn.pictures(draw, f"{title}. {caption} {words}.", caption, title, metric, at)
 
 
 def _lines(numbers: Sequence[Number], at: str, drawn: _Drawn, *, law: bool = False) -> list[Line]:
@@ -217,7 +224,9 @@ def _times(wholes: Sequence[Sequence[Number]], title: str, drawn: _Drawn) -> lis
     )
     if not any(taken.answer for taken in found.values()):
         caption = caption.replace(" and to answer", "")
-    return [drawn.picture(times(list(found.values())), f"{title}. {caption} {words}.", caption, title, "seconds")]
+    return drawn.pictures(
+        partial(times, list(found.values())), f"{title}. {caption} {words}.", caption, title, "seconds"
+    )
 
 
 def _wholes(numbers: Sequence[Number]) -> list[list[Number]]:

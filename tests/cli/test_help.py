@@ -149,7 +149,10 @@ def test_the_page_shows_every_command_with_every_option() -> None:
             section = page.partition(f"### byheart {name}\n")[2].partition("### ")[0]
             assert f"byheart {name}" in section
             assert summary in section
-    assert "| `--data PATH[:WEIGHT]` | JSON lines, text, a folder or a hub name. Repeatable. |" in page
+    assert (
+        "| `--data PATH[:WEIGHT]` | JSON lines, text, a folder or a hub name (not run from the hub yet). Repeatable. |"
+        in page
+    )
     assert "| `--too-long refuse\\|cut` |" in page
     assert "byheart train --out VALUE [METHOD] [OPTIONS]\n" in page
     assert "byheart write NAME [FILES...] [OPTIONS]\n" in page

@@ -132,7 +132,7 @@ def test_without_a_file_or_flags_there_are_defaults() -> None:
 
 def test_what_decides_a_run_is_recorded_by_flat_names() -> None:
     """So that a checkpoint of an earlier version still resumes."""
-    recorded = ["steps", "learning_rate", "warmup", "clip", "weight_decay", "accumulate"]
+    recorded = ["steps", "learning_rate", "warmup", "schedule", "clip", "weight_decay", "accumulate"]
     recorded += ["teacher", "every_segment", "checkpoint_writes", "carried", "full_pool", "revisit", "too_long", "seed"]
     assert list(flatten(TrainingConfig().optimisation)) == recorded
 
