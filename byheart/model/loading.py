@@ -141,11 +141,12 @@ def open_classifier(
     own = any(next(Path(model).glob(pattern), None) for pattern in _TOKENIZER_FILES)
     advice = "Where the hub cannot be reached, give the folder of a copy."
     with opening(f"Classifier '{model}' could not be opened", advice):
-        # First what the caller named: where it is not there, no hub need be asked for a tokenizer.
-        opened: Any = AutoModelForSequenceClassification.from_pretrained(
-            _folder(model), dtype=torch.float32, trust_remote_code=False
-        )
+        # What the caller named is looked for first: where it is not there, no hub need be asked for a tokenizer.
+        folder = _folder(model)
         encode = AutoTokenizer.from_pretrained(_folder(model if own else tokenizer), trust_remote_code=False)
+        opened: Any = AutoModelForSequenceClassification.from_pretrained(
+            folder, dtype=torch.float32, trust_remote_code=False
+        )
     classifier: PreTrainedModel = opened.to(where).eval()
     cut = min(longest, encode.model_max_length)
 
