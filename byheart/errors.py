@@ -12,6 +12,11 @@ ByheartError
 │   ├── CorruptStateError    truncated, tampered with, or not a state at all
 │   └── StateMismatchError   made by another model, method, option or format version
 ├── StoreError            a named memory that exists, does not exist, or has an invalid name
+│   ├── MissingError      no such memory or version
+│   ├── ConflictError     it was changed meanwhile, or its name is taken
+│   ├── QuotaError        more memories or bytes than a tenant may have
+│   └── UnavailableError  the catalogue or the object store does not answer; try again later
+├── BusyError             an engine that has too much to do; try again later
 ├── OutputError           what was done cannot be said: standard output cannot be written
 └── TrainingError         training that cannot continue; its last checkpoint is intact
 """
@@ -80,6 +85,30 @@ class StateMismatchError(StateError):
 
 class StoreError(ByheartError):
     """A named memory that exists, does not exist, or has an invalid name."""
+
+
+class MissingError(StoreError):
+    """No such memory, or no such version of it."""
+
+
+class ConflictError(StoreError):
+    """A memory that was changed meanwhile, or a name that is taken."""
+
+
+class QuotaError(StoreError):
+    """More memories or bytes than a tenant may have."""
+
+
+class UnavailableError(StoreError):
+    """A catalogue or an object store that does not answer."""
+
+
+class BusyError(ByheartError):
+    """An engine that has too much to do; ``retry_after`` is in seconds."""
+
+    def __init__(self, message: str, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class OutputError(ByheartError):
