@@ -183,7 +183,8 @@ def _chapter(one: Measure, given: argparse.Namespace) -> Iterator[str]:
         made = compare([rows], out=folder, figures=one.figures)
         figures = given.page.parent / given.page.stem
         figures.mkdir(parents=True, exist_ok=True)
-        for plot in sorted(path for path in made.plots if path.suffix == ".svg"):
+        ordered = [path for end in one.figures for path in made.plots if path.stem.endswith(f"-{end}")]
+        for plot in (path for path in ordered if path.suffix == ".svg"):
             # Several measures may have one task and data set: each has a figure of its own.
             name = f"{one.name}{plot.name.removeprefix(one.task)}"
             shutil.copyfile(plot, figures / name)

@@ -169,6 +169,8 @@ def _place(figure: Figure, axes: Axes, point: Point, shift: float) -> None:
         markersize=6,
         elinewidth=1.1,
         zorder=2,
+        # Points of one place stand aside of it, which may be beside the axes.
+        clip_on=False,
     )
 
 
@@ -302,7 +304,7 @@ def _legend_lines(names: Sequence[str]) -> int:
 
 def _columns(names: Sequence[str]) -> int:
     longest = max(map(len, names), default=0)
-    return 3 if longest <= 11 else 2 if longest <= 19 else 1
+    return 3 if longest <= 11 else 2 if longest <= 22 else 1
 
 
 def _of_law(line: Line) -> str:
