@@ -6,6 +6,7 @@ A new method is tested by being in the table; options that make it quick go into
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
@@ -48,12 +49,29 @@ BATCH = collate(
 ROUNDING = 1e-4
 
 CASES = [(case, family) for case in METHODS for family in ALL_FAMILIES] + [(case, "llama") for case in VARIANTS]
-on_every_family = pytest.mark.parametrize(("case", "family"), CASES)
-# What hardly depends on the model runs on one family; on the others when slow tests are asked for.
-on_one_family = pytest.mark.parametrize(
-    ("case", "family"),
-    [each if each[1] == "llama" else pytest.param(*each, marks=pytest.mark.slow) for each in CASES],
-)
+_COUNT = len(ALL_FAMILIES)
+# Without slow tests, these see every family, and the others the first one and three that differ from method to method:
+# every family is still seen by many of them.
+_EVERYWHERE = ("full", "compact", "latent-pool", "compressed-kv")
+_SEEN = {
+    (case, ALL_FAMILIES[(3 * number + step) % _COUNT]) for number, case in enumerate(METHODS) for step in range(3)
+} | {(case, family) for case, family in CASES if family == "llama" or case in _EVERYWHERE}
+
+
+def _parametrized(quick: Collection[tuple[str, str]]) -> pytest.MarkDecorator:
+    """All cases; only ``quick`` ones run without slow tests."""
+    cases = [each if each in quick else pytest.param(*each, marks=pytest.mark.slow) for each in CASES]
+    return pytest.mark.parametrize(("case", "family"), cases)
+
+
+on_every_family = _parametrized(_SEEN)
+# What hardly depends on the model runs on one family.
+on_one_family = _parametrized([each for each in CASES if each[1] == "llama"])
+
+
+def test_quick_tests_show_every_family_to_many_methods() -> None:
+    for family in ALL_FAMILIES:
+        assert len({case for case, seen in _SEEN if seen == family}) >= len(_EVERYWHERE) + 3
 
 
 @pytest.fixture
