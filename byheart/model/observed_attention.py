@@ -35,6 +35,7 @@ class Observed:
 
 
 _active: ContextVar[Observed | None] = ContextVar("observed", default=None)
+_queries: ContextVar[list[Tensor] | None] = ContextVar("queries", default=None)
 
 
 @contextmanager
@@ -51,9 +52,25 @@ def observing(rows: int, *, greatest: bool = False) -> Iterator[Observed]:
         _active.reset(token)
 
 
+@contextmanager
+def observing_queries() -> Iterator[list[Float[Tensor, "B _ T W"]]]:
+    """Inside: attention records the queries of every layer that runs, scaled, so that a product with a key is a score.
+
+    After: as before.
+    """
+    seen: list[Tensor] = []
+    token = _queries.set(seen)
+    try:
+        yield seen
+    finally:
+        _queries.reset(token)
+
+
 def show(query: Tensor, key: Tensor, mask: Tensor | None, *, scaling: float, softcap: float | None) -> None:
     """Let an observer, if there is one, see a layer; arguments as in ``attention.grouped_attention``."""
-    seen = _active.get()
+    queries, seen = _queries.get(), _active.get()
+    if queries is not None:
+        queries.append(query * scaling)
     if seen is None:
         return
     query = query[:, :, -seen.rows :]

@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 Pairing = Literal["half", "interleaved", "none"]
@@ -40,11 +40,7 @@ class Rotation:
             return keys
         exact = keys.dtype if keys.dtype in (torch.float32, torch.float64) else torch.float32
         cos, sin = _angles(self.frequencies, steps, keys.device, exact)
-        pairs = len(self.frequencies)
-        if self.pairing == "half":
-            halves = (slice(0, pairs), slice(pairs, 2 * pairs))
-        else:
-            halves = (slice(0, 2 * pairs, 2), slice(1, 2 * pairs, 2))
+        pairs, halves = len(self.frequencies), self._halves()
         # bfloat16 keys are multiplied in float32: a rounded cosine would rotate every key by the same wrong angle.
         wide = keys.to(exact)
         first, second = wide[..., halves[0]], wide[..., halves[1]]
@@ -54,6 +50,21 @@ class Rotation:
         if 2 * pairs < keys.shape[-1]:
             out[..., 2 * pairs :] = keys[..., 2 * pairs :]
         return out
+
+    def slow(self, width: int, *, steps: int) -> Bool[Tensor, " W"]:
+        """Which of a key's ``width`` components turn by less than one radian in so many positions, or not at all."""
+        slow = torch.ones(width, dtype=torch.bool)
+        if self.pairing != "none":
+            for half in self._halves():
+                slow[half] = torch.tensor(self.frequencies) * steps < 1
+        return slow
+
+    def _halves(self) -> tuple[slice, slice]:
+        """Where the first and the second components of the pairs are."""
+        pairs = len(self.frequencies)
+        if self.pairing == "half":
+            return slice(0, pairs), slice(pairs, 2 * pairs)
+        return slice(0, 2 * pairs, 2), slice(1, 2 * pairs, 2)
 
 
 def _angles(

@@ -15,8 +15,8 @@ from byheart.generation.generate import Generation, Request
 from byheart.model.backbone import Backbone
 from byheart.protocol.segments import write_in_step
 from byheart.protocol.state import State, Written
-from byheart.session.session import Session, stop_strings
-from byheart.text.detokenize import Detokenizer
+from byheart.session.session import Session
+from byheart.text.detokenize import Detokenizer, stop_strings
 from byheart.text.encoder import ChatEncoder
 from byheart.text.fact_text import FactText
 

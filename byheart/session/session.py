@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from byheart.errors import CorruptStateError, InputError, StateError, UsageError
+from byheart.errors import CorruptStateError, InputError, StateError
 from byheart.generation.contrast import require_contrast
 from byheart.generation.decoding import Decoding, DecodingOptions, with_options
 from byheart.generation.generate import Generation, Request
 from byheart.model.backbone import Backbone
 from byheart.model.kv_cache import PrefixCache
 from byheart.model.reading import Reading
+from byheart.model.stock_attention import without_masks
 from byheart.protocol import state_file
 from byheart.protocol.fact import Fact
 from byheart.protocol.method import Method
@@ -29,7 +30,7 @@ from byheart.protocol.state import Header, State, Written, nbytes
 from byheart.protocol.state_file import OpenedState
 from byheart.session.facts import encode_fact
 from byheart.session.readable import require_readable
-from byheart.text.detokenize import decode_stream
+from byheart.text.detokenize import decode_stream, stop_strings
 from byheart.text.encoder import ChatEncoder
 from byheart.text.fact_text import FactText
 from byheart.text.prompt_format import PromptFormat
@@ -314,6 +315,13 @@ class Session:
         with torch.no_grad():
             return self.method.read(part)
 
+    def stock_reading(self, question: str = "What is this about?") -> Reading:
+        """``reading_for`` without masks of single heads, for engines with stock attention; other questions fit it too.
+
+        Raises UnsupportedModelError where the model's heads need them.
+        """
+        return without_masks(self.backbone, self.reading_for(question), self.prompt(question)[None])
+
     def reread_tokens(self, question: str) -> float:
         """How many tokens of the text the model runs again to be asked ``question``, as whole passes of one token."""
         return self.method.reread_tokens(self.method.select(self.state, self.encoder.continuation(question)))
@@ -387,11 +395,3 @@ class Session:
     def bytes(self) -> int:
         """Bytes of the state's tensors."""
         return nbytes(self._state)
-
-
-def stop_strings(stop: str | Sequence[str]) -> list[str]:
-    """Stop strings as a list. Raises UsageError for an empty one."""
-    stops = [stop] if isinstance(stop, str) else list(stop)
-    if "" in stops:
-        raise UsageError("A stop string must not be empty: every answer would end before it began.")
-    return stops

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from byheart.errors import UsageError
 from byheart.text.encoder import ChatEncoder
 
 # Some tokenizers show a character that is not whole yet as one mark, some as a mark for each byte.
@@ -72,3 +73,11 @@ def _find_stop(text: str, stops: Sequence[str]) -> int | None:
 def _begun(text: str, stops: Sequence[str]) -> int:
     """Characters at the end of ``text`` that more tokens may make into a stop string."""
     return max((n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
+
+
+def stop_strings(stop: str | Sequence[str]) -> list[str]:
+    """Stop strings as a list. Raises UsageError for an empty one."""
+    stops = [stop] if isinstance(stop, str) else list(stop)
+    if "" in stops:
+        raise UsageError("A stop string must not be empty: every answer would end before it began.")
+    return stops

@@ -15,15 +15,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from byheart.errors import InputError
+from byheart.errors import InputError, UsageError
 from byheart.methods import build
 from byheart.model.backbone import Backbone
 from byheart.model.reading import Reading
+from byheart.model.stock_attention import stock_cache
 from byheart.protocol import state_file as states
 from byheart.protocol.checkpoint import load_pretrained, save_pretrained
 from byheart.protocol.episode import Episode, collate
 from byheart.protocol.method import Method
 from byheart.protocol.state import Header, State, stack, unstack
+from byheart.testing import tiny_model
 from tests.samples import (
     ALL_FAMILIES,
     METHODS,
@@ -295,6 +297,19 @@ def test_stock_generate_over_a_reading_says_the_same(own: Backbone, reading: Rea
             **{own.anatomy.cache_argument: cache},
         )
     assert ours == theirs[0, PROMPT.shape[1] :].tolist()
+
+
+@on_one_family
+def test_stock_attention_over_a_stock_cache_says_the_same(own: Backbone, family: str, reading: Reading) -> None:
+    if reading.deltas or (reading.prefix and reading.prefix.masks):
+        with pytest.raises(UsageError, match=r"Session\.(ask|stock_reading)"):
+            stock_cache(reading)
+        return
+    theirs = tiny_model(family)
+    theirs.set_attn_implementation("sdpa")
+    with torch.no_grad():
+        found = theirs(PROMPT, **{own.anatomy.cache_argument: stock_cache(reading)}).logits
+    torch.testing.assert_close(found, logits(own, reading, PROMPT), rtol=0, atol=1e-5)
 
 
 @on_one_family

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from byheart.model.observed_attention import observing
+from byheart.model.observed_attention import observing, observing_queries
 from byheart.model.reading import Reading
 from byheart.testing import tiny_backbone, tiny_model
 from tests.samples import ALL_FAMILIES, backbone, tokens
@@ -40,3 +40,16 @@ def test_nobody_observes_afterwards() -> None:
         raise ZeroDivisionError
     own.hidden(TEXT)
     assert seen.layers == []
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["llama", "granite"])
+def test_queries_give_scores(family: str) -> None:
+    own = tiny_backbone(family)
+    with observing(1) as seen, own.reading([Reading()]) as cache, observing_queries() as queries:
+        own.hidden(TEXT, cache=cache)
+    own.hidden(TEXT)
+    assert len(queries) == len(own.layers)
+    for query, keys, received in zip(queries, cache.release().keys, seen.layers, strict=True):
+        scores = query[:, :, -1].unflatten(1, (keys.shape[1], -1)) @ keys.mT
+        torch.testing.assert_close(scores.softmax(-1).mean(2), received, rtol=0, atol=1e-5)

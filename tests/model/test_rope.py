@@ -139,3 +139,12 @@ def test_what_was_turned_in_inference_mode_can_be_learned_from_later() -> None:
     start = keys(rows=700, width=4).requires_grad_()
     rotation.rotate(start, steps).pow(2).sum().backward()
     torch.testing.assert_close(start.grad, 2 * start.detach())
+
+
+@pytest.mark.parametrize(("pairing", "slow"), [("half", [3, 7, 8]), ("interleaved", [6, 7, 8]), ("none", [*range(9)])])
+def test_slow_components_hardly_turn(pairing: Pairing, slow: list[int]) -> None:
+    found = Rotation(FREQUENCIES, pairing).slow(9, steps=60)
+    assert found.nonzero().flatten().tolist() == slow
+    start = keys(width=9)
+    turned = Rotation(FREQUENCIES, pairing).rotate(start, 60)
+    assert (turned - start).abs().amax((0, 1, 2))[found].max() < 0.1

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from byheart.errors import InputError, StateError, StateMismatchError, UsageError
 from byheart.generation.generate import Generation, Request, RunningSequence
 from byheart.model.backbone import Backbone
+from byheart.model.stock_attention import generate_inputs
 from byheart.protocol.state import nbytes
 from byheart.protocol.state_file import load_hash
 from byheart.session import session as sessions
@@ -23,7 +24,8 @@ from byheart.session.session import Session
 from byheart.testing import tiny_backbone
 from byheart.text.chat_template import ChatTemplate
 from tests.conftest import save_tiny, tiny_tokenizer
-from tests.samples import METHODS, OPTIONS, backbone, hooks
+from tests.model.test_stock_attention import with_common_direction
+from tests.samples import METHODS, OPTIONS, backbone, greedy, hooks
 from tests.text.test_detokenize import byte_encoder
 
 TEXT, QUESTION = "The cat is called Muck.", "What is the cat called?"
@@ -491,6 +493,23 @@ def test_context_awareness_asks_the_model_that_read_nothing_a_whole_conversation
     alone = session("full").prompt(QUESTION)
     assert [alone.equal(request.unconditional_prompt) for request in requests] == [True, True]
     assert not made.prompt(QUESTION).equal(alone)
+
+
+def test_what_other_engines_read_has_no_masks() -> None:
+    ours = read()
+    assert ours.stock_reading() is ours.reading
+    masked = read("repeat-score", own=Backbone(with_common_direction()))
+    stock = masked.stock_reading()
+    assert masked.reading.prefix is not None
+    assert masked.reading.prefix.masks
+    theirs: Any = with_common_direction()
+    theirs.set_attn_implementation("sdpa")
+    prompt = masked.prompt(QUESTION)
+    inputs = generate_inputs(masked.backbone, stock, prompt)
+    written = theirs.generate(**inputs, max_new_tokens=8, do_sample=False)[0, len(prompt) :].tolist()
+    with torch.no_grad():
+        [expected] = greedy(masked.backbone, [masked.reading], [prompt], steps=8)
+    assert written[: len(expected)] == expected
 
 
 # ---- forking and forgetting ----
