@@ -27,9 +27,15 @@ _READER = options.group(
     ),
     segment_tokens=options.option(int | None, None, "Of CCM: of a segment, at most; else those of its data set."),
 )
+_POOL = options.group(
+    "Of MemoryLLM and M+",
+    rotary=options.option(
+        str | None, None, "float16 or bfloat16: rotary positions are rounded as where the published code ran in that."
+    ),
+)
 
 
-@options.takes(_READER, options.WHERE)
+@options.takes(_POOL, _READER, options.WHERE)
 def import_checkpoint(kind: Kind, folder: Folder, out: Out, as_json: options.AsJSON = False, **choices: Any) -> None:
     """Read a released checkpoint and write it in byheart's own format."""
     with terminal.progressing(f"reading {folder}"):

@@ -172,6 +172,7 @@ CHANGES: Mapping[str, Callable[[Any, Any, Fields], Any]] = {
     "as": _parsed,
     "strip": _stripped,
     "without": lambda text, start, row: text.removeprefix(start),
+    "after": lambda text, mark, row: text.partition(mark)[2],
     "before": lambda text, mark, row: text.partition(mark)[0],
     "fill": lambda text, path, row: text.replace("{}", str(_path(row, path))),
     "join": _joined,

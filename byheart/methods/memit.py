@@ -60,12 +60,10 @@ class MEMIT(FactMethod):
         chunk_tokens: int = 256,
         seed: int = 0,
     ) -> None:
-        last = len(backbone.layers) // 3
-        edited = sorted(set(layers)) or list(range(max(0, last + 1 - _DEPTH), last + 1))
         FactMethod.__init__(
             self,
             backbone,
-            layers=edited,
+            layers=layers,
             steps=steps,
             learning_rate=learning_rate,
             kl=kl,
@@ -77,7 +75,13 @@ class MEMIT(FactMethod):
             seed=seed,
         )
         require_positive(moments_weight=moments_weight)
-        self.layers, self.moments_weight = edited, moments_weight
+        self.moments_weight = moments_weight
+
+    @staticmethod
+    def edited_layers(layers: Sequence[int], depth: int) -> list[int]:
+        """Those that were given, from the lowest up, or the five that end a third of the way up."""
+        last = depth // 3
+        return sorted(set(layers)) or list(range(max(0, last + 1 - _DEPTH), last + 1))
 
     def edit(self, state: State, fact: Fact, rows: FactRows) -> State:
         """Spread what the stream lacks after the last layer over the layers, from the lowest up."""

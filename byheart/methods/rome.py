@@ -15,7 +15,6 @@ from collections.abc import Sequence
 import torch
 
 from byheart.errors import UsageError
-from byheart.model.backbone import Backbone
 from byheart.protocol import key_moments
 from byheart.protocol.fact import Fact
 from byheart.protocol.fact_editing import FactRows, keys_of
@@ -33,39 +32,12 @@ class ROME(FactMethod):
 
     name = "rome"
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        *,
-        layers: Sequence[int] = (),
-        steps: int = 20,
-        learning_rate: float = 0.5,
-        kl: float = 0.0625,
-        decay: float = 0.5,
-        clamp: float = 4.0,
-        contexts: int = 20,
-        learned_tokens: int = 4,
-        chunk_tokens: int = 256,
-        seed: int = 0,
-    ) -> None:
-        edited = list(layers) or [len(backbone.layers) // 3]
-        if len(edited) > 1:
+    @staticmethod
+    def edited_layers(layers: Sequence[int], depth: int) -> list[int]:
+        """The one that was given, or the one a third of the way up. Raises UsageError."""
+        if len(layers) > 1:
             raise UsageError(f"rome edits one layer; layers is {list(layers)}. memit spreads an edit over several.")
-        FactMethod.__init__(
-            self,
-            backbone,
-            layers=edited,
-            steps=steps,
-            learning_rate=learning_rate,
-            kl=kl,
-            decay=decay,
-            clamp=clamp,
-            contexts=contexts,
-            learned_tokens=learned_tokens,
-            chunk_tokens=chunk_tokens,
-            seed=seed,
-        )
-        self.layers = edited
+        return list(layers) or [depth // 3]
 
     def edit(self, state: State, fact: Fact, rows: FactRows) -> State:
         """The least change of the layer's values with which its key gives what makes the fact known."""

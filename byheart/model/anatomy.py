@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from byheart.errors import UnsupportedModelError
 from byheart.model.kv_cache import KeyValueTap, PrefixCache, Tapped
 from byheart.model.linear import LINEARS, Linear
 from byheart.model.reading import KV, Reading
-from byheart.model.rope import Rotation
+from byheart.model.rope import ROUNDED, Rotation, Rounding, cos_sin
 
 # Powers of two: a float32 product of position and frequency is exact there, so the measured frequency is too.
 _PROBES = (1, 32, 1024)
@@ -36,7 +36,8 @@ class Anatomy:
     """A decoder's layers, the keyword arguments each gets at position 0, how each rotates keys, and what follows them.
 
     ``cache_argument`` is what its forward calls the key-value cache, ``stack`` where the layers are in it.
-    ``rotations`` is empty where keys cannot be moved: positions are no plain rotation of them.
+    ``rotations`` is empty where keys cannot be moved: positions are no plain rotation of them. ``tables`` are the
+    modules that give cosines and sines, each with the frequencies of all components; ``rounding`` is done to these.
     """
 
     layers: Sequence[nn.Module]
@@ -45,6 +46,31 @@ class Anatomy:
     norms: tuple[nn.Module, ...]
     cache_argument: str
     stack: str = "layers"
+    tables: tuple[tuple[nn.Module, tuple[float, ...]], ...] = ()
+    rounding: Rounding | None = None
+
+    def rounded(self, rounding: Rounding | None) -> Anatomy:
+        """The same where angles are rounded. Raises UnsupportedModelError where that is not known of the model."""
+        if rounding is None:
+            return self
+        scales = [arguments["position_embeddings"][0] for arguments in self.arguments if self.tables]
+        if len(self.tables) != 1 or any(bool((scale != 1).any()) for scale in scales):
+            raise UnsupportedModelError(
+                f"the config says {ROUNDED}, which byheart knows only where all layers have the same rotary positions, "
+                "without a scale of attention (YaRN)."
+            )
+        rotations = tuple(replace(rotation, rounding=rounding) for rotation in self.rotations)
+        return replace(self, rotations=rotations, rounding=rounding)
+
+    def as_rounded(self) -> AbstractContextManager[None]:
+        """Inside: the model sees rounded angles, where there is a rounding. After: its own again."""
+        tables = self.tables if self.rounding else ()
+        return hooked(module.register_forward_hook(self._round, with_kwargs=True) for module, _ in tables)
+
+    def _round(self, module: nn.Module, args: Any, kwargs: Mapping[str, Any], out: Any) -> tuple[Tensor, Tensor]:
+        given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        (positions,) = (value for value in given if not value.is_floating_point())
+        return cos_sin(self.tables[0][1], positions, out[0].dtype, self.rounding)
 
     def require_rotations(self, model: str) -> None:
         """Raise UnsupportedModelError, which names the model, where its keys cannot be moved."""
@@ -102,8 +128,8 @@ def measure(decoder: nn.Module, *, dim: int, dtype: torch.dtype, device: torch.d
         raise UnsupportedModelError(f"{len(arguments)} of {len(layers)} decoder layers ran; byheart needs all of them.")
     last = max(n for n, call in enumerate(calls) if call[0] is layers[-1])
     norms = tuple(call[0] for call in calls[last + 1 :])
-    rotations = _rotations(layers, arguments, calls, at_zero, positions, noise(3, dim, dtype, device))
-    found = Anatomy(layers, tuple(arguments), rotations, norms, cache_argument(decoder), name)
+    rotations, tables = _rotations(layers, arguments, calls, at_zero, positions, noise(3, dim, dtype, device))
+    found = Anatomy(layers, tuple(arguments), rotations, norms, cache_argument(decoder), name, tables)
     if not rotations:
         _require_cached_as_whole(decoder, found, noise(4, dim, dtype, device))
     return found
@@ -131,19 +157,20 @@ def _rotations(
     at_zero: Tensor,
     positions: int,
     x: Tensor,
-) -> tuple[Rotation, ...]:
-    """How each layer rotates its keys; none where no layer is given the cosine and sine of its positions."""
+) -> tuple[tuple[Rotation, ...], tuple[tuple[nn.Module, tuple[float, ...]], ...]]:
+    """How each layer rotates its keys, and by which tables; none where no layer is given cosines and sines."""
     if not any(map(_is_rotary, arguments)):
-        return ()
+        return (), ()
     replays = [_replay(index, inputs, calls, at_zero) for index, inputs in enumerate(arguments)]
-    frequencies: dict[int, tuple[float, ...]] = {}
+    tables: dict[int, tuple[nn.Module, tuple[float, ...]]] = {}
     rotations = []
     for index, (layer, inputs, replay) in enumerate(zip(layers, arguments, replays, strict=True)):
-        key = id(inputs["position_embeddings"])
-        if key not in frequencies:
-            frequencies[key] = _frequencies(index, replay, positions, at_zero.device)
-        rotations.append(_rotation(index, layer, inputs, replay, frequencies[key], x))
-    return tuple(rotations)
+        embeddings = inputs["position_embeddings"]
+        if id(embeddings) not in tables:
+            module = next(call[0] for call in calls if call[3] is embeddings)
+            tables[id(embeddings)] = module, _frequencies(index, replay, positions, at_zero.device)
+        rotations.append(_rotation(index, layer, inputs, replay, tables[id(embeddings)][1], x))
+    return tuple(rotations), tuple(tables.values())
 
 
 def _is_rotary(arguments: dict[str, Any]) -> bool:

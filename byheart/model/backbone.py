@@ -41,6 +41,7 @@ from byheart.model.kv_cache import PrefixCache
 from byheart.model.linear import LINEARS, Linear
 from byheart.model.loading import empty_model, open_model, opening
 from byheart.model.reading import KV, Delta, Reading, cast, delta_hook
+from byheart.model.rope import Rounding
 
 Change: TypeAlias = tuple[Linear, Callable[..., Tensor]]
 
@@ -80,7 +81,7 @@ class Backbone:
         self.first_token: int = getattr(self.config, "bos_token_id", None) or 0
         self.anatomy: Anatomy = measure(
             decoder, dim=self.dim, dtype=self.dtype, device=self.device, positions=self.positions
-        )
+        ).rounded(Rounding.of(self.config, self.positions))
         self.layers: Sequence[nn.Module] = self.anatomy.layers
         self._blocks: dict[int, FeedForward] = {}
 
@@ -141,13 +142,14 @@ class Backbone:
         if len(given) != 1:
             raise UsageError("Give either tokens or embeds.")
         seen, following = (PrefixCache(0) if cache is None else cache).step(given[0], mask)
-        out = self.decoder(
-            inputs_embeds=given[0],
-            attention_mask=seen,
-            position_ids=positions if positions is not None else following,
-            use_cache=cache is not None,
-            **{self.anatomy.cache_argument: cache},
-        )
+        with self.anatomy.as_rounded():
+            out = self.decoder(
+                inputs_embeds=given[0],
+                attention_mask=seen,
+                position_ids=positions if positions is not None else following,
+                use_cache=cache is not None,
+                **{self.anatomy.cache_argument: cache},
+            )
         last: Tensor = out.last_hidden_state
         return last
 
@@ -243,7 +245,7 @@ class Backbone:
                 "with Backbone.open, or set its attn_implementation to 'byheart'."
             )
         cache = PrefixCache.of(rows, layers=len(self.layers), dtype=self.dtype, room=room)
-        with self.deltas([row.deltas for row in rows]):
+        with self.deltas([row.deltas for row in rows]), self.anatomy.as_rounded():
             yield cache
 
     @cached_property

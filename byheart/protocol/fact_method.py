@@ -39,7 +39,7 @@ class FactMethod(Method):
     """A method whose state is a low-rank change of the values of some layers; a subclass says which, by ``edit``.
 
     Args:
-        layers: whose values are changed.
+        layers: whose values are changed; none leaves the choice to the method.
         steps, learning_rate: of Adam, for what is to be stored.
         kl: weight of what the model says of the subject otherwise.
         decay: weight of the length of the change of what is stored.
@@ -58,16 +58,16 @@ class FactMethod(Method):
         self,
         backbone: Backbone,
         *,
-        layers: Sequence[int],
-        steps: int,
-        learning_rate: float,
-        kl: float,
-        decay: float,
-        clamp: float,
-        contexts: int,
-        learned_tokens: int,
-        chunk_tokens: int,
-        seed: int,
+        layers: Sequence[int] = (),
+        steps: int = 20,
+        learning_rate: float = 0.5,
+        kl: float = 0.0625,
+        decay: float = 0.5,
+        clamp: float = 4.0,
+        contexts: int = 20,
+        learned_tokens: int = 4,
+        chunk_tokens: int = 256,
+        seed: int = 0,
     ) -> None:
         Method.__init__(self, backbone)
         if chunk_tokens < 2:
@@ -80,9 +80,15 @@ class FactMethod(Method):
         self.steps, self.learning_rate, self.kl, self.decay = steps, learning_rate, kl, decay
         self.clamp, self.contexts, self.learned_tokens = clamp, contexts, learned_tokens
         self.chunk_tokens, self.seed = chunk_tokens, seed
-        self.paths = {layer: _values_of(backbone, layer) for layer in layers}
+        self.layers = self.edited_layers(layers, len(backbone.layers))
+        self.paths = {layer: _values_of(backbone, layer) for layer in self.layers}
         """The matrix of each layer that is edited."""
         self.moment_paths = list(self.paths.values())
+
+    @staticmethod
+    @abc.abstractmethod
+    def edited_layers(layers: Sequence[int], depth: int) -> list[int]:
+        """Which of ``depth`` layers are edited: those that were given, or the method's own choice where none were."""
 
     @abc.abstractmethod
     def edit(self, state: State, fact: Fact, rows: FactRows) -> State:

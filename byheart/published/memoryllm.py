@@ -10,6 +10,11 @@ The 8B models hold two LoRA adapters in PEFT's names as well: ``default`` is act
 ``decoder_adapter`` while the pool is read, by prompt and pool alike; each alone, never both. They become the pool's
 LoRA for writing and for reading, so the backbone keeps the plain weights, which other memories can share.
 
+Where the published code casts the whole model to float16 or bfloat16, it casts the rotary frequencies too. The 7B's
+code then makes positions, angles and cosines in that type, the code of the 8B and of M+ in float32. Files do not say to
+which type a model was cast; ``rotary`` does. The 7B's code makes its table anew at the first sequence of more than
+``max_position_embeddings``, and reads exact angles before; here they are rounded from the beginning.
+
 M+ is another method (a long-term memory and its retriever), see ``mplus``.
 """
 
@@ -23,10 +28,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from byheart.errors import CheckpointError
+from byheart.errors import CheckpointError, require_one_of
 from byheart.methods.latent_pool import LatentPool
 from byheart.model.backbone import Backbone
 from byheart.model.lora import LoRA
+from byheart.model.rope import ROUNDED
 from byheart.protocol.checkpoint import DTYPES
 from byheart.protocol.settings import read_settings
 from byheart.published.hub import find_folder
@@ -36,6 +42,7 @@ from byheart.published.shards import Shapes, copy, low_rank_shapes, require, sha
 # Frequencies are computed from the settings.
 _IGNORED = ("rotary_emb.inv_freq",)
 _FILLED = "initialized"
+_EXACT, _ROTARY = "float32", ("float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,7 @@ def memoryllm(
     device: str = "auto",
     seed: int = 0,
     keep_hidden: bool = False,
+    rotary: str = _EXACT,
 ) -> LatentPool:
     """Open a released MemoryLLM: its pool, ready to be read and written, over a stock Llama (``.backbone``).
 
@@ -84,6 +92,9 @@ def memoryllm(
             name on the hub, such as ``YuWangX/memoryllm-8b``, see ``hub``. ``.backbone.source`` is where it lies.
         dtype, device: as for ``model.loading.open_model``; LoRA stays in float32.
         seed, keep_hidden: as for ``LatentPool``.
+        rotary: the type to which the published code had cast its rotary positions, ``float16`` or ``bfloat16``; the
+            model's config keeps it. Published evaluations of the 7B ran in float16, the 8B's README says bfloat16;
+            what the weights want was not measured.
 
     Raises CheckpointError naming tensors that are missing, unexpected, of the wrong shape or not finite, and settings
     that are absent or of another type; before any weight is allocated, where the files are too small for the settings.
@@ -99,7 +110,7 @@ def memoryllm(
     adapters = adapters_of(config)
     pool: dict[str, Tensor] = {}
     backbone = Backbone.assembled(
-        llama_settings(config),
+        llama_settings(config, rotary=rotary),
         lambda weights: pool.update(fill(where, found, pool_shapes(config), adapters, weights, flag=_FILLED)),
         dtype=dtype,
         device=device,
@@ -150,17 +161,24 @@ def adapters_of(config: MemoryLLMConfig) -> Adapters:
     return Adapters("default", reads, card.r, card.lora_alpha, tuple(card.target_modules))
 
 
-def llama_settings(config: MemoryLLMConfig) -> dict[str, Any]:
-    """The settings of a stock Llama that sees positions as the released one does.
+def llama_settings(config: MemoryLLMConfig, *, rotary: str = _EXACT) -> dict[str, Any]:
+    """The settings of a stock Llama that sees positions as the released one does. Raises UsageError.
 
     The released code bounds no text. Here the pool's slots come on top of what the base model reads; training saw fewer
     tokens after a full pool (255 for the 7B, 2047 for the 8B).
     """
+    require_one_of("rotary", rotary, _ROTARY)
+    rope = _rope(config)
+    # Frequencies were rounded before linear scaling, which the published code does to positions.
+    factor = rope["factor"] if rope["rope_type"] == "linear" else 1.0
+    # The code without LoRA is the older one.
+    rounding = {"to": rotary, "whole": config.lora_config is None, "factor": factor}
     return {
         "model_type": "llama",
         **config.model_dump(include=set(Llama.model_fields), exclude_none=True),
-        "rope_parameters": _rope(config),
+        "rope_parameters": rope,
         "max_position_embeddings": 1 + config.slots + config.max_position_embeddings,
+        **({} if rotary == _EXACT else {ROUNDED: rounding}),
     }
 
 

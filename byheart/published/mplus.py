@@ -9,7 +9,8 @@ A folder is laid out as MemoryLLM's 8B, without ``initialized``, and holds of ea
     model.layers.l.self_attn.key_proj.0, .2                        and of slots
 
 ``encoder_query_proj`` is not read: only training used it. Rotary frequencies stay in float32; the published README
-rounds them to bfloat16, and which of the two the weights want was not measured. Names and shapes are those of the code.
+rounds them to bfloat16, as ``rotary`` can, and which of the two the weights want was not measured. Names and shapes are
+those of the code.
 **This was tried on tiny models that the published code was run on, not on the released weights.**
 """
 
@@ -43,7 +44,13 @@ _OLDEST = 1 << 31
 
 
 def mplus(
-    folder: str | Path, *, dtype: str = "auto", device: str = "auto", seed: int = 0, order: str = "written"
+    folder: str | Path,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    seed: int = 0,
+    order: str = "written",
+    rotary: str = "float32",
 ) -> LongTermPool:
     """Open a released M+: its pool, long-term memory and retriever, over a stock Llama (``.backbone``).
 
@@ -52,6 +59,7 @@ def mplus(
         dtype, device: as for ``model.loading.open_model``; LoRA and the retriever stay in float32.
         seed, order: as for ``LongTermPool``. With ``written``, the slots of the file's long-term memory count as older
             than its pool: the file does not say how old that is.
+        rotary: as for ``memoryllm``; ``bfloat16`` is what the published README says.
 
     Raises CheckpointError as ``memoryllm`` does.
     """
@@ -67,7 +75,8 @@ def mplus(
         taken.update(fill(where, found, own, adapters, weights, exact=_exact(own), unused=_UNUSED))
         taken.update((name, weight) for name, weight in weights.items() if name.endswith("input_layernorm.weight"))
 
-    backbone = Backbone.assembled(llama_settings(config), put, dtype=dtype, device=device, source=str(where))
+    settings = llama_settings(config, rotary=rotary)
+    backbone = Backbone.assembled(settings, put, dtype=dtype, device=device, source=str(where))
     method = LongTermPool(
         backbone,
         slots=config.num_tokens,

@@ -140,6 +140,18 @@ def test_what_is_planned_can_be_asked_for(one: results.Measure) -> None:
         assert without_control(said) in one.methods
 
 
+def test_the_plan_has_the_published_rows_of_fastmem() -> None:
+    plan = {one.name: one for one in results.plan(results.PLAN)}
+    asked, shown = plan["fastmem"], plan["fastmem-one-shot"]
+    assert {"nq_swap", "nq", "memotrap", "hotpotqa"} | {"nq_synth"} == set(asked.data)
+    # Zero-shot, DoLa, CAD; the paper's method alone, with CD and with DoLa.
+    own = "last-ffn:keep_text=false;max_tokens=32"
+    plain = [f"nothing:max_tokens=32{more}" for more in ("", ";dola=high", ";context_aware=0.5")]
+    assert {*plain, own, f"{own};contrast=0.5", f"{own};dola=high"} <= set(asked.methods)
+    assert shown.options["shots"] == 1
+    assert set(shown.data) <= set(asked.data)
+
+
 def test_controls_are_measured_and_stand_in_the_command(command: list[str], tmp_path: Path) -> None:
     plan = """
 [[measure]]

@@ -276,6 +276,12 @@ def row_of(name: str) -> dict[str, Any]:
         },
         "dailydialog": {"dialogue_id": "d-0", "domains": ["Life"], "turns": [{"utterance": "hi"}, {"utterance": "ho"}]},
         "nq_swap": {"question": "q", "sub_context": "x", "sub_answer": ["a"]},
+        "nq_synth": {
+            "input_index": 7,
+            "gold_answers": "a",
+            "context_string": "x \nUsing only the references listed above, answer the following question: \n"
+            "Question: q ?\nAnswer:",
+        },
         "memotrap": {"prompt": "p", "classes": "[' a.', ' b.']", "answer_index": 1, "part": 1, "round": 2},
         "hotpotqa": {
             **{"_id": "h", "question": "q", "answer": "a", "type": "bridge", "level": "hard", "supporting_facts": []},
@@ -308,6 +314,7 @@ def row_of(name: str) -> dict[str, Any]:
         ("personachat", {"meta": {"turns": ["hi", "ho", "hu"], "persona": ["I run."]}, "task": "dialog"}),
         ("dailydialog", {"id": "d-0", "meta": {"turns": ["hi", "ho"], "topic": ["Life"]}}),
         ("nq_swap", {"context": "x", "answers": ["a"], "task": "conflict"}),
+        ("nq_synth", {"id": "nqsynth-7", "context": "x", "question": "q ?", "answers": ["a"], "task": "conflict"}),
         ("memotrap", {"question": "p", "choices": ["a.", "b."], "label": 1, "answers": ["b."]}),
         ("hotpotqa", {"context": "T\nOne. Two.\n\nU\nThree.", "answers": ["a"]}),
         ("counterfact", {"question": "Ada was born in", "answers": ["Rome"]}),

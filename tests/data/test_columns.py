@@ -42,6 +42,7 @@ def test_a_notation_gives_its_value(spec: Any, value: Any) -> None:
         ([["k", "v"], ["l", "w"]], {"as": "pairs"}, '{"k": "v", "l": "w"}'),
         ("nq question: who", {"without": "nq question: "}, "who"),
         ("Doyle_Lost_1912", {"before": "_"}, "Doyle"),
+        ("Doyle_Lost_1912", {"after": "_", "before": "_"}, "Lost"),
         ("{} was born", {"fill": "who"}, "Ada was born"),
         ("0123456789", {"middle": [4, 2]}, "34"),
         ("0123456789", {"middle_start": [4, 2]}, 3),

@@ -24,7 +24,7 @@ from tests.samples import ROOT
 PAGE = (ROOT / "docs" / "parity.md").read_text(encoding="utf-8")
 ROWS = 137
 # Only ever lowered.
-MOST_OPEN = 4
+MOST_OPEN = 1
 # How a method is measured, beside its own options.
 MEASURED = {*DECODING_OPTIONS, "control", "model"}
 
@@ -99,7 +99,7 @@ def test_every_row_is_there_once() -> None:
 
 
 def test_what_is_open_is_counted_and_becomes_less() -> None:
-    (said,) = re.findall(r"\*\*(\d+) rows are open\*\*", PAGE)
+    (said,) = re.findall(r"\*\*(\d+) rows? (?:is|are) open\*\*", PAGE)
     assert sum(row.is_open for row in TABLE) == int(said) <= MOST_OPEN
 
 

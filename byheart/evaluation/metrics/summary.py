@@ -41,6 +41,11 @@ def rouge(prediction: str, reference: str, *, stemmer: bool = False) -> Rouge:
     return Rouge(*(float(found[kind].fmeasure) for kind in _ROUGE))
 
 
+def said_as(text: str, reference: str) -> dict[str, float]:
+    """ROUGE-L, by stems, of generated words against the right ones, and their number: CCM's ``--eval_rouge``."""
+    return {"rouge_l": rouge(text, reference, stemmer=True).rouge_l, "answer_words": float(len(text.split()))}
+
+
 def bert_precision(prediction: str, article: str) -> float:
     """How well a summary's tokens are matched by its *article*, not by the gold summary: FastMem's BERT-P.
 

@@ -11,11 +11,12 @@ import copy
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import zip_longest
-from typing import Any
+from typing import Any, ClassVar
 
 from byheart.data.metaicl import ASKED_SEED, UNSEEN
 from byheart.data.records import Fields, required
 from byheart.errors import InputError
+from byheart.evaluation.metrics import summary as summary_scores
 from byheart.evaluation.results import Result, means
 from byheart.evaluation.task import Answer, Item, Part, Question, Task, Tokens, answers_of
 from byheart.protocol.grouping import group
@@ -40,20 +41,31 @@ class ICL(Task):
         demonstrations: how many were written when queries are asked.
         queries: that share one draw of demonstrations; more are quicker, fewer average over more draws.
         published: take MetaICL's own files, ``TASK_16_100_test.jsonl`` and ``_train.jsonl`` in a folder of each task.
+        rouge: also generate an answer, up to the end of its line: ROUGE-L against the right one, with a stemmer, and
+            how many words it has (CCM's ``--eval_rouge``). Needs the package rouge_score.
     """
 
     name = "icl"
-    asks = "choices"
+    stop = ("\n", "Input:")
+    higher_is_better: ClassVar = {"answer_words": None}
+    unbounded = ("answer_words",)
+    optional_metrics: ClassVar = {"rouge_l": "rouge", "answer_words": "rouge"}
     encoder: ChatEncoder
 
     def __init__(
-        self, *, demonstrations: Sequence[int] = (0, 2, 4, 8, 16), queries: int = 16, published: bool = False
+        self,
+        *,
+        demonstrations: Sequence[int] = (0, 2, 4, 8, 16),
+        queries: int = 16,
+        published: bool = False,
+        rouge: bool = False,
     ) -> None:
         if not demonstrations or min(demonstrations) < 0 or queries < 1:
             raise ValueError(
                 f"demonstrations must be numbers from 0 on and queries 1 or more; they are {demonstrations}, {queries}"
             )
-        self.demonstrations, self.queries, self.published = demonstrations, queries, published
+        self.demonstrations, self.queries, self.published, self.rouge = demonstrations, queries, published, rouge
+        self.asks = "words" if rouge else "choices"
 
     def split(self, encoder: ChatEncoder) -> Sequence[Task]:
         """Itself, with an encoder."""
@@ -63,6 +75,9 @@ class ICL(Task):
 
     def items(self, records: Sequence[Fields], seed: int) -> Iterator[Item]:
         """Demonstrations with queries about them, one of each data set in turn; each record is a query once."""
+        if self.rouge:
+            # A package that is not there is named before anything is generated.
+            summary_scores.rouge("", "")
         draw = random.Random(seed)
         if self.published:
             found = _by_task(records)
@@ -76,12 +91,13 @@ class ICL(Task):
     def score(self, question: Question, answer: Answer) -> Mapping[str, float | Part]:
         """Whether the likeliest label, by its loss per token or over its prior, is the right one."""
         label = question.choices[answer.best(each_token=not question.prior)]
-        return {"accuracy": float(label == question.answers[0])}
+        said = summary_scores.said_as(answer.text, question.answers[0]) if self.rouge else {}
+        return {"accuracy": float(label == question.answers[0]), **said}
 
     def summary(self, rows: Sequence[Result]) -> list[Result]:
-        """The mean over data sets, in which each counts once."""
+        """Means over data sets, in which each counts once."""
         kept = [row for row in rows if not str(row.conditions.get("set")).startswith(_LEFT_OUT)]
-        return means(kept, over="set", metric="accuracy")
+        return [mean for metric in ("accuracy", "rouge_l") for mean in means(kept, over="set", metric=metric)]
 
     def _drawn(self, name: str, pairs: list[tuple[str, str]], draw: random.Random) -> Iterator[Item]:
         labels = tuple(sorted({label for _, label in pairs}))

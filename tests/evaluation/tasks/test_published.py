@@ -625,6 +625,29 @@ def test_memories_are_measured(
     assert all(math.isfinite(each.value) and each.low <= each.value <= each.high for each in rows)
 
 
+def test_words_that_are_generated_too_are_scored_by_rouge_beside_the_same_likelihoods(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("rouge_score")
+    asked = Question("?", ("the cats ran",), ("the cats ran",))
+    answer = Answer("A cat running", (6.0,), (3,))
+    assert Dialogue(rouge=True).score(asked, answer) == {"loss": Part(6.0, 3), "rouge_l": 1 / 3, "answer_words": 3.0}
+    assert ICL(rouge=True).score(asked, answer) == {"accuracy": 1.0, "rouge_l": 1 / 3, "answer_words": 3.0}
+    classes = [*shown("x", 3), *shown("y", 3)]
+    for name, records, options, more in (
+        ("dialogue", [TALK], {"turns": [0, 2]}, {"rouge_l", "answer_words"}),
+        ("icl", classes, {"demonstrations": [0, 1], "queries": 2}, {"rouge_l", "answer_words", "mean_rouge_l"}),
+    ):
+        where: dict[str, Any] = {"model": str(tiny_folder), "dtype": "float32"}
+        plain, rouge = (
+            evaluate(build(name, **options, rouge=rouge), data(tmp_path, records), [said], **where)
+            for rouge, said in ((False, "full"), (True, "full:max_tokens=2"))
+        )
+        assert {row.metric for row in rouge} - {row.metric for row in plain} == more
+        found = {(row.metric, str(row.conditions)): row.value for row in rouge}
+        assert [found[row.metric, str(row.conditions)] for row in plain] == pytest.approx([row.value for row in plain])
+
+
 def test_nothing_is_written_of_an_item_without_texts(tiny_folder: Path, tmp_path: Path) -> None:
     """Every memory that knows nothing yet is the bare model."""
     records = [{**NLI, "dataset": "rte", "label": n % 2, "context": f"It rains {n}."} for n in range(3)]
