@@ -45,7 +45,7 @@ def kill_in_postgres(folder: Path) -> Try:
 
 
 def kill_committers(folder: Path, kills: int, catalogue: str, random: Random | None = None) -> list[str]:
-    """Every commit that was acknowledged is a version whose bytes are whole; a sweep leaves those bytes and no others."""
+    """What was acknowledged is a version whose bytes are whole; a sweep leaves those bytes and no others."""
     random = random or Random(0)
     folder.mkdir(exist_ok=True)
     where = (catalogue, str(folder / "objects"))

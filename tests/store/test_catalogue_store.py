@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,12 @@ def _write(store: Store | CatalogueStore, name: str, session: Session, source: s
         session.write("It is.", source=source)
 
 
+def _write_while(store: CatalogueStore, name: str, session: Session, other: Callable[[], object]) -> None:
+    with store.updating(name, session):
+        session.write("It is.", source="late")
+        other()
+
+
 def _sources(store: CatalogueStore, name: str) -> list[str]:
     header = store.entry(name).header
     return [entry.source for entry in header.written] if header else []
@@ -43,7 +51,7 @@ def test_writers_join_what_was_saved_and_each_makes_a_version(store: CatalogueSt
     _write(store, "cat", one, "c")
     assert _sources(store, "cat") == ["a", "b", "c"]
     assert [version.entry["source"] for version in store.versions("cat")] == ["c", "b", "a"]
-    with pytest.raises(KeyError), store.updating("cat", one):
+    with suppress(KeyError), store.updating("cat", one):
         one.write("It is.", source="d")
         raise KeyError
     assert [entry.source for entry in one.header.written] == _sources(store, "cat") == ["a", "b", "c"]
@@ -55,9 +63,8 @@ def test_writers_join_what_was_saved_and_each_makes_a_version(store: CatalogueSt
 def test_who_changes_a_memory_elsewhere_meanwhile_wins(store: CatalogueStore) -> None:
     session = _session()
     _write(store, "cat", session, "a")
-    with pytest.raises(ConflictError, match="has version 2 now, not 1"), store.updating("cat", session):
-        session.write("It is.", source="b")
-        store.mine.restore("cat", 1)
+    with pytest.raises(ConflictError, match="has version 2 now, not 1"):
+        _write_while(store, "cat", session, lambda: store.mine.restore("cat", 1))
     assert [entry.source for entry in session.header.written] == ["a"]
 
 

@@ -268,6 +268,13 @@ def test_a_state_must_say_its_hash(mine: TenantMemories, tmp_path: Path) -> None
     assert mine.replay("never") is None
 
 
+def _restart_while_writing(memories: Memories, postgres: Postgres) -> None:
+    with memories._catalogue.writing() as connection:
+        connection.execute(text("CREATE TABLE unfinished (number integer)"))
+        postgres.stop()
+        postgres.start()
+
+
 @pytest.mark.slow
 def test_postgres_restarted(postgres: Postgres, tmp_path: Path) -> None:
     """Connections that were open are made anew; while it is away that is said; what was acknowledged is there."""
@@ -284,9 +291,7 @@ def test_postgres_restarted(postgres: Postgres, tmp_path: Path) -> None:
         postgres.start()
         assert mine.get("cat").version == n - 1
         assert commit(mine, "cat", tmp_path, f"b{n}").number == n
-    with pytest.raises(UnavailableError), memories._catalogue.writing() as connection:
-        connection.execute(text("CREATE TABLE unfinished (number integer)"))
-        postgres.stop()
-        postgres.start()
+    with pytest.raises(UnavailableError):
+        _restart_while_writing(memories, postgres)
     assert mine.get("cat").version == 4
     memories.close()
