@@ -114,6 +114,4 @@ def _asking() -> Iterator[None]:
         yield
     except (BaseError, TimeoutError, ConnectionError) as error:
         said = " ".join(str(error).split())[:500]
-        raise UnavailableError(
-            f"The bucket with the memories' files cannot be used now: {said}. Nothing was changed; try again."
-        ) from error
+        raise UnavailableError(f"The bucket with the memories' files cannot be used now: {said}; try again.") from error

@@ -30,7 +30,7 @@ class Memories:
     """All tenants' memories.
 
     Args:
-        catalogue: ``sqlite:///PATH`` or ``postgresql+psycopg://...``.
+        catalogue: ``sqlite:///PATH``, a path, or ``postgresql+psycopg://...``.
         objects: a folder, or ``s3://``, ``gs://``, ``az://...``.
         cache: a folder for copies of objects that are elsewhere; the user's cache folder without it.
         clock: gives milliseconds since 1970.
@@ -39,7 +39,7 @@ class Memories:
     """
 
     def __init__(
-        self, catalogue: str, objects: str, *, cache: Path | None = None, clock: clocks.Clock = clocks.now
+        self, catalogue: str | Path, objects: str, *, cache: Path | None = None, clock: clocks.Clock = clocks.now
     ) -> None:
         self._objects = open_objects(objects, cache)
         self._catalogue = Catalogue(catalogue)
@@ -50,7 +50,7 @@ class Memories:
         """Those of a folder: HOME/byheart.sqlite3 and HOME/objects."""
         with reaching(home):
             home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        return cls(f"sqlite:///{home / CATALOGUE}", str(home / "objects"))
+        return cls(home / CATALOGUE, str(home / "objects"))
 
     @property
     def scratch(self) -> Path:
@@ -81,9 +81,7 @@ class Memories:
         memories = self._delete_expired(now)
         found = collect(self._catalogue, self._objects, unused(self._catalogue))
         left = collect(self._catalogue, self._objects, orphans(self._catalogue, self._objects, before=now - HOUR))
-        with reaching("scratch files"):
-            files = self._objects.scratch.sweep()
-        files += drop_copies(self._catalogue, self._objects)
+        files = self.sweep_scratch() + drop_copies(self._catalogue, self._objects)
         return Swept(
             memories=memories,
             objects=len(found.keys) + len(left.keys),
@@ -104,6 +102,11 @@ class Memories:
                 connection.execute(delete(schema.memories).where(table.id == row.id))
                 record(connection, row.tenant, now, "expire", row.id, memories=1)
         return len(expired)
+
+    def sweep_scratch(self) -> int:
+        """Delete what processes left that are gone; gives how many files."""
+        with reaching("scratch files"):
+            return self._objects.scratch.sweep()
 
     def purge(self) -> None:
         """Leave nothing of deleted rows in SQLite's files."""
