@@ -79,6 +79,10 @@ class Objects(ABC):
         """Delete the copy here, where it is not the object itself."""
 
     @abstractmethod
+    def trim(self, most: int) -> int:
+        """Delete the copies here that were not used for longest, down to ``most`` bytes; gives how many."""
+
+    @abstractmethod
     def check(self) -> None:
         """Raise UnavailableError unless objects can be stored."""
 
@@ -151,6 +155,10 @@ class LocalObjects(Objects):
 
     def drop_copy(self, key: str) -> None:
         """Nothing: the file is the object."""
+
+    def trim(self, most: int) -> int:
+        """None: what is here is no copy."""
+        return 0
 
     def check(self) -> None:
         """Try to write a file."""
