@@ -12,6 +12,7 @@ from tests.faults import (
     pairs,
     processes,
     states,
+    store,
 )
 from tests.faults.attack import Attack
 
@@ -25,4 +26,5 @@ ATTACKS: tuple[Attack, ...] = (
     *listing.ATTACKS,
     *processes.ATTACKS,
     *checkpoints.ATTACKS,
+    *store.ATTACKS,
 )

@@ -1,0 +1,128 @@
+"""Memories of many users: a catalogue in SQL, state files as objects.
+
+Every method may be called from any thread, and raises UnavailableError where the catalogue or the objects cannot be
+reached: nothing that was acknowledged is lost then, and the next call tries again.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sqlalchemy import delete, not_, select
+
+from byheart.errors import UsageError
+from byheart.store import clock as clocks, schema
+from byheart.store.catalogue import Catalogue
+from byheart.store.checks import require_text
+from byheart.store.collecting import collect, drop_copies, orphans, unused
+from byheart.store.homes import CATALOGUE
+from byheart.store.objects import open_objects, reaching
+from byheart.store.rows import living, record
+from byheart.store.tenant import TenantMemories as TenantMemories
+from byheart.store.values import Quota, Swept
+
+HOUR = 3_600_000
+_DAY = 24 * HOUR
+_NONE = Quota()
+
+
+class Memories:
+    """All tenants' memories.
+
+    Args:
+        catalogue: ``sqlite:///PATH``, a path, or ``postgresql+psycopg://...``.
+        objects: a folder, or ``s3://``, ``gs://``, ``az://...``.
+        cache: a folder for copies of objects that are elsewhere; the user's cache folder without it.
+        cache_bytes: what these may take after a sweep.
+        clock: gives milliseconds since 1970.
+
+    Raises UsageError for what is no such address, UnavailableError, StoreError for a catalogue of a later byheart.
+    """
+
+    def __init__(
+        self,
+        catalogue: str | Path,
+        objects: str,
+        *,
+        cache: Path | None = None,
+        cache_bytes: int = 20 << 30,
+        clock: clocks.Clock = clocks.now,
+    ) -> None:
+        self._objects = open_objects(objects, cache)
+        self._catalogue = Catalogue(catalogue)
+        self._clock = clock
+        self._cache_bytes = cache_bytes
+
+    @classmethod
+    def at(cls, home: Path) -> Memories:
+        """Those of a folder: HOME/byheart.sqlite3 and HOME/objects."""
+        with reaching(home):
+            home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return cls(home / CATALOGUE, str(home / "objects"))
+
+    @property
+    def scratch(self) -> Path:
+        """A folder of this process for state files that are about to be committed.
+
+        It is gone once the process is, and its file system that of the objects, where these are files.
+        """
+        with reaching("scratch files"):
+            return self._objects.scratch.folder
+
+    def of(self, tenant: str, quota: Quota = _NONE) -> TenantMemories:
+        """Those of one tenant. Raises StoreError, UsageError for what cannot be a tenant."""
+        if not require_text("A tenant's name", tenant):
+            raise UsageError("A tenant must have a name.")
+        return TenantMemories(self._catalogue, self._objects, self._clock, tenant, quota)
+
+    def check(self) -> None:
+        """Raise UnavailableError unless the catalogue and the objects answer."""
+        self._catalogue.check()
+        self._objects.check()
+
+    def sweep(self) -> Swept:
+        """Delete expired memories, objects that no version has, and what processes left that are gone.
+
+        Objects that were stored less than an hour ago may be about to be committed, and stay.
+        """
+        now = self._clock()
+        memories = self._delete_expired(now)
+        found = collect(self._catalogue, self._objects, unused(self._catalogue))
+        left = collect(self._catalogue, self._objects, orphans(self._catalogue, self._objects, before=now - HOUR))
+        files = (
+            self.sweep_scratch() + drop_copies(self._catalogue, self._objects) + self._objects.trim(self._cache_bytes)
+        )
+        return Swept(
+            memories=memories,
+            objects=len(found.keys) + len(left.keys),
+            bytes=found.bytes + left.bytes,
+            files=files,
+            keys=found.keys,
+            pending=found.pending + left.pending,
+        )
+
+    def _delete_expired(self, now: int) -> int:
+        table, at = schema.memories.c, schema.idempotency.c.at
+        with self._catalogue.writing() as connection:
+            connection.execute(delete(schema.idempotency).where(at < now - _DAY))
+            expired = connection.execute(
+                select(table.id, table.tenant).where(not_(living(now))).with_for_update()
+            ).all()
+            for row in expired:
+                connection.execute(delete(schema.memories).where(table.id == row.id))
+                record(connection, row.tenant, now, "expire", row.id, memories=1)
+        return len(expired)
+
+    def sweep_scratch(self) -> int:
+        """Delete what processes left that are gone; gives how many files."""
+        with reaching("scratch files"):
+            return self._objects.scratch.sweep()
+
+    def purge(self) -> None:
+        """Leave nothing of deleted rows in SQLite's files."""
+        self._catalogue.purge()
+
+    def close(self) -> None:
+        """Let go of all connections."""
+        self._catalogue.close()
+        self._objects.scratch.close()
