@@ -6,26 +6,25 @@ reached: nothing that was acknowledged is lost then, and the next call tries aga
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
 
-from byheart.protocol.state import Header
-from byheart.store import clock
-from byheart.store.values import (
-    AuditEntry,
-    Deleted,
-    Expiry,
-    Memory,
-    Operation,
-    Page,
-    Quota,
-    Swept,
-    Usage,
-    Version,
-)
+from sqlalchemy import delete, not_, select
 
-_UNSET: Any = object()
+from byheart.errors import UsageError
+from byheart.store import clock as clocks, schema
+from byheart.store.catalogue import Catalogue
+from byheart.store.checks import require_text
+from byheart.store.collecting import collect, drop_copies, orphans, unused
+from byheart.store.objects import open_objects, reaching
+from byheart.store.rows import living, record
+from byheart.store.tenant import TenantMemories as TenantMemories
+from byheart.store.values import Quota, Swept
+
+HOUR = 3_600_000
+_DAY = 24 * HOUR
+_NONE = Quota()
 
 
 class Memories:
@@ -34,153 +33,98 @@ class Memories:
     Args:
         catalogue: ``sqlite:///PATH`` or ``postgresql+psycopg://...``.
         objects: a folder, or ``s3://``, ``gs://``, ``az://...``.
-        cache: a folder for what was fetched from objects elsewhere.
+        cache: a folder for copies of objects that are elsewhere; the user's cache folder without it.
+        clock: gives milliseconds since 1970.
+
+    Raises UsageError for what is no such address, UnavailableError, StoreError for a catalogue of a later byheart.
     """
 
     def __init__(
-        self, catalogue: str, objects: str, *, cache: Path | None = None, clock: clock.Clock = clock.now
+        self, catalogue: str, objects: str, *, cache: Path | None = None, clock: clocks.Clock = clocks.now
     ) -> None:
-        raise NotImplementedError
+        self._objects = open_objects(objects, cache)
+        self._catalogue = Catalogue(catalogue)
+        self._clock = clock
 
     @classmethod
     def at(cls, home: Path) -> Memories:
         """Those of a folder: HOME/byheart.sqlite3 and HOME/objects."""
-        raise NotImplementedError
+        with reaching(home):
+            home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return cls(f"sqlite:///{catalogue_file(home)}", str(home / "objects"))
 
     @property
     def scratch(self) -> Path:
-        """A folder for state files that are about to be committed; what is left there by a killed process is swept."""
-        raise NotImplementedError
+        """A folder of this process for state files that are about to be committed.
 
-    def of(self, tenant: str, quota: Quota | None = None) -> TenantMemories:
-        """Those of one tenant. Raises StoreError for what cannot be a tenant."""
-        raise NotImplementedError
+        It is gone once the process is, and its file system that of the objects, where these are files.
+        """
+        with reaching("scratch files"):
+            return self._objects.scratch.folder
+
+    def of(self, tenant: str, quota: Quota = _NONE) -> TenantMemories:
+        """Those of one tenant. Raises StoreError, UsageError for what cannot be a tenant."""
+        if not require_text("A tenant's name", tenant):
+            raise UsageError("A tenant must have a name.")
+        return TenantMemories(self._catalogue, self._objects, self._clock, tenant, quota)
 
     def check(self) -> None:
-        """Raise UnavailableError unless catalogue and objects answer."""
-        raise NotImplementedError
+        """Raise UnavailableError unless the catalogue and the objects answer."""
+        self._catalogue.check()
+        self._objects.check()
 
     def sweep(self) -> Swept:
-        """Delete expired memories, objects that no version has, and what killed processes left."""
-        raise NotImplementedError
+        """Delete expired memories, objects that no version has, and what processes left that are gone.
+
+        Objects that were stored less than an hour ago may be about to be committed, and stay.
+        """
+        now = self._clock()
+        memories = self._delete_expired(now)
+        found = collect(self._catalogue, self._objects, unused(self._catalogue))
+        left = collect(self._catalogue, self._objects, orphans(self._catalogue, self._objects, before=now - HOUR))
+        with reaching("scratch files"):
+            files = self._objects.scratch.sweep()
+        files += drop_copies(self._catalogue, self._objects)
+        return Swept(
+            memories=memories,
+            objects=len(found.keys) + len(left.keys),
+            bytes=found.bytes + left.bytes,
+            files=files,
+            keys=found.keys,
+            pending=found.pending + left.pending,
+        )
+
+    def _delete_expired(self, now: int) -> int:
+        table, at = schema.memories.c, schema.idempotency.c.at
+        with self._catalogue.writing() as connection:
+            connection.execute(delete(schema.idempotency).where(at < now - _DAY))
+            expired = connection.execute(
+                select(table.id, table.tenant).where(not_(living(now))).with_for_update()
+            ).all()
+            for row in expired:
+                connection.execute(delete(schema.memories).where(table.id == row.id))
+                record(connection, row.tenant, now, "expire", row.id, memories=1)
+        return len(expired)
+
+    def purge(self) -> None:
+        """Leave nothing of deleted rows in SQLite's files."""
+        self._catalogue.purge()
 
     def close(self) -> None:
         """Let go of all connections."""
-        raise NotImplementedError
+        self._catalogue.close()
+        self._objects.scratch.close()
 
 
-class TenantMemories:
-    """The memories of one tenant; it sees no others."""
+def catalogue_file(home: Path) -> Path:
+    """The SQLite file of a folder with memories."""
+    return home / "byheart.sqlite3"
 
-    def create(
-        self,
-        name: str | None,
-        *,
-        model: str,
-        method: str | None = None,
-        options: Mapping[str, Any] = {},
-        metadata: Mapping[str, str] = {},
-        subject: str = "",
-        expires_after: Expiry | None = None,
-    ) -> Memory:
-        """A new memory, with nothing written. Raises ConflictError where the name is taken, QuotaError, StoreError."""
-        raise NotImplementedError
 
-    def get(self, name_or_id: str) -> Memory:
-        """A memory, which is not thereby used. Raises MissingError."""
-        raise NotImplementedError
-
-    def touch(self, id: str) -> None:
-        """Note that a memory is in use, at most once a minute. One that is gone is left alone."""
-        raise NotImplementedError
-
-    def list(
-        self,
-        *,
-        limit: int = 20,
-        after: str | None = None,
-        order: Literal["asc", "desc"] = "desc",
-        name: str | None = None,
-        metadata: Mapping[str, str] = {},
-        subject: str | None = None,
-    ) -> Page[Memory]:
-        """Memories by when they were made; ``after`` is an id. Raises MissingError for an ``after`` that is gone."""
-        raise NotImplementedError
-
-    def update(
-        self,
-        name_or_id: str,
-        *,
-        name: str | None = _UNSET,
-        metadata: Mapping[str, str] = _UNSET,
-        expires_after: Expiry | None = _UNSET,
-    ) -> Memory:
-        """Change what is given. Raises MissingError, ConflictError where the name is taken, StoreError."""
-        raise NotImplementedError
-
-    def versions(self, name_or_id: str, *, limit: int = 20, after: int | None = None) -> Page[Version]:
-        """Versions, the newest first; ``after`` is a number. Raises MissingError."""
-        raise NotImplementedError
-
-    def version(self, name_or_id: str, number: int | None = None) -> Version:
-        """A version, or the newest. Raises MissingError, also where nothing was written yet."""
-        raise NotImplementedError
-
-    def fetch(self, version: Version) -> Path:
-        """A local file with the state, never to be written to. Raises MissingError, CorruptStateError."""
-        raise NotImplementedError
-
-    def commit(
-        self,
-        name_or_id: str,
-        file: Path,
-        *,
-        sha256: str,
-        header: Header,
-        operation: Operation,
-        entry: Mapping[str, Any],
-        expected: int | None = None,
-        idempotency_key: str | None = None,
-    ) -> Version:
-        """Make a file the newest version; it is then gone from where it was, and stays there on an error.
-
-        Args:
-            sha256: of the file's bytes.
-            expected: the version that the memory must have now, 0 where nothing was written; None for any.
-            idempotency_key: where a commit with it was done, that one's version is given and nothing is changed.
-
-        Raises MissingError, ConflictError where the version is another, QuotaError.
-        """
-        raise NotImplementedError
-
-    def replay(self, idempotency_key: str) -> Version | None:
-        """The version that a commit with this key has made, within the last day."""
-        raise NotImplementedError
-
-    def fork(self, name_or_id: str, new_name: str | None, *, version: int | None = None) -> Memory:
-        """A memory that begins as a version of another; no bytes are copied. Raises MissingError, ConflictError."""
-        raise NotImplementedError
-
-    def restore(self, name_or_id: str, number: int) -> Version:
-        """Make an earlier version the newest once more, under a new number. Raises MissingError."""
-        raise NotImplementedError
-
-    def delete_version(self, name_or_id: str, number: int) -> Deleted:
-        """Delete an earlier version. Raises MissingError, ConflictError for the newest, which is the memory."""
-        raise NotImplementedError
-
-    def delete(self, name_or_id: str) -> Deleted:
-        """Delete a memory with all its versions; forks stay. Raises MissingError."""
-        raise NotImplementedError
-
-    def erase(self, subject: str) -> Deleted:
-        """Delete every memory about a subject, forks too, and all that is left of them. Raises StoreError for ''."""
-        raise NotImplementedError
-
-    def usage(self) -> Usage:
-        """What this tenant has and may have."""
-        raise NotImplementedError
-
-    def audit(self, *, limit: int = 20, after: int | None = None) -> Page[AuditEntry]:
-        """What was done, the newest first; ``after`` is an entry's number."""
-        raise NotImplementedError
+@contextmanager
+def opened(memories: Memories) -> Iterator[Memories]:
+    """Before: nothing. Inside: the memories. After: they are closed."""
+    try:
+        yield memories
+    finally:
+        memories.close()

@@ -93,23 +93,31 @@ class Page(Generic[Item]):
 
 @dataclass(frozen=True)
 class Deleted:
-    """What is gone. ``bytes`` are those freed; ``keys`` (TENANT:SHA256) must leave whatever keeps readings."""
+    """What is gone. ``bytes`` are those freed; ``keys`` (TENANT:SHA256) must leave whatever keeps readings.
+
+    ``pending`` objects belong to nothing any more, but could not be deleted yet: the next sweep deletes them.
+    """
 
     memories: int = 0
     versions: int = 0
     bytes: int = 0
     keys: tuple[str, ...] = ()
+    pending: int = 0
 
 
 @dataclass(frozen=True)
 class Swept:
-    """What a sweep removed; ``keys`` (TENANT:SHA256) must leave whatever keeps readings."""
+    """What a sweep removed: expired memories, objects, and files of processes that are gone.
+
+    ``keys`` and ``pending`` are as in ``Deleted``.
+    """
 
     memories: int = 0
     objects: int = 0
     bytes: int = 0
     files: int = 0
     keys: tuple[str, ...] = ()
+    pending: int = 0
 
 
 @dataclass(frozen=True)
