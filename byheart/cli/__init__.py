@@ -31,6 +31,9 @@ COMMANDS = {
         "fork": "Copy a memory; later writes go into one of the two only.",
         "forget": "Delete a memory for good.",
     },
+    "Serve memories": {
+        "serve": "Serve models and memories over HTTP: OpenAI's routes, and /v1/memories. Needs byheart[serve].",
+    },
     "Train and import": {
         "train": "Train a method on text: its learned parts alone, the model stays as it is.",
         "calibrate": "Measure a model once, so that its memories can be compact.",

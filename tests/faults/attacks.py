@@ -11,6 +11,7 @@ from tests.faults import (
     malicious,
     pairs,
     processes,
+    requests,
     states,
 )
 from tests.faults.attack import Attack
@@ -25,4 +26,5 @@ ATTACKS: tuple[Attack, ...] = (
     *listing.ATTACKS,
     *processes.ATTACKS,
     *checkpoints.ATTACKS,
+    *requests.ATTACKS,
 )

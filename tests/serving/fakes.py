@@ -29,6 +29,8 @@ class FakeEngine:
     closed: int = 0
     """Answers that were let go of before they ended."""
     running: int = 0
+    busy: int = 0
+    """How many more questions are turned away."""
     delay: float = 0.0
     error: Exception | None = None
     error_after: int = 1 << 30
@@ -37,10 +39,11 @@ class FakeEngine:
     async def ask(self, job: Ask) -> AsyncIterator[Piece | Finished]:
         self.asked.append(job)
         question = job.prompt if isinstance(job.prompt, str) else job.prompt[-1].content
-        if question == "busy":
-            raise BusyError("Too many questions wait.", 2.0)
+        if question == "busy" or self.busy:
+            self.busy = max(0, self.busy - 1)
+            raise BusyError("Too many questions wait.", 2.0 if question == "busy" else 0.01)
         memory = read_text(job.memory.fetch()) if job.memory else ""
-        words = f"{memory} | {question}".split(" ") if question != "endless" else ["word"] * (1 << 40 >> 30)
+        words = f"{memory} | {question}".split(" ") if question != "endless" else ["word"] * (1 << 19)
         self.running += 1
         is_done = False
         try:
