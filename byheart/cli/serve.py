@@ -67,7 +67,7 @@ AddKey = Annotated[
 
 @options.takes(_LISTENING, _KEEPING, _ALLOWING, options.WHERE, {"home": (options.Home, None)})
 def serve(model: Model = None, add_key: AddKey = None, **choices: Any) -> None:
-    """Serve models and memories over HTTP: OpenAI's routes, and /v1/memories. Needs byheart[serve]."""
+    """Serve models and memories over HTTP, to any OpenAI client and as a web page."""
     _require_extra()
     from byheart.serving.accounts import make_key
     from byheart.serving.service import Choices, Service

@@ -24,6 +24,7 @@ from byheart.serving.gate import Gate
 from byheart.serving.jobs import Engine
 from byheart.serving.openapi import describe
 from byheart.serving.operations import OPERATIONS, Operation
+from byheart.serving.page import page_routes
 from byheart.serving.settings import Settings
 from byheart.serving.wire.encoding import json_response
 from byheart.store.memories import Memories
@@ -60,7 +61,7 @@ def _routes(server: Server) -> list[BaseRoute]:
     routes: list[BaseRoute] = [
         Route(operation.path, _endpoint(operation, server), methods=[operation.method]) for operation in OPERATIONS
     ]
-    return [*routes, Route("/openapi.json", _describe)]
+    return [*routes, Route("/openapi.json", _describe), *page_routes()]
 
 
 async def _describe(request: Request) -> Response:

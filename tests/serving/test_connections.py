@@ -16,7 +16,9 @@ import pytest
 from tests.serving.conftest import SETTINGS, Build, Site, chat
 from tests.serving.live import serving
 
-HEAD = "POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nAuthorization: Bearer "
+HEAD = (
+    "POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nAuthorization: Bearer "
+)
 
 
 @pytest.fixture(scope="module")

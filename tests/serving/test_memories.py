@@ -33,7 +33,11 @@ def test_a_memory_is_made_written_read_renamed_and_forgotten(site: Site) -> None
 def test_texts_come_as_json_messages_plain_text_and_files(site: Site) -> None:
     site.make("many")
     path = "/v1/memories/many/writes"
-    messages = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}, {"role": "user", "content": "R"}]
+    messages = [
+        {"role": "user", "content": "Q"},
+        {"role": "assistant", "content": "A"},
+        {"role": "user", "content": "R"},
+    ]
     assert site.ask("POST", path, json={"messages": messages}).json()["entry"]["texts"] == 2
     plain = {"content-type": "text/plain; charset=utf-8"}
     answer = site.ask("POST", f"{path}?source=notes&if_version=1", content="Zwölf\r\n".encode(), headers=plain)
@@ -138,9 +142,15 @@ def test_a_memory_leaves_as_a_file_and_comes_back(site: Site, tmp_path: Path) ->
 def test_a_file_that_is_no_memory_of_this_model_is_refused_and_leaves_nothing(
     site: Site, tmp_path: Path, kind: str
 ) -> None:
-    save_text(tmp_path / "x", "One.", HEADER if kind != "foreign" else type(HEADER)(**{**vars(HEADER), "backbone": "?"}))
+    save_text(
+        tmp_path / "x",
+        "One.",
+        HEADER if kind != "foreign" else type(HEADER)(**{**vars(HEADER), "backbone": "other-model"}),
+    )
     raw = (tmp_path / "x").read_bytes()
-    raw = {"cut": raw[:-2], "changed": raw[:-1] + b"!", "text": b"One.", "empty": b"", "large": raw * 200}.get(kind, raw)
+    raw = {"cut": raw[:-2], "changed": raw[:-1] + b"!", "text": b"One.", "empty": b"", "large": raw * 200}.get(
+        kind, raw
+    )
     answer = site.ask("PUT", f"/v1/memories/bad-{kind}/content", content=raw)
     expected = {"foreign": (409, "memory_mismatch"), "large": (413, "body_too_large")}
     assert code(answer) == expected.get(kind, (422, "memory_damaged"))
@@ -186,7 +196,10 @@ def test_a_name_belongs_to_one_memory_of_a_tenant(site: Site) -> None:
         ({"content": b"\xff\xfe", "headers": {"content-type": "text/plain"}}, (400, "invalid_text")),
         ({"content": b"a", "headers": {"content-type": "image/png"}}, (415, "unsupported_media_type")),
         ({"content": b"a" * 70_000, "headers": {"content-type": "text/plain"}}, (413, "body_too_large")),
-        ({"content": b"--x\r\n\r\n", "headers": {"content-type": "multipart/form-data; boundary=x"}}, (400, "invalid_form")),
+        (
+            {"content": b"--x\r\n\r\n", "headers": {"content-type": "multipart/form-data; boundary=x"}},
+            (400, "invalid_form"),
+        ),
         ({"content": b"a", "headers": {"content-type": "multipart/form-data"}}, (400, "invalid_form")),
         ({"files": [("file", ("a.bin", b"\xff\x00"))]}, (400, "invalid_text")),
         ({"files": [("source", (None, b"x"))]}, (400, "missing_field")),

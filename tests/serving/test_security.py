@@ -48,9 +48,17 @@ def test_a_key_is_revoked_and_another_made_without_a_restart(build: Build) -> No
     assert code(site.ask("GET", "/v1/models", key=carol)) == (401, "invalid_api_key")
 
 
-def test_a_line_that_is_no_key_lets_nobody_in_and_hides_no_other(build: Build, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_line_that_is_no_key_lets_nobody_in_and_hides_no_other(
+    build: Build, caplog: pytest.LogCaptureFixture
+) -> None:
     site = build()
-    bad = ['{"tenant": "a/b", "sha256": "%s"}' % ("0" * 64), '{"tenant": "a"}', "[]", "x", '{"sha256": 5, "tenant": "a"}']
+    bad = [
+        '{"tenant": "a/b", "sha256": "%s"}' % ("0" * 64),
+        '{"tenant": "a"}',
+        "[]",
+        "x",
+        '{"sha256": 5, "tenant": "a"}',
+    ]
     site.keys.write_text("\n".join([*bad, site.keys.read_text()]))
     assert Accounts(site.keys).find(site.bob) == "bob"
     assert caplog.text.count("of the keys is not like") == len(bad)
@@ -104,7 +112,10 @@ def test_a_web_page_elsewhere_reaches_nothing(build: Build, headers: dict[str, s
     assert site.client.get("/v1/models", headers={"origin": "http://127.0.0.1"}).status_code == 200
     assert site.client.get("/v1/models", headers={"host": "LOCALHOST:8321"}).status_code == 200
     plain = {"content-type": "text/plain"}
-    assert code(site.client.post("/v1/chat/completions", content=b"{}", headers=plain)) == (415, "unsupported_media_type")
+    assert code(site.client.post("/v1/chat/completions", content=b"{}", headers=plain)) == (
+        415,
+        "unsupported_media_type",
+    )
 
 
 def test_a_web_page_that_is_named_may_use_the_server_and_no_other(build: Build) -> None:

@@ -48,9 +48,7 @@ def client(backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 def _ask(client: OpenAI, memory: str | None, **more: object) -> str:
     body = {"memory": memory} if memory else {}
-    answer = client.chat.completions.create(
-        model="tiny", messages=QUESTION, max_tokens=8, extra_body=body, **more
-    )
+    answer = client.chat.completions.create(model="tiny", messages=QUESTION, max_tokens=8, extra_body=body, **more)
     return answer.choices[0].message.content
 
 

@@ -22,7 +22,9 @@ async def list_models(call: Call) -> Response:
         (f"{memory.model}:{memory.name}", memory) for memory in page.data if memory.name and memory.model in served
     ]
     memories = [_model(name, int(memory.created_at.timestamp()), memory.id) for name, memory in named]
-    return json_response({"object": "list", "data": [*(_model(name) for name in served), *memories]})
+    sizes = call.server.engine.slot_bytes
+    bases = [{**_model(name), "slot_bytes": sizes[name]} for name in served]
+    return json_response({"object": "list", "data": [*bases, *memories]})
 
 
 async def get_model(call: Call) -> Response:
