@@ -102,8 +102,9 @@ def _parse(models: Sequence[str] | None, choices: dict[str, Any]) -> dict[str, A
 
 def _parse_models(models: Sequence[str]) -> dict[str, str]:
     """``NAME=MODEL`` or a model that has its own name. Raises UsageError for two of one name."""
-    named = [text.split("=", 1) if "=" in text else [_name(text), text] for text in models]
-    found = {name: model for name, model in named}
+    pairs = [text.partition("=") for text in models]
+    named = [(name, model) if equals else (_name(name), name) for name, equals, model in pairs]
+    found = dict(named)
     if len(found) < len(named) or not all(found) or not all(found.values()):
         raise UsageError("Each --model is NAME=MODEL, or a model; no two of them have one name.")
     return found

@@ -17,13 +17,13 @@ from starlette.routing import BaseRoute, Route
 
 from byheart.errors import ByheartError
 from byheart.serving.accounts import Accounts
-from byheart.serving.outcomes import ClientGone
 from byheart.serving.call import Call, Server, Visit, in_thread
 from byheart.serving.failures import Refusal, explain
 from byheart.serving.gate import Gate
 from byheart.serving.jobs import Engine
 from byheart.serving.openapi import describe
 from byheart.serving.operations import OPERATIONS, Operation
+from byheart.serving.outcomes import ClientGone
 from byheart.serving.page import page_routes
 from byheart.serving.settings import Settings
 from byheart.serving.wire.encoding import json_response

@@ -108,7 +108,8 @@ def test_the_command_shows_a_key_once_serves_and_stops(tiny_folder: Path, tmp_pa
         assert lines[-1], lines
     address = re.search(r"http://\S+", "".join(lines))
     key = re.search(r"sk-byheart-\S+", "".join(lines))
-    assert address and key
+    assert address
+    assert key
     assert key[0] not in (tmp_path / "keys.jsonl").read_text()
     with OpenAI(base_url=address[0], api_key=key[0], max_retries=0) as client:
         assert [model.id for model in client.models.list()] == ["tiny"]
