@@ -49,6 +49,12 @@ _ALLOWING = options.group(
         Path | None, None, "File of hashed keys, a line of JSON each; else keys.jsonl in --home.", metavar="FILE"
     ),
     no_auth=options.option(bool, False, "No key is needed; only where no other machine reaches the server."),
+    allow_method=options.option(
+        list[str] | None,
+        None,
+        "Method that memories may be made with, beside the quick ones; repeatable. It may keep a model busy for hours.",
+        metavar="METHOD",
+    ),
     rate_limit=options.option(int, 0, "Requests a minute of one tenant; 0 is no bound."),
     queue=options.option(int, 64, "Requests that may wait for the model; more are told to come back."),
     batch=options.option(int, 8, "Answers that are made at once."),
@@ -85,15 +91,20 @@ def serve(model: Model = None, add_key: AddKey = None, **choices: Any) -> None:
 
 def _parse(models: Sequence[str] | None, choices: dict[str, Any]) -> dict[str, Any]:
     """The choices as the library takes them. Raises UsageError."""
+    from byheart.methods import find
     from byheart.methods.budget import parse_bytes
     from byheart.serving.running import is_loopback
-    from byheart.serving.settings import LOOPBACK, Settings
+    from byheart.serving.settings import LOOPBACK, QUICK_METHODS, Settings
     from byheart.store.folder import Store
 
     names = tuple(name.lower() for name in choices.pop("allow_host") or ())
     hosts = (*LOOPBACK, *names) if is_loopback(choices["host"]) or names else ()
+    methods = tuple(find(name).name for name in choices.pop("allow_method") or ())
     settings = Settings(
-        hosts=hosts, cors=tuple(choices.pop("cors") or ()), requests_per_minute=choices.pop("rate_limit")
+        hosts=hosts,
+        methods=(*QUICK_METHODS, *methods),
+        cors=tuple(choices.pop("cors") or ()),
+        requests_per_minute=choices.pop("rate_limit"),
     )
     parsed = {"settings": settings, "max_resident": parse_bytes(choices.pop("max_resident"))}
     parsed |= {"home": Store(choices.pop("home")).home, **choices}

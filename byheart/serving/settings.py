@@ -6,6 +6,11 @@ from dataclasses import dataclass
 
 from byheart.errors import UsageError, require_not_negative, require_positive
 
+QUICK_METHODS = (
+    *("compact", "full", "retrieval", "window", "every-kth", "mean-pooled"),
+    *("key-norm", "attention-score", "repeat-score", "nothing"),
+)
+"""Methods whose writes take what reading the text takes, and whose states are never larger than the text's own."""
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -17,6 +22,8 @@ class Settings:
         hosts: the names that a request's Host header may have, without a port; any where there are none. On loopback
             they keep a web page elsewhere from reaching the server under a name of its own (DNS rebinding).
         cors: origins of web pages that may use the server from a browser, ``*`` for all; none by default.
+        methods: that a memory may be made with. Others optimise while they write, or hold what an option says: with
+            these, one request can keep a model busy for hours, or fill the memory of the machine.
         body_bytes: of a question.
         text_bytes: of texts to be written, and of a file that holds one.
         state_bytes: of a state file that is imported.
@@ -33,6 +40,7 @@ class Settings:
 
     hosts: tuple[str, ...] = LOOPBACK
     cors: tuple[str, ...] = ()
+    methods: tuple[str, ...] = QUICK_METHODS
     body_bytes: int = 4 << 20
     text_bytes: int = 32 << 20
     state_bytes: int = 1 << 30

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.serving.conftest import Site, code
+from tests.serving.conftest import SETTINGS, Build, Site, code
 from tests.serving.fakes import HEADER, save_text
 
 
@@ -145,7 +146,7 @@ def test_a_file_that_is_no_memory_of_this_model_is_refused_and_leaves_nothing(
     save_text(
         tmp_path / "x",
         "One.",
-        HEADER if kind != "foreign" else type(HEADER)(**{**vars(HEADER), "backbone": "other-model"}),
+        replace(HEADER, backbone="fingerprint" if kind != "foreign" else "other-model"),
     )
     raw = (tmp_path / "x").read_bytes()
     raw = {"cut": raw[:-2], "changed": raw[:-1] + b"!", "text": b"One.", "empty": b"", "large": raw * 200}.get(
@@ -178,6 +179,16 @@ def test_a_file_that_is_no_memory_of_this_model_is_refused_and_leaves_nothing(
 def test_a_memory_that_cannot_be_made_is_refused(site: Site, body: dict[str, Any], expected: str) -> None:
     assert code(site.ask("POST", "/v1/memories", json=body)) == (400, expected)
     assert code(site.ask("GET", "/v1/memories/ok1"))[0] == 404
+
+
+def test_a_method_that_may_take_for_ever_is_made_by_nobody_unless_it_is_allowed(build: Build, tmp_path: Path) -> None:
+    careful, trusting = build(), build(replace(SETTINGS, methods=(*SETTINGS.methods, "cartridge")))
+    body = {"name": "c", "method": "cartridge", "options": {"steps": 1_000_000}}
+    assert code(careful.ask("POST", "/v1/memories", json=body)) == (403, "method_not_served")
+    save_text(tmp_path / "c", "One.", replace(HEADER, method="cartridge"))
+    imported = careful.ask("PUT", "/v1/memories/c/content", content=(tmp_path / "c").read_bytes())
+    assert code(imported) == (403, "method_not_served")
+    assert trusting.ask("POST", "/v1/memories", json=body).status_code == 201
 
 
 def test_a_name_belongs_to_one_memory_of_a_tenant(site: Site) -> None:

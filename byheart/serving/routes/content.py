@@ -18,7 +18,7 @@ from byheart.serving.bodies import save_body
 from byheart.serving.call import Call, in_thread
 from byheart.serving.choosing import newest
 from byheart.serving.failures import Refusal
-from byheart.serving.routes.memories import name_taken
+from byheart.serving.routes.memories import name_taken, require_method
 from byheart.serving.wire.encoding import json_response
 from byheart.serving.wire.fields import Closed, Subject
 from byheart.serving.wire.memories import VersionObject
@@ -63,6 +63,7 @@ async def import_content(call: Call) -> Response:
     with _scratch(call.server.memories.scratch) as path:
         sha256 = await save_body(call.request, call.server.settings, call.server.settings.state_bytes, path)
         header = await in_thread(load_header, path)
+        require_method(call, header.method)
         model = _require_model(call, header, asked.model, memory)
         header = await call.server.engine.examine(path, model)
         version = await _keep(call, path, header, sha256, memory, name, model, asked.subject)

@@ -6,7 +6,7 @@ from typing import Any
 
 from starlette.responses import Response
 
-from byheart.methods import defaults, find, names
+from byheart.methods import defaults, find
 from byheart.serving.call import Call, in_thread
 from byheart.serving.choosing import split_model
 from byheart.serving.wire.encoding import json_response
@@ -44,7 +44,7 @@ def _model(name: str, created: int = 0, memory: str | None = None) -> dict[str, 
 
 async def list_methods(call: Call) -> Response:
     """How a memory can be made: the methods, with their options and defaults."""
-    kinds = [(name, find(name)) for name in names()]
+    kinds = [(name, find(name)) for name in call.server.settings.methods]
     data = [
         {"id": name, "object": "method", "summary": _first_line(kind), "options": defaults(kind)}
         for name, kind in kinds
