@@ -20,7 +20,8 @@ from byheart.errors import ConflictError, StoreError, UnavailableError, UsageErr
 from byheart.store import schema
 
 Value = TypeVar("Value")
-_BUSY_SECONDS = 10
+BUSY_SECONDS = 10.0
+"""How long a writer of SQLite waits for another, and a call for a connection."""
 _POSTGRES: dict[str, Any] = {
     "connect_timeout": 5,
     "tcp_user_timeout": 15_000,
@@ -38,10 +39,10 @@ class Catalogue:
         url = _parse(address)
         self.is_sqlite = url.get_backend_name() == "sqlite"
         with _translating():
-            arguments = {"timeout": _BUSY_SECONDS} if self.is_sqlite else _POSTGRES
+            arguments = {"timeout": BUSY_SECONDS} if self.is_sqlite else _POSTGRES
             more: dict[str, Any] = {} if self.is_sqlite else {"pool_pre_ping": True}
             self._engine = create_engine(
-                url, connect_args=arguments, hide_parameters=True, pool_timeout=_BUSY_SECONDS, max_overflow=20, **more
+                url, connect_args=arguments, hide_parameters=True, pool_timeout=BUSY_SECONDS, max_overflow=20, **more
             )
             if self.is_sqlite:
                 event.listen(self._engine, "connect", _set_up_sqlite)
@@ -89,7 +90,7 @@ class Catalogue:
             try:
                 # Pages that were split keep what was moved to others: all pages are written anew.
                 connection.cursor().execute("VACUUM")
-                deadline = time.monotonic() + _BUSY_SECONDS
+                deadline = time.monotonic() + BUSY_SECONDS
                 while connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
                     if time.monotonic() > deadline:
                         raise UnavailableError(

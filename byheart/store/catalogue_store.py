@@ -180,7 +180,7 @@ class CatalogueStore:
 
     @contextmanager
     def _locked(self, name: str) -> Iterator[None]:
-        """Before: another writer here of this memory is waited for. Inside: there is none. After: the next may begin."""
+        """Before: another writer on this machine is waited for. Inside: there is none. After: the next may begin."""
         # A name may have more bytes than that of a file.
         lock = FileLock(self.home / f".{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}.lock")
         with reaching(self.home):

@@ -13,6 +13,7 @@ from tests.faults import (
     processes,
     requests,
     states,
+    store,
 )
 from tests.faults.attack import Attack
 
@@ -27,4 +28,5 @@ ATTACKS: tuple[Attack, ...] = (
     *processes.ATTACKS,
     *checkpoints.ATTACKS,
     *requests.ATTACKS,
+    *store.ATTACKS,
 )
