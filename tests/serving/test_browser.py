@@ -34,7 +34,8 @@ return [id || (localName === 'body' ? localName : innerText), getComputedStyle(d
 """
 _READ = "[...document.querySelectorAll('.answer .hint')].filter((note) => note.innerText.includes('read')).length"
 _SMALL = """
-return [...document.querySelectorAll('button')].filter((each) => each.checkVisibility() && each.offsetHeight < 32).length
+const shown = [...document.querySelectorAll('button')].filter((each) => each.checkVisibility());
+return shown.filter((each) => each.offsetHeight < 32).length;
 """
 TEXT = "The ship's cat is called Muck. It sleeps in the engine room."
 
@@ -184,6 +185,7 @@ def test_escape_stops_an_answer_and_the_server_hears_of_it(browser: Browser, can
 )
 def test_a_question_that_fails_is_not_lost(browser: Browser, canned: Canned, question: str, says: str) -> None:
     browser.click("#memory-list button")
+    browser.click("#remember")
     ask(browser, question)
     browser.wait_for(says, "#chat")
     browser.wait("document.querySelector('#stop').hidden")

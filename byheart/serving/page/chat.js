@@ -14,6 +14,7 @@ export function startChat() {
   when("changed", draw);
   when("chosen", () => {
     stopping?.abort();
+    say("chat-error");
     drawChoices();
     draw();
   });
@@ -73,7 +74,6 @@ function drawChoices() {
 
 function draw() {
   const usable = Boolean(state.current?.version);
-  say("chat-error");
   byId("chat-title").textContent = state.current ? `Chat with ${state.current.name ?? state.current.id}` : "Chat";
   for (const field of byId("question-form").querySelectorAll("textarea, input, #send")) field.disabled = !usable;
   byId("compare").disabled = !usable;
@@ -119,6 +119,7 @@ async function send() {
   const conversation = turns();
   conversation.push(turn);
   box.value = "";
+  say("chat-error");
   draw();
   working(true);
   stopping = new AbortController();
@@ -128,7 +129,7 @@ async function send() {
   stopping = undefined;
   working(false);
   settle(conversation, turn);
-  if (requests[0].memory?.write) refresh(asked[0].id).catch((error) => say("chat-error", error.message));
+  if (requests[0].memory?.write && turn.answers[0].text) refresh(asked[0].id).catch((error) => say("chat-error", error.message));
 }
 
 /** A turn that got no answer at all is taken back, and its question returns to the box. */
