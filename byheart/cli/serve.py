@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from byheart.cli import options, terminal
+from byheart.cli import options, streams, terminal
 from byheart.errors import UsageError
 
 _EXTRA = ("obstore", "prometheus_client", "sqlalchemy", "starlette", "uvicorn")
@@ -56,8 +56,11 @@ _ALLOWING = options.group(
         metavar="METHOD",
     ),
     rate_limit=options.option(int, 0, "Requests a minute of one tenant; 0 is no bound."),
+    quota_memories=options.option(int | None, None, "Memories of one tenant, at most."),
+    quota_bytes=options.option(str | None, None, "Bytes of one tenant's memories, at most.", metavar="BYTES"),
     queue=options.option(int, 64, "Requests that may wait for the model; more are told to come back."),
     batch=options.option(int, 8, "Answers that are made at once."),
+    log_requests=options.option(bool, False, "A line for each request on standard error, without content."),
 )
 Model = Annotated[
     list[str] | None,
@@ -78,6 +81,8 @@ def serve(model: Model = None, add_key: AddKey = None, **choices: Any) -> None:
     from byheart.serving.accounts import make_key
     from byheart.serving.service import Choices, Service
 
+    if choices.pop("log_requests"):
+        streams.show_info("byheart.access")
     chosen = Choices(**_parse(model, choices))
     if add_key is not None:
         terminal.say(make_key(chosen.keys, add_key))
@@ -96,13 +101,16 @@ def _parse(models: Sequence[str] | None, choices: dict[str, Any]) -> dict[str, A
     from byheart.serving.running import is_loopback
     from byheart.serving.settings import LOOPBACK, QUICK_METHODS, Settings
     from byheart.store.folder import Store
+    from byheart.store.values import Quota
 
+    quota = choices.pop("quota_bytes")
     names = tuple(name.lower() for name in choices.pop("allow_host") or ())
     hosts = (*LOOPBACK, *names) if is_loopback(choices["host"]) or names else ()
     methods = tuple(find(name).name for name in choices.pop("allow_method") or ())
     settings = Settings(
         hosts=hosts,
         methods=(*QUICK_METHODS, *methods),
+        quota=Quota(choices.pop("quota_memories"), parse_bytes(quota) if quota else None),
         cors=tuple(choices.pop("cors") or ()),
         requests_per_minute=choices.pop("rate_limit"),
     )

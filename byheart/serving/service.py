@@ -60,7 +60,6 @@ class Service:
         if choices.no_auth and not is_loopback(choices.host):
             raise UsageError(f"Without keys a server listens on loopback only, not on '{choices.host}'.")
         self._choices = choices
-        self._new_key = "" if choices.no_auth or choices.keys.exists() else make_key(choices.keys, LOCAL)
         with ExitStack() as opened:
             self._listener = opened.enter_context(listen(choices.host, choices.port))
             memories = open_memories(choices)
@@ -68,6 +67,8 @@ class Service:
             engine = open_engine(choices)
             opened.callback(engine.close)
             accounts = Accounts(None if choices.no_auth else choices.keys)
+            # The last of all: a key that was made is shown.
+            self._new_key = "" if choices.no_auth or choices.keys.exists() else make_key(choices.keys, LOCAL)
             self._app = create_app(engine, memories, accounts, choices.settings)
             self._opened = opened.pop_all()
 

@@ -9,6 +9,7 @@ import pytest
 
 from byheart.serving.accounts import Accounts, make_key
 from byheart.serving.settings import Settings
+from byheart.store.values import Quota
 from tests.serving.conftest import SETTINGS, Build, Site, chat, code
 from tests.serving.fakes import MODEL
 
@@ -127,6 +128,14 @@ def test_a_web_page_that_is_named_may_use_the_server_and_no_other(build: Build) 
     assert "access-control-allow-origin" not in refused.headers
     page = site.ask("GET", "/v1/models", headers={"origin": "https://chat.example"})
     assert page.headers["access-control-allow-origin"] == "https://chat.example"
+
+
+def test_a_tenant_has_no_more_than_its_quota(build: Build) -> None:
+    site = build(Settings(quota=Quota(memories=1)))
+    site.make("first")
+    assert code(site.ask("POST", "/v1/memories", json={"name": "second"})) == (403, "quota_exceeded")
+    assert site.ask("GET", "/v1/usage").json()["quota"] == {"memories": 1, "bytes": None}
+    assert site.ask("POST", "/v1/memories", json={"name": "first"}, key=site.bob).status_code == 201
 
 
 def test_what_is_resident_belongs_to_a_tenant(site: Site) -> None:
