@@ -15,6 +15,8 @@ from byheart.serving.app import create_app
 from byheart.serving.engine import LocalEngine
 from byheart.serving.running import is_loopback, listen, run
 from byheart.serving.settings import Settings
+from byheart.store.folder import Store
+from byheart.store.homes import CATALOGUE
 from byheart.store.memories import Memories
 
 KEYS = "keys.jsonl"
@@ -91,10 +93,16 @@ class Service:
 
 
 def open_memories(choices: Choices) -> Memories:
-    """The store that was chosen. Raises StoreError."""
+    """The store that was chosen. Raises StoreError, and UsageError where a catalogue would hide memories."""
+    waiting = [] if choices.store or (choices.home / CATALOGUE).exists() else Store(choices.home).names()
+    if waiting:
+        raise UsageError(
+            f"'{choices.home}' has {len(waiting)} memories in files of their own; a server keeps them in a catalogue. "
+            "`byheart migrate` takes them over; or name another folder with --home."
+        )
     if choices.store is None and choices.objects is None:
         return Memories.at(choices.home)
-    catalogue = choices.store or f"sqlite:///{choices.home.resolve() / 'byheart.sqlite3'}"
+    catalogue = choices.store or f"sqlite:///{choices.home.resolve() / CATALOGUE}"
     return Memories(catalogue, choices.objects or str(choices.home / "objects"))
 
 

@@ -12,6 +12,7 @@ QUICK_METHODS = (
     *("key-norm", "attention-score", "repeat-score", "nothing"),
 )
 """Methods whose writes take what reading the text takes, and whose states are never larger than the text's own."""
+_NO_QUOTA = Quota()
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -42,7 +43,7 @@ class Settings:
 
     hosts: tuple[str, ...] = LOOPBACK
     cors: tuple[str, ...] = ()
-    quota: Quota | None = None
+    quota: Quota = _NO_QUOTA
     methods: tuple[str, ...] = QUICK_METHODS
     body_bytes: int = 4 << 20
     text_bytes: int = 32 << 20

@@ -39,6 +39,14 @@ def test_a_key_is_made_for_a_tenant(run: Run, home: Path) -> None:
     assert "'a/b' cannot name a tenant" in run("serve", "--add-key", "a/b").err
 
 
+def test_memories_in_files_are_not_hidden_by_a_new_catalogue(run: Run, cat: Path) -> None:
+    ended = run("serve", "--port", 0)
+    assert ended.code == 2
+    assert "has 1 memories in files of their own" in ended.err
+    assert "byheart migrate" in ended.err
+    assert [path.name for path in cat.parent.iterdir()] == ["cat.safetensors"]
+
+
 def test_without_the_extra_it_says_what_to_install(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     real = serve.importlib.util.find_spec
 
