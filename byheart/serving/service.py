@@ -86,8 +86,8 @@ class Service:
             lines.append(f"Keys are those of {self._choices.keys}.")
         return lines
 
-    def run(self, ready: Callable[[], None]) -> None:
-        """Answer requests until the process is told to stop."""
+    def run(self, ready: Callable[[], None] = lambda: None) -> None:
+        """Answer requests until the process is told to stop; ``ready`` is called when the first can be answered."""
         with self._opened:
             run(self._app, self._listener, self._choices.settings, ready)
 

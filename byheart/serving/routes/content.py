@@ -50,8 +50,12 @@ async def export_content(call: Call) -> Response:
     if etag in call.request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers={"etag": etag})
     path = await in_thread(call.memories.fetch, version)
+    try:
+        found = await in_thread(path.stat)
+    except FileNotFoundError:
+        raise MissingError("The version was deleted meanwhile.") from None
     name = f"{memory.name or memory.id}-{version.number}.safetensors"
-    return FileResponse(path, media_type=MEDIA_TYPE, filename=name, headers={"etag": etag})
+    return FileResponse(path, media_type=MEDIA_TYPE, filename=name, headers={"etag": etag}, stat_result=found)
 
 
 async def import_content(call: Call) -> Response:
