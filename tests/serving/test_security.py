@@ -148,12 +148,11 @@ def test_what_is_resident_belongs_to_a_tenant(site: Site) -> None:
 
 
 def test_too_many_requests_of_a_tenant_wait_and_others_do_not(build: Build) -> None:
-    site = build(Settings(requests_per_minute=12))
-    codes = [site.ask("GET", "/v1/models").status_code for _ in range(4)]
-    assert codes == [200, 200, 429, 429]
+    site = build(Settings(requests_per_minute=1))
+    assert site.ask("GET", "/v1/models").status_code == 200
     refused = site.ask("GET", "/v1/models")
     assert code(refused) == (429, "rate_limited")
-    assert 1 <= int(refused.headers["retry-after"]) <= 5
+    assert 1 <= int(refused.headers["retry-after"]) <= 60
     assert site.ask("GET", "/v1/models", key=site.bob).status_code == 200
 
 
