@@ -37,7 +37,7 @@ def forget(
     from byheart.store.homes import open_store
 
     store = open_store(home)
-    store.existing(name or "")
+    store.require(name or "")
     _confirm(f"'{name}'", yes)
     target = store.forget(name or "")
     with terminal.acknowledging(f"'{name}' was forgotten"):

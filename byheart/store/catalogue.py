@@ -10,6 +10,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, create_engine, event, select
@@ -30,13 +31,13 @@ _POSTGRES: dict[str, Any] = {
 
 
 class Catalogue:
-    """A database with the catalogue's tables, made where there are none.
+    """A database with the catalogue's tables, made where there are none: a file of SQLite, or at an address.
 
     Raises UsageError for what is no address of one, UnavailableError, StoreError for tables of a later byheart.
     """
 
-    def __init__(self, address: str) -> None:
-        url = _parse(address)
+    def __init__(self, address: str | Path) -> None:
+        url = URL.create("sqlite", database=str(address)) if isinstance(address, Path) else _parse(address)
         self.is_sqlite = url.get_backend_name() == "sqlite"
         with _translating():
             arguments = {"timeout": BUSY_SECONDS} if self.is_sqlite else _POSTGRES
@@ -163,4 +164,4 @@ def _translating() -> Iterator[None]:
 
 def _unavailable(error: BaseException) -> UnavailableError:
     said = " ".join(str(error).split())
-    return UnavailableError(f"The catalogue of memories cannot be used now: {said}. Nothing was changed; try again.")
+    return UnavailableError(f"The catalogue of memories cannot be used now: {said}; try again.")

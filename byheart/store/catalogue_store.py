@@ -66,10 +66,21 @@ class CatalogueStore:
                 return
             after = page.data[-1].id
 
+    def require(self, name: str) -> None:
+        """Raise MissingError with the nearest name where there is no such memory, written into or not."""
+        with self._suggesting(name):
+            self.mine.get(name)
+
     def existing(self, name: str) -> Path:
         """A memory's state file, not to be written to. Raises MissingError with the nearest name, StateError."""
-        try:
+        with self._suggesting(name):
             return self.mine.fetch(self.mine.version(name))
+
+    @contextmanager
+    def _suggesting(self, name: str) -> Iterator[None]:
+        """Before and after: nothing. Inside: a MissingError is told with the nearest name."""
+        try:
+            yield
         except MissingError as error:
             near = difflib.get_close_matches(name, self.names(), n=1)
             hint = f" Did you mean '{near[0]}'?" if near and near[0] != name else ""
@@ -190,6 +201,7 @@ class CatalogueStore:
                 log.warning("Memory '%s' is being written by another process; waiting for it.", name)
                 lock.acquire()
         try:
+            self.memories.sweep_scratch()
             yield
         finally:
             # Removed while it is held: who waits for it sees that, and locks a new one.

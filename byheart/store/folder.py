@@ -105,6 +105,10 @@ class Store:
                     return Entry(name, path, found[0], None, str(error))
         return None
 
+    def require(self, name: str) -> None:
+        """Raise StoreError where there is no memory, with the nearest name."""
+        self.existing(name)
+
     def existing(self, name: str) -> Path:
         """Where a memory is. Raises StoreError where there is none, with the nearest name."""
         path = self.path(name)

@@ -128,10 +128,11 @@ def test_commands_work_on_a_catalogue(tmp_path: Path, run: Run) -> None:
     assert "1 memories were taken over" in run("migrate", *home).out
     store = require_catalogue(tmp_path)
     _write(store, "cat", _session(), "b")
-    assert [version["number"] for version in json.loads(run("versions", "cat", *home, "--json").out)] == [2, 1]
+    newest, first = json.loads(run("versions", "cat", *home, "--json").out)
+    assert (newest["number"], first["number"]) == (2, 1)
     assert "import" in run("versions", "cat", *home).out
     assert "is as it was in version 1; that is version 3 now" in run("restore", "cat", "1", *home).out
-    assert json.loads(run("show", "cat", *home, "--json").out)["tokens"] == 5
+    assert json.loads(run("show", "cat", *home, "--json").out)["tokens"] == first["tokens"]
     assert "twin" in run("fork", "cat", "twin", *home).out
     assert [memory["name"] for memory in json.loads(run("list", *home, "--json").out)] == ["cat", "twin"]
     store.mine.create("of-ann", model="tiny", subject="ann")
