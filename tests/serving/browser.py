@@ -55,7 +55,7 @@ class Browser:
         """What is seen of an element."""
         return str(self.run("return document.querySelector(arguments[0])?.innerText ?? ''", css))
 
-    def wait(self, condition: str, *arguments: Any, seconds: float = 10) -> Any:
+    def wait(self, condition: str, *arguments: Any, seconds: float = 30) -> Any:
         """Wait until an expression of JavaScript is true; gives its value."""
         end = time.monotonic() + seconds
         while not (value := self.run(f"return ({condition})", *arguments)):

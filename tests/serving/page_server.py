@@ -45,6 +45,7 @@ class Canned:
         self.refused: set[str] = set()
         self.asked: list[dict[str, Any]] = []
         self.hung_up = 0
+        self.answer = "From {memory}: the ship's cat is called Muck, and <b>sleeps</b> in the engine room."
 
     def create(self, body: dict[str, Any], **fields: Any) -> dict[str, Any]:
         if any(body["name"] == memory["name"] for memory in self.memories.values()):
@@ -211,17 +212,16 @@ async def _chat(request: Request) -> Response:
     return StreamingResponse(_answer(canned, body), media_type="text/event-stream")
 
 
-def _name(canned: Canned, body: dict[str, Any]) -> str:
+def _read(canned: Canned, body: dict[str, Any]) -> dict[str, Any] | None:
+    """The memory that a question is about."""
     memory = body.get("memory")
-    key = memory["id"] if isinstance(memory, dict) else memory
-    return str(canned.memories[key]["name"]) if key else "no memory"
+    return canned.memories[memory["id"] if isinstance(memory, dict) else memory] if memory else None
 
 
 async def _answer(canned: Canned, body: dict[str, Any]) -> AsyncIterator[str]:
     question = body["messages"][-1]["content"]
-    words = f"From {_name(canned, body)}: the ship's cat is called Muck, and <b>sleeps</b> in the engine room.".split(
-        " "
-    )
+    memory = _read(canned, body)
+    words = (canned.answer.format(memory=memory["name"]) if memory else "I have not read about that.").split(" ")
     if "slow" in question:
         words *= 1000
     try:
@@ -236,7 +236,9 @@ async def _answer(canned: Canned, body: dict[str, Any]) -> AsyncIterator[str]:
         canned.hung_up += 1
         raise
     yield _event({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
-    usage = {"prompt_tokens": 2024, "completion_tokens": 19, "prompt_tokens_details": {"cached_tokens": 2000}}
+    cached = memory["slots"] if memory else 0
+    usage = {"prompt_tokens": cached + 24, "completion_tokens": len(words)}
+    usage |= {"prompt_tokens_details": {"cached_tokens": cached}}
     yield _event({"choices": [], "usage": usage})
     yield "data: [DONE]\n\n"
 

@@ -44,6 +44,6 @@ function done(body, reason, usage) {
   const cut = reason === "length" ? `Cut after ${count(body.max_tokens, "token")}. ` : "";
   if (!usage) return cut;
   const cached = usage.prompt_tokens_details?.cached_tokens ?? 0;
-  const read = `${count(usage.prompt_tokens, "token")} read, ${cached.toLocaleString("en")} of them from the memory`;
-  return `${cut}${count(usage.completion_tokens, "token")}; ${read}`;
+  const from = cached ? `, ${cached.toLocaleString("en")} of them from the memory` : "";
+  return `${cut}${count(usage.completion_tokens, "token")}; ${count(usage.prompt_tokens, "token")} read${from}`;
 }

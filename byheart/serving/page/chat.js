@@ -15,6 +15,7 @@ export function startChat() {
   when("chosen", () => {
     stopping?.abort();
     say("chat-error");
+    byId("remember").checked = false; // What is said next is meant for another memory.
     drawChoices();
     draw();
   });

@@ -7,7 +7,10 @@ import { count, method, share, size, time } from "./format.js";
 import { choose, list, refresh, state, when } from "./state.js";
 
 export function startContents(show) {
-  when("chosen", draw);
+  when("chosen", () => {
+    draw();
+    byId("memory").scrollTop = 0;
+  });
   when("changed", draw);
   byId("fork").addEventListener("click", () => fork(state.current));
   byId("rename").addEventListener("click", () => rename(state.current));
