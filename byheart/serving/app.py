@@ -48,12 +48,15 @@ def create_app(engine: Engine, memories: Memories, accounts: Accounts, settings:
             expose_headers=_EXPOSED,
         )
         middleware.insert(0, cors)
-    return Starlette(
+    app = Starlette(
         routes=_routes(server),
         middleware=middleware,
         exception_handlers={HTTPException: _refuse},
         lifespan=lambda app: _sweeping(server),
     )
+    # A path with a slash too many is another path.
+    app.router.redirect_slashes = False
+    return app
 
 
 def _routes(server: Server) -> list[BaseRoute]:
