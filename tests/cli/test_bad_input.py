@@ -205,7 +205,7 @@ def test_answers_that_cannot_be_chosen_so(fails: Fails, cat: Path, choice: list[
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["wirte", "cat"], "No such command 'wirte'. Did you mean 'write'? `byheart --help` says more."),
+        (["wrte", "cat"], "No such command 'wrte'. Did you mean 'write'? `byheart --help` says more."),
         (["ask", "cat"], "Missing argument 'question'. `byheart ask --help` says more."),
         (["list", "--colour"], "No such option: --colour. `byheart list --help` says more."),
         (["list", "--\x1b]0;x\x07"], "`byheart list --help` says more."),
