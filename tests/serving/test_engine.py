@@ -204,7 +204,7 @@ def test_a_fault_of_the_model_ends_its_answers_and_no_more(
 
 def test_a_cancelled_answer_leaves_at_the_next_step(engine: LocalEngine, saved: list[Saved]) -> None:
     async def hang_up() -> None:
-        async with aclosing(engine.ask(asking(saved[1], "x", Decoding(max_tokens=400, temperature=2.0, seed=1)))) as it:
+        async with aclosing(engine.ask(asking(saved[1], "x", Decoding(max_tokens=200, temperature=2.0, seed=1)))) as it:
             await anext(it)
             assert engine.load.running == 1
         await until(lambda: engine.load.running == 0)
@@ -214,7 +214,7 @@ def test_a_cancelled_answer_leaves_at_the_next_step(engine: LocalEngine, saved: 
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    for _ in range(2000):
+    for _ in range(10_000):
         if condition():
             return
         await asyncio.sleep(0.005)
@@ -230,7 +230,7 @@ class Gate:
 
     def fetch(self) -> Path:
         self.reached.set()
-        self.opened.wait(60)
+        self.opened.wait(300)
         return self.saved.path
 
 
@@ -259,17 +259,16 @@ def test_a_full_queue_refuses_and_no_tenant_starves_another(saved: list[Saved]) 
     assert ended == ["first", "b", "a0", "a1"] or ended == ["first", "a0", "b", "a1"]
 
 
-def test_closing_ends_what_still_runs(saved: list[Saved]) -> None:
+def test_closing_lets_what_runs_finish(saved: list[Saved]) -> None:
     engine, gate = make(), Gate(saved[1])
 
     async def play() -> list[Any]:
-        endless = asking(None, "x", Decoding(max_tokens=60, temperature=2.0, seed=1))
-        tasks = [
-            asyncio.create_task(said(engine, job)) for job in (endless, Ask("tiny", "x", gate.ref), asking(None, "y"))
-        ]
+        some = Decoding(max_tokens=20, temperature=2.0, seed=1)
+        jobs = [asking(None, "x", some), Ask("tiny", "x", gate.ref, some), asking(None, "y", some)]
+        tasks = [asyncio.create_task(said(engine, job)) for job in jobs]
         await until(lambda: engine.load.running >= 2)
         gate.opened.set()
-        await asyncio.to_thread(engine.close, 20.0)
+        await asyncio.to_thread(engine.close, 120.0)
         found = await asyncio.gather(*tasks, return_exceptions=True)
         return [*found, *await asyncio.gather(said(engine, asking(None, "x")), return_exceptions=True)]
 
