@@ -6,7 +6,7 @@ State: `keys.l`, `values.l` (B, H, M, W) per layer, keys rotated to their positi
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from torch import Tensor
 from byheart.errors import require_positive
 from byheart.model.backbone import Backbone
 from byheart.model.reading import Reading
-from byheart.model.slices import run_through
+from byheart.model.slices import Slices, prefill_in_slices, run_through
 from byheart.protocol.kv_method import SlotMethod
 from byheart.protocol.kv_slots import concat
 from byheart.protocol.segments import require_positions
@@ -58,7 +58,7 @@ class Full(SlotMethod):
         return run_through(self.write_in_slices(state, segment, longest=self.chunk_tokens))
 
     @torch.no_grad()
-    def write_in_slices(self, state: State, segment: Tensor, *, longest: int) -> Generator[int, None, State]:
+    def write_in_slices(self, state: State, segment: Tensor, *, longest: int) -> Slices[State]:
         """As ``write``, with pauses."""
         total = self.prefix_slots(state) + segment.shape[1]
         advice = "write less of it, or use a method of fixed size (window, latent-pool, compressed-kv)"
@@ -67,7 +67,7 @@ class Full(SlotMethod):
             framed, past = self.frame.split(state, piece), self.coding.to_kv(state)
             prefix = concat(framed.front, past) if past else framed.front
             slices = torch.split(framed.tokens, longest, dim=1)
-            kept = concat(past, (yield from self.backbone.prefill_in_slices(slices, prefix)))
+            kept = concat(past, (yield from prefill_in_slices(self.backbone, slices, prefix)))
             state = {**self.coding.to_state(kept), **framed.marks}
         return state
 

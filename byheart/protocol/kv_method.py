@@ -15,7 +15,7 @@ Dimensions: B batch, H key-value heads, M slots, C past and new slots, W head wi
 from __future__ import annotations
 
 import abc
-from collections.abc import Generator, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,7 +28,7 @@ from torch import Tensor
 from byheart.model.backbone import Backbone
 from byheart.model.observed_attention import Observed, observing
 from byheart.model.reading import KV, Reading
-from byheart.model.slices import run_through
+from byheart.model.slices import Slices, prefill_in_slices, run_through
 from byheart.protocol.kv_slots import concat, map_slots
 from byheart.protocol.method import Method, with_defaults
 from byheart.protocol.quantise import require_bits
@@ -142,7 +142,7 @@ class KVMethod(SlotMethod):
         return run_through(self.write_in_slices(state, segment, longest=self.chunk_tokens))
 
     @torch.no_grad()
-    def write_in_slices(self, state: State, segment: Tensor, *, longest: int) -> Generator[int, None, State]:
+    def write_in_slices(self, state: State, segment: Tensor, *, longest: int) -> Slices[State]:
         """As ``write``, with pauses while a piece is read."""
         for piece in self.pieces(segment):
             framed, past = self.frame.split(state, piece), self.coding.to_kv(state)
@@ -165,7 +165,7 @@ class KVMethod(SlotMethod):
         """Kept slots at positions from ``start`` on."""
         return self.backbone.rotate(kept, torch.arange(start, start + kept.slots, device=kept.keys[0].device))
 
-    def _prefill(self, tokens: Tensor, front: KV | None, past: KV | None, longest: int) -> Generator[int, None, NewKV]:
+    def _prefill(self, tokens: Tensor, front: KV | None, past: KV | None, longest: int) -> Slices[NewKV]:
         """The slots of ``tokens`` as the model reads them after ``front`` and ``past``."""
         ahead = front.slots if front else 0
         prefix = concat(front, self._place(past, ahead)) if past else front
@@ -180,7 +180,7 @@ class KVMethod(SlotMethod):
 
         # The last slice has all tokens that are observed.
         slices = list(split_segments(tokens, longest=longest, shortest=self.observed or 1))
-        new = yield from self.backbone.prefill_in_slices(slices, prefix, inside=observed)
+        new = yield from prefill_in_slices(self.backbone, slices, prefix, inside=observed)
         if self.in_float32:
             new = map_slots(Tensor.float, new)
         new = self.backbone.rotate(new, -torch.arange(start, start + new.slots, device=new.keys[0].device))

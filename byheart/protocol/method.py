@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import abc
 import inspect
-from collections.abc import Generator, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -24,6 +24,7 @@ from byheart.errors import UsageError
 from byheart.model.backbone import Backbone
 from byheart.model.fingerprint import fingerprint, sample_fingerprint
 from byheart.model.reading import Reading
+from byheart.model.slices import Slices
 from byheart.protocol.episode import Batch
 from byheart.protocol.episode_loss import episode_loss
 from byheart.protocol.fact import Fact
@@ -76,9 +77,7 @@ class Method(nn.Module, abc.ABC):
     def write(self, state: State, segment: Int[Tensor, "B T"]) -> State:
         """The state after reading ``segment``, of any length; ``state`` is left alone."""
 
-    def write_in_slices(
-        self, state: State, segment: Int[Tensor, "B T"], *, longest: int
-    ) -> Generator[int, None, State]:
+    def write_in_slices(self, state: State, segment: Int[Tensor, "B T"], *, longest: int) -> Slices[State]:
         """As ``write``, with pauses in which the model may do something else; gives the tokens read since the last.
 
         Here a slice is a piece, of whatever length. A method whose pieces are long reads them in slices of at most
@@ -89,6 +88,10 @@ class Method(nn.Module, abc.ABC):
                 state = self.write(state, piece)
             yield piece.shape[1]
         return state
+
+    def prepare(self, state: State, *, longest: int) -> Slices[None]:
+        """Do what takes long of ``read``, as ``write_in_slices`` does its part. Here that is nothing."""
+        yield from ()
 
     def apart(self) -> Method:
         """The same method for another memory: what it keeps aside to save time is not shared. Here it keeps nothing."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Generator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from byheart.errors import UnknownNameError, require_positive
 from byheart.model.backbone import Backbone
+from byheart.model.slices import Slices
 from byheart.protocol.state import Header
 from byheart.serving.answer import Answer, request_for
 from byheart.serving.hosted_model import HostedModel
@@ -108,7 +109,7 @@ class LocalEngine:
             raise UnknownNameError("model", name, self._models)
         return self._models[name]
 
-    def _prepare(self, job: Ask, model: HostedModel, ticket: Ticket) -> Generator[int, None, None]:
+    def _prepare(self, job: Ask, model: HostedModel, ticket: Ticket) -> Slices[None]:
         """Open what is asked about; the answer is then ready to be made."""
         session = None
         if job.memory is not None:

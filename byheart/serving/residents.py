@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor, Future, wait
 from pathlib import Path
 
+from byheart.model.slices import Slices
 from byheart.protocol.state_file import load_header
 from byheart.serving.hosted_model import HostedModel
 from byheart.serving.jobs import MemoryRef
@@ -43,12 +44,12 @@ class Residents:
         with self._lock:
             return sum(size for _, size in self._sessions.values())
 
-    def open(self, ref: MemoryRef, model: HostedModel, ticket: Ticket) -> Generator[int, None, Session]:
+    def open(self, ref: MemoryRef, model: HostedModel, ticket: Ticket) -> Slices[Session]:
         """The memory, which stays until the ticket has left. Raises what fetching and opening raise."""
         while (session := self._use(ref.key, ticket)) is None:
             if ref.key in self._opening:
                 # Somebody else is at it.
-                yield 0
+                yield None
                 continue
             with self._lock:
                 self._opening.add(ref.key)
@@ -93,15 +94,15 @@ class Residents:
             ticket.uses.append(key)
             return self._sessions[key][0]
 
-    def _load(self, ref: MemoryRef, model: HostedModel) -> Generator[int, None, Session]:
+    def _load(self, ref: MemoryRef, model: HostedModel) -> Slices[Session]:
         fetched: Future[Path] = self._aside.submit(ref.fetch)
         while wait([fetched], 0).not_done:
-            yield 0
+            yield None
         path = fetched.result()
         need = load_header(path).slots * model.backbone.slot_bytes
         # Those that are read now cannot make room; once nothing is, this one is opened whatever it takes.
         while self._bytes_in_use() > 0 and self._bytes_in_use() + need > self.most_bytes:
-            yield 0
+            yield None
         session = model.open(path)
         self.put(ref.key, session)
         return session

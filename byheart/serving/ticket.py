@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-Work: TypeAlias = Generator[int, None, Any]
+from byheart.model.slices import Slices
+
+Work: TypeAlias = Slices[Any]
 """What is to be done for a job before it decodes anything, in slices; see ``model.slices``."""
 
 

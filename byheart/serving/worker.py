@@ -187,7 +187,7 @@ class Worker:
             self._fail(ticket, error)
             return True
         self._work.append((ticket, work))
-        return tokens > 0
+        return tokens is not None
 
     def _finish(self, ticket: Ticket, made: object) -> None:
         """The work of a ticket is done: a question is to be answered now, of others it was all."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator
 from concurrent.futures import Executor, wait
 from pathlib import Path
 from uuid import uuid4
 
+from byheart.model.slices import Slices
 from byheart.protocol import state_file
 from byheart.protocol.state import Header, State
 from byheart.serving.hosted_model import HostedModel
@@ -33,9 +33,7 @@ class Writer:
     def __init__(self, residents: Residents, aside: Executor, longest: int) -> None:
         self._residents, self._aside, self._longest = residents, aside, longest
 
-    def write(
-        self, job: Write, model: HostedModel, ticket: Ticket, progress: Progress | None
-    ) -> Generator[int, None, NewState]:
+    def write(self, job: Write, model: HostedModel, ticket: Ticket, progress: Progress | None) -> Slices[NewState]:
         """A new state, which stays resident. Raises InputError, StateError, UsageError."""
         base = None
         if job.memory is not None:
@@ -43,6 +41,7 @@ class Writer:
         session = model.start(job.method, job.options) if base is None else base.fork()
         known = len(session.header.written)
         yield from self._write_texts(session, job, progress)
+        yield from session.method.prepare(session.state, longest=self._longest)
         if base is not None:
             # What the method kept aside is of the new state now, and must not outlive it.
             base.method = base.method.apart()
@@ -51,7 +50,7 @@ class Writer:
         is_kept = False
         try:
             while wait([saving], _PAUSE).not_done:
-                yield 0
+                yield None
             size, sha256, session.header = saving.result()
             self._residents.put(f"{job.tenant}:{sha256}", session)
             is_kept = True
@@ -61,13 +60,13 @@ class Writer:
                 path.unlink(missing_ok=True)
         return NewState(path, sha256, size, session.header, tuple(session.header.written[known:]))
 
-    def _write_texts(self, session: Session, job: Write, progress: Progress | None) -> Generator[int, None, None]:
+    def _write_texts(self, session: Session, job: Write, progress: Progress | None) -> Slices[None]:
         total = sum(session.document(new.text, answer=new.answer).shape[1] for new in job.texts)
         done = 0
         for new in job.texts:
             slices = write_in_slices(session, new.text, answer=new.answer, source=new.source, longest=self._longest)
             for tokens in slices:
-                done = min(total, done + tokens)
+                done = min(total, done + (tokens or 0))
                 if progress is not None and tokens:
                     progress(done, total)
                 yield tokens
@@ -75,7 +74,7 @@ class Writer:
             progress(total, total)
 
 
-def examine(path: Path, model: HostedModel) -> Generator[int, None, Header]:
+def examine(path: Path, model: HostedModel) -> Slices[Header]:
     """The header of a state file that the model can read. Raises StateError."""
     yield 0
     return model.open(path).header

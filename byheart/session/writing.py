@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-
 import torch
 
+from byheart.model.slices import Slices
 from byheart.protocol.state import Written
 from byheart.session.session import Session
 
 
 def write_in_slices(
     session: Session, text: str, *, answer: str | None = None, source: str = "text", longest: int
-) -> Generator[int, None, Written]:
+) -> Slices[Written]:
     """As ``write``, or with an ``answer`` as ``write_turn``; gives the tokens read since the last pause.
 
     The session stays as it was until the end. Raises InputError.

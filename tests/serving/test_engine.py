@@ -28,7 +28,7 @@ from tests.samples import OPTIONS, backbone, codec_of
 TEXTS = ["The cat is called Muck.", "Six ships sail at dawn, and no more come.", "A dog barks."]
 QUESTIONS = ["What is the cat called?", "Ships?", "Who barks in the yard at night?"]
 TALK = Decoding(max_tokens=12, temperature=1.5, seed=3)
-METHODS = ["compact", "full", "window", "latent-pool", "ffn-lora", "retrieval"]
+METHODS = ["compact", "full", "ffn-lora", "retrieval"]
 
 
 @cache
@@ -106,7 +106,7 @@ def expected(saved: Saved, question: str, decoding: Decoding = TALK, **options: 
 
 
 def test_answers_are_those_of_sessions_alone_and_together(engine: LocalEngine, saved: list[Saved]) -> None:
-    decodings = [Decoding(max_tokens=6 + 3 * n, temperature=1.2, seed=n) for n in range(len(saved))]
+    decodings = [Decoding(max_tokens=4 + 2 * n, temperature=1.2, seed=n) for n in range(len(saved))]
     jobs = [(one, QUESTIONS[n % 3], decodings[n]) for n, one in enumerate(saved)]
     texts = [expected(*job) for job in jobs]
     assert any(texts)
@@ -204,7 +204,7 @@ def test_a_fault_of_the_model_ends_its_answers_and_no_more(
 
 def test_a_cancelled_answer_leaves_at_the_next_step(engine: LocalEngine, saved: list[Saved]) -> None:
     async def hang_up() -> None:
-        async with aclosing(engine.ask(asking(saved[1], "x", Decoding(max_tokens=400, temperature=2.0, seed=1)))) as it:
+        async with aclosing(engine.ask(asking(saved[1], "x", Decoding(max_tokens=200, temperature=2.0, seed=1)))) as it:
             await anext(it)
             assert engine.load.running == 1
         await until(lambda: engine.load.running == 0)
@@ -214,7 +214,7 @@ def test_a_cancelled_answer_leaves_at_the_next_step(engine: LocalEngine, saved: 
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    for _ in range(2000):
+    for _ in range(10_000):
         if condition():
             return
         await asyncio.sleep(0.005)
@@ -230,7 +230,7 @@ class Gate:
 
     def fetch(self) -> Path:
         self.reached.set()
-        self.opened.wait(60)
+        self.opened.wait(300)
         return self.saved.path
 
 
@@ -259,17 +259,16 @@ def test_a_full_queue_refuses_and_no_tenant_starves_another(saved: list[Saved]) 
     assert ended == ["first", "b", "a0", "a1"] or ended == ["first", "a0", "b", "a1"]
 
 
-def test_closing_ends_what_still_runs(saved: list[Saved]) -> None:
+def test_closing_lets_what_runs_finish(saved: list[Saved]) -> None:
     engine, gate = make(), Gate(saved[1])
 
     async def play() -> list[Any]:
-        endless = asking(None, "x", Decoding(max_tokens=400, temperature=2.0, seed=1))
-        tasks = [
-            asyncio.create_task(said(engine, job)) for job in (endless, Ask("tiny", "x", gate.ref), asking(None, "y"))
-        ]
+        some = Decoding(max_tokens=20, temperature=2.0, seed=1)
+        jobs = [asking(None, "x", some), Ask("tiny", "x", gate.ref, some), asking(None, "y", some)]
+        tasks = [asyncio.create_task(said(engine, job)) for job in jobs]
         await until(lambda: engine.load.running >= 2)
         gate.opened.set()
-        await asyncio.to_thread(engine.close, 20.0)
+        await asyncio.to_thread(engine.close, 120.0)
         found = await asyncio.gather(*tasks, return_exceptions=True)
         return [*found, *await asyncio.gather(said(engine, asking(None, "x")), return_exceptions=True)]
 
@@ -384,13 +383,13 @@ def test_a_stream_goes_on_between_the_slices_of_a_write(engine: LocalEngine, tmp
     order: list[str] = []
 
     async def stream() -> None:
-        async for item in engine.ask(asking(None, "x", Decoding(max_tokens=60, temperature=3.0, seed=1))):
+        async for item in engine.ask(asking(None, "x", Decoding(max_tokens=40, temperature=3.0, seed=1))):
             order.append("token") if isinstance(item, Piece) else None
 
     async def play() -> None:
         reading = asyncio.create_task(stream())
         await until(lambda: bool(order))
-        job = Write("tiny", [NewText("abcd " * 60)], tmp_path, method="full", options={"chunk_tokens": 1024})
+        job = Write("tiny", [NewText("abcd " * 40)], tmp_path, method="full", options={"chunk_tokens": 1024})
         await engine.write(job, lambda done, total: order.append("slice"))
         await reading
 
