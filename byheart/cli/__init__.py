@@ -24,6 +24,7 @@ COMMANDS = {
         "write": "Write text into a memory; a new name makes a new one.",
         "ask": "Ask a memory a question.",
         "chat": "Talk with a memory that keeps every turn; a new name makes a new one.",
+        "serve": "Serve models and memories over HTTP, to any OpenAI client and as a web page.",
     },
     "Own your memories": {
         "list": "List all memories.",

@@ -24,6 +24,7 @@ from byheart.errors import UsageError
 from byheart.model.backbone import Backbone
 from byheart.model.fingerprint import fingerprint, sample_fingerprint
 from byheart.model.reading import Reading
+from byheart.model.slices import Slices
 from byheart.protocol.episode import Batch
 from byheart.protocol.episode_loss import episode_loss
 from byheart.protocol.fact import Fact
@@ -75,6 +76,26 @@ class Method(nn.Module, abc.ABC):
     @abc.abstractmethod
     def write(self, state: State, segment: Int[Tensor, "B T"]) -> State:
         """The state after reading ``segment``, of any length; ``state`` is left alone."""
+
+    def write_in_slices(self, state: State, segment: Int[Tensor, "B T"], *, longest: int) -> Slices[State]:
+        """As ``write``, with pauses in which the model may do something else; gives the tokens read since the last.
+
+        Here a slice is a piece, of whatever length. A method whose pieces are long reads them in slices of at most
+        ``longest`` tokens.
+        """
+        for piece in self.pieces(segment):
+            with torch.no_grad():
+                state = self.write(state, piece)
+            yield piece.shape[1]
+        return state
+
+    def prepare(self, state: State, *, longest: int) -> Slices[None]:
+        """Do what takes long of ``read``, as ``write_in_slices`` does its part. Here that is nothing."""
+        yield from ()
+
+    def apart(self) -> Method:
+        """The same method for another memory: what it keeps aside to save time is not shared. Here it keeps nothing."""
+        return self
 
     @abc.abstractmethod
     def read(self, state: State) -> Reading:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 from byheart.generation.decoding import Decoding
 from byheart.protocol.state import Header, Written
@@ -132,6 +132,7 @@ class Load:
     resident_bytes: int
 
 
+@runtime_checkable
 class Engine(Protocol):
     """Owns the models. Every call but ``close`` is made from the event loop's thread.
 
@@ -156,6 +157,10 @@ class Engine(Protocol):
     @property
     def models(self) -> Mapping[str, str]:
         """Served name -> the fingerprint of the model."""
+
+    @property
+    def slot_bytes(self) -> Mapping[str, int]:
+        """Served name -> the bytes of one slot as the model makes it, with which memories are compared."""
 
     @property
     def load(self) -> Load:

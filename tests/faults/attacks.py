@@ -11,6 +11,7 @@ from tests.faults import (
     malicious,
     pairs,
     processes,
+    requests,
     states,
     store,
 )
@@ -26,5 +27,6 @@ ATTACKS: tuple[Attack, ...] = (
     *listing.ATTACKS,
     *processes.ATTACKS,
     *checkpoints.ATTACKS,
+    *requests.ATTACKS,
     *store.ATTACKS,
 )

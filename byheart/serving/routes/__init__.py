@@ -1,0 +1,1 @@
+"""What each route does: a request becomes jobs and calls of the store, and their results an answer."""
