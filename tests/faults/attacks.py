@@ -6,12 +6,16 @@ from tests.faults import (
     arguments,
     checkpoints,
     crash,
+    failing,
+    imports,
+    kills,
     lengths,
     listing,
     malicious,
     pairs,
     processes,
     requests,
+    soak,
     states,
 )
 from tests.faults.attack import Attack
@@ -27,4 +31,8 @@ ATTACKS: tuple[Attack, ...] = (
     *processes.ATTACKS,
     *checkpoints.ATTACKS,
     *requests.ATTACKS,
+    *kills.ATTACKS,
+    *failing.ATTACKS,
+    *imports.ATTACKS,
+    *soak.ATTACKS,
 )

@@ -23,12 +23,36 @@ from tests.serving.fakes import FakeEngine, save_text
 SECRET = "QX7-PERIWINKLE"
 _BATCH = 100
 _ODD: tuple[Any, ...] = (
-    *(None, True, -1, 0, 1 << 53, 1 << 64, 1e308, -0.5, "", "a", "\x00", "\ud800", "a" * 5000, "../..", "mine", "theirs"),
+    *(
+        None,
+        True,
+        -1,
+        0,
+        1 << 53,
+        1 << 64,
+        1e308,
+        -0.5,
+        "",
+        "a",
+        "\x00",
+        "\ud800",
+        "a" * 5000,
+        "../..",
+        "mine",
+        "theirs",
+    ),
     *("'; DROP TABLE memories; --", "%00", "🐈", "\u202e", [], {}, [[]], [None], {"a": {"b": []}}, {"id": "theirs"}),
     *(["x"] * 300, {"seconds": 1}, {"type": "text"}, [{"role": "user", "content": "x"}], "2026-01-01", "NaN"),
 )
 _MESSAGES = [{"role": "user", "content": "Who?"}]
-_CHAT = {"model": "tiny", "messages": _MESSAGES, "memory": {"id": "mine", "write": True}, "n": 1, "seed": 1, "stop": "x"}
+_CHAT = {
+    "model": "tiny",
+    "messages": _MESSAGES,
+    "memory": {"id": "mine", "write": True},
+    "n": 1,
+    "seed": 1,
+    "stop": "x",
+}
 
 
 @dataclass(frozen=True)
@@ -201,7 +225,9 @@ def _change(target: Target, random: Random) -> Sent:
             parts[random.randrange(1, len(parts))] = str(odd)
             sent = replace(sent, path="/".join(parts))
         elif kind == "query":
-            name = random.choice(["limit", "after", "version", "subject", "metadata[", "metadata[a]", "name", "model", "x"])
+            name = random.choice(
+                ["limit", "after", "version", "subject", "metadata[", "metadata[a]", "name", "model", "x"]
+            )
             sent = replace(sent, query={**sent.query, name: str(odd)})
         elif kind == "body" and sent.body is not None:
             sent = replace(sent, body=_changed(sent.body, odd, random))
@@ -210,7 +236,9 @@ def _change(target: Target, random: Random) -> Sent:
                 ["x-byheart-memory", "content-type", "content-length", "host", "origin", "range", "idempotency-key"]
                 + ["if-none-match", "x-request-id"]
             )
-            value = random.choice([str(odd), "theirs", "multipart/form-data; boundary=", "bytes=5-2,0-,-0", "%ff", "-1"])
+            value = random.choice(
+                [str(odd), "theirs", "multipart/form-data; boundary=", "bytes=5-2,0-,-0", "%ff", "-1"]
+            )
             sent = replace(sent, headers={**sent.headers, name: value.replace("\x00", "")})
         elif kind == "raw":
             raw = bytearray(sent.raw or (b"" if sent.body is None else _encode(sent.body)) or b"x")
