@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from byheart.cli import options, terminal
+from byheart.cli import options, streams, terminal
 from byheart.errors import UsageError
 
 _EXTRA = ("obstore", "prometheus_client", "sqlalchemy", "starlette", "uvicorn")
@@ -49,9 +49,18 @@ _ALLOWING = options.group(
         Path | None, None, "File of hashed keys, a line of JSON each; else keys.jsonl in --home.", metavar="FILE"
     ),
     no_auth=options.option(bool, False, "No key is needed; only where no other machine reaches the server."),
+    allow_method=options.option(
+        list[str] | None,
+        None,
+        "Method that memories may be made with, beside the quick ones; repeatable. It may keep a model busy for hours.",
+        metavar="METHOD",
+    ),
     rate_limit=options.option(int, 0, "Requests a minute of one tenant; 0 is no bound."),
+    quota_memories=options.option(int | None, None, "Memories of one tenant, at most."),
+    quota_bytes=options.option(str | None, None, "Bytes of one tenant's memories, at most.", metavar="BYTES"),
     queue=options.option(int, 64, "Requests that may wait for the model; more are told to come back."),
     batch=options.option(int, 8, "Answers that are made at once."),
+    log_requests=options.option(bool, False, "A line for each request on standard error, without content."),
 )
 Model = Annotated[
     list[str] | None,
@@ -67,11 +76,13 @@ AddKey = Annotated[
 
 @options.takes(_LISTENING, _KEEPING, _ALLOWING, options.WHERE, {"home": (options.Home, None)})
 def serve(model: Model = None, add_key: AddKey = None, **choices: Any) -> None:
-    """Serve models and memories over HTTP: OpenAI's routes, and /v1/memories. Needs byheart[serve]."""
+    """Serve models and memories over HTTP, to any OpenAI client and as a web page."""
     _require_extra()
     from byheart.serving.accounts import make_key
     from byheart.serving.service import Choices, Service
 
+    if choices.pop("log_requests"):
+        streams.show_info("byheart.access")
     chosen = Choices(**_parse(model, choices))
     if add_key is not None:
         terminal.say(make_key(chosen.keys, add_key))
@@ -85,15 +96,23 @@ def serve(model: Model = None, add_key: AddKey = None, **choices: Any) -> None:
 
 def _parse(models: Sequence[str] | None, choices: dict[str, Any]) -> dict[str, Any]:
     """The choices as the library takes them. Raises UsageError."""
+    from byheart.methods import find
     from byheart.methods.budget import parse_bytes
     from byheart.serving.running import is_loopback
-    from byheart.serving.settings import LOOPBACK, Settings
+    from byheart.serving.settings import LOOPBACK, QUICK_METHODS, Settings
     from byheart.store.folder import Store
+    from byheart.store.values import Quota
 
+    quota = choices.pop("quota_bytes")
     names = tuple(name.lower() for name in choices.pop("allow_host") or ())
     hosts = (*LOOPBACK, *names) if is_loopback(choices["host"]) or names else ()
+    methods = tuple(find(name).name for name in choices.pop("allow_method") or ())
     settings = Settings(
-        hosts=hosts, cors=tuple(choices.pop("cors") or ()), requests_per_minute=choices.pop("rate_limit")
+        hosts=hosts,
+        methods=(*QUICK_METHODS, *methods),
+        quota=Quota(choices.pop("quota_memories"), parse_bytes(quota) if quota else None),
+        cors=tuple(choices.pop("cors") or ()),
+        requests_per_minute=choices.pop("rate_limit"),
     )
     parsed = {"settings": settings, "max_resident": parse_bytes(choices.pop("max_resident"))}
     parsed |= {"home": Store(choices.pop("home")).home, **choices}
@@ -102,8 +121,9 @@ def _parse(models: Sequence[str] | None, choices: dict[str, Any]) -> dict[str, A
 
 def _parse_models(models: Sequence[str]) -> dict[str, str]:
     """``NAME=MODEL`` or a model that has its own name. Raises UsageError for two of one name."""
-    named = [text.split("=", 1) if "=" in text else [_name(text), text] for text in models]
-    found = {name: model for name, model in named}
+    pairs = [text.partition("=") for text in models]
+    named = [(name, model) if equals else (_name(name), name) for name, equals, model in pairs]
+    found = dict(named)
     if len(found) < len(named) or not all(found) or not all(found.values()):
         raise UsageError("Each --model is NAME=MODEL, or a model; no two of them have one name.")
     return found

@@ -20,6 +20,16 @@ def prepare() -> None:
         logging.lastResort.setFormatter(PrintableFormatter())
 
 
+def show_info(name: str) -> None:
+    """Show on standard error what a logger is told, and not only its warnings."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(PrintableFormatter("%(asctime)s %(message)s"))
+    logger = logging.getLogger(name)
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
 def _reopen() -> None:
     # A closed one's number would go to the next file that is opened: a memory, into which a library then prints.
     # Nothing can be written to this standard output, so that a command still fails which cannot say what it did.

@@ -33,7 +33,7 @@ class Shared:
     """A memory and the rows of the batch that read it."""
 
     kv: KV
-    rows: Int[Tensor, " R"]
+    rows: list[int]
 
 
 @dataclass(frozen=True)
@@ -96,9 +96,8 @@ class SharedPrefixCache(PrefixCache):
         for row, prefix in enumerate(self._prefixes):
             if prefix is not None and prefix.slots:
                 rows.setdefault(id(prefix), []).append(row)
-        device = self._places.device
         some = [(self._prefixes[each[0]], each) for each in rows.values()]
-        return [Shared(kv, torch.tensor(each, device=device)) for kv, each in some if kv is not None]
+        return [Shared(kv, each) for kv, each in some if kv is not None]
 
 
 def before(keys: Tensor) -> Before | None:
@@ -133,20 +132,38 @@ def attend_after(
         mask = _as_scores(mask[..., : key.shape[2]], query.dtype)
         mask = mask[:, :, None].expand(-1, -1, groups, -1, -1).flatten(2, 3)
     out, given = attend_and_weigh(folded, key, value, mask, scaling=scaling, softcap=softcap)
-    for shared in ahead.shared:
-        keys, values = shared.kv.keys[ahead.layer], shared.kv.values[ahead.layer]
-        # The rows of one memory are more queries of one row.
-        queries = folded[shared.rows].transpose(0, 1).flatten(1, 2)[None]
-        seen = _seen(shared.kv, ahead, shared.rows, groups, window)
-        hidden = None if seen is None else _as_scores(seen, query.dtype)
-        theirs, weight = attend_and_weigh(queries, keys, values, hidden, scaling=scaling, softcap=softcap)
-        theirs, weight = (
-            part[0].reshape(key.shape[1], len(shared.rows), groups * rows, *part.shape[3:]).transpose(0, 1)
-            for part in (theirs, weight)
-        )
-        share = torch.sigmoid(weight - given[shared.rows])[..., None]
-        out[shared.rows] = torch.lerp(out[shared.rows].float(), theirs.float(), share).to(out.dtype)
+    found = [_attend_shared(shared, ahead, folded, groups, window, scaling, softcap) for shared in ahead.shared]
+    theirs, weight = (torch.cat(parts) for parts in zip(*found, strict=True))
+    # Most often all rows read a memory, and stand in the order of their memories: nothing has to be put in order.
+    which = [row for shared in ahead.shared for row in shared.rows]
+    chosen = slice(None) if which == list(range(batch)) else which
+    share = torch.sigmoid(weight - given[chosen])[..., None]
+    merged = torch.lerp(out[chosen].float(), theirs.float(), share)
+    out[chosen] = merged.to(out.dtype)
     return out.view(batch, heads, rows, -1).transpose(1, 2).contiguous()
+
+
+def _attend_shared(
+    shared: Shared,
+    ahead: Before,
+    folded: Tensor,
+    groups: int,
+    window: int | None,
+    scaling: float,
+    softcap: float | None,
+) -> tuple[Tensor, Tensor]:
+    """What the rows of one memory take from it, (R, H, G * T, W), and what they give to it, (R, H, G * T)."""
+    keys, values = shared.kv.keys[ahead.layer], shared.kv.values[ahead.layer]
+    seen = _seen(shared.kv, ahead, shared.rows, groups, window)
+    mask = None if seen is None else _as_scores(seen, folded.dtype)
+    if len(shared.rows) == 1:
+        row = shared.rows[0]
+        return attend_and_weigh(folded[row : row + 1], keys, values, mask, scaling=scaling, softcap=softcap)
+    # The rows of one memory are more queries of one row.
+    queries = folded[shared.rows].transpose(0, 1)
+    parts = attend_and_weigh(queries.flatten(1, 2)[None], keys, values, mask, scaling=scaling, softcap=softcap)
+    theirs, weight = (part[0].reshape(*queries.shape[:3], *part.shape[3:]).transpose(0, 1) for part in parts)
+    return theirs, weight
 
 
 def attend_and_weigh(
@@ -172,7 +189,7 @@ def attend_and_weigh(
     return torch.matmul((scores - weight[..., None]).exp().to(value.dtype), value), weight
 
 
-def _seen(kv: KV, ahead: Before, rows: Tensor, groups: int, window: int | None) -> Tensor | None:
+def _seen(kv: KV, ahead: Before, rows: list[int], groups: int, window: int | None) -> Tensor | None:
     """Which slots the queries of the rows see, (1, H or 1, R * G * T or 1, M); None where it is all of them."""
     seen = kv.masks[ahead.layer][:, :, None] if kv.masks else None
     places = ahead.places[rows]

@@ -17,13 +17,14 @@ from starlette.routing import BaseRoute, Route
 
 from byheart.errors import ByheartError
 from byheart.serving.accounts import Accounts
-from byheart.serving.outcomes import ClientGone
 from byheart.serving.call import Call, Server, Visit, in_thread
 from byheart.serving.failures import Refusal, explain
 from byheart.serving.gate import Gate
 from byheart.serving.jobs import Engine
 from byheart.serving.openapi import describe
 from byheart.serving.operations import OPERATIONS, Operation
+from byheart.serving.outcomes import ClientGone
+from byheart.serving.page import page_routes
 from byheart.serving.settings import Settings
 from byheart.serving.wire.encoding import json_response
 from byheart.store.memories import Memories
@@ -60,7 +61,7 @@ def _routes(server: Server) -> list[BaseRoute]:
     routes: list[BaseRoute] = [
         Route(operation.path, _endpoint(operation, server), methods=[operation.method]) for operation in OPERATIONS
     ]
-    return [*routes, Route("/openapi.json", _describe)]
+    return [*routes, Route("/openapi.json", _describe), *page_routes()]
 
 
 async def _describe(request: Request) -> Response:

@@ -20,7 +20,6 @@ from byheart.serving.settings import Settings
 
 Body = TypeVar("Body", bound=BaseModel)
 _MOST_VALUES = 200_000
-_PATIENCE = 5.0
 
 
 async def stream_body(request: Request, settings: Settings, most: int) -> AsyncIterator[bytes]:

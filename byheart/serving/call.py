@@ -68,7 +68,7 @@ class Call:
     @cached_property
     def memories(self) -> TenantMemories:
         """Those of its sender, and no others."""
-        return self.server.memories.of(self.tenant)
+        return self.server.memories.of(self.tenant, self.server.settings.quota)
 
     async def body(self, kind: type[Body], most: int | None = None) -> Body:
         """The body as a model has it. Raises Refusal."""

@@ -89,6 +89,11 @@ class LocalEngine:
         return {name: model.fingerprint for name, model in self._models.items()}
 
     @property
+    def slot_bytes(self) -> Mapping[str, int]:
+        """Served name -> the bytes of one slot as the model makes it."""
+        return {name: model.backbone.slot_bytes for name, model in self._models.items()}
+
+    @property
     def load(self) -> Load:
         """How busy it is now."""
         return Load(self._worker.running, self._worker.waiting, len(self._residents), self._residents.bytes)

@@ -51,7 +51,9 @@ class Gate:
             self._require_known(headers)
             visit.tenant = self._server.accounts.find(_key(headers))
             await self._app(scope, receive, send_marked)
-        except Refusal as error:
+        except Exception as error:
+            if status:
+                raise
             await explain(error, visit.id).response()(scope, receive, send_marked)
         finally:
             milliseconds = (time.monotonic() - start) * 1000

@@ -159,6 +159,10 @@ class Engine(Protocol):
         """Served name -> the fingerprint of the model."""
 
     @property
+    def slot_bytes(self) -> Mapping[str, int]:
+        """Served name -> the bytes of one slot as the model makes it, with which memories are compared."""
+
+    @property
     def load(self) -> Load:
         """How busy it is now."""
 

@@ -53,7 +53,9 @@ class Residents:
             with self._lock:
                 self._opening.add(ref.key)
             try:
-                yield from self._load(ref, model)
+                opened = yield from self._load(ref, model)
+                # What was dropped meanwhile is read once more, by this ticket alone.
+                return self._use(ref.key, ticket) or opened
             finally:
                 with self._lock:
                     self._opening.discard(ref.key)
@@ -91,7 +93,7 @@ class Residents:
             ticket.uses.append(key)
             return self._sessions[key][0]
 
-    def _load(self, ref: MemoryRef, model: HostedModel) -> Generator[int, None, None]:
+    def _load(self, ref: MemoryRef, model: HostedModel) -> Generator[int, None, Session]:
         fetched: Future[Path] = self._aside.submit(ref.fetch)
         while wait([fetched], 0).not_done:
             yield 0
@@ -100,7 +102,9 @@ class Residents:
         # Those that are read now cannot make room; once nothing is, this one is opened whatever it takes.
         while self._bytes_in_use() > 0 and self._bytes_in_use() + need > self.most_bytes:
             yield 0
-        self.put(ref.key, model.open(path))
+        session = model.open(path)
+        self.put(ref.key, session)
+        return session
 
     def _bytes_in_use(self) -> int:
         with self._lock:

@@ -35,7 +35,9 @@ def listen(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
     except (OSError, OverflowError, UnicodeError) as error:
-        raise UsageError(f"Nothing can listen on {host} port {port}: {error}; take another --host or --port.") from error
+        raise UsageError(
+            f"Nothing can listen on {host} port {port}: {error}; take another --host or --port."
+        ) from error
     return listener
 
 

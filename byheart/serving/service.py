@@ -15,6 +15,8 @@ from byheart.serving.app import create_app
 from byheart.serving.engine import LocalEngine
 from byheart.serving.running import is_loopback, listen, run
 from byheart.serving.settings import Settings
+from byheart.store.folder import Store
+from byheart.store.homes import CATALOGUE
 from byheart.store.memories import Memories
 
 KEYS = "keys.jsonl"
@@ -60,7 +62,6 @@ class Service:
         if choices.no_auth and not is_loopback(choices.host):
             raise UsageError(f"Without keys a server listens on loopback only, not on '{choices.host}'.")
         self._choices = choices
-        self._new_key = "" if choices.no_auth or choices.keys.exists() else make_key(choices.keys, LOCAL)
         with ExitStack() as opened:
             self._listener = opened.enter_context(listen(choices.host, choices.port))
             memories = open_memories(choices)
@@ -68,6 +69,8 @@ class Service:
             engine = open_engine(choices)
             opened.callback(engine.close)
             accounts = Accounts(None if choices.no_auth else choices.keys)
+            # The last of all: a key that was made is shown.
+            self._new_key = "" if choices.no_auth or choices.keys.exists() else make_key(choices.keys, LOCAL)
             self._app = create_app(engine, memories, accounts, choices.settings)
             self._opened = opened.pop_all()
 
@@ -83,17 +86,23 @@ class Service:
             lines.append(f"Keys are those of {self._choices.keys}.")
         return lines
 
-    def run(self, ready: Callable[[], None]) -> None:
-        """Answer requests until the process is told to stop."""
+    def run(self, ready: Callable[[], None] = lambda: None) -> None:
+        """Answer requests until the process is told to stop; ``ready`` is called when the first can be answered."""
         with self._opened:
             run(self._app, self._listener, self._choices.settings, ready)
 
 
 def open_memories(choices: Choices) -> Memories:
-    """The store that was chosen. Raises StoreError."""
+    """The store that was chosen. Raises StoreError, and UsageError where a catalogue would hide memories."""
+    waiting = [] if choices.store or (choices.home / CATALOGUE).exists() else Store(choices.home).names()
+    if waiting:
+        raise UsageError(
+            f"'{choices.home}' has {len(waiting)} memories in files of their own; a server keeps them in a catalogue. "
+            "`byheart migrate` takes them over; or name another folder with --home."
+        )
     if choices.store is None and choices.objects is None:
         return Memories.at(choices.home)
-    catalogue = choices.store or f"sqlite:///{choices.home.resolve() / 'byheart.sqlite3'}"
+    catalogue = choices.store or f"sqlite:///{choices.home.resolve() / CATALOGUE}"
     return Memories(catalogue, choices.objects or str(choices.home / "objects"))
 
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from byheart.errors import UsageError, require_not_negative, require_positive
+from byheart.store.values import Quota
 
+QUICK_METHODS = (
+    *("compact", "full", "retrieval", "window", "every-kth", "mean-pooled"),
+    *("key-norm", "attention-score", "repeat-score", "nothing"),
+)
+"""Methods whose writes take what reading the text takes, and whose states are never larger than the text's own."""
+_NO_QUOTA = Quota()
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -17,6 +24,9 @@ class Settings:
         hosts: the names that a request's Host header may have, without a port; any where there are none. On loopback
             they keep a web page elsewhere from reaching the server under a name of its own (DNS rebinding).
         cors: origins of web pages that may use the server from a browser, ``*`` for all; none by default.
+        quota: of each tenant.
+        methods: that a memory may be made with. Others optimise while they write, or hold what an option says: with
+            these, one request can keep a model busy for hours, or fill the memory of the machine.
         body_bytes: of a question.
         text_bytes: of texts to be written, and of a file that holds one.
         state_bytes: of a state file that is imported.
@@ -33,6 +43,8 @@ class Settings:
 
     hosts: tuple[str, ...] = LOOPBACK
     cors: tuple[str, ...] = ()
+    quota: Quota = _NO_QUOTA
+    methods: tuple[str, ...] = QUICK_METHODS
     body_bytes: int = 4 << 20
     text_bytes: int = 32 << 20
     state_bytes: int = 1 << 30
@@ -45,7 +57,7 @@ class Settings:
     header_seconds: float = 10.0
     stall_seconds: float = 60.0
     drain_seconds: float = 30.0
-    sweep_seconds: float = 60.0
+    sweep_seconds: float = 600.0
 
     def __post_init__(self) -> None:
         fields = vars(self)

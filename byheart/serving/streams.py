@@ -10,8 +10,8 @@ from contextlib import aclosing, suppress
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from byheart.serving.outcomes import hung_up
 from byheart.serving.failures import Failure, explain
+from byheart.serving.outcomes import hung_up
 from byheart.serving.wire.encoding import DONE, encode_event
 
 log = logging.getLogger(__name__)

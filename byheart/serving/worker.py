@@ -24,6 +24,8 @@ from byheart.serving.ticket import Outbox, Ticket, Work
 
 log = logging.getLogger(__name__)
 _IDLE = 0.005
+# A short write does not wait for a long one.
+_OTHERS = 2
 _CLOSED = "The server is shutting down; ask another one, or later."
 
 
@@ -31,7 +33,7 @@ class Worker:
     """What the engine's thread does, and how others reach it.
 
     Args:
-        questions, others: what waits; ``others`` are done one at a time.
+        queue: how many questions may wait, and how many other jobs.
         batch: how many questions are opened and answered at a time.
         prefill_tokens: how much of prompts is read between two steps.
     """
@@ -148,7 +150,7 @@ class Worker:
         """Start what waits while there is room for it; what needs no slice of the model is ready at once."""
         while self._count(is_question=True) < self._batch and (ticket := self._next(self.questions, True)):
             self._start(ticket, is_question=True)
-        if not self._count(is_question=False) and (ticket := self._next(self.others, False)):
+        while self._count(is_question=False) < _OTHERS and (ticket := self._next(self.others, False)):
             self._start(ticket, is_question=False)
 
     def _next(self, queue: FairQueue[Ticket], is_question: bool) -> Ticket | None:

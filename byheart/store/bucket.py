@@ -7,8 +7,10 @@ A copy is looked for before the bucket is asked; it was compared with its hash w
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from byheart.store.objects import LocalObjects, Objects, reaching, require_hash
 from byheart.store.scratch import Scratch
 
 _CLIENT: Any = {"timeout": "60s", "connect_timeout": "5s"}
-_RETRY: Any = {"max_retries": 3, "retry_timeout": "30s"}
+_RETRY: Any = {"max_retries": 3, "retry_timeout": timedelta(seconds=30)}
 _AT_ONCE = 64 << 20
 """Bytes that are sent as one, which only then can be refused where the object is there; more goes up in parts."""
 
@@ -64,7 +66,13 @@ class BucketObjects(Objects):
 
     def fetch(self, key: str) -> Path | None:
         """The copy here, fetched where there is none."""
-        return self._copies.fetch(key) or self._download(key)
+        copy = self._copies.fetch(key)
+        if copy is None:
+            return self._download(key)
+        # What was used last is kept longest.
+        with suppress(OSError):
+            os.utime(copy)
+        return copy
 
     def _download(self, key: str) -> Path | None:
         target, digest = self._copies.folder / key, hashlib.sha256()
@@ -102,6 +110,18 @@ class BucketObjects(Objects):
         """Delete the copy here."""
         self._copies.delete(key)
 
+    def trim(self, most: int) -> int:
+        """Delete the copies that were not used for longest."""
+        found = sorted(self._copies.stored(), key=lambda copy: copy[1], reverse=True)
+        size = dropped = 0
+        for key, _ in found:
+            with suppress(FileNotFoundError):
+                size += (self._copies.folder / key).stat().st_size
+                if size > most:
+                    self._copies.delete(key)
+                    dropped += 1
+        return dropped
+
     def check(self) -> None:
         """Ask for an object that is not there."""
         self.has("check")
@@ -114,6 +134,4 @@ def _asking() -> Iterator[None]:
         yield
     except (BaseError, TimeoutError, ConnectionError) as error:
         said = " ".join(str(error).split())[:500]
-        raise UnavailableError(
-            f"The bucket with the memories' files cannot be used now: {said}. Nothing was changed; try again."
-        ) from error
+        raise UnavailableError(f"The bucket with the memories' files cannot be used now: {said}; try again.") from error

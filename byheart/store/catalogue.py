@@ -10,6 +10,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, create_engine, event, select
@@ -20,7 +21,8 @@ from byheart.errors import ConflictError, StoreError, UnavailableError, UsageErr
 from byheart.store import schema
 
 Value = TypeVar("Value")
-_BUSY_SECONDS = 10
+BUSY_SECONDS = 10.0
+"""How long a writer of SQLite waits for another, and a call for a connection."""
 _POSTGRES: dict[str, Any] = {
     "connect_timeout": 5,
     "tcp_user_timeout": 15_000,
@@ -29,19 +31,19 @@ _POSTGRES: dict[str, Any] = {
 
 
 class Catalogue:
-    """A database with the catalogue's tables, made where there are none.
+    """A database with the catalogue's tables, made where there are none: a file of SQLite, or at an address.
 
     Raises UsageError for what is no address of one, UnavailableError, StoreError for tables of a later byheart.
     """
 
-    def __init__(self, address: str) -> None:
-        url = _parse(address)
+    def __init__(self, address: str | Path) -> None:
+        url = URL.create("sqlite", database=str(address)) if isinstance(address, Path) else _parse(address)
         self.is_sqlite = url.get_backend_name() == "sqlite"
         with _translating():
-            arguments = {"timeout": _BUSY_SECONDS} if self.is_sqlite else _POSTGRES
+            arguments = {"timeout": BUSY_SECONDS} if self.is_sqlite else _POSTGRES
             more: dict[str, Any] = {} if self.is_sqlite else {"pool_pre_ping": True}
             self._engine = create_engine(
-                url, connect_args=arguments, hide_parameters=True, pool_timeout=_BUSY_SECONDS, max_overflow=20, **more
+                url, connect_args=arguments, hide_parameters=True, pool_timeout=BUSY_SECONDS, max_overflow=20, **more
             )
             if self.is_sqlite:
                 event.listen(self._engine, "connect", _set_up_sqlite)
@@ -89,7 +91,7 @@ class Catalogue:
             try:
                 # Pages that were split keep what was moved to others: all pages are written anew.
                 connection.cursor().execute("VACUUM")
-                deadline = time.monotonic() + _BUSY_SECONDS
+                deadline = time.monotonic() + BUSY_SECONDS
                 while connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
                     if time.monotonic() > deadline:
                         raise UnavailableError(
@@ -162,4 +164,4 @@ def _translating() -> Iterator[None]:
 
 def _unavailable(error: BaseException) -> UnavailableError:
     said = " ".join(str(error).split())
-    return UnavailableError(f"The catalogue of memories cannot be used now: {said}. Nothing was changed; try again.")
+    return UnavailableError(f"The catalogue of memories cannot be used now: {said}; try again.")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, and_, insert, select
 
-from byheart.errors import ConflictError, StoreError
+from byheart.errors import ConflictError, StoreError, UnavailableError
 from byheart.protocol.state import Header
 from byheart.store import rows, schema
 from byheart.store.catalogue import Catalogue
@@ -52,8 +53,9 @@ def commit(
     done = catalogue.read(lambda connection: _begin(connection, tenant, name_or_id, new, clock()))
     if done is None:
         done = _store(catalogue, objects, tenant, key, name_or_id, new, quota, clock)
-    with reaching(new.file):
-        new.file.unlink(missing_ok=True)
+    # It is there for certain; a file that stays is swept.
+    with suppress(OSError):
+        new.file.unlink()
     return done
 
 
@@ -92,15 +94,34 @@ def _store(
                 done = _insert(connection, tenant, key, memory, new, now)
                 require_within(connection, tenant, quota)
             return done
-    except BaseException:
+    except BaseException as error:
         # Nobody else may come to delete what is not referred to; where a version has it after all, it stays.
         collect(catalogue, objects, [(tenant, key)])
-        raise
+        made = (
+            _find_made(catalogue, tenant, key, name_or_id, new, clock) if isinstance(error, UnavailableError) else None
+        )
+        if made is None:
+            raise
+        return made
+
+
+def _find_made(
+    catalogue: Catalogue, tenant: str, key: str, name_or_id: str, new: NewVersion, clock: Clock
+) -> Row | None:
+    """The version of a commit whose answer was lost on the way."""
+    if new.expected is None:
+        return None
+    with suppress(StoreError):
+        memory = catalogue.read(lambda connection: rows.find(connection, tenant, name_or_id, clock()))
+        found = catalogue.read(lambda connection: rows.find_version(connection, memory, (new.expected or 0) + 1))
+        return found if found.object == key else None
+    return None
 
 
 def _refer(connection: Connection, objects: Objects, tenant: str, key: str, file: Path) -> None:
     with reaching(file):
-        rows.refer(connection, tenant, key, file.stat().st_size)
+        size = file.stat().st_size
+    rows.refer(connection, tenant, key, size)
     if not objects.has(key):
         # An equal one was there when this was stored, and was deleted since.
         objects.put(key, file)

@@ -6,8 +6,6 @@ reached: nothing that was acknowledged is lost then, and the next call tries aga
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from sqlalchemy import delete, not_, select
@@ -17,6 +15,7 @@ from byheart.store import clock as clocks, schema
 from byheart.store.catalogue import Catalogue
 from byheart.store.checks import require_text
 from byheart.store.collecting import collect, drop_copies, orphans, unused
+from byheart.store.homes import CATALOGUE
 from byheart.store.objects import open_objects, reaching
 from byheart.store.rows import living, record
 from byheart.store.tenant import TenantMemories as TenantMemories
@@ -31,27 +30,35 @@ class Memories:
     """All tenants' memories.
 
     Args:
-        catalogue: ``sqlite:///PATH`` or ``postgresql+psycopg://...``.
+        catalogue: ``sqlite:///PATH``, a path, or ``postgresql+psycopg://...``.
         objects: a folder, or ``s3://``, ``gs://``, ``az://...``.
         cache: a folder for copies of objects that are elsewhere; the user's cache folder without it.
+        cache_bytes: what these may take after a sweep.
         clock: gives milliseconds since 1970.
 
     Raises UsageError for what is no such address, UnavailableError, StoreError for a catalogue of a later byheart.
     """
 
     def __init__(
-        self, catalogue: str, objects: str, *, cache: Path | None = None, clock: clocks.Clock = clocks.now
+        self,
+        catalogue: str | Path,
+        objects: str,
+        *,
+        cache: Path | None = None,
+        cache_bytes: int = 20 << 30,
+        clock: clocks.Clock = clocks.now,
     ) -> None:
         self._objects = open_objects(objects, cache)
         self._catalogue = Catalogue(catalogue)
         self._clock = clock
+        self._cache_bytes = cache_bytes
 
     @classmethod
     def at(cls, home: Path) -> Memories:
         """Those of a folder: HOME/byheart.sqlite3 and HOME/objects."""
         with reaching(home):
             home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        return cls(f"sqlite:///{catalogue_file(home)}", str(home / "objects"))
+        return cls(home / CATALOGUE, str(home / "objects"))
 
     @property
     def scratch(self) -> Path:
@@ -82,9 +89,9 @@ class Memories:
         memories = self._delete_expired(now)
         found = collect(self._catalogue, self._objects, unused(self._catalogue))
         left = collect(self._catalogue, self._objects, orphans(self._catalogue, self._objects, before=now - HOUR))
-        with reaching("scratch files"):
-            files = self._objects.scratch.sweep()
-        files += drop_copies(self._catalogue, self._objects)
+        files = (
+            self.sweep_scratch() + drop_copies(self._catalogue, self._objects) + self._objects.trim(self._cache_bytes)
+        )
         return Swept(
             memories=memories,
             objects=len(found.keys) + len(left.keys),
@@ -106,6 +113,11 @@ class Memories:
                 record(connection, row.tenant, now, "expire", row.id, memories=1)
         return len(expired)
 
+    def sweep_scratch(self) -> int:
+        """Delete what processes left that are gone; gives how many files."""
+        with reaching("scratch files"):
+            return self._objects.scratch.sweep()
+
     def purge(self) -> None:
         """Leave nothing of deleted rows in SQLite's files."""
         self._catalogue.purge()
@@ -114,17 +126,3 @@ class Memories:
         """Let go of all connections."""
         self._catalogue.close()
         self._objects.scratch.close()
-
-
-def catalogue_file(home: Path) -> Path:
-    """The SQLite file of a folder with memories."""
-    return home / "byheart.sqlite3"
-
-
-@contextmanager
-def opened(memories: Memories) -> Iterator[Memories]:
-    """Before: nothing. Inside: the memories. After: they are closed."""
-    try:
-        yield memories
-    finally:
-        memories.close()

@@ -79,6 +79,10 @@ class Objects(ABC):
         """Delete the copy here, where it is not the object itself."""
 
     @abstractmethod
+    def trim(self, most: int) -> int:
+        """Delete the copies here that were not used for longest, down to ``most`` bytes; gives how many."""
+
+    @abstractmethod
     def check(self) -> None:
         """Raise UnavailableError unless objects can be stored."""
 
@@ -118,7 +122,7 @@ class LocalObjects(Objects):
                 with replacing(target) as copy:
                     shutil.copyfile(file, copy)
             # Also where another one stored it just now, and has not come this far.
-            sync(target.parent)
+            _sync_folder(target.parent)
 
     def has(self, key: str) -> bool:
         """Whether there is such a file."""
@@ -130,14 +134,11 @@ class LocalObjects(Objects):
         return self.folder / key if self.has(key) else None
 
     def delete(self, key: str) -> None:
-        """Delete the file, and folders that are empty then."""
+        """Delete the file. Its folder stays: somebody may be about to put another one there."""
         target = self.folder / key
         with reaching(target), suppress(FileNotFoundError):
             target.unlink()
-            sync(target.parent)
-        for folder in (target.parent, target.parent.parent):
-            with suppress(OSError):
-                folder.rmdir()
+            _sync_folder(target.parent)
 
     def stored(self, prefix: str = "") -> Iterator[tuple[str, int]]:
         """All files below the prefix."""
@@ -155,6 +156,10 @@ class LocalObjects(Objects):
     def drop_copy(self, key: str) -> None:
         """Nothing: the file is the object."""
 
+    def trim(self, most: int) -> int:
+        """None: what is here is no copy."""
+        return 0
+
     def check(self) -> None:
         """Try to write a file."""
         with reaching(self.folder):
@@ -166,7 +171,13 @@ def _make_folders(folder: Path) -> None:
     if not folder.is_dir():
         _make_folders(folder.parent)
         folder.mkdir(exist_ok=True, mode=0o700)
-        sync(folder.parent)
+        _sync_folder(folder.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    # Windows opens no folders.
+    if os.name != "nt":
+        sync(folder)
 
 
 @contextmanager
@@ -176,8 +187,8 @@ def reaching(where: object) -> Iterator[None]:
         yield
     except OSError as error:
         raise UnavailableError(
-            f"The memories' files cannot be used now: '{where}': {error.strerror or error}. Nothing was changed; make "
-            "room or access, and try again."
+            f"The memories' files cannot be used now: '{where}': {error.strerror or error}; make room or "
+            "access, and try again."
         ) from error
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import threading
+import weakref
 from contextlib import suppress
 from pathlib import Path
 
@@ -32,6 +34,7 @@ class Scratch:
                 with suppress(Timeout, FileNotFoundError):
                     lock.acquire(timeout=0)
                     self._lock = lock
+                    self._end = weakref.finalize(self, _remove, lock, os.getpid())
             return Path(self._lock.lock_file).parent
 
     def sweep(self) -> int:
@@ -48,9 +51,15 @@ class Scratch:
         return found
 
     def close(self) -> None:
-        """Remove this process's folder."""
+        """Remove this process's folder, as its end does."""
         with self._guard:
             if self._lock is not None:
-                shutil.rmtree(Path(self._lock.lock_file).parent, ignore_errors=True)
-                self._lock.release()
+                self._end()
                 self._lock = None
+
+
+def _remove(lock: FileLock, process: int) -> None:
+    # A forked process has the folder of the one before it.
+    if os.getpid() == process:
+        shutil.rmtree(Path(lock.lock_file).parent, ignore_errors=True)
+        lock.release()

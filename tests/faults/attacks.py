@@ -17,6 +17,7 @@ from tests.faults import (
     requests,
     soak,
     states,
+    store,
 )
 from tests.faults.attack import Attack
 
@@ -35,4 +36,5 @@ ATTACKS: tuple[Attack, ...] = (
     *failing.ATTACKS,
     *imports.ATTACKS,
     *soak.ATTACKS,
+    *store.ATTACKS,
 )

@@ -52,7 +52,7 @@ def _left(home: Path) -> list[str]:
 
 
 @contextmanager
-def _beside(work: Callable[[], object]) -> Iterator[int]:
+def beside(work: Callable[[], object]) -> Iterator[int]:
     """Inside: another process repeats ``work``; gives its id. After: it was killed, if it was not already."""
     child = os.fork()
     if child == 0:
@@ -104,7 +104,7 @@ def _killed(store: Store, backbone: Backbone, label: str, seconds: float) -> set
         _write(store, "m", session, source)
         os.write(pipe, f"{source}\n".encode())
 
-    with _beside(write):
+    with beside(write):
         time.sleep(seconds)
     os.close(pipe)
     with os.fdopen(acknowledged) as lines:
@@ -132,7 +132,7 @@ def kill_saves(folder: Path) -> Try:
         longer.write(CAT, source="1")
         savers = itertools.cycle([session, longer])
         for _ in range(_KILLS):
-            with _beside(lambda: next(savers).save(path)), _beside(lambda: longer.save(path)):
+            with beside(lambda: next(savers).save(path)), beside(lambda: longer.save(path)):
                 time.sleep(random.uniform(0.0, 0.03))
             problems += [problem for problem in refused(lambda: session.fork().load(path)) if problem != _OPENED]
         session.save(path)
@@ -187,7 +187,7 @@ def read_beside_a_writer(folder: Path) -> Try:
             *[lambda: reader.load(store.path("m"))] * 7,
             *[lambda: store.entry("m"), lambda: _fork_and_forget(store), lambda: store.open("m", model=backbone)],
         ]
-        with _beside(lambda: _write(store, "m", writer, "more")):
+        with beside(lambda: _write(store, "m", writer, "more")):
             found = [refused(random.choice(uses)) for _ in range(_LOADS)]
         return [problem for problems in found for problem in problems if problem != _OPENED]
 
@@ -243,7 +243,7 @@ def list_beside_forget(folder: Path) -> Try:
                 store.forget(name)
 
         problems = []
-        with _beside(come_and_go):
+        with beside(come_and_go):
             for _ in range(_LISTS):
                 try:
                     kept = [entry for entry in store.entries() if entry.name == "kept"]

@@ -99,6 +99,11 @@ BASES = (
     Sent("GET", "/v1/audit", query={"limit": "2"}),
     Sent("GET", "/metrics"),
 )
+_HEADERS = (
+    *("x-byheart-memory", "content-type", "content-length", "host", "origin", "range", "idempotency-key"),
+    *("if-none-match", "x-request-id"),
+)
+_QUERIES = ("limit", "after", "version", "subject", "metadata[", "metadata[a]", "name", "model", "x")
 _NAMES = ("memory", "stream", "n", "model", "name", "options", "tools", "content", "id", "version", "text", "colour")
 
 
@@ -196,7 +201,8 @@ def _try(target: Target, random: Random) -> Iterator[str]:
     sent = _change(target, random)
     cut = 0 if random.random() < 0.05 else None
     key = target.key if random.random() < 0.97 else random.choice(["", "x", target.key[:-1], "\xff"])
-    told = f"{sent.method} {sent.path[:60]!a} {sent.query!a:.100} {sent.headers!a:.100} {sent.body!a:.200} {sent.raw!a:.80}"
+    shown = (f"{part!a:.150}" for part in (sent.query, sent.headers, sent.body, sent.raw))
+    told = f"{sent.method} {sent.path[:60]!a} {' '.join(shown)}"
     try:
         status, answer = asyncio.run(asyncio.wait_for(target.send(sent, key, cut=cut), 10))
     except Exception as error:
@@ -211,43 +217,50 @@ def _try(target: Target, random: Random) -> Iterator[str]:
 
 
 def _change(target: Target, random: Random) -> Sent:
-    sent = random.choice(BASES)
-    if random.random() < 0.08:
-        raw = bytearray(target.state)
-        for _ in range(random.choice([0, 1, 5])):
-            raw[random.randrange(len(raw))] = random.randrange(256)
-        sent = Sent("PUT", "/v1/memories/back/content", raw=bytes(raw[: random.choice([None, 50, 8, -3])]))
+    sent = _spoil_state(target, random) if random.random() < 0.08 else random.choice(BASES)
     for _ in range(random.choice([0, 1, 1, 2, 3])):
-        kind = random.choice(["path", "query", "body", "body", "body", "header", "raw", "method"])
-        odd = random.choice(_ODD)
-        if kind == "path":
-            parts = sent.path.split("/")
-            parts[random.randrange(1, len(parts))] = str(odd)
-            sent = replace(sent, path="/".join(parts))
-        elif kind == "query":
-            name = random.choice(
-                ["limit", "after", "version", "subject", "metadata[", "metadata[a]", "name", "model", "x"]
-            )
-            sent = replace(sent, query={**sent.query, name: str(odd)})
-        elif kind == "body" and sent.body is not None:
-            sent = replace(sent, body=_changed(sent.body, odd, random))
-        elif kind == "header":
-            name = random.choice(
-                ["x-byheart-memory", "content-type", "content-length", "host", "origin", "range", "idempotency-key"]
-                + ["if-none-match", "x-request-id"]
-            )
-            value = random.choice(
-                [str(odd), "theirs", "multipart/form-data; boundary=", "bytes=5-2,0-,-0", "%ff", "-1"]
-            )
-            sent = replace(sent, headers={**sent.headers, name: value.replace("\x00", "")})
-        elif kind == "raw":
-            raw = bytearray(sent.raw or (b"" if sent.body is None else _encode(sent.body)) or b"x")
-            place = random.randrange(len(raw))
-            raw[place : place + random.choice([0, 1, 9])] = random.randbytes(random.choice([0, 1, 4]))
-            sent = replace(sent, raw=bytes(raw))
-        elif kind == "method":
-            sent = replace(sent, method=random.choice(["GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS"]))
+        sent = random.choice(_CHANGES)(sent, random.choice(_ODD), random)
     return sent
+
+
+def _spoil_state(target: Target, random: Random) -> Sent:
+    raw = bytearray(target.state)
+    for _ in range(random.choice([0, 1, 5])):
+        raw[random.randrange(len(raw))] = random.randrange(256)
+    return Sent("PUT", "/v1/memories/back/content", raw=bytes(raw[: random.choice([None, 50, 8, -3])]))
+
+
+def _change_path(sent: Sent, odd: Any, random: Random) -> Sent:
+    parts = sent.path.split("/")
+    parts[random.randrange(1, len(parts))] = str(odd)
+    return replace(sent, path="/".join(parts))
+
+
+def _change_query(sent: Sent, odd: Any, random: Random) -> Sent:
+    return replace(sent, query={**sent.query, random.choice(_QUERIES): str(odd)})
+
+
+def _change_body(sent: Sent, odd: Any, random: Random) -> Sent:
+    return sent if sent.body is None else replace(sent, body=_changed(sent.body, odd, random))
+
+
+def _change_header(sent: Sent, odd: Any, random: Random) -> Sent:
+    value = random.choice([str(odd), "theirs", "multipart/form-data; boundary=", "bytes=5-2,0-,-0", "%ff", "-1"])
+    return replace(sent, headers={**sent.headers, random.choice(_HEADERS): value.replace("\x00", "")})
+
+
+def _change_bytes(sent: Sent, odd: Any, random: Random) -> Sent:
+    raw = bytearray(sent.raw or (b"" if sent.body is None else _encode(sent.body)) or b"x")
+    place = random.randrange(len(raw))
+    raw[place : place + random.choice([0, 1, 9])] = random.randbytes(random.choice([0, 1, 4]))
+    return replace(sent, raw=bytes(raw))
+
+
+def _change_method(sent: Sent, odd: Any, random: Random) -> Sent:
+    return replace(sent, method=random.choice(["GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS"]))
+
+
+_CHANGES = (_change_path, _change_query, *[_change_body] * 3, _change_header, _change_bytes, _change_method)
 
 
 def _changed(body: Any, odd: Any, random: Random) -> Any:

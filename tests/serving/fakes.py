@@ -92,6 +92,10 @@ class FakeEngine:
         return {MODEL: "fingerprint", "org/other:7b": "other"}
 
     @property
+    def slot_bytes(self) -> Mapping[str, int]:
+        return {MODEL: 1024, "org/other:7b": 4096}
+
+    @property
     def load(self) -> Load:
         return Load(self.running, 0, 0, 0)
 

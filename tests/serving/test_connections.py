@@ -16,7 +16,9 @@ import pytest
 from tests.serving.conftest import SETTINGS, Build, Site, chat
 from tests.serving.live import serving
 
-HEAD = "POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nAuthorization: Bearer "
+HEAD = (
+    "POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nAuthorization: Bearer "
+)
 
 
 @pytest.fixture(scope="module")
@@ -47,13 +49,19 @@ def _answer(client: socket.socket) -> bytes:
     return answer
 
 
+def _is_closed(client: socket.socket) -> bool:
+    """Whether the server ends the connection without a word."""
+    try:
+        return client.recv(1) == b""
+    except ConnectionResetError:
+        return True
+
+
 @pytest.mark.parametrize("sent", [b"", b"GET /health HTTP/1.1\r\nHo"])
 def test_who_sends_no_request_is_dropped(address: str, sent: bytes) -> None:
     with connected(address) as client:
         client.sendall(sent)
-        with pytest.raises(ConnectionResetError):
-            assert _answer(client) == b""
-            raise ConnectionResetError
+        assert _is_closed(client)
 
 
 def test_a_body_that_does_not_come_is_not_waited_for(site: Site, address: str) -> None:

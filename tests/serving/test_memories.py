@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.serving.conftest import Site, code
+from tests.serving.conftest import SETTINGS, Build, Site, code
 from tests.serving.fakes import HEADER, save_text
 
 
@@ -33,7 +34,11 @@ def test_a_memory_is_made_written_read_renamed_and_forgotten(site: Site) -> None
 def test_texts_come_as_json_messages_plain_text_and_files(site: Site) -> None:
     site.make("many")
     path = "/v1/memories/many/writes"
-    messages = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}, {"role": "user", "content": "R"}]
+    messages = [
+        {"role": "user", "content": "Q"},
+        {"role": "assistant", "content": "A"},
+        {"role": "user", "content": "R"},
+    ]
     assert site.ask("POST", path, json={"messages": messages}).json()["entry"]["texts"] == 2
     plain = {"content-type": "text/plain; charset=utf-8"}
     answer = site.ask("POST", f"{path}?source=notes&if_version=1", content="Zwölf\r\n".encode(), headers=plain)
@@ -138,14 +143,20 @@ def test_a_memory_leaves_as_a_file_and_comes_back(site: Site, tmp_path: Path) ->
 def test_a_file_that_is_no_memory_of_this_model_is_refused_and_leaves_nothing(
     site: Site, tmp_path: Path, kind: str
 ) -> None:
-    save_text(tmp_path / "x", "One.", HEADER if kind != "foreign" else type(HEADER)(**{**vars(HEADER), "backbone": "?"}))
+    save_text(
+        tmp_path / "x",
+        "One.",
+        replace(HEADER, backbone="fingerprint" if kind != "foreign" else "other-model"),
+    )
     raw = (tmp_path / "x").read_bytes()
-    raw = {"cut": raw[:-2], "changed": raw[:-1] + b"!", "text": b"One.", "empty": b"", "large": raw * 200}.get(kind, raw)
+    raw = {"cut": raw[:-2], "changed": raw[:-1] + b"!", "text": b"One.", "empty": b"", "large": raw * 200}.get(
+        kind, raw
+    )
     answer = site.ask("PUT", f"/v1/memories/bad-{kind}/content", content=raw)
     expected = {"foreign": (409, "memory_mismatch"), "large": (413, "body_too_large")}
     assert code(answer) == expected.get(kind, (422, "memory_damaged"))
     assert code(site.ask("GET", f"/v1/memories/bad-{kind}"))[0] == 404
-    assert list(site.memories.scratch.iterdir()) == []
+    assert list(site.memories.scratch.glob("*.safetensors")) == []
 
 
 @pytest.mark.parametrize(
@@ -170,6 +181,16 @@ def test_a_memory_that_cannot_be_made_is_refused(site: Site, body: dict[str, Any
     assert code(site.ask("GET", "/v1/memories/ok1"))[0] == 404
 
 
+def test_a_method_that_may_take_for_ever_is_made_by_nobody_unless_it_is_allowed(build: Build, tmp_path: Path) -> None:
+    careful, trusting = build(), build(replace(SETTINGS, methods=(*SETTINGS.methods, "cartridge")))
+    body = {"name": "c", "method": "cartridge", "options": {"steps": 1_000_000}}
+    assert code(careful.ask("POST", "/v1/memories", json=body)) == (403, "method_not_served")
+    save_text(tmp_path / "c", "One.", replace(HEADER, method="cartridge"))
+    imported = careful.ask("PUT", "/v1/memories/c/content", content=(tmp_path / "c").read_bytes())
+    assert code(imported) == (403, "method_not_served")
+    assert trusting.ask("POST", "/v1/memories", json=body).status_code == 201
+
+
 def test_a_name_belongs_to_one_memory_of_a_tenant(site: Site) -> None:
     site.make("taken")
     assert code(site.ask("POST", "/v1/memories", json={"name": "taken"})) == (409, "memory_exists")
@@ -186,10 +207,14 @@ def test_a_name_belongs_to_one_memory_of_a_tenant(site: Site) -> None:
         ({"content": b"\xff\xfe", "headers": {"content-type": "text/plain"}}, (400, "invalid_text")),
         ({"content": b"a", "headers": {"content-type": "image/png"}}, (415, "unsupported_media_type")),
         ({"content": b"a" * 70_000, "headers": {"content-type": "text/plain"}}, (413, "body_too_large")),
-        ({"content": b"--x\r\n\r\n", "headers": {"content-type": "multipart/form-data; boundary=x"}}, (400, "invalid_form")),
+        (
+            {"content": b"--x\r\n\r\n", "headers": {"content-type": "multipart/form-data; boundary=x"}},
+            (400, "invalid_form"),
+        ),
         ({"content": b"a", "headers": {"content-type": "multipart/form-data"}}, (400, "invalid_form")),
         ({"files": [("file", ("a.bin", b"\xff\x00"))]}, (400, "invalid_text")),
-        ({"data": {"source": "a"}, "files": [("file", ("", b"x"))]}, (400, "missing_field")),
+        ({"files": [("source", (None, b"x"))]}, (400, "missing_field")),
+        ({"files": [("colour", (None, b"x"))]}, (400, "unknown_field")),
     ],
 )
 def test_a_write_that_cannot_be_read_is_refused(site: Site, sent: dict[str, Any], expected: tuple[int, str]) -> None:

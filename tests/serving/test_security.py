@@ -9,6 +9,7 @@ import pytest
 
 from byheart.serving.accounts import Accounts, make_key
 from byheart.serving.settings import Settings
+from byheart.store.values import Quota
 from tests.serving.conftest import SETTINGS, Build, Site, chat, code
 from tests.serving.fakes import MODEL
 
@@ -48,9 +49,17 @@ def test_a_key_is_revoked_and_another_made_without_a_restart(build: Build) -> No
     assert code(site.ask("GET", "/v1/models", key=carol)) == (401, "invalid_api_key")
 
 
-def test_a_line_that_is_no_key_lets_nobody_in_and_hides_no_other(build: Build, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_line_that_is_no_key_lets_nobody_in_and_hides_no_other(
+    build: Build, caplog: pytest.LogCaptureFixture
+) -> None:
     site = build()
-    bad = ['{"tenant": "a/b", "sha256": "%s"}' % ("0" * 64), '{"tenant": "a"}', "[]", "x", '{"sha256": 5, "tenant": "a"}']
+    bad = [
+        '{"tenant": "a/b", "sha256": "%s"}' % ("0" * 64),
+        '{"tenant": "a"}',
+        "[]",
+        "x",
+        '{"sha256": 5, "tenant": "a"}',
+    ]
     site.keys.write_text("\n".join([*bad, site.keys.read_text()]))
     assert Accounts(site.keys).find(site.bob) == "bob"
     assert caplog.text.count("of the keys is not like") == len(bad)
@@ -104,7 +113,10 @@ def test_a_web_page_elsewhere_reaches_nothing(build: Build, headers: dict[str, s
     assert site.client.get("/v1/models", headers={"origin": "http://127.0.0.1"}).status_code == 200
     assert site.client.get("/v1/models", headers={"host": "LOCALHOST:8321"}).status_code == 200
     plain = {"content-type": "text/plain"}
-    assert code(site.client.post("/v1/chat/completions", content=b"{}", headers=plain)) == (415, "unsupported_media_type")
+    assert code(site.client.post("/v1/chat/completions", content=b"{}", headers=plain)) == (
+        415,
+        "unsupported_media_type",
+    )
 
 
 def test_a_web_page_that_is_named_may_use_the_server_and_no_other(build: Build) -> None:
@@ -118,6 +130,14 @@ def test_a_web_page_that_is_named_may_use_the_server_and_no_other(build: Build) 
     assert page.headers["access-control-allow-origin"] == "https://chat.example"
 
 
+def test_a_tenant_has_no_more_than_its_quota(build: Build) -> None:
+    site = build(Settings(quota=Quota(memories=1)))
+    site.make("first")
+    assert code(site.ask("POST", "/v1/memories", json={"name": "second"})) == (403, "quota_exceeded")
+    assert site.ask("GET", "/v1/usage").json()["quota"] == {"memories": 1, "bytes": None}
+    assert site.ask("POST", "/v1/memories", json={"name": "first"}, key=site.bob).status_code == 201
+
+
 def test_what_is_resident_belongs_to_a_tenant(site: Site) -> None:
     for key in (site.alice, site.bob):
         site.ask("POST", "/v1/memories", key=key, json={"name": "same"})
@@ -128,12 +148,11 @@ def test_what_is_resident_belongs_to_a_tenant(site: Site) -> None:
 
 
 def test_too_many_requests_of_a_tenant_wait_and_others_do_not(build: Build) -> None:
-    site = build(Settings(requests_per_minute=12))
-    codes = [site.ask("GET", "/v1/models").status_code for _ in range(4)]
-    assert codes == [200, 200, 429, 429]
+    site = build(Settings(requests_per_minute=1))
+    assert site.ask("GET", "/v1/models").status_code == 200
     refused = site.ask("GET", "/v1/models")
     assert code(refused) == (429, "rate_limited")
-    assert 1 <= int(refused.headers["retry-after"]) <= 5
+    assert 1 <= int(refused.headers["retry-after"]) <= 60
     assert site.ask("GET", "/v1/models", key=site.bob).status_code == 200
 
 
@@ -181,8 +200,9 @@ def test_the_log_says_what_was_done_and_nothing_that_was_said(site: Site, caplog
         site.ask("GET", "/v1/memories/logged")
     assert f"{answer.headers['x-request-id']} POST /v1/chat/completions 200" in caplog.text
     assert "GET /v1/memories/{memory} 200" in caplog.text
+    said = " ".join(record.getMessage() for record in caplog.records if record.name.startswith("byheart"))
     for secret in ("secret", "logged", site.alice):
-        assert secret not in caplog.text
+        assert secret not in said
     named = site.chat("x").headers["x-request-id"]
     assert named.startswith("req_")
     asked = site.ask("GET", "/v1/models", headers={"x-request-id": "abc-1"})

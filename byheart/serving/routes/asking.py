@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from byheart.serving.outcomes import Answers, Outcome, until_gone
 from byheart.serving.bodies import parse_model
 from byheart.serving.call import Body, Call
 from byheart.serving.choosing import Choice, choose, reference
 from byheart.serving.failures import Refusal
 from byheart.serving.jobs import Ask, Finished, Message, NewText
-from byheart.serving.wire.questions import Question, refuse_unsupported
+from byheart.serving.outcomes import Answers, Outcome, until_gone
 from byheart.serving.versions import require_version, write_texts
+from byheart.serving.wire.questions import Question, refuse_unsupported
 
 
 @dataclass

@@ -18,7 +18,7 @@ from byheart.serving.bodies import save_body
 from byheart.serving.call import Call, in_thread
 from byheart.serving.choosing import newest
 from byheart.serving.failures import Refusal
-from byheart.serving.routes.memories import name_taken
+from byheart.serving.routes.memories import name_taken, require_method
 from byheart.serving.wire.encoding import json_response
 from byheart.serving.wire.fields import Closed, Subject
 from byheart.serving.wire.memories import VersionObject
@@ -50,8 +50,12 @@ async def export_content(call: Call) -> Response:
     if etag in call.request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers={"etag": etag})
     path = await in_thread(call.memories.fetch, version)
+    try:
+        found = await in_thread(path.stat)
+    except FileNotFoundError:
+        raise MissingError("The version was deleted meanwhile.") from None
     name = f"{memory.name or memory.id}-{version.number}.safetensors"
-    return FileResponse(path, media_type=MEDIA_TYPE, filename=name, headers={"etag": etag})
+    return FileResponse(path, media_type=MEDIA_TYPE, filename=name, headers={"etag": etag}, stat_result=found)
 
 
 async def import_content(call: Call) -> Response:
@@ -63,6 +67,7 @@ async def import_content(call: Call) -> Response:
     with _scratch(call.server.memories.scratch) as path:
         sha256 = await save_body(call.request, call.server.settings, call.server.settings.state_bytes, path)
         header = await in_thread(load_header, path)
+        require_method(call, header.method)
         model = _require_model(call, header, asked.model, memory)
         header = await call.server.engine.examine(path, model)
         version = await _keep(call, path, header, sha256, memory, name, model, asked.subject)

@@ -60,7 +60,9 @@ class Erased(Closed):
 async def create_memory(call: Call) -> Response:
     """A new memory, with nothing written."""
     body = await call.body(NewMemory)
-    _require_method(body.method, body.options)
+    if body.method is not None:
+        require_method(call, body.method)
+    _require_options(body.method, body.options)
     model = next(iter(call.server.engine.models)) if body.model is None else body.model
     if split_model(model, call.server.engine.models)[1] is not None:
         raise Refusal(400, "invalid_value", "model: name a model, without a memory.", param="model")
@@ -80,11 +82,24 @@ async def create_memory(call: Call) -> Response:
     return json_response(MemoryObject.of(memory).model_dump(), status=201)
 
 
-def _require_method(method: str | None, options: dict[str, Any]) -> None:
-    """Raise UnknownNameError or Refusal for what is no method or none of its options; values are seen when it writes.
+def require_method(call: Call, method: str) -> None:
+    """Raise UnknownNameError or Refusal for what is no method, or none that this server allows.
 
     A folder of learned parts, which the library takes as a method too, is none here: no request names a path.
     """
+    find(method)
+    allowed = call.server.settings.methods
+    if method not in allowed:
+        raise Refusal(
+            403,
+            "method_not_served",
+            f"This server makes no memories with method '{method}', but with {', '.join(allowed)}.",
+            param="method",
+        )
+
+
+def _require_options(method: str | None, options: dict[str, Any]) -> None:
+    """Raise Refusal for what is no option of a method; its value is looked at when it writes."""
     if method is None:
         if options:
             raise Refusal(400, "invalid_value", "options: name the method that they are of.", param="options")

@@ -6,7 +6,7 @@ from typing import Any
 
 from starlette.responses import Response
 
-from byheart.methods import defaults, find, names
+from byheart.methods import defaults, find
 from byheart.serving.call import Call, in_thread
 from byheart.serving.choosing import split_model
 from byheart.serving.wire.encoding import json_response
@@ -22,7 +22,9 @@ async def list_models(call: Call) -> Response:
         (f"{memory.model}:{memory.name}", memory) for memory in page.data if memory.name and memory.model in served
     ]
     memories = [_model(name, int(memory.created_at.timestamp()), memory.id) for name, memory in named]
-    return json_response({"object": "list", "data": [*(_model(name) for name in served), *memories]})
+    sizes = call.server.engine.slot_bytes
+    bases = [{**_model(name), "slot_bytes": sizes[name]} for name in served]
+    return json_response({"object": "list", "data": [*bases, *memories]})
 
 
 async def get_model(call: Call) -> Response:
@@ -42,7 +44,7 @@ def _model(name: str, created: int = 0, memory: str | None = None) -> dict[str, 
 
 async def list_methods(call: Call) -> Response:
     """How a memory can be made: the methods, with their options and defaults."""
-    kinds = [(name, find(name)) for name in names()]
+    kinds = [(name, find(name)) for name in call.server.settings.methods]
     data = [
         {"id": name, "object": "method", "summary": _first_line(kind), "options": defaults(kind)}
         for name, kind in kinds

@@ -10,17 +10,17 @@ from typing import Any
 from starlette.responses import Response
 
 from byheart.errors import InputError
-from byheart.serving.outcomes import until_gone
 from byheart.serving.bodies import content_type, parse_model, parse_object
 from byheart.serving.call import Call, in_thread
 from byheart.serving.choosing import require_served
 from byheart.serving.failures import Refusal
 from byheart.serving.jobs import NewText
 from byheart.serving.multipart import Part, parse_form
+from byheart.serving.outcomes import until_gone
 from byheart.serving.streams import EventStream
+from byheart.serving.versions import idempotency_key, require_version, turns_of, write_texts
 from byheart.serving.wire.encoding import encode_event, json_response
 from byheart.serving.wire.memories import NewWrite, WriteObject
-from byheart.serving.versions import idempotency_key, require_version, turns_of, write_texts
 from byheart.store.values import Memory, Version
 
 

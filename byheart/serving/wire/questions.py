@@ -9,11 +9,11 @@ from pydantic import AfterValidator, Field, StringConstraints, model_validator
 from byheart.generation.decoding import Decoding
 from byheart.serving.failures import Refusal
 from byheart.serving.jobs import Message, Role
-from byheart.serving.wire.fields import Closed, MemoryChoice, Name, Open
+from byheart.serving.wire.fields import MemoryChoice, Name, Open
 
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("tools", "functions", "audio", "logit_bias", "web_search_options", "suffix", "echo"), ()),
-    **dict.fromkeys(("conversation", "previous_response_id", "background", "prompt_template", "include"), ()),
+    **dict.fromkeys(("conversation", "previous_response_id", "background", "include"), ()),
     **dict.fromkeys(("tool_choice", "function_call"), ("none", "auto")),
     **dict.fromkeys(("presence_penalty", "frequency_penalty", "min_p"), (0,)),
     **dict.fromkeys(("repetition_penalty", "best_of"), (1,)),
@@ -132,11 +132,9 @@ class ResponseBody(Question):
     """Of POST /v1/responses."""
 
     input: str | Messages
+    prompt: None = None
+    """Templates of prompts are not kept here."""
     instructions: str | None = None
     max_output_tokens: Tokens | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=0)] | None = None
     metadata: dict[str, str] | None = None
-
-
-class Empty(Closed):
-    """A body without fields."""
