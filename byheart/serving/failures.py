@@ -99,7 +99,7 @@ def explain(error: BaseException, request_id: str) -> Failure:
         return Failure(error.status_code, code, str(error.detail), headers=dict(error.headers or {}))
     if _is_full(error) or _is_full(error.__cause__):
         return Failure(507, "storage_full", "The server has no room for this; nothing was changed.")
-    if isinstance(error, OSError) or isinstance(error.__cause__, OSError):
+    if isinstance(error, OSError) or (isinstance(error, StateError) and isinstance(error.__cause__, OSError)):
         log.error("%s could not use the store: %s", request_id, error)
         headers = _headers(503, 1)
         return Failure(503, "store_unavailable", "The server's store cannot be used; try later.", headers=headers)

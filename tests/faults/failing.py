@@ -156,7 +156,7 @@ def _try(scene: Scene, fault: Fault, backbone: Backbone) -> list[str]:
             server.make(name, **WINDOW)
             load.write(name, "first")
         if load.refused:
-            return ["it did not work to begin with", *load.problems]
+            return [f"it did not work to begin with: {server.send('GET', '/ready').raw!a}", *load.problems]
         with load.running(scene.random):
             time.sleep(scene.random.uniform(0.0, 0.3))
             with fault(scene, server):
