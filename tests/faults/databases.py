@@ -20,7 +20,9 @@ def sqlite() -> Catalogues:
 
 
 def postgres() -> Catalogues:
-    """Each a database of the server of this process."""
+    """Each a database of the server of this process. Raises FileNotFoundError where there is none to start."""
+    if find_binaries() is None:
+        raise FileNotFoundError("PostgreSQL is not installed (Debian: apt install postgresql)")
     server = start_postgres()
     return lambda home: server.new_database()
 
@@ -33,5 +35,4 @@ def start_postgres() -> Postgres:
     return running.__enter__()
 
 
-KINDS: dict[str, Callable[[], Catalogues]] = {"sqlite": sqlite, **({"postgres": postgres} if find_binaries() else {})}
-"""What there is here."""
+KINDS: dict[str, Callable[[], Catalogues]] = {"sqlite": sqlite, "postgres": postgres}

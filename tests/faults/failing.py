@@ -130,7 +130,11 @@ def _failing(
     fault: Fault, catalogues: Callable[[], databases.Catalogues], *, in_bucket: bool = False
 ) -> Callable[[Path], Try]:
     def prepare(folder: Path) -> Try:
-        new_catalogue = catalogues()
+        try:
+            new_catalogue = catalogues()
+        except FileNotFoundError as error:
+            missing = [str(error)]
+            return lambda number, random: missing
         backbone = open_tiny(folder / "model")
 
         def attempt(number: int, random: Random) -> list[str]:
@@ -220,15 +224,11 @@ ATTACKS = (
         100,
         seconds=200,
     ),
-    *(
-        Attack(
-            "server.database",
-            _WHAT.format("PostgreSQL stopped and started"),
-            _failing(Scene.stopped_postgres, databases.KINDS[kind]),
-            100,
-            seconds=200,
-        )
-        for kind in databases.KINDS
-        if kind == "postgres"
+    Attack(
+        "server.database",
+        _WHAT.format("PostgreSQL stopped and started"),
+        _failing(Scene.stopped_postgres, databases.postgres),
+        100,
+        seconds=200,
     ),
 )

@@ -18,7 +18,7 @@ from tests.faults.attack import Attack, Try
 from tests.serving.processes import Client, Server, fork_server, open_tiny
 
 WINDOW = {"method": "window", "options": {"sinks": 2, "recent": 40}}
-_KILLS = 20
+_KILLS = 10
 MEMORIES = ("a", "b", "c")
 _WRITERS = 3
 _AT_ONCE = 5.0
@@ -79,7 +79,11 @@ def load_with_writes(server: Server, written: Written, label: str, seconds: floa
 
 def _killing(catalogues: Callable[[], databases.Catalogues]) -> Callable[[Path], Try]:
     def prepare(folder: Path) -> Try:
-        new_catalogue = catalogues()
+        try:
+            new_catalogue = catalogues()
+        except FileNotFoundError as error:
+            missing = [str(error)]
+            return lambda number, random: missing
         backbone = open_tiny(folder / "model")
 
         def attempt(number: int, random: Random) -> list[str]:

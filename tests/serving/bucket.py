@@ -92,9 +92,11 @@ class _Handler(BaseHTTPRequestHandler):
         """Deletions of several objects."""
         begun = self._begin()
         if begun is not None:
-            for part in begun[1].decode().split("<Key>")[1:]:
-                self.bucket.objects.pop(part.partition("</Key>")[0], None)
-            self._answer(200, b"<DeleteResult></DeleteResult>")
+            keys = [part.partition("</Key>")[0] for part in begun[1].decode().split("<Key>")[1:]]
+            for key in keys:
+                self.bucket.objects.pop(key, None)
+            gone = "".join(f"<Deleted><Key>{key}</Key></Deleted>" for key in keys)
+            self._answer(200, f"<DeleteResult>{gone}</DeleteResult>".encode())
 
     def do_DELETE(self) -> None:
         begun = self._begin()
