@@ -24,6 +24,8 @@ _HOLDS_BACK = {429, 503, 507}
 _WRITERS = 3
 _WITHIN = 30.0
 """Seconds after which a server works again, once the cause is gone."""
+_PAUSE = 0.2
+"""Seconds that a client waits that was refused, before it goes on."""
 _CAPABILITIES_VERSION = 0x20080522
 
 
@@ -106,7 +108,8 @@ class Load:
                 if self.is_over.is_set():
                     return
                 if writer < _WRITERS:
-                    self.write(name, f"{writer}-{number}")
+                    if not self.write(name, f"{writer}-{number}"):
+                        time.sleep(_PAUSE)
                 else:
                     answer = self.client.ask(name)
                     self._judge("a question", answer.status, answer.raw)
