@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
+from byheart.serving.settings import Settings
 from tests.faults.attack import Attack, Try
 from tests.faults.forgery import Originals, StateFile
 from tests.faults.states import TENSORS, could_be, forge_header, says_the_same, spoil_bytes
@@ -66,7 +67,9 @@ def import_states(folder: Path) -> Try:
         if not servers:
             home = folder / f"home{number}"
             home.mkdir()
-            servers["here"] = fork_server(originals.backbone, f"sqlite:///{home / 'sqlite3'}", str(home / "objects"))
+            where = (f"sqlite:///{home / 'sqlite3'}", str(home / "objects"))
+            allowed = Settings(methods=tuple(originals.files))
+            servers["here"] = fork_server(originals.backbone, *where, settings=allowed)
             servers["here"].make("good", method="full")
             servers["here"].write("good", "The cat is called Muck.", "good")
         server = servers["here"]
