@@ -18,7 +18,7 @@ from tests.faults.attack import Attack, Try
 from tests.serving.processes import Client, Server, fork_server, open_tiny
 
 WINDOW = {"method": "window", "options": {"sinks": 2, "recent": 40}}
-_KILLS = 10
+_KILLS = 5
 MEMORIES = ("a", "b", "c")
 _WRITERS = 3
 _AT_ONCE = 5.0
