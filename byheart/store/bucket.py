@@ -10,6 +10,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,7 @@ from byheart.files import replacing
 from byheart.store.objects import LocalObjects, Objects, reaching, require_hash
 from byheart.store.scratch import Scratch
 
-_CLIENT: Any = {"timeout": "60s", "connect_timeout": "5s"}
-_RETRY: Any = {"max_retries": 3, "retry_timeout": "30s"}
+_RETRY: Any = {"max_retries": 3, "retry_timeout": timedelta(seconds=30)}
 _AT_ONCE = 64 << 20
 """Bytes that are sent as one, which only then can be refused where the object is there; more goes up in parts."""
 
@@ -35,7 +35,7 @@ class BucketObjects(Objects):
     """
 
     def __init__(self, url: str, cache: Path) -> None:
-        about = {} if url.startswith("memory:") else {"client_options": _CLIENT, "retry_config": _RETRY}
+        about = {} if url.startswith("memory:") else {"client_options": _client_options(), "retry_config": _RETRY}
         try:
             self.bucket: Any = from_url(url, **about)
         except (BaseError, ValueError, OSError) as error:
@@ -124,6 +124,12 @@ class BucketObjects(Objects):
     def check(self) -> None:
         """Ask for an object that is not there."""
         self.has("check")
+
+
+def _client_options() -> Any:
+    """How the bucket's server is spoken to; options that are given hide obstore's own variable for plain HTTP."""
+    allows = os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("1", "true", "yes")
+    return {"timeout": "60s", "connect_timeout": "5s", "allow_http": allows}
 
 
 @contextmanager

@@ -100,12 +100,12 @@ def change_bytes(folder: Path) -> Try:
         spoil_bytes(raw, random)
         path.write_bytes(raw)
         problems = refused(_opener(originals, path), StateError)
-        return [] if problems == ["it was accepted"] and _says_the_same(path, original) else problems
+        return [] if problems == ["it was accepted"] and says_the_same(path, original) else problems
 
     return attempt
 
 
-def _says_the_same(path: Path, original: StateFile) -> bool:
+def says_the_same(path: Path, original: StateFile) -> bool:
     found = StateFile.read(path)
     return found.header == original.header and all(
         torch.equal(found.tensors[name], tensor) for name, tensor in original.tensors.items()
@@ -187,7 +187,7 @@ def _not_finite(tensors: Tensors, random: Random) -> Tensors:
     return _with_one(tensors, random, spoilt)
 
 
-_TENSORS = (_drop, _drop_all, _add, _rename, _cast, _resize, _more_slots, _reshape, _not_finite)
+TENSORS = (_drop, _drop_all, _add, _rename, _cast, _resize, _more_slots, _reshape, _not_finite)
 
 
 def _with_one(tensors: Tensors, random: Random, change: Callable[[Tensor], Tensor]) -> Tensors:
@@ -203,10 +203,10 @@ def wrong_tensors(folder: Path) -> Try:
     def attempt(number: int, random: Random) -> list[str]:
         method = random.choice(names)
         original = originals.files[method]
-        kinds = _TENSORS if original.tensors else (_add,)
+        kinds = TENSORS if original.tensors else (_add,)
         change = random.choice(kinds)
         tensors = change(original.tensors, random)
-        if _could_be(original.tensors, tensors):
+        if could_be(original.tensors, tensors):
             return []
         original.with_tensors(tensors).write(path)
         return [f"{method} {change.__name__[1:]} -> {p}" for p in refused(_opener(originals, path), StateError)]
@@ -214,7 +214,7 @@ def wrong_tensors(folder: Path) -> Try:
     return attempt
 
 
-def _could_be(original: Tensors, tensors: Tensors) -> bool:
+def could_be(original: Tensors, tensors: Tensors) -> bool:
     """Whether a write could have made these tensors.
 
     They are as they were, or the tokens of another length of text, or keep as many slots, but others.

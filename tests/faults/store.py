@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import hashlib
 import itertools
 import os
@@ -15,7 +14,7 @@ from byheart.store import clock
 from byheart.store.memories import Memories
 from tests.faults.attack import Attack, Try
 from tests.faults.crash import beside
-from tests.store.postgres import find_binaries, started
+from tests.faults.databases import postgres
 from tests.store.states import commit
 
 _KILLS = 50
@@ -33,14 +32,14 @@ def kill_in_sqlite(folder: Path) -> Try:
 
 def kill_in_postgres(folder: Path) -> Try:
     """The try for a catalogue in PostgreSQL, which must be installed."""
-    if find_binaries() is None:
-        return lambda number, random: ["PostgreSQL is not installed (Debian: apt install postgresql)"]
-    running = started()
-    server = next(running)
-    atexit.register(running.close)
+    try:
+        new_catalogue = postgres()
+    except FileNotFoundError as error:
+        missing = [str(error)]
+        return lambda number, random: missing
 
     def attempt(number: int, random: Random) -> list[str]:
-        return kill_committers(folder / f"home{number}", _KILLS, server.new_database(), random)
+        return kill_committers(folder / f"home{number}", _KILLS, new_catalogue(folder), random)
 
     return attempt
 

@@ -19,6 +19,8 @@ from tests.samples import ROOT
 FAMILIES = sorted({attack.name.partition(".")[0] for attack in ATTACKS})
 # Those that start no process and wait for nothing.
 QUICK = ("states.tensors", "states.headers", "crash.forgotten", "models.by_file")
+# One call of each takes seconds, most of them to open a model.
+SERVERS = ("server.kill_sqlite", "server.full_disk")
 
 
 def _failures(folder: Path, *arguments: str) -> list[str]:
@@ -35,6 +37,10 @@ def _failures(folder: Path, *arguments: str) -> list[str]:
 
 def test_a_few_tries_of_the_quick_attacks_fail(tmp_path: Path) -> None:
     assert _failures(tmp_path, "--seed", "3", "--share", "0.02", "--only", *QUICK) == []
+
+
+def test_a_server_that_is_killed_or_whose_disk_is_full_loses_nothing(tmp_path: Path) -> None:
+    assert _failures(tmp_path, "--seed", "3", "--share", "0", "--only", *SERVERS) == []
 
 
 @pytest.mark.slow
