@@ -12,8 +12,8 @@ from byheart.generation.generate import Request, RunningSequence, ScoredToken
 from byheart.model.reading import Reading
 from byheart.serving.jobs import Ask, Finished, Piece, TokenScore
 from byheart.serving.ticket import Ticket
-from byheart.session.session import Session, stop_strings
-from byheart.text.detokenize import Detokenizer
+from byheart.session.session import Session
+from byheart.text.detokenize import Detokenizer, stop_strings
 from byheart.text.encoder import ChatEncoder
 
 
