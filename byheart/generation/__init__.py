@@ -1,7 +1,7 @@
 """From a reading and a prompt to tokens."""
 
 from byheart.generation.decoding import Decoding, DecodingOptions
-from byheart.generation.generate import Generation, Request, RunningSequence, generate
+from byheart.generation.generate import Generation, Request, RunningSequence, ScoredToken, generate
 from byheart.generation.likelihood import Likelihood, likelihoods
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "Likelihood",
     "Request",
     "RunningSequence",
+    "ScoredToken",
     "generate",
     "likelihoods",
 ]

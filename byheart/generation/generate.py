@@ -23,6 +23,7 @@ from byheart.generation.lanes import Lane, LaneBatch, require_room, rows_of
 from byheart.model.backbone import Backbone
 from byheart.model.kv_cache import PrefixCache
 from byheart.model.reading import Delta, Reading, cast
+from byheart.model.shared_prefix import SharedPrefixCache
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,8 @@ class Request:
     """What is asked: a prompt, what is read before it, and how its answer is decoded.
 
     ``unconditional_prompt`` is what a model without any memory is asked under context-aware decoding; the same prompt
-    without it. The answer ends before a token of ``stop_tokens``.
+    without it. The answer ends before a token of ``stop_tokens``. With ``logprobs`` each token comes with its
+    probability, and with so many of the likeliest ones.
     """
 
     prompt: Int[Tensor, " T"]
@@ -40,10 +42,22 @@ class Request:
     decoding: Decoding = field(default_factory=Decoding)
     unconditional_prompt: Int[Tensor, " _"] | None = None
     stop_tokens: Collection[int] = ()
+    logprobs: int | None = None
+
+
+@dataclass(frozen=True)
+class ScoredToken:
+    """A token with its natural log probability before any sampling, and the likeliest ones at its place."""
+
+    token: int
+    logprob: float
+    likeliest: tuple[tuple[int, float], ...] = ()
 
 
 class RunningSequence:
     """An answer being made: ``tokens`` so far, ``last`` the newest of them or None where it has ended without one.
+
+    ``scored`` is the newest token with its probability, where the request asks for it.
 
     Args:
         room: tokens that the model has positions for; ``is_cut`` says that the answer ended there.
@@ -54,6 +68,7 @@ class RunningSequence:
         self.most = min(room, request.decoding.max_tokens)
         self.tokens: list[int] = []
         self.last: int | None = None
+        self.scored: ScoredToken | None = None
         self.ended = False
         seed = request.decoding.seed
         self._random = None if seed is None else torch.Generator().manual_seed(seed)
@@ -65,6 +80,8 @@ class RunningSequence:
         self.last = None if token in self.request.stop_tokens else token
         if self.last is not None:
             self.tokens.append(token)
+            if self.request.logprobs is not None:
+                self.scored = score_token(scores, token, self.request.logprobs)
         self.ended = self.last is None or len(self.tokens) == self.most
 
     @property
@@ -88,23 +105,43 @@ class Generation:
         self._lent, self._is_taken = cache, False
         self._held = (cache.valid, cache.get_seq_length()) if cache is not None else (None, 0)
 
-    def add(self, requests: Sequence[Request]) -> list[RunningSequence]:
-        """Read the prompts; the first tokens come with the next step. Raises InputError and UsageError."""
-        sequences = [RunningSequence(request, self._room(request)) for request in requests]
+    def add(self, requests: Sequence[Request], *, at_once: bool = True) -> list[RunningSequence]:
+        """Read the prompts; the first tokens come with the next step. Raises InputError and UsageError.
+
+        Args:
+            at_once: otherwise the prompts are left for ``read``, and until then these sequences take no step.
+        """
+        sequences = [RunningSequence(request, self.room_for(request)) for request in requests]
         deltas = cast([request.reading.deltas for request in requests], self.backbone.dtype)
         lanes = [self._lane(request, own) for request, own in zip(requests, deltas, strict=True)]
         room = max(len(lane.prompt) for lane in rows_of(lanes)) + max(sequence.most for sequence in sequences)
-        batch = LaneBatch(self.backbone, lanes, self._cache(lanes, room))
-        with torch.inference_mode():
-            self._parts.append(_Part(batch, sequences, batch.read_prompts()))
+        batch = LaneBatch(self.backbone, lanes, self._cache(lanes, room, may_share=not at_once))
+        part = _Part(batch, sequences, None, is_read=False)
+        if at_once:
+            with torch.inference_mode():
+                part.read(None)
+        self._parts.append(part)
         self.running += sequences
         return sequences
 
+    @property
+    def has_unread(self) -> bool:
+        """Whether there are prompts left to ``read``."""
+        return not all(part.is_read for part in self._parts)
+
+    def read(self, tokens: int) -> None:
+        """Read at most so many tokens of the prompts that are left, those that came first first."""
+        part = next((part for part in self._parts if not part.is_read), None)
+        if part is not None:
+            with torch.inference_mode():
+                part.read(tokens)
+
     def step(self) -> list[RunningSequence]:
-        """The next token of every running sequence; gives those sequences."""
-        stepped = list(self.running)
+        """The next token of every running sequence whose prompt was read; gives those sequences."""
+        parts = [part for part in self._parts if part.is_read]
+        stepped = [sequence for part in parts for sequence in part.sequences if not sequence.ended]
         with torch.inference_mode():
-            for part in self._parts:
+            for part in parts:
                 part.advance()
         if any(sequence.is_cut for sequence in stepped):
             log.warning("An answer was cut short: the model reads at most %d tokens.", self.backbone.positions)
@@ -125,7 +162,7 @@ class Generation:
             self._lent.crop(slots - self._lent.get_seq_length())
             self._lent.valid = valid
 
-    def _room(self, request: Request) -> int:
+    def room_for(self, request: Request) -> int:
         """How many tokens of an answer the model has positions for. Raises InputError where there are none."""
         room = require_room(self.backbone, request.prompt, request.reading)
         if request.decoding.context_aware is None or request.unconditional_prompt is None:
@@ -148,8 +185,12 @@ class Generation:
             return replace(lane, deltas={}, block_deltas=deltas, strength=decoding.contrast)
         return replace(lane, strength=decoding.contrast, unconditional=Lane(request.prompt, lane.reading))
 
-    def _cache(self, lanes: Sequence[Lane], room: int) -> PrefixCache:
+    def _cache(self, lanes: Sequence[Lane], room: int, *, may_share: bool) -> PrefixCache:
+        """A cache for the lanes, with room for so many tokens; it copies no memory where that is not needed."""
         rows = rows_of(lanes)
+        if may_share and self.backbone.hides_slots:
+            readings = [lane.reading for lane in rows]
+            return SharedPrefixCache(readings, layers=len(self.backbone.layers), dtype=self.backbone.dtype)
         if self._lent is not None and not self._is_taken and len(rows) == len(lanes):
             self._is_taken = True
             return self._lent
@@ -165,7 +206,7 @@ class Generation:
                 if part.batch.cache is not self._lent:
                     part.leave_out_ended()
             self._parts = [part for part in self._parts if not all(sequence.ended for sequence in part.sequences)]
-            ready = [part for part in self._parts if part.scores is None]
+            ready = [part for part in self._parts if part.is_read and part.scores is None]
             for part in ready[1:]:
                 ready[0].batch.join(part.batch)
                 ready[0].sequences += part.sequences
@@ -179,6 +220,11 @@ class _Part:
     batch: LaneBatch
     sequences: list[RunningSequence]
     scores: Tensor | None
+    is_read: bool
+
+    def read(self, tokens: int | None) -> None:
+        self.scores = self.batch.read_prompts(tokens)
+        self.is_read = self.scores is not None
 
     def advance(self) -> None:
         scores = self.scores
@@ -197,6 +243,14 @@ class _Part:
             self.scores = self.scores[running]
         self.batch.keep(running)
         self.sequences = [self.sequences[number] for number in running]
+
+
+def score_token(scores: Float[Tensor, " V"], token: int, count: int) -> ScoredToken:
+    """The log probability of a token by its scores, and the ``count`` likeliest tokens with theirs."""
+    logprobs = torch.log_softmax(scores, dim=-1)
+    values, ids = logprobs.topk(min(count, len(logprobs)))
+    likeliest = tuple(zip(ids.tolist(), values.tolist(), strict=True))
+    return ScoredToken(token, float(logprobs[token]), likeliest)
 
 
 def sample(scores: Float[Tensor, " V"], decoding: Decoding, generator: torch.Generator | None) -> int:

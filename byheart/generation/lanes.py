@@ -55,6 +55,7 @@ class LaneBatch:
     def __init__(self, backbone: Backbone, lanes: Sequence[Lane], cache: PrefixCache) -> None:
         self.backbone, self.lanes, self.cache = backbone, list(lanes), cache
         self.rows = rows_of(lanes)
+        self._unread = pad_left([lane.prompt for lane in self.rows], backbone.device)
         self._prepare()
 
     def _prepare(self) -> None:
@@ -80,6 +81,8 @@ class LaneBatch:
             self.cache.drop(row)
             self.rows[row] = self.rows[-1]
             self.rows.pop()
+            tokens, mask = self._unread
+            self._unread = _without(tokens, row), _without(mask, row)
         self.cache.trim()
         self._prepare()
 
@@ -88,11 +91,24 @@ class LaneBatch:
         self.cache.join(other.cache)
         self.lanes += other.lanes
         self.rows += other.rows
+        tokens, mask = (torch.cat(pair) for pair in zip(self._unread, other._unread, strict=True))
+        self._unread = tokens, mask
         self._prepare()
 
-    def read_prompts(self) -> Float[Tensor, "S V"]:
-        """Scores of each sequence's first token, once every lane has read its prompt."""
-        return self._scores(*pad_left([lane.prompt for lane in self.rows], self.backbone.device))
+    def read_prompts(self, tokens: int | None = None) -> Float[Tensor, "S V"] | None:
+        """Read prompts on; gives scores of each sequence's first token once every lane has read all of its own.
+
+        Args:
+            tokens: the most that are read now, of all lanes; all without it.
+        """
+        unread, mask = self._unread
+        columns = unread.shape[1] if tokens is None else max(1, tokens // len(self.rows))
+        now, self._unread = (unread[:, :columns], mask[:, :columns]), (unread[:, columns:], mask[:, columns:])
+        if columns >= unread.shape[1]:
+            return self._scores(*now)
+        with self.backbone.changing(self._changes):
+            self.backbone.hidden(now[0], cache=self.cache, mask=now[1])
+        return None
 
     def read_tokens(self, tokens: Sequence[int]) -> Float[Tensor, "S V"]:
         """Scores of each sequence's next token after ``tokens``, one for each sequence."""
@@ -166,6 +182,12 @@ def require_room(backbone: Backbone, prompt: Tensor, reading: Reading, *, answer
             f"the model reads at most {backbone.positions}. Ask something shorter, or keep a smaller memory."
         )
     return room
+
+
+def _without(part: Tensor, row: int) -> Tensor:
+    """A batch without a row, whose place the last one takes, as in a cache."""
+    last = len(part) - 1
+    return part[[last if number == row else number for number in range(last)]]
 
 
 def pad_left(prompts: Sequence[Tensor], device: torch.device) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T"]]:

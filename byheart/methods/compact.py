@@ -13,8 +13,10 @@ Dimensions: B batch, S pieces, T tokens, M slots.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import copy
+from collections.abc import Generator, Hashable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -27,6 +29,7 @@ from byheart.model.backbone import Backbone
 from byheart.model.kv_cache import PrefixCache
 from byheart.model.lower_layers import input_of, run_lower
 from byheart.model.reading import KV, Reading, map_slots
+from byheart.model.slices import run_through
 from byheart.protocol.chat_frame import SINKS, ChatFrame, keeps_first, require_kind
 from byheart.protocol.codec import shelf
 from byheart.protocol.codec.codec import LEAST_BYTES, Codec
@@ -39,6 +42,8 @@ from byheart.protocol.template import length, zeros
 
 MOST_TIMES = 128
 _CHUNK = 2048
+# Seconds between looks at whether a text is coded.
+_PAUSE = 0.002
 # What was read lately is kept up to this, so that memories that are written to in turn are not decoded again.
 _MEMO_BYTES = 1 << 29
 # ``times`` is chosen in hundredths, so that a number of bytes is met closely where it is small.
@@ -133,12 +138,24 @@ class Compact(Method):
         framed = self.frame.split(segment, first=not state)
         return Method.batch_key(self, state, segment), framed, tuple(runs_of(state))
 
-    @torch.no_grad()
     def write(self, state: State, segment: Int[Tensor, "B T"]) -> State:
         """Read ``segment`` after what was kept, and code its slots. Raises InputError past the model's positions."""
+        return run_through(self.write_in_slices(state, segment, longest=self.chunk_tokens))
+
+    @torch.no_grad()
+    def write_in_slices(
+        self, state: State, segment: Int[Tensor, "B T"], *, longest: int
+    ) -> Generator[int, None, State]:
+        """As ``write``, with pauses while a piece is read and while it is coded."""
         for piece in self.pieces(segment):
-            state = self._write_piece(state, piece)
+            state = yield from self._write_piece(state, piece, longest)
         return state
+
+    def apart(self) -> Compact:
+        """The same method, whose memory of what was read lately is its own from here on."""
+        twin = copy.copy(self)
+        twin._memos = list(self._memos)
+        return twin
 
     def template(self, state: State, *, written: bool) -> State:
         """Codes of as many bytes as the runs say, which are told from the tokens."""
@@ -179,30 +196,50 @@ class Compact(Method):
         rows = [self._read_row(row) for row in unstack(state)]
         return Reading(map_slots(lambda *parts: torch.cat(parts), *rows), batch=len(rows))
 
-    def _write_piece(self, state: State, piece: Int[Tensor, "B t"]) -> State:
+    def _write_piece(self, state: State, piece: Int[Tensor, "B t"], longest: int) -> Generator[int, None, State]:
         before, after = self.frame.split(piece, first=not state)
         around = self.frame.kind(piece, before, after)
         text = piece[:, before : piece.shape[1] - after]
         run = torch.tensor([[[around, text.shape[1], nbytes(self.backbone, text.shape[1], self.times)]]])
         first = piece[:, : before if keeps_first(around) else 0].to("cpu", torch.int32)
+        tokens = piece[:, : piece.shape[1] - after]
         added = {
-            "codes": self._encode(state, piece[:, : piece.shape[1] - after], before, int(run[0, 0, 2])),
+            "codes": (yield from self._encode(state, tokens, before, int(run[0, 0, 2]), longest)),
             "runs": run.to(torch.int32).expand(len(piece), -1, -1),
         }
         if not state:
             return {**added, "first": first}
         return {**state, **{name: torch.cat([state[name].cpu(), part], dim=1) for name, part in added.items()}}
 
-    def _encode(self, state: State, tokens: Int[Tensor, "B t"], before: int, size: int) -> UInt8[Tensor, "B N"]:
+    def _encode(
+        self, state: State, tokens: Int[Tensor, "B t"], before: int, size: int, longest: int
+    ) -> Generator[int, None, UInt8[Tensor, "B N"]]:
         """The codes (B, N) of the slots of ``tokens``, but for the first ``before``, as read after ``state``."""
         if tokens.shape[1] == before:
             return torch.zeros(len(tokens), 0, dtype=torch.uint8)
         past = self.read(state).prefix
-        with input_of(self.backbone, self.codec.start) as taken:
-            kv, start = self.backbone.prefill(tokens, past), past.slots if past else 0
+        taken: list[list[Tensor]] = []
+
+        @contextmanager
+        def taking() -> Iterator[None]:
+            with input_of(self.backbone, self.codec.start) as hidden:
+                taken.append(hidden)
+                yield
+
+        slices, start = torch.split(tokens, longest, dim=1), past.slots if past else 0
+        kv = yield from self.backbone.prefill_in_slices(slices, past, inside=taking)
         kv = self.backbone.rotate(kv, -torch.arange(start, start + kv.slots, device=kv.keys[0].device)).slice(before)
-        rows = zip(kv.rows(), taken[0][:, before:], tokens[:, before:], strict=True)
-        codes = [self.codec.encode(row, hidden, ids, size) for row, hidden, ids in rows]
+        hidden = torch.cat([each[0] for each in taken], dim=1)
+        rows = zip(kv.rows(), hidden[:, before:], tokens[:, before:], strict=True)
+        # Coding takes as long as reading did, and needs no part of the model.
+        aside = ThreadPoolExecutor(1)
+        try:
+            coding = [aside.submit(self.codec.encode, *row, size) for row in rows]
+            while wait(coding, _PAUSE).not_done:
+                yield 0
+        finally:
+            aside.shutdown(wait=False, cancel_futures=True)
+        codes = [coded.result() for coded in coding]
         return torch.stack([torch.frombuffer(bytearray(code), dtype=torch.uint8) for code in codes])
 
     def _read_row(self, state: State) -> KV:

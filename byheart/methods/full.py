@@ -6,7 +6,7 @@ State: `keys.l`, `values.l` (B, H, M, W) per layer, keys rotated to their positi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch import Tensor
 from byheart.errors import require_positive
 from byheart.model.backbone import Backbone
 from byheart.model.reading import Reading
+from byheart.model.slices import run_through
 from byheart.protocol.kv_method import SlotMethod
 from byheart.protocol.kv_slots import concat
 from byheart.protocol.segments import require_positions
@@ -52,16 +53,21 @@ class Full(SlotMethod):
         """Parts of at most ``chunk_tokens`` tokens."""
         return self.frame.pieces(segment, longest=self.chunk_tokens)
 
-    @torch.no_grad()
     def write(self, state: State, segment: Tensor) -> State:
         """Read ``segment`` after the text so far. Raises InputError past the model's positions."""
+        return run_through(self.write_in_slices(state, segment, longest=self.chunk_tokens))
+
+    @torch.no_grad()
+    def write_in_slices(self, state: State, segment: Tensor, *, longest: int) -> Generator[int, None, State]:
+        """As ``write``, with pauses."""
         total = self.prefix_slots(state) + segment.shape[1]
         advice = "write less of it, or use a method of fixed size (window, latent-pool, compressed-kv)"
         require_positions(self.backbone, total, advice)
         for piece in self.pieces(segment):
             framed, past = self.frame.split(state, piece), self.coding.to_kv(state)
             prefix = concat(framed.front, past) if past else framed.front
-            kept = concat(past, self.backbone.prefill(framed.tokens, prefix))
+            slices = torch.split(framed.tokens, longest, dim=1)
+            kept = concat(past, (yield from self.backbone.prefill_in_slices(slices, prefix)))
             state = {**self.coding.to_state(kept), **framed.marks}
         return state
 

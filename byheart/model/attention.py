@@ -22,6 +22,7 @@ from byheart.errors import UnsupportedModelError
 from byheart.model.head_masks import with_head_mask
 from byheart.model.observed_attention import causal_mask, show
 from byheart.model.segment_attention import attended
+from byheart.model.shared_prefix import attend_after, before
 
 Kernel = Literal["stock", "grouped", "folded"]
 NAME = "byheart"
@@ -153,6 +154,11 @@ def _attention(
             "attention with learned sinks (gpt-oss) is not supported; open the model with sdpa."
         )
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    if (ahead := before(key)) is not None:
+        window = kwargs.get("sliding_window")
+        return attend_after(
+            ahead, query, key, value, attention_mask, scaling=scale, softcap=softcap, window=window
+        ), None
     attention_mask = with_head_mask(query, key, attention_mask)
     show(query, key, attention_mask, scaling=scale, softcap=softcap)
 

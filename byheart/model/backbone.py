@@ -9,8 +9,8 @@ Dimensions: B batch, L layers, H key-value heads, M slots of memory, T tokens, D
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from typing import Any, TypeAlias
 
@@ -41,6 +41,7 @@ from byheart.model.kv_cache import PrefixCache
 from byheart.model.linear import LINEARS, Linear
 from byheart.model.loading import empty_model, open_model, opening
 from byheart.model.reading import KV, Delta, Reading, cast, delta_hook
+from byheart.model.slices import run_through
 
 Change: TypeAlias = tuple[Linear, Callable[..., Tensor]]
 
@@ -222,9 +223,27 @@ class Backbone:
 
     def prefill(self, tokens: Int[Tensor, "B T"], prefix: KV | None = None) -> KV:
         """The keys and values of ``tokens`` read after ``prefix``, which is not repeated."""
-        held = prefix.slots if prefix else 0
-        with self.reading([Reading(prefix, batch=len(tokens))], room=tokens.shape[1]) as cache:
-            self.hidden(tokens, cache=cache)
+        return run_through(self.prefill_in_slices((tokens,), prefix))
+
+    def prefill_in_slices(
+        self,
+        slices: Sequence[Int[Tensor, "B _"]],
+        prefix: KV | None = None,
+        *,
+        inside: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> Generator[int, None, KV]:
+        """As ``prefill``, of tokens in slices, with a pause after each in which the model may do something else.
+
+        Args:
+            inside: entered while a slice is read, and left in the pauses.
+        """
+        held, total = prefix.slots if prefix else 0, sum(part.shape[1] for part in slices)
+        with self.reading([Reading(prefix, batch=len(slices[0]))], room=total) as cache:
+            pass
+        for part in slices:
+            with inside():
+                self.hidden(part, cache=cache)
+            yield part.shape[1]
         return cache.rows_from(held)
 
     # ---- readings ----

@@ -15,8 +15,8 @@ Dimensions: B batch, H key-value heads, M slots, C past and new slots, W head wi
 from __future__ import annotations
 
 import abc
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Generator, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -26,12 +26,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from byheart.model.backbone import Backbone
-from byheart.model.observed_attention import observing
+from byheart.model.observed_attention import Observed, observing
 from byheart.model.reading import KV, Reading
+from byheart.model.slices import run_through
 from byheart.protocol.kv_slots import concat, map_slots
 from byheart.protocol.method import Method, with_defaults
 from byheart.protocol.quantise import require_bits
-from byheart.protocol.segments import require_known
+from byheart.protocol.segments import require_known, split_segments
 from byheart.protocol.slot_coding import SlotCoding
 from byheart.protocol.slot_frame import SlotFrame
 from byheart.protocol.state import State, kv_slots
@@ -136,12 +137,17 @@ class KVMethod(SlotMethod):
         """Parts of at most ``chunk_tokens`` tokens of text, with the template's. Raises InputError for no text."""
         return self.frame.pieces(segment, longest=self.chunk_tokens)
 
-    @torch.no_grad()
     def write(self, state: State, segment: Tensor) -> State:
         """Read ``segment`` after the kept slots, piece by piece, and keep what ``keep`` says."""
+        return run_through(self.write_in_slices(state, segment, longest=self.chunk_tokens))
+
+    @torch.no_grad()
+    def write_in_slices(self, state: State, segment: Tensor, *, longest: int) -> Generator[int, None, State]:
+        """As ``write``, with pauses while a piece is read."""
         for piece in self.pieces(segment):
             framed, past = self.frame.split(state, piece), self.coding.to_kv(state)
-            kept = self.keep(past, self._prefill(framed.tokens, framed.front, past))
+            new = yield from self._prefill(framed.tokens, framed.front, past, longest)
+            kept = self.keep(past, new)
             state = {**self.coding.to_state(kept), **framed.marks}
         return state
 
@@ -159,13 +165,22 @@ class KVMethod(SlotMethod):
         """Kept slots at positions from ``start`` on."""
         return self.backbone.rotate(kept, torch.arange(start, start + kept.slots, device=kept.keys[0].device))
 
-    def _prefill(self, tokens: Tensor, front: KV | None, past: KV | None) -> NewKV:
+    def _prefill(self, tokens: Tensor, front: KV | None, past: KV | None, longest: int) -> Generator[int, None, NewKV]:
         """The slots of ``tokens`` as the model reads them after ``front`` and ``past``."""
         ahead = front.slots if front else 0
         prefix = concat(front, self._place(past, ahead)) if past else front
         start = prefix.slots if prefix else 0
-        with observing(self.observed) if self.observed else nullcontext() as seen:
-            new = self.backbone.prefill(tokens, prefix)
+        seen: Observed | None = None
+
+        @contextmanager
+        def observed() -> Iterator[None]:
+            nonlocal seen
+            with observing(self.observed) if self.observed else nullcontext() as seen:
+                yield
+
+        # The last slice has all tokens that are observed.
+        slices = list(split_segments(tokens, longest=longest, shortest=self.observed or 1))
+        new = yield from self.backbone.prefill_in_slices(slices, prefix, inside=observed)
         if self.in_float32:
             new = map_slots(Tensor.float, new)
         new = self.backbone.rotate(new, -torch.arange(start, start + new.slots, device=new.keys[0].device))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import abc
 import inspect
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -75,6 +75,24 @@ class Method(nn.Module, abc.ABC):
     @abc.abstractmethod
     def write(self, state: State, segment: Int[Tensor, "B T"]) -> State:
         """The state after reading ``segment``, of any length; ``state`` is left alone."""
+
+    def write_in_slices(
+        self, state: State, segment: Int[Tensor, "B T"], *, longest: int
+    ) -> Generator[int, None, State]:
+        """As ``write``, with pauses in which the model may do something else; gives the tokens read since the last.
+
+        Here a slice is a piece, of whatever length. A method whose pieces are long reads them in slices of at most
+        ``longest`` tokens.
+        """
+        for piece in self.pieces(segment):
+            with torch.no_grad():
+                state = self.write(state, piece)
+            yield piece.shape[1]
+        return state
+
+    def apart(self) -> Method:
+        """The same method for another memory: what it keeps aside to save time is not shared. Here it keeps nothing."""
+        return self
 
     @abc.abstractmethod
     def read(self, state: State) -> Reading:

@@ -34,6 +34,7 @@ def load(
     encoder: ChatEncoder | Tokenizer | None = None,
     trained: bool = True,
     system_prompt: bool = True,
+    calibrate: bool = True,
     progress: Progress | None = None,
     **options: Any,
 ) -> Session:
@@ -50,6 +51,7 @@ def load(
         trained: use the learned parts that come with byheart, where there are some for this model and these options.
         system_prompt: keep what the model's chat template says of its own before a conversation. A memory that is
             made without it is opened without it.
+        calibrate: make what a method needs to know of a model, where there is none yet, instead of raising UsageError.
         progress: called with the texts done and the texts in all, while the model is calibrated.
         options: of the method.
 
@@ -58,6 +60,7 @@ def load(
     backbone = model if isinstance(model, Backbone) else Backbone.open(locate(model), dtype=dtype, device=device)
     method = default_method(backbone) if method is None else method
     how: dict[str, Any] = {"encoder": encoder, "system_prompt": system_prompt, "trained": trained, "progress": progress}
+    how["may_calibrate"] = calibrate
     return _build(backbone, method, folder_of(method), options, **how)
 
 

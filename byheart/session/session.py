@@ -100,12 +100,13 @@ class Session:
         as_turn = use_chat_template and self.method.text_format == "turn"
         return encode_fact(self.encoder, text, tokens[0], first=not self.header.written, as_turn=as_turn)
 
-    def document(self, text: str, *, use_chat_template: bool = True) -> Tensor:
-        """The tokens (1, T) of a text as it would be written, or of the bare text. Raises InputError."""
-        if not text.strip():
+    def document(self, text: str, *, use_chat_template: bool = True, answer: str | None = None) -> Tensor:
+        """The tokens (1, T) of a text or a turn as it would be written, or of the bare text. Raises InputError."""
+        if answer is None and not text.strip():
             raise InputError("There is nothing to write: the text is empty.")
         as_turn = use_chat_template and self.method.text_format == "turn"
-        tokens = self.encoder.document(text, first=self._is_first, as_turn=as_turn)
+        how: dict[str, bool] = {"first": self._is_first, "as_turn": as_turn}
+        tokens = self.encoder.document(text, **how) if answer is None else self.encoder.turn(text, answer, **how)
         return tokens[None].to(self.backbone.device)
 
     @property
@@ -127,9 +128,7 @@ class Session:
 
     def write_turn(self, question: str, answer: str) -> Written:
         """Put a turn of a conversation into the memory: what was asked and what was answered."""
-        as_turn = self.method.text_format == "turn"
-        tokens = self.encoder.turn(question, answer, first=self._is_first, as_turn=as_turn)[None]
-        return self._absorb(tokens.to(self.backbone.device), "chat", len(question) + len(answer))
+        return self._absorb(self.document(question, answer=answer), "chat", len(question) + len(answer))
 
     def acknowledge(self, state: State, entry: Written) -> Written:
         """Take ``state``, into which ``entry`` was written, as what this session keeps."""
@@ -322,6 +321,13 @@ class Session:
 
     def save(self, path: str | Path) -> int:
         """Write the memory to a file, atomically; gives its bytes. Raises StateError, the earlier file intact."""
+        header = self.header_for(path)
+        size, self.file_hash = state_file.save(Path(path), self.state, header)
+        self.header = header
+        return size
+
+    def header_for(self, path: str | Path) -> Header:
+        """The header with which the memory is saved to a file. Raises StateError where it could not be opened again."""
         # What is not opened again must not take the place of what is.
         try:
             self.method.require_own(self.state, written=bool(self.header.written))
@@ -330,10 +336,7 @@ class Session:
                 f"'{path}' was not written, because it could not be opened again: {error}. The write diverged; write "
                 "with a lower learning_rate. The earlier memory is as it was."
             ) from error
-        header = replace(self.header, slots=self.method.prefix_slots(self.state))
-        size, self.file_hash = state_file.save(Path(path), self.state, header)
-        self.header = header
-        return size
+        return replace(self.header, slots=self.method.prefix_slots(self.state))
 
     def load(self, path: str | Path) -> None:
         """Continue from a saved memory. Raises StateError; the present memory then stays."""

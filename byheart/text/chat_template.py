@@ -53,11 +53,8 @@ class ChatTemplate:
         """
         if not tokenizer.chat_template:
             return cls("", "\n\n", "\nAnswer:", "Question: ", "", "")
-        template, tokens = _chosen(tokenizer), tokenizer.special_tokens_map
-        # A template may write today's date.
-        day = time.strftime("%Y-%m-%d") if "strftime_now" in template else ""
-        bare = [] if system_prompt else ["no system prompt"]
-        key = json.dumps([template, tokens, day, transformers.__version__, RECEIPT, *bare], default=str)
+        template, tokens = default_template(tokenizer), tokenizer.special_tokens_map
+        key = cache_key(template, tokens, RECEIPT, *([] if system_prompt else ["no system prompt"]))
 
         def find() -> dict[str, str]:
             whole = cls.found(template, tokens)
@@ -71,11 +68,11 @@ class ChatTemplate:
         user, assistant = {"role": "user", "content": _TEXT}, {"role": "assistant", "content": RECEIPT}
         question = {"role": "user", "content": _QUESTION}
         conversations = [([question], False), ([question], True), ([user, assistant, question], True)]
-        alone, prompted, whole = _render(template=template, tokens=tokens, conversations=conversations)
+        alone, prompted, whole = render_apart(template=template, tokens=tokens, conversations=conversations)
         opening, _, rest = whole.partition(_TEXT)
         receipt, _, answer = rest.partition(_QUESTION)
         if _QUESTION not in rest or RECEIPT not in receipt or not prompted.startswith(alone) or _QUESTION not in alone:
-            raise _refused("it leaves out or moves parts of a conversation")
+            raise refused("it leaves out or moves parts of a conversation")
         return cls(
             opening=opening,
             receipt=receipt,
@@ -95,12 +92,12 @@ class ChatTemplate:
             {"role": "assistant", "content": RECEIPT},
             {"role": "user", "content": _QUESTION},
         ]
-        before, whole = _render(
+        before, whole = render_apart(
             template=template, tokens=tokens, conversations=[(messages[:2], False), (messages, False)]
         )
         header = whole.removeprefix(before).partition(_QUESTION)[0]
         if not whole.startswith(before) or not self.opening.endswith(header) or not header:
-            raise _refused("its system prompt cannot be told from its turns; keep it", "")
+            raise refused("its system prompt cannot be told from its turns; keep it", "")
         begin = str(tokens.get("bos_token") or "")
         opening = f"{begin if self.opening.startswith(begin) else ''}{header}"
         return replace(self, opening=opening, question=opening)
@@ -112,16 +109,23 @@ def special_tokens(tokenizer: Any, text: str) -> list[int]:
     return [token for token in tokenizer(text, add_special_tokens=False).input_ids if token in known]
 
 
-def _chosen(tokenizer: Any) -> str:
+def cache_key(template: str, tokens: Mapping[str, Any], *more: str) -> str:
+    """What tells whether a template would be rendered as it was before."""
+    # A template may write today's date.
+    day = time.strftime("%Y-%m-%d") if "strftime_now" in template else ""
+    return json.dumps([template, tokens, day, transformers.__version__, *more], default=str)
+
+
+def default_template(tokenizer: Any) -> str:
     """The template of a conversation without tools. Raises ModelError."""
     templates = tokenizer.chat_template
     template = templates.get("default") if isinstance(templates, dict) else templates
     if not isinstance(template, str) or len(template) > _LONGEST:
-        raise _refused(f"it must be text of at most {_LONGEST:,} characters")
+        raise refused(f"it must be text of at most {_LONGEST:,} characters")
     return template
 
 
-def _render(**asked: Any) -> list[str]:
+def render_apart(**asked: Any) -> list[str]:
     """Texts that ``render_template.render`` gives, in a process of its own. Raises ModelError."""
     # The executable of a frozen program is that program, not Python.
     command = ["" if hasattr(sys, "frozen") else sys.executable, "-I", str(_PROGRAM)]
@@ -131,14 +135,14 @@ def _render(**asked: Any) -> list[str]:
         )
         answer: dict[str, Any] = json.loads(ran.stdout)
     except OSError as error:
-        raise _refused(f"Python could not be started as '{command[0]}' to render it ({error})") from error
+        raise refused(f"Python could not be started as '{command[0]}' to render it ({error})") from error
     except (subprocess.TimeoutExpired, ValueError) as error:
-        raise _refused("it takes too much time or memory") from error
+        raise refused("it takes too much time or memory") from error
     if "error" in answer:
-        raise _refused(" ".join(answer["error"].split()))
+        raise refused(" ".join(answer["error"].split()))
     rendered: list[str] = answer["rendered"]
     return rendered
 
 
-def _refused(reason: str, advice: str = " Open the model with another tokenizer (encoder=...).") -> ModelError:
+def refused(reason: str, advice: str = " Open the model with another tokenizer (encoder=...).") -> ModelError:
     return ModelError(f"The model's chat template cannot be used: {reason}.{advice}")

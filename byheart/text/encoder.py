@@ -26,6 +26,7 @@ from transformers import PreTrainedTokenizerBase
 
 from byheart.errors import InputError
 from byheart.text.chat_template import RECEIPT, REPEAT, ChatTemplate, special_tokens
+from byheart.text.conversation import around, fold_turns
 from byheart.text.fingerprint import fingerprint_tokenizer, fingerprint_vocabulary
 from byheart.text.prompt_format import PromptFormat
 
@@ -146,6 +147,45 @@ class ChatEncoder:
             return self._formatted(ahead, text, self.prompt_format.answer, first=first and not continues)
         header = "" if continues and self.has_template else self.template.question
         return self.encode(header, text, self.template.answer, first=first and not continues)
+
+    def conversation(
+        self, messages: Sequence[tuple[str, str]], *, continues: bool = False, first: bool = True
+    ) -> Int[Tensor, " T"]:
+        """The tokens of a conversation, up to where the answer begins. Raises InputError.
+
+        Where nothing comes before it, it is what the chat template itself writes. After a memory, or without a chat
+        template, messages are turns one after another, and what the system says opens the user's next turn.
+
+        Args:
+            messages: role (system, user or assistant) and text of each; the last one is the user's.
+            continues, first: as for ``question``.
+        """
+        if not messages or messages[-1][0] != "user" or not messages[-1][1].strip():
+            raise InputError("There is nothing to ask: a conversation must end with a message of the user's.")
+        for _, text in messages:
+            require_characters(text)
+        if self.prompt_format is None and self.has_template and not continues:
+            roles, texts = zip(*messages, strict=True)
+            whole = around(self.tokenizer, roles)
+            opening = whole.parts[0] if roles[0] == "system" else self.template.question
+            return self.encode(opening, *whole.filled(texts)[1:], first=first)
+        opening, before, after, answer = self._around_turns(continues=continues)
+        parts = [opening]
+        for question, reply in fold_turns(messages):
+            parts += [question, answer] if reply is None else [question, before, reply, after]
+        encode = self.encode if self.prompt_format is None else self._formatted
+        return encode(*parts, first=first and not continues)
+
+    def _around_turns(self, *, continues: bool) -> tuple[str, str, str, str]:
+        """What stands before the first question, before an answer, after it, and where an answer is to begin."""
+        if self.prompt_format is not None:
+            form = self.prompt_format
+            return form.ahead(first=not continues), f"{form.answer} ", form.ahead(first=False), form.answer
+        template = self.template
+        if self.has_template:
+            before, _, after = template.receipt.partition(RECEIPT)
+            return "", before, after, template.answer
+        return template.question, f"{template.answer} ", template.receipt + template.question, template.answer
 
     def continuation(self, text: str, *, use_chat_template: bool = False) -> Int[Tensor, " T"]:
         """The tokens of text that continues a prompt, after a space where that prompt ends in bare lines."""
