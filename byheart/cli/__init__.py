@@ -29,7 +29,11 @@ COMMANDS = {
         "list": "List all memories.",
         "show": "Show what a memory is made of and what was written into it.",
         "fork": "Copy a memory; later writes go into one of the two only.",
-        "forget": "Delete a memory for good.",
+        "forget": "Delete a memory for good, or all memories about somebody.",
+        "versions": "List the versions of a memory, the newest first.",
+        "restore": "Make an earlier version of a memory the newest once more.",
+        "migrate": "Take memories that are one file each over into a catalogue, with versions from then on.",
+        "gc": "Delete what expired memories and ended processes left in a catalogue.",
     },
     "Serve memories": {
         "serve": "Serve models and memories over HTTP: OpenAI's routes, and /v1/memories. Needs byheart[serve].",

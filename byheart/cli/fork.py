@@ -14,9 +14,9 @@ New = Annotated[str, typer.Argument(help="Name of the copy.", show_default=False
 
 def fork(name: options.Name, new: New, home: options.Home = None, as_json: options.AsJSON = False) -> None:
     """Copy a memory; later writes go into one of the two only."""
-    from byheart.store.folder import Store
+    from byheart.store.homes import open_store
 
-    entry = Store(home).fork(name, new)
+    entry = open_store(home).fork(name, new)
     with terminal.acknowledging(f"'{name}' was copied to '{new}'"):
         if as_json:
             terminal.show_json(summarise(entry))

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 def list_memories(home: options.Home = None, as_json: options.AsJSON = False) -> None:
     """List all memories."""
-    from byheart.store.folder import Store
+    from byheart.store.homes import open_store
 
-    store = Store(home)
+    store = open_store(home)
     entries = store.entries()
     if as_json:
         terminal.show_json([summarise(entry) for entry in entries])

@@ -90,7 +90,7 @@ def _open(
     from byheart.evaluation.method_spec import MethodSpec
     from byheart.model.loading import DEFAULT
     from byheart.session.opening import load, open_state
-    from byheart.store.folder import Store
+    from byheart.store.homes import open_store
 
     if state is None:
         spec = MethodSpec.of(method or default, 0, 1)
@@ -99,7 +99,7 @@ def _open(
         raise UsageError(f"--state '{state}' has a memory of its own; leave out --method '{method}'.")
     if Path(state).expanduser().is_file():
         return open_state(Path(state).expanduser(), model=model or "", **where)
-    return Store(home).open(state, model=model, **where)
+    return open_store(home).open(state, model=model, **where)
 
 
 def _save(out: str, rows: Sequence[Result], **arguments: Any) -> None:

@@ -21,9 +21,9 @@ _LAST = 10
 
 def show(name: options.Name, home: options.Home = None, as_json: options.AsJSON = False) -> None:
     """Show what a memory is made of and what was written into it."""
-    from byheart.store.folder import Store
+    from byheart.store.homes import open_store
 
-    entry = Store(home).entry(name)
+    entry = open_store(home).entry(name)
     if as_json or entry.header is None:
         terminal.show_json({**summarise(entry), **(asdict(entry.header) if entry.header else {})})
         return

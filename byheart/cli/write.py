@@ -16,7 +16,7 @@ from byheart.cli.texts import STDIN, read_text
 
 if TYPE_CHECKING:
     from byheart.protocol.state import Written
-    from byheart.store.folder import Store
+    from byheart.store.homes import AnyStore
 
 Files = Annotated[
     list[str] | None,
@@ -61,7 +61,7 @@ def _readable(file_name: str) -> str:
     return os.fsencode(file_name).decode("utf-8", "backslashreplace")
 
 
-def _acknowledge(store: Store, name: str, written: Written, seconds: float, *, as_json: bool) -> None:
+def _acknowledge(store: AnyStore, name: str, written: Written, seconds: float, *, as_json: bool) -> None:
     """Say what was written, once it is on disk."""
     memory = store.entry(name)
     total = memory.header.tokens if memory.header else 0

@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any
 import platformdirs
 from filelock import BaseFileLock, FileLock, Timeout
 
-from byheart.errors import StateError, StoreError, UnknownNameError, UsageError
+from byheart.errors import StateError, StoreError
 from byheart.files import sweep
 from byheart.protocol import header_file
 from byheart.protocol.state import Header
+from byheart.store.sessions import catch_up, open_session
 
 if TYPE_CHECKING:
     from byheart.model.backbone import Backbone
@@ -139,19 +140,9 @@ class Store:
 
         Raises StoreError, StateError, ModelError or UsageError.
         """
-        # Names are kept and listed without PyTorch, which takes seconds to import.
-        from byheart.session import opening
-
-        if new and not self.exists(name):
-            named: dict[str, Any] = {"model": model, "method": method}
-            chosen = {choice: value for choice, value in named.items() if value is not None}
-            return opening.load(**chosen, dtype=dtype, device=device, progress=progress, **options)
-        path = self.existing(name)
-        header = header_file.load_header(path)
-        # Learned parts may have moved: where they are now is not how the memory was made.
-        learned = opening.folder_of(method) if header.learned and method else ""
-        _require_agreement(name, header, None if learned else method, options)
-        return opening.open_state(path, model=model or "", method=learned, dtype=dtype, device=device)
+        path = None if new and not self.exists(name) else self.existing(name)
+        how = {"model": model, "dtype": dtype, "device": device, "progress": progress}
+        return open_session(name, path, method=method, options=options, **how)
 
     @contextmanager
     def updating(self, name: str, session: Session) -> Iterator[None]:
@@ -161,7 +152,7 @@ class Store:
         error it is not, and the file and the session are as they were. Raises StoreError, StateError.
         """
         with self._locked(name):
-            self._catch_up(name, session)
+            catch_up(name, self.existing(name) if os.path.lexists(self.path(name)) else None, session)
             before = session.fork()
             try:
                 yield
@@ -169,13 +160,6 @@ class Store:
             except BaseException:
                 session.return_to(before)
                 raise
-
-    def _catch_up(self, name: str, session: Session) -> None:
-        if os.path.lexists(self.path(name)):
-            if header_file.load_hash(self.existing(name)) != session.file_hash:
-                session.load(self.path(name))
-        elif session.file_hash:
-            raise StoreError(f"Memory '{name}' was forgotten while it was in use; write the text into a new one.")
 
     # ---- keeping ----
 
@@ -269,22 +253,3 @@ def _identify(path: Path) -> tuple[int, int, int] | None:
     except OSError:
         return None
     return found.st_size, found.st_ino, found.st_mtime_ns
-
-
-def _require_agreement(name: str, header: Header, method: str | None, options: dict[str, Any]) -> None:
-    """Raise UsageError for a choice that is not how the memory was made. The model is compared by its weights later."""
-    recorded = {"method": header.learned or header.method, **header.options}
-    if options.keys() - recorded.keys():
-        # Methods are looked up here, since listing needs none of them, nor PyTorch.
-        from byheart.methods import find
-        from byheart.protocol.method import with_defaults
-
-        recorded |= with_defaults(find(header.method), header.options)
-    for choice, value in {"method": method, **options}.items():
-        if choice not in recorded:
-            raise UnknownNameError(f"option of {header.method}", choice, recorded.keys() - {"method"})
-        if value not in (None, recorded[choice]):
-            raise UsageError(
-                f"Memory '{name}' was made with {choice} {recorded[choice]!r}, not {value!r}; "
-                "leave that out, or write under another name."
-            )

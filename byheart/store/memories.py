@@ -6,8 +6,6 @@ reached: nothing that was acknowledged is lost then, and the next call tries aga
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from sqlalchemy import delete, not_, select
@@ -17,6 +15,7 @@ from byheart.store import clock as clocks, schema
 from byheart.store.catalogue import Catalogue
 from byheart.store.checks import require_text
 from byheart.store.collecting import collect, drop_copies, orphans, unused
+from byheart.store.homes import CATALOGUE
 from byheart.store.objects import open_objects, reaching
 from byheart.store.rows import living, record
 from byheart.store.tenant import TenantMemories as TenantMemories
@@ -51,7 +50,7 @@ class Memories:
         """Those of a folder: HOME/byheart.sqlite3 and HOME/objects."""
         with reaching(home):
             home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        return cls(f"sqlite:///{catalogue_file(home)}", str(home / "objects"))
+        return cls(f"sqlite:///{home / CATALOGUE}", str(home / "objects"))
 
     @property
     def scratch(self) -> Path:
@@ -114,17 +113,3 @@ class Memories:
         """Let go of all connections."""
         self._catalogue.close()
         self._objects.scratch.close()
-
-
-def catalogue_file(home: Path) -> Path:
-    """The SQLite file of a folder with memories."""
-    return home / "byheart.sqlite3"
-
-
-@contextmanager
-def opened(memories: Memories) -> Iterator[Memories]:
-    """Before: nothing. Inside: the memories. After: they are closed."""
-    try:
-        yield memories
-    finally:
-        memories.close()

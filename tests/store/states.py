@@ -1,4 +1,4 @@
-"""State files made up for tests of the store, which looks at their bytes alone."""
+"""Made up for tests of the store, to which a state file is bytes and a header."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ import hashlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
-from byheart.protocol import state_file
 from byheart.protocol.state import Header, Written
 from byheart.store.tenant import TenantMemories
 from byheart.store.values import Version
@@ -23,13 +20,15 @@ class StateFile(NamedTuple):
 
 
 def make_state(folder: Path, *sources: str, fill: int = 0) -> StateFile:
-    """A state in which some texts of 5 tokens were written; others with another ``fill``."""
+    """What stands for a state in which some texts of 5 tokens were written; others with another ``fill``."""
     header = Header("window", {"recent": 7}, "b", "t", "a", "tiny", slots=len(sources))
     for source in sources:
         header = header.with_written(Written(source, AT, 5, 20))
-    path = folder / f"{hashlib.sha256(repr((sources, fill)).encode()).hexdigest()[:8]}.safetensors"
-    state_file.save(path, {"keys.0": torch.full((1, 1, 4, 2), fill)}, header)
-    return StateFile(path, hashlib.sha256(path.read_bytes()).hexdigest(), header)
+    content = repr((sources, fill)).encode() * 40
+    digest = hashlib.sha256(content).hexdigest()
+    path = folder / f"{digest[:8]}.safetensors"
+    path.write_bytes(content)
+    return StateFile(path, digest, header)
 
 
 def commit(mine: TenantMemories, name: str, folder: Path, *sources: str, fill: int = 0, **more: Any) -> Version:

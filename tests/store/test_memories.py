@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from byheart.errors import ConflictError, MissingError, QuotaError, StoreError
+from byheart.store.checks import require_name
 from byheart.store.memories import Memories, TenantMemories
+from byheart.store.objects import object_prefix
 from byheart.store.values import Expiry, Parent, Quota
 from tests.store.states import commit, make_state
 
@@ -25,27 +29,29 @@ class Ticks:
         return self.now
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def ticks() -> Ticks:
     return Ticks()
 
 
-@pytest.fixture(
-    params=["folder", "bucket", pytest.param("postgres", marks=pytest.mark.slow)],
-)
-def memories(request: pytest.FixtureRequest, tmp_path: Path, ticks: Ticks) -> Iterator[Memories]:
-    objects = "memory:///" if request.param == "bucket" else str(tmp_path / "objects")
-    catalogue = f"sqlite:///{tmp_path}/catalogue.sqlite3"
+@pytest.fixture(scope="module", params=["folder", "bucket", pytest.param("postgres", marks=pytest.mark.slow)])
+def memories(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, ticks: Ticks
+) -> Iterator[Memories]:
+    folder = tmp_path_factory.mktemp("store")
+    objects = "memory:///" if request.param == "bucket" else str(folder / "objects")
+    catalogue = f"sqlite:///{folder}/catalogue.sqlite3"
     if request.param == "postgres":
         catalogue = request.getfixturevalue("postgres").new_database()
-    found = Memories(catalogue, objects, cache=tmp_path / "cache", clock=ticks)
+    found = Memories(catalogue, objects, cache=folder / "cache", clock=ticks)
     yield found
     found.close()
 
 
 @pytest.fixture
-def mine(memories: Memories) -> TenantMemories:
-    return memories.of("ours")
+def mine(memories: Memories, request: pytest.FixtureRequest) -> TenantMemories:
+    """Those of a tenant whom no other test has."""
+    return memories.of(request.node.name)
 
 
 def test_a_new_memory_has_nothing_written(mine: TenantMemories) -> None:
@@ -68,7 +74,12 @@ def test_a_write_is_a_version_and_the_file_moves_in(mine: TenantMemories, tmp_pa
     made = commit(mine, "cat", tmp_path, "a", expected=0)
     assert not file.path.exists()
     assert mine.fetch(made).read_bytes() == whole
-    assert (made.number, made.bytes, made.key, made.entry) == (1, len(whole), f"ours:{file.sha256}", {"source": "a"})
+    assert (made.number, made.bytes, made.key, made.entry) == (
+        1,
+        len(whole),
+        f"{mine.tenant}:{file.sha256}",
+        {"source": "a"},
+    )
     memory = mine.get("cat")
     assert (memory.version, memory.method, memory.options) == (1, "window", {"recent": 7})
     assert (memory.sha256, memory.slots, memory.tokens, memory.characters) == (file.sha256, 1, 5, 20)
@@ -137,7 +148,7 @@ def test_a_deleted_memory_leaves_no_bytes(mine: TenantMemories, tmp_path: Path, 
     with pytest.raises(MissingError, match="There is no memory 'cat'"):
         mine.get("cat")
     assert mine.usage().bytes == 0
-    assert not list((tmp_path).rglob("??/*.safetensors"))
+    assert not list(memories._objects.stored(object_prefix(mine.tenant)))
     assert mine.create("cat", model="tiny").version == 0
 
 
@@ -197,7 +208,8 @@ def test_memories_expire(mine: TenantMemories, memories: Memories, ticks: Ticks,
     assert mine.create("dog", model="tiny").version == 0
     ticks.now += 100_000
     swept = memories.sweep()
-    assert (swept.memories, swept.keys) == (1, (made.key,))
+    assert swept.memories >= 1
+    assert made.key in swept.keys
     assert [memory.name for memory in mine.list().data] == ["dog"]
 
 
@@ -215,7 +227,7 @@ def test_a_clock_that_jumps_back_breaks_no_order(mine: TenantMemories, ticks: Ti
 
 def test_nobody_has_more_than_the_quota(memories: Memories, tmp_path: Path) -> None:
     size = make_state(tmp_path, "a").path.stat().st_size
-    mine = memories.of("ours", Quota(memories=2, bytes=2 * size))
+    mine = memories.of("bounded", Quota(memories=2, bytes=2 * size))
     for name in ("cat", "dog"):
         mine.create(name, model="tiny")
         commit(mine, name, tmp_path, "a")
@@ -227,17 +239,33 @@ def test_nobody_has_more_than_the_quota(memories: Memories, tmp_path: Path) -> N
     assert (mine.usage().memories, mine.usage().bytes, mine.get("dog").version) == (2, 2 * size, 2)
 
 
-@pytest.mark.parametrize(
-    "name", ["", ".hidden", "-o", "a/b", "a:b", "a b", "a\nb", "a" * 101, "mem_" + "a" * 24, "\ud800"]
-)
-def test_a_name_is_one_that_can_be_shown(name: str, mine: TenantMemories) -> None:
+_NO_NAMES = ("", ".hidden", "-o", "a/b", "a:b", "a b", "a\nb", "a" * 101, "mem_" + "a" * 24, "\ud800")
+
+
+@pytest.mark.parametrize("name", _NO_NAMES)
+def test_a_name_is_one_that_can_be_shown(name: str) -> None:
     with pytest.raises(StoreError, match="cannot name a memory"):
-        mine.create(name, model="tiny")
+        require_name(name)
 
 
-@pytest.mark.parametrize("name", ["Müller", "日本語", "हिन्दी", "עברית", "Ωmega_1.0", "ครู"])
-def test_names_of_every_script(name: str, mine: TenantMemories) -> None:
-    import unicodedata
+def test_names_of_every_script(mine: TenantMemories) -> None:
+    for name in ("Müller", "日本語", "हिन्दी", "עברית", "Ωmega_1.0", "ครู"):
+        composed = unicodedata.normalize("NFC", name)
+        assert mine.create(unicodedata.normalize("NFD", name), model="tiny").name == composed
+        assert mine.get(composed).name == composed
 
-    mine.create(unicodedata.normalize("NFD", name), model="tiny")
-    assert mine.get(unicodedata.normalize("NFC", name)).name == unicodedata.normalize("NFC", name)
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ({"metadata": {str(n): "" for n in range(17)}}, "metadata may have 16 pairs; it has 17"),
+        ({"metadata": {"a": "b" * 513}}, "metadata 'a' may have 512 characters"),
+        ({"metadata": {'"': "b"}}, "cannot be a key of metadata"),
+        ({"subject": "a\0"}, "subject holds a character that is no text"),
+        ({"options": {"a": float("nan")}}, "options cannot be kept"),
+        ({"expires_after": Expiry(0)}, "seconds are 1 to"),
+    ],
+)
+def test_what_no_database_could_hold_is_refused(given: dict[str, Any], problem: str, mine: TenantMemories) -> None:
+    with pytest.raises(StoreError, match=problem):
+        mine.create("cat", model="tiny", **given)
