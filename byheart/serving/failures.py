@@ -104,6 +104,9 @@ def explain(error: BaseException, request_id: str) -> Failure:
             if isinstance(error, kind):
                 retry_after = 1.0 if status == 503 else getattr(error, "retry_after", None)
                 return Failure(status, code, _PATHS.sub("the file", str(error)), headers=_headers(status, retry_after))
+    if isinstance(error, OSError):
+        log.error("%s could not use the store: %s", request_id, error)
+        return Failure(503, "store_unavailable", "The server's store cannot be used; try later.", headers=_headers(503, 1))
     if isinstance(error, MemoryError):
         return Failure(503, "out_of_memory", "The server has not enough memory for this; send less, or try later.")
     log.error("%s failed", request_id, exc_info=error)
