@@ -97,7 +97,7 @@ class RemoteMemory:
         headers = {"idempotency-key": secrets.token_hex(16)}
         try:
             written = self._send.retrying(lambda: self._write_once(body, headers, progress), safe=True)
-        except ByheartError:
+        except (ByheartError, KeyboardInterrupt):
             if made is not None:
                 self._unmake(made)
             raise
@@ -122,7 +122,7 @@ class RemoteMemory:
             try:
                 return str(self._send.call("POST", "/v1/memories", {"name": self.name, **body})["id"])
             except ConflictError:
-                # Somebody else has made it meanwhile, or this request, whose answer was lost.
+                # Somebody else has made it meanwhile.
                 self._require_agreement(self.describe())
         return None
 

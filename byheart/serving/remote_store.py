@@ -112,7 +112,8 @@ class RemoteStore:
         for what, value in {"dtype": dtype, "device": device}.items():
             if value != "auto":
                 raise UsageError(f"A server has chosen its --{what}; leave out --{what} {value}.")
-        return OpenedRemotely(self._client, self._client.memory(name, model=model, method=method, **options))
+        memory = RemoteMemory(self._client, name, model=model, method=method, subject="", options=options)
+        return OpenedRemotely(self._client, memory)
 
     def existing(self, name: str) -> str:
         """A memory's address. Raises MissingError."""

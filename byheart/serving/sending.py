@@ -6,6 +6,7 @@ import hashlib
 import json
 import random
 import time
+import weakref
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,14 @@ from urllib.parse import urlsplit
 
 import httpx2
 
-from byheart.errors import CorruptStateError, InputError, UnavailableError, UsageError
+from byheart.errors import (
+    CorruptStateError,
+    InputError,
+    UnavailableError,
+    UsageError,
+    require_not_negative,
+    require_positive,
+)
 from byheart.serving.refusals import Failed, refused
 
 T = TypeVar("T")
@@ -35,11 +43,17 @@ class Sender:
         self.url = _root(url)
         if not (api_key.isascii() and api_key.isprintable()):
             raise UsageError("The API key holds characters that no key has; copy it again.")
-        headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+        require_positive(timeout=timeout)
+        require_not_negative(retries=retries)
         self._retries = retries
-        self._client = httpx2.Client(
-            base_url=self.url, headers=headers, timeout=httpx2.Timeout(timeout, connect=_CONNECT_SECONDS)
-        )
+        headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+        waits = httpx2.Timeout(timeout, connect=_CONNECT_SECONDS)
+        try:
+            self._client = httpx2.Client(base_url=self.url, headers=headers, timeout=waits)
+        except httpx2.InvalidURL as error:
+            raise UsageError(f"'{url}' is no address: {error}.") from error
+        # Also where nobody closes it.
+        weakref.finalize(self, self._client.close)
 
     def close(self) -> None:
         """Let go of the connections."""
@@ -64,16 +78,17 @@ class Sender:
 
     def retrying(self, work: Callable[[], T], *, safe: bool) -> T:
         """The result of ``work``, which raises Failed where it came to nothing; once more where that is safe."""
-        for attempt in range(self._retries + 1):
+        attempt = 0
+        while True:
             try:
                 return work()
             except Failed as failed:
-                if attempt == self._retries or not failed.is_passing or not (safe or failed.is_undone):
+                if attempt >= self._retries or not failed.is_passing or not (safe or failed.is_undone):
                     raise failed.error from failed.__cause__
                 pause = _FIRST_PAUSE * 2**attempt if failed.pause is None else failed.pause
+            attempt += 1
             # Not all who were refused together come back together.
             time.sleep(min(pause, _LONGEST_PAUSE) * random.uniform(1.0, 1.25))
-        raise UsageError(f"retries must be 0 or more; it is {self._retries}.")
 
     def events(self, path: str, body: Any, **more: Any) -> Generator[dict[str, Any], None, None]:
         """The events that a request is answered with, as they come. Raises Failed."""
@@ -108,7 +123,9 @@ class Sender:
         """Some bytes of what is at a path, fewer where it ends. Raises Failed."""
         headers = {"range": f"bytes={first}-{first + count - 1}"}
         with self._opened("GET", path, headers=headers) as response:
-            return response.read()
+            raw = response.read()
+            # Something between may have asked for all of it.
+            return raw if response.status_code == 206 else raw[first : first + count]
 
     @contextmanager
     def _opened(self, method: str, path: str, body: Any = None, **more: Any) -> Iterator[httpx2.Response]:
@@ -172,7 +189,7 @@ def _root(url: str) -> str:
         is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
     except ValueError:
         is_address = False
-    if not is_address or not root.isprintable() or parts.query or parts.fragment:
+    if not is_address or " " in root or not root.isprintable() or parts.query or parts.fragment:
         raise UsageError(f"A server is named like http://127.0.0.1:8321; it is '{url}'.")
     if parts.username or parts.password:
         raise UsageError("The server's URL holds a name or a password; a key goes into api_key or $BYHEART_API_KEY.")

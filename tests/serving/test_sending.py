@@ -23,9 +23,21 @@ ROOT = Path(__file__).parents[2]
 QUESTION = "What is the cat called?"
 
 
-@pytest.mark.parametrize("url", ["127.0.0.1:8321", "ftp://host", "http://", "http://host:99999", "http://u:p@host"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "127.0.0.1:8321",
+        "ftp://host",
+        "http://",
+        "http://a:99999",
+        "http://u:p@a",
+        "http://a b",
+        "http://[::1",
+        "http://256.1.1.1",
+    ],
+)
 def test_what_is_no_address_is_said(url: str) -> None:
-    with pytest.raises(errors.UsageError, match=r"A server is named like|goes into api_key"):
+    with pytest.raises(errors.UsageError, match=r"A server is named like|goes into api_key|is no address"):
         Client(url)
 
 
