@@ -18,17 +18,16 @@ if TYPE_CHECKING:
     from byheart.model.reading import DenseDelta as DenseDelta, LowRankDelta as LowRankDelta
     from byheart.protocol import Episode as Episode, Method as Method, State as State
     from byheart.reports import compare as compare
+    from byheart.serving.client import Client as Client
     from byheart.session import Session as Session, ask_many as ask_many, load as load, open_state as open_state
     from byheart.store import Store as Store
     from byheart.training import Recipe as Recipe, train as train
 
-_PATHS = (
-    "errors.ByheartError evaluation.Result evaluation.Task evaluation.evaluate evaluation.search evaluation.tasks "
-    "generation.Decoding generation.generate model.KV model.Backbone model.DenseDelta model.LowRankDelta model.Reading "
-    "protocol.Episode protocol.Method protocol.State reports.compare session.Session session.ask_many session.load "
-    "session.open_state store.Store training.Recipe training.train"
-)
-_HOME = {name: f"byheart.{home}" for home, name in (path.split(".") for path in _PATHS.split())}
+_PATHS = """errors.ByheartError evaluation.Result evaluation.Task evaluation.evaluate evaluation.search
+evaluation.tasks generation.Decoding generation.generate model.KV model.Backbone model.DenseDelta model.LowRankDelta
+model.Reading protocol.Episode protocol.Method protocol.State reports.compare serving.client.Client session.Session
+session.ask_many session.load session.open_state store.Store training.Recipe training.train"""
+_HOME = {name: f"byheart.{home}" for home, name in (path.rsplit(".", 1) for path in _PATHS.split())}
 __all__ = [*_HOME, "published"]
 __dir__ = __all__.copy
 

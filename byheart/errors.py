@@ -15,7 +15,7 @@ ByheartError
 │   ├── MissingError      no such memory or version
 │   ├── ConflictError     it was changed meanwhile, or its name is taken
 │   ├── QuotaError        more memories or bytes than a tenant may have
-│   └── UnavailableError  the catalogue or the object store does not answer; try again later
+│   └── UnavailableError  a catalogue, an object store or a server does not answer; try again later
 ├── BusyError             an engine that has too much to do; try again later
 ├── OutputError           what was done cannot be said: standard output cannot be written
 └── TrainingError         training that cannot continue; its last checkpoint is intact
@@ -100,11 +100,11 @@ class QuotaError(StoreError):
 
 
 class UnavailableError(StoreError):
-    """A catalogue or an object store that does not answer."""
+    """A catalogue, an object store or a server that does not answer."""
 
 
 class BusyError(ByheartError):
-    """An engine that has too much to do; ``retry_after`` is in seconds."""
+    """An engine or a server that has too much to do; ``retry_after`` is in seconds."""
 
     def __init__(self, message: str, retry_after: float = 1.0) -> None:
         super().__init__(message)

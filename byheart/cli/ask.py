@@ -19,12 +19,10 @@ def ask(
 ) -> None:
     """Ask a memory a question."""
     decoding = options.take_decoding(choices)
-    _, session = open_memory(name, **choices)
+    memory = open_memory(name, **choices)
     start = time.monotonic()
-    answer = terminal.stream_answer(session.stream(question, stop=stop or (), **decoding), shown=not as_json)
+    answer = terminal.stream_answer(memory.stream(question, stop=stop or (), **decoding), shown=not as_json)
     if as_json:
-        header, seconds = session.header, round(time.monotonic() - start, 3)
-        tokens = len(session.encoder.continuation(answer))
-        asked = {"name": name, "question": question, "answer": answer, "tokens": tokens, "seconds": seconds}
-        memory = {"model": header.model, "method": header.method, "options": header.options, "dtype": header.dtype}
-        terminal.show_json({**asked, **memory, "decoding": {**decoding, "stop": stop or []}})
+        seconds = round(time.monotonic() - start, 3)
+        asked = {"name": name, "question": question, "answer": answer, "seconds": seconds}
+        terminal.show_json({**asked, **memory.explain(answer), "decoding": {**decoding, "stop": stop or []}})

@@ -12,15 +12,14 @@ from byheart.cli.opening import open_memory
 def chat(name: options.Name, stop: options.Stop = None, **choices: Any) -> None:
     """Talk with a memory that keeps every turn; a new name makes a new one."""
     decoding = options.take_decoding(choices)
-    store, session = open_memory(name, new=True, **choices)
+    memory = open_memory(name, new=True, **choices)
     terminal.note("Ctrl-C ends an answer; Ctrl-D or /exit leaves.")
     for question in terminal.read_lines("> "):
-        answer = terminal.stream_answer(session.reply(question, stop=stop or (), **decoding), endable=True)
-        with store.updating(name, session):
-            entry = session.write_turn(question, answer)
-        tokens, size = session.header.tokens, terminal.size(store.entry(name).bytes)
-        slots, whole = session.method.prefix_slots(session.state), terminal.size(tokens * session.backbone.slot_bytes)
+        answer = terminal.stream_answer(memory.reply(question, stop=stop or (), **decoding), endable=True)
+        entry = memory.write_turn(question, answer)
+        kept = memory.entry()
+        whole = memory.measure_text(kept.tokens)
         terminal.note(
-            f"{entry.tokens:,} tokens more: {tokens:,} tokens of conversation in {size}, {slots:,} slots; "
-            f"the whole text has {whole}"
+            f"{entry.tokens:,} tokens more: {kept.tokens:,} tokens of conversation in {terminal.size(kept.bytes)}, "
+            f"{kept.slots:,} slots{f'; the whole text has {terminal.size(whole)}' if whole else ''}"
         )

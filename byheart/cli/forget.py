@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from byheart.cli import options, terminal
+from byheart.cli.places import open_store, open_versions
 from byheart.errors import UsageError
 
 Forgotten = Annotated[str | None, typer.Argument(help="Name of the memory.", show_default=False)]
@@ -21,22 +21,17 @@ Subject = Annotated[
 ]
 
 
+@options.takes(options.PLACE)
 def forget(
-    name: Forgotten = None,
-    subject: Subject = None,
-    yes: Yes = False,
-    home: options.Home = None,
-    as_json: options.AsJSON = False,
+    name: Forgotten = None, subject: Subject = None, yes: Yes = False, as_json: options.AsJSON = False, **place: Any
 ) -> None:
     """Delete a memory for good, or all memories about somebody."""
     if (name is None) == (subject is None):
         raise UsageError("Say what to forget: the NAME of a memory, or --subject; one of the two.")
     if subject is not None:
-        _erase(subject, yes, home, as_json=as_json)
+        _erase(subject, yes, place, as_json=as_json)
         return
-    from byheart.store.homes import open_store
-
-    store = open_store(home)
+    store = open_store(**place)
     store.require(name or "")
     _confirm(f"'{name}'", yes)
     target = store.forget(name or "")
@@ -54,10 +49,8 @@ def _confirm(what: str, yes: bool) -> None:
         typer.confirm(f"Forget {what} for good?", abort=True)
 
 
-def _erase(subject: str, yes: bool, home: Path | None, *, as_json: bool) -> None:
-    from byheart.store.homes import require_catalogue
-
-    store = require_catalogue(home)
+def _erase(subject: str, yes: bool, place: dict[str, Any], *, as_json: bool) -> None:
+    store = open_versions(**place)
     _confirm(f"all memories about '{subject}'", yes)
     gone = store.erase(subject)
     with terminal.acknowledging(f"memories about '{subject}' were forgotten"):

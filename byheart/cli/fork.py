@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from byheart.cli import options, terminal
-from byheart.cli.summary import summarise
+from byheart.cli.places import open_store
 
 New = Annotated[str, typer.Argument(help="Name of the copy.", show_default=False)]
 
 
-def fork(name: options.Name, new: New, home: options.Home = None, as_json: options.AsJSON = False) -> None:
+@options.takes(options.PLACE)
+def fork(name: options.Name, new: New, as_json: options.AsJSON = False, **place: Any) -> None:
     """Copy a memory; later writes go into one of the two only."""
-    from byheart.store.homes import open_store
-
-    entry = open_store(home).fork(name, new)
+    entry = open_store(**place).fork(name, new)
     with terminal.acknowledging(f"'{name}' was copied to '{new}'"):
         if as_json:
-            terminal.show_json(summarise(entry))
+            terminal.show_json(entry.summary())
         else:
             terminal.say(f"Copied '{name}' to '{new}' ({terminal.size(entry.bytes)}).")

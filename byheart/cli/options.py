@@ -28,6 +28,14 @@ Home = Annotated[
     Path | None,
     typer.Option("--home", help="Folder that holds the memories; else $BYHEART_HOME, else your data folder."),
 ]
+Server = Annotated[
+    str | None,
+    typer.Option(
+        "--server",
+        metavar="URL",
+        help="Server that keeps the memories (`byheart serve`); else $BYHEART_SERVER. Its key is in $BYHEART_API_KEY.",
+    ),
+]
 AsJSON = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of words.")]
 
 
@@ -71,11 +79,9 @@ METHOD = group(
     option=option(list[str] | None, None, "Of the method; repeatable.", "--option", "-o", metavar="KEY=VALUE"),
 )
 _MODEL = "Alias, hub id, folder or .gguf file; smollm2 for a new memory. For an old one: where its model is now."
-OPENING: Group = {
-    **group(_MADE, model=option(str | None, None, _MODEL, "--model", "-m")),
-    **WHERE,
-    "home": (Home, None),
-}
+PLACE: Group = {"home": (Home, None), "server": (Server, None)}
+"""Where the memories are: a folder here, or a server."""
+OPENING: Group = {**group(_MADE, model=option(str | None, None, _MODEL, "--model", "-m")), **WHERE, **PLACE}
 DECODING = group(
     _DECODED,
     max_tokens=option(int, 256, "The most tokens of an answer."),

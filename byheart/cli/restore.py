@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from byheart.cli import options, terminal
+from byheart.cli.places import open_versions
 
 Number = Annotated[int, typer.Argument(help="The version; `byheart versions NAME` lists them.", show_default=False)]
 
 
-def restore(name: options.Name, number: Number, home: options.Home = None, as_json: options.AsJSON = False) -> None:
+@options.takes(options.PLACE)
+def restore(name: options.Name, number: Number, as_json: options.AsJSON = False, **place: Any) -> None:
     """Make an earlier version of a memory the newest once more."""
-    from byheart.store.homes import require_catalogue
-
-    made = require_catalogue(home).mine.restore(name, number)
+    made = open_versions(**place).restore(name, number)
     with terminal.acknowledging(f"'{name}' was restored"):
         if as_json:
             terminal.show_json({"name": name, "restored": number, "version": made.number})

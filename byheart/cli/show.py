@@ -3,36 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 from rich.text import Text
 
 from byheart.cli import options, terminal
+from byheart.cli.places import open_store
 from byheart.cli.printable import printable
-from byheart.cli.summary import summarise
 
 if TYPE_CHECKING:
+    from byheart.cli.places import AnyEntry
     from byheart.protocol.state import Header
-    from byheart.store.folder import Entry
 
 _LAST = 10
 
 
-def show(name: options.Name, home: options.Home = None, as_json: options.AsJSON = False) -> None:
+@options.takes(options.PLACE)
+def show(name: options.Name, as_json: options.AsJSON = False, **place: Any) -> None:
     """Show what a memory is made of and what was written into it."""
-    from byheart.store.homes import open_store
-
-    entry = open_store(home).entry(name)
+    entry = open_store(**place).entry(name)
     if as_json or entry.header is None:
-        terminal.show_json({**summarise(entry), **(asdict(entry.header) if entry.header else {})})
+        terminal.show_json({**entry.summary(), **(asdict(entry.header) if entry.header else {})})
         return
     terminal.show(_lay_out_facts(entry, entry.header))
     terminal.say("")
     terminal.show(_lay_out_history(entry.header))
 
 
-def _lay_out_facts(entry: Entry, header: Header) -> Table:
+def _lay_out_facts(entry: AnyEntry, header: Header) -> Table:
     table = Table.grid(padding=(0, 2))
     facts: dict[str, str | Text] = {
         "name": entry.name,

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from byheart.cli import options, terminal
+from byheart.cli.places import open_versions
 
 if TYPE_CHECKING:
     from byheart.store.values import Version
 
 
-def versions(name: options.Name, home: options.Home = None, as_json: options.AsJSON = False) -> None:
+@options.takes(options.PLACE)
+def versions(name: options.Name, as_json: options.AsJSON = False, **place: Any) -> None:
     """List the versions of a memory, the newest first."""
-    from byheart.store.homes import require_catalogue
-
-    found = list(require_catalogue(home).versions(name))
+    found = list(open_versions(**place).versions(name))
     if as_json:
         terminal.show_json([_summarise(version) for version in found])
     elif not found:

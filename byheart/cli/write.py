@@ -15,8 +15,8 @@ from byheart.cli.opening import open_memory
 from byheart.cli.texts import STDIN, read_text
 
 if TYPE_CHECKING:
+    from byheart.cli.places import AnyEntry
     from byheart.protocol.state import Written
-    from byheart.store.homes import AnyStore
 
 Files = Annotated[
     list[str] | None,
@@ -37,14 +37,14 @@ def write(name: options.Name, files: Files = None, as_json: options.AsJSON = Fal
     """Write text into a memory; a new name makes a new one."""
     subject, target = choices.pop("subject"), choices.pop("target")
     texts = [(source, _marked(read_text(source), subject, target)) for source in files or [STDIN]]
-    store, session = open_memory(name, new=True, **choices)
+    memory = open_memory(name, new=True, **choices)
     for source, text in texts:
         start = time.monotonic()
         shown = "standard input" if source == STDIN else _readable(Path(source).name)
-        with terminal.progressing(f"writing {shown}") as progress, store.updating(name, session):
-            entry = session.write(text, source=shown, progress=progress)
+        with terminal.progressing(f"writing {shown}") as progress:
+            entry = memory.write(text, source=shown, progress=progress)
         with terminal.acknowledging(f"{shown} was written into '{name}'"):
-            _acknowledge(store, name, entry, time.monotonic() - start, as_json=as_json)
+            _acknowledge(memory.entry(), name, entry, time.monotonic() - start, as_json=as_json)
 
 
 def _marked(text: str, subject: str, target: str) -> str:
@@ -61,10 +61,9 @@ def _readable(file_name: str) -> str:
     return os.fsencode(file_name).decode("utf-8", "backslashreplace")
 
 
-def _acknowledge(store: AnyStore, name: str, written: Written, seconds: float, *, as_json: bool) -> None:
+def _acknowledge(memory: AnyEntry, name: str, written: Written, seconds: float, *, as_json: bool) -> None:
     """Say what was written, once it is on disk."""
-    memory = store.entry(name)
-    total = memory.header.tokens if memory.header else 0
+    total = memory.tokens
     if as_json:
         entry = {"name": name, **asdict(written), "seconds": round(seconds, 3)}
         terminal.show_json({**entry, "total_tokens": total, "bytes": memory.bytes, "path": str(memory.path)})

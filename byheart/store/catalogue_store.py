@@ -185,6 +185,10 @@ class CatalogueStore:
                 return
             after = page.data[-1].number
 
+    def restore(self, name: str, number: int) -> Version:
+        """Make an earlier version of a memory the newest once more. Raises MissingError, StateError."""
+        return self.mine.restore(name, number)
+
     def erase(self, subject: str) -> Deleted:
         """Delete all memories about a subject. Raises StoreError where bytes are left."""
         return _require_gone(self.mine.erase(subject))

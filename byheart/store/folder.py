@@ -47,6 +47,26 @@ class Entry:
     header: Header | None
     problem: str = ""
 
+    @property
+    def tokens(self) -> int:
+        """Tokens of text written so far; 0 of a damaged one."""
+        return self.header.tokens if self.header else 0
+
+    @property
+    def slots(self) -> int:
+        """Slots that the model reads; 0 of a damaged one."""
+        return self.header.slots if self.header else 0
+
+    def summary(self) -> dict[str, Any]:
+        """What a memory is and holds, as JSON has it; of a damaged one, its problem."""
+        file = {"name": self.name, "path": str(self.path), "bytes": self.bytes}
+        header = self.header
+        if header is None:
+            return {**file, "problem": self.problem}
+        counts = {"texts": len(header.written), "tokens": header.tokens, "characters": header.characters}
+        last_written = header.written[-1].at if header.written else None
+        return {**file, "method": header.method, "model": header.model, **counts, "last_written": last_written}
+
 
 class Store:
     """Named memories in ``home``; without it, in $BYHEART_HOME or the user's data folder."""
