@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from byheart.errors import CorruptStateError, UnavailableError
 from byheart.files import parse_json
@@ -13,6 +13,8 @@ from byheart.protocol.header_file import parse_header
 from byheart.protocol.schema import validate
 from byheart.protocol.state import Header, Written
 from byheart.store.values import Deleted, Memory, Version
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -85,9 +87,10 @@ def take_header(raw: bytes, path: Path) -> Header:
         raise CorruptStateError(f"'{path}' has a header that cannot be read ({error}).") from error
 
 
-def _take(kind: Any, fields: object) -> Any:
+def _take(kind: type[Value], fields: object) -> Value:
     try:
-        return validate(kind, fields)
+        taken: Value = validate(kind, fields)
+        return taken
     except ValueError as error:
         raise _unexpected(error) from error
 
