@@ -12,7 +12,7 @@ from byheart.cli.places import find_server
 
 if TYPE_CHECKING:
     from byheart.protocol.state import Written
-    from byheart.serving.remote_store import OpenedRemotely
+    from byheart.serving.client.remote_store import OpenedRemotely
     from byheart.session.session import Session
     from byheart.store.folder import Entry
     from byheart.store.homes import AnyStore

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from byheart.errors import UsageError
 
 if TYPE_CHECKING:
-    from byheart.serving.remote_store import RemoteEntry, RemoteStore
+    from byheart.serving.client.remote_store import RemoteEntry, RemoteStore
     from byheart.store.catalogue_store import CatalogueStore
     from byheart.store.folder import Entry
     from byheart.store.homes import AnyStore
@@ -41,6 +41,6 @@ def find_server(home: Path | None, server: str | None) -> RemoteStore | None:
     url = server or (None if home else os.environ.get(SERVER_VARIABLE))
     if not url:
         return None
-    from byheart.serving.remote_store import RemoteStore
+    from byheart.serving.client.remote_store import RemoteStore
 
     return RemoteStore(url)

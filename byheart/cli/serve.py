@@ -78,7 +78,7 @@ AddKey = Annotated[
 def serve(model: Model = None, add_key: AddKey = None, **choices: Any) -> None:
     """Serve models and memories over HTTP, to any OpenAI client and as a web page."""
     _require_extra()
-    from byheart.serving.accounts import make_key
+    from byheart.serving.http.accounts import make_key
     from byheart.serving.service import Choices, Service
 
     if choices.pop("log_requests"):
@@ -98,8 +98,8 @@ def _parse(models: Sequence[str] | None, choices: dict[str, Any]) -> dict[str, A
     """The choices as the library takes them. Raises UsageError."""
     from byheart.methods import find
     from byheart.methods.budget import parse_bytes
-    from byheart.serving.running import is_loopback
-    from byheart.serving.settings import LOOPBACK, QUICK_METHODS, Settings
+    from byheart.serving.http.running import is_loopback
+    from byheart.serving.http.settings import LOOPBACK, QUICK_METHODS, Settings
     from byheart.store.folder import Store
     from byheart.store.values import Quota
 

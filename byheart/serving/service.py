@@ -10,11 +10,11 @@ from pathlib import Path
 from byheart.errors import UsageError
 from byheart.model.backbone import Backbone
 from byheart.model.loading import DEFAULT, locate, silence
-from byheart.serving.accounts import LOCAL, Accounts, make_key
-from byheart.serving.app import create_app
 from byheart.serving.engine import LocalEngine
-from byheart.serving.running import is_loopback, listen, run
-from byheart.serving.settings import Settings
+from byheart.serving.http.accounts import LOCAL, Accounts, make_key
+from byheart.serving.http.app import create_app
+from byheart.serving.http.running import is_loopback, listen, run
+from byheart.serving.http.settings import Settings
 from byheart.store.folder import Store
 from byheart.store.homes import CATALOGUE
 from byheart.store.memories import Memories

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from byheart.cli import serve
-from byheart.serving.accounts import Accounts
+from byheart.serving.http.accounts import Accounts
 from tests.conftest import Run
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from byheart.serving.settings import Settings
+from byheart.serving.http.settings import Settings
 from tests.faults.attack import Attack, Try
 from tests.faults.forgery import Originals, StateFile
 from tests.faults.states import TENSORS, could_be, forge_header, says_the_same, spoil_bytes

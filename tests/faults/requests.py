@@ -13,9 +13,9 @@ from urllib.parse import quote
 
 from starlette.applications import Starlette
 
-from byheart.serving.accounts import Accounts, make_key
-from byheart.serving.app import create_app
-from byheart.serving.settings import Settings
+from byheart.serving.http.accounts import Accounts, make_key
+from byheart.serving.http.app import create_app
+from byheart.serving.http.settings import Settings
 from byheart.store.memories import Memories
 from tests.faults.attack import Attack, Try
 from tests.serving.fakes import FakeEngine, save_text

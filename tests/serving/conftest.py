@@ -11,9 +11,9 @@ import pytest
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
-from byheart.serving.accounts import Accounts, make_key
-from byheart.serving.app import create_app
-from byheart.serving.settings import Settings
+from byheart.serving.http.accounts import Accounts, make_key
+from byheart.serving.http.app import create_app
+from byheart.serving.http.settings import Settings
 from byheart.store.memories import Memories
 from tests.serving.fakes import FakeEngine
 

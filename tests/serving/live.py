@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import uvicorn
 from starlette.applications import Starlette
 
-from byheart.serving.connection import with_timers
+from byheart.serving.http.connection import with_timers
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from byheart.serving.page import page_routes
+from byheart.serving.http.page import page_routes
 
 KEY = "a-key-made-up-for-this-test"
 _BYTES, _FULL_BYTES = 770, 23_040

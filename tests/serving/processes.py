@@ -20,11 +20,11 @@ from urllib.parse import urlsplit
 
 from byheart.model.backbone import Backbone
 from byheart.protocol.codec import shelf
-from byheart.serving.accounts import Accounts
-from byheart.serving.app import create_app
 from byheart.serving.engine import LocalEngine
-from byheart.serving.running import listen, run
-from byheart.serving.settings import Settings
+from byheart.serving.http.accounts import Accounts
+from byheart.serving.http.app import create_app
+from byheart.serving.http.running import listen, run
+from byheart.serving.http.settings import Settings
 from byheart.store.memories import Memories
 from tests.conftest import save_tiny
 from tests.samples import ROOT, codec_of, moments_of

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from byheart.errors import UsageError
-from byheart.serving.accounts import LOCAL, Accounts, make_key
+from byheart.serving.http.accounts import LOCAL, Accounts, make_key
 
 
 def test_every_key_is_compared_whichever_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

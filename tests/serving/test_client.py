@@ -10,7 +10,8 @@ import pytest
 
 from byheart import Client, errors, load, open_state
 from byheart.model.backbone import Backbone
-from byheart.serving import failures, refusals
+from byheart.serving.client import refusals
+from byheart.serving.http import failures
 from tests.conftest import CAT
 from tests.serving.whole import serving_tiny
 

@@ -7,7 +7,7 @@ import errno
 import pytest
 
 from byheart.errors import StateError
-from byheart.serving.failures import explain
+from byheart.serving.http.failures import explain
 
 
 @pytest.mark.parametrize(

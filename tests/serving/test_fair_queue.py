@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from byheart.errors import BusyError
-from byheart.serving.fair_queue import FairQueue
+from byheart.serving.engine.fair_queue import FairQueue
 
 
 def test_tenants_take_turns_and_their_own_jobs_keep_their_order() -> None:

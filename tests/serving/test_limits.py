@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from byheart.serving.failures import Refusal
-from byheart.serving.limits import Budget, RateLimit
+from byheart.serving.http.failures import Refusal
+from byheart.serving.http.limits import Budget, RateLimit
 
 
 def test_requests_come_back_at_their_rate_and_never_more_than_ten_seconds_of_them() -> None:

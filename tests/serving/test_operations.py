@@ -10,9 +10,9 @@ import pytest
 
 from byheart import serving
 from byheart.errors import StateError
-from byheart.serving.failures import CODES, explain
-from byheart.serving.openapi import describe
-from byheart.serving.operations import OPERATIONS
+from byheart.serving.http.failures import CODES, explain
+from byheart.serving.http.openapi import describe
+from byheart.serving.http.operations import OPERATIONS
 from tests.samples import ROOT
 
 REFERENCE = (ROOT / "docs" / "reference" / "server.md").read_text(encoding="utf-8")

@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("starlette", reason="the extra serve is not installed")
 
 from byheart.methods import defaults, find
-from byheart.serving import page
+from byheart.serving.http import page
 from tests.serving.page_server import serving
 
 FOLDER = Path(page.__file__).parent

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from byheart.serving.accounts import Accounts, make_key
-from byheart.serving.settings import Settings
+from byheart.serving.http.accounts import Accounts, make_key
+from byheart.serving.http.settings import Settings
 from byheart.store.values import Quota
 from tests.serving.conftest import SETTINGS, Build, Site, chat, code
 from tests.serving.fakes import MODEL

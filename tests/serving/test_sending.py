@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from byheart import Client, errors
-from byheart.serving import sending
+from byheart.serving.client import sending
 from tests.serving.live import serving
 
 ROOT = Path(__file__).parents[2]

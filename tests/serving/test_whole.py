@@ -16,9 +16,9 @@ from openai import OpenAI
 
 from byheart import load, open_state
 from byheart.model.backbone import Backbone
-from byheart.serving.accounts import Accounts, make_key
-from byheart.serving.app import create_app
 from byheart.serving.engine import LocalEngine
+from byheart.serving.http.accounts import Accounts, make_key
+from byheart.serving.http.app import create_app
 from byheart.store.memories import Memories
 from tests.conftest import CAT
 from tests.samples import ROOT

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from byheart.model.backbone import Backbone
-from byheart.serving.accounts import Accounts, make_key
-from byheart.serving.app import create_app
 from byheart.serving.engine import LocalEngine
+from byheart.serving.http.accounts import Accounts, make_key
+from byheart.serving.http.app import create_app
 from byheart.store.memories import Memories
 from tests.serving.live import serving
 

@@ -1,0 +1,81 @@
+"""A model that an engine owns: the sessions over it, and the answers that it makes together.
+
+All of it belongs to the engine's thread. Nothing here opens another model, whatever a state or a job names.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from byheart.errors import UnknownNameError
+from byheart.generation.generate import Generation, Request, RunningSequence
+from byheart.methods import defaults, find
+from byheart.model.backbone import Backbone
+from byheart.protocol.state_file import load_header
+from byheart.serving.engine.answer import Answer
+from byheart.session.default_method import default_method
+from byheart.session.opening import load, open_state
+from byheart.session.session import Session
+from byheart.text.encoder import ChatEncoder
+
+_MOST_BLANKS = 16
+
+
+class HostedModel:
+    """One model with its tokenizer.
+
+    Args:
+        encoder: the model's own without it.
+    """
+
+    def __init__(self, backbone: Backbone, encoder: ChatEncoder | None = None) -> None:
+        self.backbone = backbone
+        # What the default method needs is made now, not when somebody waits for it.
+        self.encoder = load(backbone, encoder=encoder).encoder
+        self.fingerprint = backbone.fingerprint
+        self.ready: list[tuple[Request, Answer]] = []
+        self.answers: dict[int, tuple[RunningSequence, Answer]] = {}
+        self.generation = Generation(backbone)
+        self._blanks: OrderedDict[str, Session] = OrderedDict()
+
+    def start(self, method: str | None, options: Mapping[str, Any]) -> Session:
+        """A session with an empty memory. Raises UnknownNameError and UsageError."""
+        name = default_method(self.backbone) if method is None else method
+        # A folder would be one on this machine, and other names are options of opening a model.
+        known = defaults(find(name))
+        for option in options:
+            if option not in known:
+                raise UnknownNameError(f"option of {name}", option, known)
+        return load(self.backbone, method=name, encoder=self.encoder, calibrate=False, **options)
+
+    def open(self, path: Path) -> Session:
+        """A session that holds a saved memory, and its reading. Raises StateError.
+
+        A method is built once for all memories that were made alike; what it keeps aside is each memory's own.
+        """
+        header = load_header(path)
+        key = json.dumps([header.method, header.options, header.learned, header.adapter], sort_keys=True)
+        blank = self._blanks.get(key)
+        if blank is None:
+            session = open_state(path, model=self.backbone, encoder=self.encoder)
+            blank = session.fork()
+            blank.forget()
+            blank.method = session.method.apart()
+            self._blanks[key] = blank
+            if len(self._blanks) > _MOST_BLANKS:
+                self._blanks.popitem(last=False)
+            return session
+        self._blanks.move_to_end(key)
+        session = blank.fork()
+        session.method = blank.method.apart()
+        session.load(path)
+        return session
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no answer is made or about to be."""
+        return not (self.ready or self.answers)

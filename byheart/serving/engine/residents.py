@@ -1,0 +1,119 @@
+"""Memories that need no loading: opened once, read by many, let go when others need the room.
+
+Opening and reading is for the engine's thread; letting go is for any.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import Executor, Future, wait
+from pathlib import Path
+
+from byheart.model.slices import Slices
+from byheart.protocol.state_file import load_header
+from byheart.serving.engine.hosted_model import HostedModel
+from byheart.serving.engine.ticket import Ticket
+from byheart.serving.jobs import MemoryRef
+from byheart.session.session import Session
+
+
+class Residents:
+    """Opened memories by key, the least recently used first to go.
+
+    Args:
+        most_bytes: what they may take; one that is read stays, and a single one may take more.
+        aside: where files are fetched.
+    """
+
+    def __init__(self, most_bytes: int, aside: Executor) -> None:
+        self.most_bytes, self._aside = most_bytes, aside
+        self._lock = threading.RLock()
+        self._sessions: OrderedDict[str, tuple[Session, int]] = OrderedDict()
+        self._uses: Counter[str] = Counter()
+        self._opening: set[str] = set()
+        self._unwanted: set[str] = set()
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    @property
+    def bytes(self) -> int:
+        """What all of them take."""
+        with self._lock:
+            return sum(size for _, size in self._sessions.values())
+
+    def open(self, ref: MemoryRef, model: HostedModel, ticket: Ticket) -> Slices[Session]:
+        """The memory, which stays until the ticket has left. Raises what fetching and opening raise."""
+        while (session := self._use(ref.key, ticket)) is None:
+            if ref.key in self._opening:
+                # Somebody else is at it.
+                yield None
+                continue
+            with self._lock:
+                self._opening.add(ref.key)
+            try:
+                opened = yield from self._load(ref, model)
+                # What was dropped meanwhile is read once more, by this ticket alone.
+                return self._use(ref.key, ticket) or opened
+            finally:
+                with self._lock:
+                    self._opening.discard(ref.key)
+                    self._unwanted.discard(ref.key)
+        return session
+
+    def put(self, key: str, session: Session) -> None:
+        """Keep an opened memory."""
+        size = session.bytes + session.reading.bytes
+        with self._lock:
+            if key not in self._unwanted:
+                self._sessions[key] = session, size
+                self._make_room(key)
+
+    def leave(self, ticket: Ticket) -> None:
+        """A ticket reads nothing any more."""
+        with self._lock:
+            self._uses.subtract(ticket.uses)
+            self._uses = +self._uses
+            ticket.uses.clear()
+            self._make_room()
+
+    def drop(self, keys: Sequence[str]) -> int:
+        """Let go of memories; gives how many there were. What is being opened now is not kept."""
+        with self._lock:
+            self._unwanted |= self._opening & set(keys)
+            return sum(self._sessions.pop(key, None) is not None for key in keys)
+
+    def _use(self, key: str, ticket: Ticket) -> Session | None:
+        with self._lock:
+            if key not in self._sessions:
+                return None
+            self._sessions.move_to_end(key)
+            self._uses[key] += 1
+            ticket.uses.append(key)
+            return self._sessions[key][0]
+
+    def _load(self, ref: MemoryRef, model: HostedModel) -> Slices[Session]:
+        fetched: Future[Path] = self._aside.submit(ref.fetch)
+        while wait([fetched], 0).not_done:
+            yield None
+        path = fetched.result()
+        need = load_header(path).slots * model.backbone.slot_bytes
+        # Those that are read now cannot make room; once nothing is, this one is opened whatever it takes.
+        while self._bytes_in_use() > 0 and self._bytes_in_use() + need > self.most_bytes:
+            yield None
+        session = model.open(path)
+        self.put(ref.key, session)
+        return session
+
+    def _bytes_in_use(self) -> int:
+        with self._lock:
+            return sum(size for key, (_, size) in self._sessions.items() if self._uses[key])
+
+    def _make_room(self, newest: str = "") -> None:
+        for key in list(self._sessions):
+            if self.bytes <= self.most_bytes:
+                return
+            if not self._uses[key] and key != newest:
+                del self._sessions[key]

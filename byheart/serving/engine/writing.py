@@ -1,0 +1,90 @@
+"""Writing into memories, and looking at state files from elsewhere: work of the engine's thread, in slices."""
+
+from __future__ import annotations
+
+import hashlib
+from concurrent.futures import Executor, wait
+from pathlib import Path
+from uuid import uuid4
+
+from byheart.model.slices import Slices
+from byheart.protocol import state_file
+from byheart.protocol.state import Header, State
+from byheart.serving.engine.hosted_model import HostedModel
+from byheart.serving.engine.residents import Residents
+from byheart.serving.engine.ticket import Ticket
+from byheart.serving.jobs import NewState, Progress, Write
+from byheart.session.session import Session
+from byheart.session.writing import write_in_slices
+
+_CHUNK = 1 << 20
+# Seconds between looks at whether a file is written.
+_PAUSE = 0.002
+
+
+class Writer:
+    """Writes texts into a copy of a memory, and makes a file of it.
+
+    Args:
+        aside: where files are written.
+        longest: tokens that are read without a pause.
+    """
+
+    def __init__(self, residents: Residents, aside: Executor, longest: int) -> None:
+        self._residents, self._aside, self._longest = residents, aside, longest
+
+    def write(self, job: Write, model: HostedModel, ticket: Ticket, progress: Progress | None) -> Slices[NewState]:
+        """A new state, which stays resident. Raises InputError, StateError, UsageError."""
+        base = None
+        if job.memory is not None:
+            base = yield from self._residents.open(job.memory, model, ticket)
+        session = model.start(job.method, job.options) if base is None else base.fork()
+        known = len(session.header.written)
+        yield from self._write_texts(session, job, progress)
+        yield from session.method.prepare(session.state, longest=self._longest)
+        if base is not None:
+            # What the method kept aside is of the new state now, and must not outlive it.
+            base.method = base.method.apart()
+        path = job.folder / f"{uuid4().hex}.safetensors"
+        saving = self._aside.submit(_save, path, session.state, session.header_for(path))
+        is_kept = False
+        try:
+            while wait([saving], _PAUSE).not_done:
+                yield None
+            size, sha256, session.header = saving.result()
+            self._residents.put(f"{job.tenant}:{sha256}", session)
+            is_kept = True
+        finally:
+            if not is_kept:
+                wait([saving])
+                path.unlink(missing_ok=True)
+        return NewState(path, sha256, size, session.header, tuple(session.header.written[known:]))
+
+    def _write_texts(self, session: Session, job: Write, progress: Progress | None) -> Slices[None]:
+        total = sum(session.document(new.text, answer=new.answer).shape[1] for new in job.texts)
+        done = 0
+        for new in job.texts:
+            slices = write_in_slices(session, new.text, answer=new.answer, source=new.source, longest=self._longest)
+            for tokens in slices:
+                done = min(total, done + (tokens or 0))
+                if progress is not None and tokens:
+                    progress(done, total)
+                yield tokens
+        if progress is not None:
+            progress(total, total)
+
+
+def examine(path: Path, model: HostedModel) -> Slices[Header]:
+    """The header of a state file that the model can read. Raises StateError."""
+    yield 0
+    return model.open(path).header
+
+
+def _save(path: Path, state: State, header: Header) -> tuple[int, str, Header]:
+    """Write a state file; gives its bytes, their SHA-256, and the header. Raises StateError."""
+    size, _ = state_file.save(path, state, header)
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return size, digest.hexdigest(), header
