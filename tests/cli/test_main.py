@@ -117,6 +117,7 @@ def test_an_interrupt_while_modules_are_imported_is_one_line(module: str, tmp_pa
     assert ran.stderr in ("", "byheart: Interrupted.\n")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no device that is full")
 def test_what_was_done_is_said_where_standard_output_is_full_closed_or_gone(cat: Path) -> None:
     gone, pipe = os.pipe()

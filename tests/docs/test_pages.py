@@ -58,7 +58,14 @@ def execute(page: Path) -> dict[str, object]:
     return names
 
 
-@pytest.mark.parametrize("page", [page for page in RUN if page.parent.name != "tutorial"], ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, id=page.stem, marks=[pytest.mark.slow] if page.stem == "evaluate" else [])
+        for page in RUN
+        if page.parent.name != "tutorial"
+    ],
+)
 def test_python_blocks_run(page: Path) -> None:
     assert execute(page)
 

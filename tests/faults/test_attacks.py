@@ -39,6 +39,7 @@ def test_a_few_tries_of_the_quick_attacks_fail(tmp_path: Path) -> None:
     assert _failures(tmp_path, "--seed", "3", "--share", "0.02", "--only", *QUICK) == []
 
 
+@pytest.mark.slow
 def test_a_server_that_is_killed_or_whose_disk_is_full_loses_nothing(tmp_path: Path) -> None:
     assert _failures(tmp_path, "--seed", "3", "--share", "0", "--only", *SERVERS) == []
 

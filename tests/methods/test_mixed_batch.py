@@ -16,6 +16,9 @@ from byheart.model import attention
 from byheart.model.reading import Reading
 from tests.samples import ALL_FAMILIES, METHODS, VARIANTS, backbone, greedy, hooks, logits, method, tokens, written
 
+# Families whose attention differs most; the others when slow tests are asked for.
+_QUICK = ("llama", "qwen3", "gemma3_text")
+
 CLOSE = 1e-4
 
 
@@ -56,12 +59,15 @@ def test_two_memories_share_a_batch(pair: tuple[str, str]) -> None:
     require_rows_as_alone([row(case, "llama", place) for place, case in enumerate(pair)], "llama")
 
 
-@pytest.mark.parametrize("family", ALL_FAMILIES)
+@pytest.mark.parametrize(
+    "family",
+    [family if family in _QUICK else pytest.param(family, marks=pytest.mark.slow) for family in ALL_FAMILIES],
+)
 def test_all_memories_share_a_batch(family: str) -> None:
     require_rows_as_alone([row(case, family, place) for place, case in enumerate(METHODS)], family)
 
 
-@pytest.mark.parametrize("rows", [0, 10_000], ids=["stock", "folded"])
+@pytest.mark.parametrize("rows", [pytest.param(0, marks=pytest.mark.slow), 10_000], ids=["stock", "folded"])
 def test_all_variants_share_a_batch(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "FEW_ROWS", rows)
     cases = [*VARIANTS, *METHODS]

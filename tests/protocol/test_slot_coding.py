@@ -175,7 +175,10 @@ def lines(state: State, layer: int) -> list[tuple[float, ...]]:
     return [(float(head), *slot) for head, slots in enumerate(torch.cat(parts, -1).tolist()) for slot in slots]
 
 
-@pytest.mark.parametrize(("name", "bits", "kept"), [("window", 4, slice(0, 2)), ("full", 8, slice(0, 40))])
+@pytest.mark.parametrize(
+    ("name", "bits", "kept"),
+    [pytest.param("window", 4, slice(0, 2), marks=pytest.mark.slow), ("full", 8, slice(0, 40))],
+)
 def test_a_thousand_writes_lose_nothing(name: str, bits: int, kept: slice) -> None:
     """Of a window the sinks are what stays; of everything, the first text."""
     own = tiny_backbone(max_position_embeddings=2048)

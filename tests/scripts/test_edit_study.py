@@ -33,6 +33,7 @@ def file(path: Path, first: int, *, question: bool = False) -> str:
     return str(path)
 
 
+@pytest.mark.slow
 def test_every_place_is_chosen_apart_and_measured_on_every_file(tiny_folder: Path, tmp_path: Path) -> None:
     test = [file(tmp_path / "facts.jsonl", 3), file(tmp_path / "asked.jsonl", 6, question=True)]
     command = ["--dev", *[file(tmp_path / f"dev{n}.jsonl", n) for n in (0, 30)], "--test", *test, "--quick"]

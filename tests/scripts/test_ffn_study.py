@@ -43,6 +43,7 @@ def test_every_preset_is_trained_with_every_seed_and_averaged(tiny_folder: Path,
     assert (recipe["seed"], recipe["options"]["seed"], recipe["options"]["rank"]) == (1, 1, about["ranks"]["qv"])
 
 
+@pytest.mark.slow
 def test_each_file_is_a_study_of_its_own_whose_cells_are_resumed(tiny_folder: Path, tmp_path: Path) -> None:
     sets = [
         file(tmp_path / f"{name}.jsonl", *({**record, "dataset": name} for record in RECORDS))

@@ -93,7 +93,7 @@ def test_what_it_leaves_can_be_loaded_and_tells_how_it_was_made(unbroken: tuple[
     assert parameters(out).keys() == parameters(out / "checkpoints" / "step-12").keys()
 
 
-@pytest.mark.parametrize("at", [2, 7])
+@pytest.mark.parametrize("at", [2, pytest.param(7, marks=pytest.mark.slow)])
 def test_a_killed_run_resumes_as_if_nothing_had_been(
     at: int, tmp_path: Path, unbroken: tuple[Path, list[float]]
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from byheart.errors import CorruptStateError, UnavailableError
 from byheart.files import parse_json
@@ -13,8 +13,6 @@ from byheart.protocol.header_file import parse_header
 from byheart.protocol.schema import validate
 from byheart.protocol.state import Header, Written
 from byheart.store.values import Deleted, Memory, Version
-
-Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -37,34 +35,40 @@ class AnswerEvent:
 
 def take_page(fields: Mapping[str, Any]) -> Listed:
     """A part of a list."""
-    return _take(Listed, fields)
+    taken: Listed = _take(Listed, fields)
+    return taken
 
 
 def take_memory(fields: Mapping[str, Any]) -> Memory:
     """A memory."""
-    return _take(Memory, fields)
+    taken: Memory = _take(Memory, fields)
+    return taken
 
 
 def take_version(fields: Mapping[str, Any]) -> Version:
     """A version. Its ``key`` stays with the server, and is empty."""
     names = {"memory_id": fields.get("memory"), "number": fields.get("version"), "key": ""}
-    return _take(Version, {**fields, **names})
+    taken: Version = _take(Version, {**fields, **names})
+    return taken
 
 
 def take_written(fields: Mapping[str, Any]) -> Written:
     """What was written."""
     entry = _take(dict[str, Any], fields.get("entry"))
-    return _take(Written, {name: entry.get(name) for name in ("source", "at", "tokens", "characters")})
+    taken: Written = _take(Written, {name: entry.get(name) for name in ("source", "at", "tokens", "characters")})
+    return taken
 
 
 def take_deleted(fields: Mapping[str, Any]) -> Deleted:
     """What is gone."""
-    return _take(Deleted, {name: fields.get(name) for name in ("memories", "versions", "bytes")})
+    taken: Deleted = _take(Deleted, {name: fields.get(name) for name in ("memories", "versions", "bytes")})
+    return taken
 
 
 def take_count(fields: Mapping[str, Any], name: str) -> int:
     """One of several numbers."""
-    return _take(int, fields.get(name))
+    taken: int = _take(int, fields.get(name))
+    return taken
 
 
 def take_answer(event: Mapping[str, Any]) -> AnswerEvent:
@@ -73,7 +77,8 @@ def take_answer(event: Mapping[str, Any]) -> AnswerEvent:
         texts = [choice["delta"].get("content") or "" for choice in event["choices"]]
         memory, usage = event.get("memory") or {}, event.get("usage") or {}
         found = {"version": memory.get("version", 0), "tokens": usage.get("completion_tokens", 0)}
-        return _take(AnswerEvent, {"text": "".join(texts), **found})
+        taken: AnswerEvent = _take(AnswerEvent, {"text": "".join(texts), **found})
+        return taken
     except (KeyError, TypeError, AttributeError) as error:
         raise _unexpected(error) from error
 
@@ -87,10 +92,9 @@ def take_header(raw: bytes, path: Path) -> Header:
         raise CorruptStateError(f"'{path}' has a header that cannot be read ({error}).") from error
 
 
-def _take(kind: type[Value], fields: object) -> Value:
+def _take(kind: Any, fields: object) -> Any:
     try:
-        taken: Value = validate(kind, fields)
-        return taken
+        return validate(kind, fields)
     except ValueError as error:
         raise _unexpected(error) from error
 
