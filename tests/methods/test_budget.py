@@ -210,7 +210,7 @@ def wide() -> Backbone:
     return tiny_backbone(max_position_embeddings=16384, head_dim=32)
 
 
-@pytest.mark.parametrize("budget", ["128KB", "512KB", "2MB"])
+@pytest.mark.parametrize("budget", ["128KB", pytest.param("512KB", marks=pytest.mark.slow), "2MB"])
 @pytest.mark.parametrize("name", CLOSE)
 def test_a_long_text_takes_at_least_98_hundredths_of_its_bytes(name: str, budget: str) -> None:
     own, most = wide(), parse_bytes(budget)

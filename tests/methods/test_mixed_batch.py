@@ -54,7 +54,16 @@ def require_rows_as_alone(rows: list[tuple[Reading, Tensor]], family: str) -> No
     assert hooks(own) == []
 
 
-@pytest.mark.parametrize("pair", list(combinations_with_replacement(METHODS, 2)), ids=" and ".join)
+@pytest.mark.parametrize(
+    "pair",
+    [
+        # All of them together are quick; pair by pair only with the one that keeps everything, and with their like.
+        pytest.param(
+            pair, id=" and ".join(pair), marks=[] if "full" in pair or pair[0] == pair[1] else pytest.mark.slow
+        )
+        for pair in combinations_with_replacement(METHODS, 2)
+    ],
+)
 def test_two_memories_share_a_batch(pair: tuple[str, str]) -> None:
     require_rows_as_alone([row(case, "llama", place) for place, case in enumerate(pair)], "llama")
 
