@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from byheart.model import attention
 from byheart.model.backbone import Backbone
+from byheart.model.loading import taking_attention
 
 VOCABULARY = 128
 _SMALL = {
@@ -57,9 +58,10 @@ def tiny_model(
     config = AutoConfig.for_model(family, **{**_SMALL, **{**FAMILIES, **FIXED_FAMILIES}.get(family, {}), **settings})
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-            config, attn_implementation=attention.register()
-        )
+        with taking_attention(attention.register()):
+            model: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+                config, attn_implementation=attention.NAME
+            )
         for parameter in model.parameters():
             # Norms start at one and biases at zero; a test must notice where either is forgotten.
             parameter.data += 0.1 * torch.randn_like(parameter)

@@ -34,7 +34,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from byheart.errors import ByheartError, ModelError, UsageError
+from byheart.errors import ByheartError, ModelError, UnsupportedModelError, UsageError
 from byheart.files import cache_folder, cached, require_regular
 from byheart.model.folder import examine
 from byheart.model.offload import OFFLOAD, place_layers
@@ -107,7 +107,7 @@ def open_model(
     if is_offloaded:
         kind |= _offload(model, where, kind)
     advice = f"Give an alias ({', '.join(_PACKAGES)}), a hub id, a folder with config.json, or a .gguf file."
-    with opening(f"Model '{model}' could not be opened", advice):
+    with opening(f"Model '{model}' could not be opened", advice), taking_attention(attention):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             _folder(model),
             attn_implementation=attention,
@@ -177,7 +177,7 @@ def empty_model(
     kind = _dtype(dtype, where)
     with opening("No model can be made of this config"):
         settings = AutoConfig.for_model(**config)
-        with init_empty_weights(include_buffers=False):
+        with init_empty_weights(include_buffers=False), taking_attention(attention):
             model: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
                 settings, dtype=kind, attn_implementation=attention, trust_remote_code=False
             )
@@ -223,6 +223,20 @@ def opening(what: str, advice: str = "") -> Iterator[None]:
     except Exception as error:
         said = " ".join(str(error).split()) or type(error).__name__
         raise ModelError(f"{what}: {said[:_LONGEST_REASON]} {advice}".rstrip()) from error
+
+
+@contextmanager
+def taking_attention(attention: str) -> Iterator[None]:
+    """Inside: a model is made with ``attention``. Raises UnsupportedModelError where its class has a fixed choice."""
+    try:
+        yield
+    except KeyError as error:
+        if error.args != (attention,):
+            raise
+        raise UnsupportedModelError(
+            f"In transformers {transformers.__version__} a model of this kind takes no other attention than its own; "
+            "install a later one: pip install --upgrade transformers"
+        ) from error
 
 
 def _four_bits(device: torch.device) -> dict[str, Any]:

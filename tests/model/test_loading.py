@@ -18,10 +18,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from byheart import load
-from byheart.errors import ModelError
+from byheart.errors import ModelError, UnsupportedModelError
 from byheart.model.backbone import Backbone
 from byheart.model.folder import examine, name_base
-from byheart.model.loading import locate, open_model, open_tokenizer
+from byheart.model.loading import locate, open_model, open_tokenizer, taking_attention
 from byheart.protocol import peft
 from tests.conftest import save_tiny
 
@@ -321,3 +321,11 @@ def test_a_model_of_some_other_precision_is_the_same(folder: Path) -> None:
     assert wide.is_called(narrow.fingerprint)
     assert wide.fingerprint != narrow.fingerprint
     assert wide.dtype == torch.float32
+
+
+def test_a_model_whose_class_chooses_its_attention_says_what_to_install() -> None:
+    # As GPT-J of transformers 5.16 does.
+    with pytest.raises(UnsupportedModelError, match="pip install --upgrade transformers"), taking_attention("byheart"):
+        {"eager": 1}["byheart"]
+    with pytest.raises(KeyError, match="another"), taking_attention("byheart"):
+        {"eager": 1}["another"]
