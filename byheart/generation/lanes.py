@@ -22,7 +22,7 @@ from byheart.errors import InputError
 from byheart.generation.contrast import contrast
 from byheart.generation.dola import dola_scores
 from byheart.model.backbone import Backbone
-from byheart.model.kv_cache import PrefixCache
+from byheart.model.kv_cache import PrefixCache, without_row
 from byheart.model.reading import Delta, Reading
 
 
@@ -82,7 +82,7 @@ class LaneBatch:
             self.rows[row] = self.rows[-1]
             self.rows.pop()
             tokens, mask = self._unread
-            self._unread = _without(tokens, row), _without(mask, row)
+            self._unread = without_row(tokens, row), without_row(mask, row)
         self.cache.trim()
         self._prepare()
 
@@ -182,12 +182,6 @@ def require_room(backbone: Backbone, prompt: Tensor, reading: Reading, *, answer
             f"the model reads at most {backbone.positions}. Ask something shorter, or keep a smaller memory."
         )
     return room
-
-
-def _without(part: Tensor, row: int) -> Tensor:
-    """A batch without a row, whose place the last one takes, as in a cache."""
-    last = len(part) - 1
-    return part[[last if number == row else number for number in range(last)]]
 
 
 def pad_left(prompts: Sequence[Tensor], device: torch.device) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T"]]:

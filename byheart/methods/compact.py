@@ -140,7 +140,7 @@ class Compact(Method):
 
     def write(self, state: State, segment: Int[Tensor, "B T"]) -> State:
         """Read ``segment`` after what was kept, and code its slots. Raises InputError past the model's positions."""
-        return run_through(self.write_in_slices(state, segment, longest=self.chunk_tokens))
+        return run_through(self.write_in_slices(state, segment, longest=self.backbone.positions))
 
     @torch.no_grad()
     def write_in_slices(self, state: State, segment: Int[Tensor, "B T"], *, longest: int) -> Slices[State]:

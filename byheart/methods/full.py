@@ -55,7 +55,7 @@ class Full(SlotMethod):
 
     def write(self, state: State, segment: Tensor) -> State:
         """Read ``segment`` after the text so far. Raises InputError past the model's positions."""
-        return run_through(self.write_in_slices(state, segment, longest=self.chunk_tokens))
+        return run_through(self.write_in_slices(state, segment, longest=self.backbone.positions))
 
     @torch.no_grad()
     def write_in_slices(self, state: State, segment: Tensor, *, longest: int) -> Slices[State]:

@@ -115,7 +115,7 @@ class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         self._buffers = tuple(buffer[:last] for buffer in self._buffers)
         self._set(*(buffer[:, :, :held] for buffer in self._buffers))
         if self.mask is not None:
-            self.mask = _without_row(self.mask, row)
+            self.mask = without_row(self.mask, row)
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last ``-tokens_to_remove`` slots; the buffer stays."""
@@ -217,7 +217,7 @@ class PrefixCache(Cache):
         for layer in self._grown():
             layer.drop(row)
         if self.valid is not None:
-            self.valid = _without_row(self.valid, row)
+            self.valid = without_row(self.valid, row)
 
     def trim(self) -> None:
         """Leave out first columns in which no row has a token, where they are a good part of all."""
@@ -299,7 +299,7 @@ def _stacked_masks(masks: Sequence[Tensor | None], keys: Sequence[Tensor], lengt
     return torch.cat([torch.nn.functional.pad(mask, (length - mask.shape[2], 0), value=True) for mask in whole])
 
 
-def _without_row(part: Tensor, row: int) -> Tensor:
+def without_row(part: Tensor, row: int) -> Tensor:
     """A tensor without a row, whose place the last one takes."""
     last = len(part) - 1
     return part[[last if number == row else number for number in range(last)]]

@@ -139,7 +139,7 @@ class KVMethod(SlotMethod):
 
     def write(self, state: State, segment: Tensor) -> State:
         """Read ``segment`` after the kept slots, piece by piece, and keep what ``keep`` says."""
-        return run_through(self.write_in_slices(state, segment, longest=self.chunk_tokens))
+        return run_through(self.write_in_slices(state, segment, longest=self.backbone.positions))
 
     @torch.no_grad()
     def write_in_slices(self, state: State, segment: Tensor, *, longest: int) -> Slices[State]:

@@ -10,7 +10,7 @@ import difflib
 import hashlib
 import logging
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -22,11 +22,10 @@ from byheart.errors import MissingError, StateError, StoreError
 from byheart.protocol import header_file
 from byheart.store.memories import Memories
 from byheart.store.objects import reaching
-from byheart.store.sessions import catch_up, open_session
+from byheart.store.sessions import SessionStore, catch_up
 from byheart.store.values import Deleted, Memory, Version
 
 if TYPE_CHECKING:
-    from byheart.model.backbone import Backbone
     from byheart.session.session import Session
     from byheart.store.folder import Entry
 
@@ -37,7 +36,7 @@ _BLOCK = 1 << 20
 log = logging.getLogger(__name__)
 
 
-class CatalogueStore:
+class CatalogueStore(SessionStore):
     """Named memories in the catalogue of a folder, which is made where there is none."""
 
     def __init__(self, home: Path) -> None:
@@ -110,23 +109,6 @@ class CatalogueStore:
             return Entry(name, self.home, self.mine.get(name).bytes, None, str(error))
 
     # ---- sessions ----
-
-    def open(
-        self,
-        name: str,
-        *,
-        new: bool = False,
-        model: str | Backbone | None = None,
-        method: str | None = None,
-        dtype: str = "auto",
-        device: str = "auto",
-        progress: Callable[[int, int], None] | None = None,
-        **options: Any,
-    ) -> Session:
-        """A session that continues a memory, as ``folder.Store.open``."""
-        path = None if new and not self.exists(name) else self.existing(name)
-        how = {"model": model, "dtype": dtype, "device": device, "progress": progress}
-        return open_session(name, path, method=method, options=options, **how)
 
     @contextmanager
     def updating(self, name: str, session: Session) -> Iterator[None]:

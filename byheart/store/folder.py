@@ -11,7 +11,7 @@ import difflib
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +24,9 @@ from byheart.errors import StateError, StoreError
 from byheart.files import sweep
 from byheart.protocol import header_file
 from byheart.protocol.state import Header
-from byheart.store.sessions import catch_up, open_session
+from byheart.store.sessions import SessionStore, catch_up
 
 if TYPE_CHECKING:
-    from byheart.model.backbone import Backbone
     from byheart.session.session import Session
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
@@ -68,7 +67,7 @@ class Entry:
         return {**file, "method": header.method, "model": header.model, **counts, "last_written": last_written}
 
 
-class Store:
+class Store(SessionStore):
     """Named memories in ``home``; without it, in $BYHEART_HOME or the user's data folder."""
 
     def __init__(self, home: str | Path | None = None) -> None:
@@ -141,32 +140,6 @@ class Store:
         return path
 
     # ---- sessions ----
-
-    def open(
-        self,
-        name: str,
-        *,
-        new: bool = False,
-        model: str | Backbone | None = None,
-        method: str | None = None,
-        dtype: str = "auto",
-        device: str = "auto",
-        progress: Callable[[int, int], None] | None = None,
-        **options: Any,
-    ) -> Session:
-        """A session that continues a memory.
-
-        Args:
-            new: where there is no such memory, begin an empty one; it exists once it is saved.
-            model, method, options: of a new memory, as for ``session.load``; an old one must have been made with them.
-                An opened Backbone serves any number of memories: a model is then opened once in a process.
-            progress: of a new memory whose model is calibrated first, as for ``session.load``.
-
-        Raises StoreError, StateError, ModelError or UsageError.
-        """
-        path = None if new and not self.exists(name) else self.existing(name)
-        how = {"model": model, "dtype": dtype, "device": device, "progress": progress}
-        return open_session(name, path, method=method, options=options, **how)
 
     @contextmanager
     def updating(self, name: str, session: Session) -> Iterator[None]:

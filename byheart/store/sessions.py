@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +12,49 @@ from byheart.protocol import header_file
 from byheart.protocol.state import Header
 
 if TYPE_CHECKING:
+    from byheart.model.backbone import Backbone
     from byheart.session.session import Session
 
 
-def open_session(name: str, path: Path | None, *, method: str | None, options: dict[str, Any], **how: Any) -> Session:
+class SessionStore(ABC):
+    """Memories by name that sessions continue, wherever their files are kept."""
+
+    @abstractmethod
+    def exists(self, name: str) -> bool:
+        """Whether something has been saved under ``name``. Raises StoreError for what cannot be a name."""
+
+    @abstractmethod
+    def existing(self, name: str) -> Path:
+        """Where a memory's state file is. Raises StoreError where there is none, with the nearest name."""
+
+    def open(
+        self,
+        name: str,
+        *,
+        new: bool = False,
+        model: str | Backbone | None = None,
+        method: str | None = None,
+        dtype: str = "auto",
+        device: str = "auto",
+        progress: Callable[[int, int], None] | None = None,
+        **options: Any,
+    ) -> Session:
+        """A session that continues a memory.
+
+        Args:
+            new: where there is no such memory, begin an empty one; it exists once it is saved.
+            model, method, options: of a new memory, as for ``session.load``; an old one must have been made with them.
+                An opened Backbone serves any number of memories: a model is then opened once in a process.
+            progress: of a new memory whose model is calibrated first, as for ``session.load``.
+
+        Raises StoreError, StateError, ModelError or UsageError.
+        """
+        path = None if new and not self.exists(name) else self.existing(name)
+        how = {"model": model, "dtype": dtype, "device": device, "progress": progress}
+        return _open(name, path, method=method, options=options, **how)
+
+
+def _open(name: str, path: Path | None, *, method: str | None, options: dict[str, Any], **how: Any) -> Session:
     """A session that continues the memory in a file, or begins one where there is none.
 
     Args:

@@ -7,7 +7,11 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from random import Random
 
+from byheart.model.backbone import Backbone
+from tests.faults.attack import Try
+from tests.serving.processes import open_tiny
 from tests.store.postgres import Postgres, find_binaries, started
 
 Catalogues = Callable[[Path], str]
@@ -33,6 +37,33 @@ def start_postgres() -> Postgres:
     running = contextmanager(started)()
     atexit.register(running.__exit__, None, None, None)
     return running.__enter__()
+
+
+def tries(
+    catalogues: Callable[[], Catalogues], attempt: Callable[[Backbone, str, Path, Random], list[str]]
+) -> Callable[[Path], Try]:
+    """What prepares tries that need a model and a catalogue each; where none can be made, that is what they find.
+
+    Args:
+        attempt: a try, given the model, the address of a catalogue, a folder and what is random.
+    """
+
+    def prepare(folder: Path) -> Try:
+        try:
+            new_catalogue = catalogues()
+        except FileNotFoundError as error:
+            missing = [str(error)]
+            return lambda number, random: missing
+        backbone = open_tiny(folder / "model")
+
+        def tried(number: int, random: Random) -> list[str]:
+            home = folder / f"home{number}"
+            home.mkdir()
+            return attempt(backbone, new_catalogue(home), home, random)
+
+        return tried
+
+    return prepare
 
 
 KINDS: dict[str, Callable[[], Catalogues]] = {"sqlite": sqlite, "postgres": postgres}

@@ -18,7 +18,7 @@ from tests.faults import databases
 from tests.faults.attack import Attack, Try
 from tests.faults.kills import MEMORIES, WINDOW
 from tests.serving.bucket import Bucket, bucket
-from tests.serving.processes import Client, Server, forked, open_tiny
+from tests.serving.processes import Client, Server, forked
 
 _HOLDS_BACK = {429, 503, 507}
 _WRITERS = 3
@@ -132,23 +132,11 @@ Fault = Callable[[Scene, Server], AbstractContextManager[None]]
 def _failing(
     fault: Fault, catalogues: Callable[[], databases.Catalogues], *, in_bucket: bool = False
 ) -> Callable[[Path], Try]:
-    def prepare(folder: Path) -> Try:
-        try:
-            new_catalogue = catalogues()
-        except FileNotFoundError as error:
-            missing = [str(error)]
-            return lambda number, random: missing
-        backbone = open_tiny(folder / "model")
+    def attempt(backbone: Backbone, catalogue: str, home: Path, random: Random) -> list[str]:
+        with bucket() if in_bucket else nullcontext() as objects:
+            return _try(Scene(home, catalogue, objects, random), fault, backbone)
 
-        def attempt(number: int, random: Random) -> list[str]:
-            home = folder / f"home{number}"
-            home.mkdir()
-            with bucket() if in_bucket else nullcontext() as objects:
-                return _try(Scene(home, new_catalogue(home), objects, random), fault, backbone)
-
-        return attempt
-
-    return prepare
+    return databases.tries(catalogues, attempt)
 
 
 def _try(scene: Scene, fault: Fault, backbone: Backbone) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -14,8 +13,8 @@ from byheart import open_state
 from byheart.errors import ByheartError
 from byheart.model.backbone import Backbone
 from tests.faults import databases
-from tests.faults.attack import Attack, Try
-from tests.serving.processes import Client, Server, fork_server, open_tiny
+from tests.faults.attack import Attack
+from tests.serving.processes import Client, Server, fork_server
 
 WINDOW = {"method": "window", "options": {"sinks": 2, "recent": 40}}
 _KILLS = 5
@@ -77,25 +76,6 @@ def load_with_writes(server: Server, written: Written, label: str, seconds: floa
         thread.join()
 
 
-def _killing(catalogues: Callable[[], databases.Catalogues]) -> Callable[[Path], Try]:
-    def prepare(folder: Path) -> Try:
-        try:
-            new_catalogue = catalogues()
-        except FileNotFoundError as error:
-            missing = [str(error)]
-            return lambda number, random: missing
-        backbone = open_tiny(folder / "model")
-
-        def attempt(number: int, random: Random) -> list[str]:
-            home = folder / f"home{number}"
-            home.mkdir()
-            return _kill_often(backbone, new_catalogue(home), home, random)
-
-        return attempt
-
-    return prepare
-
-
 def _kill_often(backbone: Backbone, catalogue: str, home: Path, random: Random) -> list[str]:
     written, problems, starts = Written(), list[str](), list[float]()
 
@@ -139,6 +119,6 @@ def _read_all(client: Client, backbone: Backbone, home: Path) -> list[str]:
 
 _WHAT = "servers killed during writes into {}: writes lost or doubled, memories unreadable, not ready at once"
 ATTACKS = tuple(
-    Attack(f"server.kill_{kind}", _WHAT.format(kind), _killing(catalogues), 1_000, _KILLS, 300)
+    Attack(f"server.kill_{kind}", _WHAT.format(kind), databases.tries(catalogues, _kill_often), 1_000, _KILLS, 300)
     for kind, catalogues in databases.KINDS.items()
 )
