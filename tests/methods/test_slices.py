@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from byheart.methods import build
 from byheart.model.slices import run_through
 from tests.samples import OPTIONS, backbone, hooks, method, same, tokens, written
 
@@ -40,6 +41,23 @@ def test_no_slice_is_longer_than_asked_but_where_all_is_observed(case: str) -> N
     observed = OPTIONS[case].get("observed", 0)
     assert max(pauses) <= LONGEST + observed
     assert sum(pauses) == 30
+
+
+@pytest.mark.parametrize("name", ["full", "window"])
+def test_a_write_that_does_not_pause_reads_a_piece_at_once_with_the_receipt_before_it(name: str) -> None:
+    own, receipt = backbone(), torch.tensor([[5, 6, 7]])
+    made = build(name, own, chunk_tokens=16, opening=[4], receipt=receipt[0].tolist())
+    text = torch.cat([torch.tensor([[4]]), tokens(8, seed=6), receipt], dim=1)
+    state = written(made, text)
+    read: list[int] = []
+    hook = own.decoder.register_forward_pre_hook(
+        lambda module, args, kwargs: read.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
+    )
+    try:
+        written(made, torch.cat([tokens(16, seed=7), receipt], dim=1), start=state)
+    finally:
+        hook.remove()
+    assert read == [3 + 16]
 
 
 def test_what_is_coded_in_slices_reads_as_what_is_coded_at_once() -> None:
