@@ -30,6 +30,7 @@ except ImportError:  # on Windows
     fcntl = None  # type: ignore[assignment]
 
 Value = TypeVar("Value")
+_BLOCK = 1 << 20
 LONGEST_JSON = 64 << 20
 """Bytes of a JSON file; the tokenizer files of the largest vocabularies have a third of it."""
 DEEPEST_JSON = 64
@@ -221,6 +222,15 @@ def cached(kind: str, key: str, find: Callable[[], Value]) -> Value:
         if key:
             keep(kind, key, found)
     return found
+
+
+def digest_of_file(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal digits. Raises OSError."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def sync(path: Path) -> None:

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from byheart.data.columns import Fields, content_key, map_columns, pick
-from byheart.data.download import Progress, digest_of_file, require_space
+from byheart.data.download import Progress, require_space
 from byheart.data.sets import Choice, DataSet, Part, Piece
 from byheart.errors import InputError
-from byheart.files import read_json, replacing
+from byheart.files import digest_of_file, read_json, replacing
 
 LOCK = "data.lock.json"
 SOURCES = "sources"

@@ -9,7 +9,6 @@ changed since. Only when all bytes are there, and the digest is right, does the 
 from __future__ import annotations
 
 import errno
-import hashlib
 import http.client
 import urllib.error
 import urllib.request
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from byheart.errors import InputError
-from byheart.files import sync
+from byheart.files import digest_of_file, sync
 
 Progress = Callable[[int, int], None]
 _CHUNK = 1 << 20
@@ -54,15 +53,6 @@ def fetch(url: str, target: Path, *, sha256: str = "", progress: Progress = lamb
     part.replace(target)
     tag.unlink(missing_ok=True)
     return found
-
-
-def digest_of_file(path: Path) -> str:
-    """The SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 @contextmanager

@@ -23,10 +23,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from byheart.data.columns import Fields
-from byheart.data.download import Progress, digest_of_file, fetch
+from byheart.data.download import Progress, fetch
 from byheart.data.hub import HubName, read_hub
 from byheart.data.json_rows import decode, rows_of_json, rows_of_lines
 from byheart.errors import InputError, UsageError
+from byheart.files import digest_of_file
 
 _HEADING = re.compile(r" ?= [^=]+ = ?\n?")
 

@@ -8,7 +8,6 @@ is.
 from __future__ import annotations
 
 import difflib
-import hashlib
 import importlib.util
 import logging
 import os
@@ -35,7 +34,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from byheart.errors import ByheartError, ModelError, UnsupportedModelError, UsageError
-from byheart.files import cache_folder, cached, require_regular
+from byheart.files import cache_folder, cached, digest_of_file, require_regular
 from byheart.model.folder import examine
 from byheart.model.offload import OFFLOAD, place_layers
 from byheart.provenance import find_outdated
@@ -334,17 +333,9 @@ def _head(path: Path, size: int) -> bytes:
 
 def _hash_file(path: Path) -> str:
     """A name for a file's bytes, all of them; computed once for a file that stays as it is."""
-
-    def compute() -> str:
-        digest = hashlib.sha256()
-        with path.open("rb") as file:
-            for block in iter(partial(file.read, 1 << 20), b""):
-                digest.update(block)
-        return digest.hexdigest()
-
     stat = path.stat()
     key = (str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
-    return cached("fingerprints", repr(key), compute)
+    return cached("fingerprints", repr(key), partial(digest_of_file, path))
 
 
 def _packaged_gguf(alias: str) -> Path:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from byheart.errors import MissingError, StateError, StoreError
+from byheart.files import digest_of_file
 from byheart.protocol import header_file
 from byheart.store.memories import Memories
 from byheart.store.objects import reaching
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 TENANT = "local"
 """Whose memories those of the command line are."""
-_BLOCK = 1 << 20
 
 log = logging.getLogger(__name__)
 
@@ -140,7 +140,7 @@ class CatalogueStore(SessionStore):
             if not self._known(name):
                 self.mine.create(name, model=header.model, method=header.method, options=header.options)
             entry = asdict(header.written[-1]) if len(header.written) > known else {}
-            given: dict[str, Any] = {"sha256": hash_file(file), "header": header, "entry": entry}
+            given: dict[str, Any] = {"sha256": digest_of_file(file), "header": header, "entry": entry}
             return self.mine.commit(name, file, operation="write", expected=version, **given)
 
     # ---- keeping ----
@@ -203,12 +203,3 @@ def _require_gone(deleted: Deleted) -> Deleted:
             f"It is forgotten, but {deleted.pending} of its files cannot be deleted now; `byheart gc` deletes them."
         )
     return deleted
-
-
-def hash_file(path: Path) -> str:
-    """The SHA-256 of a file's bytes. Raises OSError."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from byheart.errors import ByheartError, StoreError, UsageError
+from byheart.files import digest_of_file
 from byheart.protocol.state import Header
 from byheart.store.folder import Store
 
@@ -78,16 +79,16 @@ def migrate(home: str | Path | None = None) -> Iterator[Migrated]:
 
 def _take_over(path: Path, name: str, store: CatalogueStore) -> None:
     from byheart.protocol import state_file
-    from byheart.store.catalogue_store import hash_file
 
     if path.is_symlink():
         raise StoreError(f"it is a link to '{os.readlink(path)}'; put the file itself there")
     # Whole, as its own hash says; nothing later would look at all of it.
     _, header = state_file.load(path)
-    copy = store.memories.scratch / f"{hash_file(path)}.safetensors"
+    copy = store.memories.scratch / f"{digest_of_file(path)}.safetensors"
     shutil.copyfile(path, copy)
     try:
-        _commit(store, name, copy, hash_file(copy), header)
+        # Of the copy: the file may have been replaced meanwhile.
+        _commit(store, name, copy, digest_of_file(copy), header)
     finally:
         copy.unlink(missing_ok=True)
     path.unlink()

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from byheart.data import download
-from byheart.data.download import digest_of_file, fetch, require_space
+from byheart.data.download import fetch, require_space
 from byheart.errors import InputError
+from byheart.files import digest_of_file
 from tests.data.server import Server, serving
 
 CONTENT = bytes(range(256)) * 20

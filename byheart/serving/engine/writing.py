@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from concurrent.futures import Executor, wait
 from pathlib import Path
 from uuid import uuid4
 
+from byheart.files import digest_of_file
 from byheart.model.slices import Slices
 from byheart.protocol import state_file
 from byheart.protocol.state import Header, State
@@ -17,7 +17,6 @@ from byheart.serving.jobs import NewState, Progress, Write
 from byheart.session.session import Session
 from byheart.session.writing import write_in_slices
 
-_CHUNK = 1 << 20
 # Seconds between looks at whether a file is written.
 _PAUSE = 0.002
 
@@ -83,8 +82,4 @@ def examine(path: Path, model: HostedModel) -> Slices[Header]:
 def _save(path: Path, state: State, header: Header) -> tuple[int, str, Header]:
     """Write a state file; gives its bytes, their SHA-256, and the header. Raises StateError."""
     size, _ = state_file.save(path, state, header)
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return size, digest.hexdigest(), header
+    return size, digest_of_file(path), header
