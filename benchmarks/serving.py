@@ -41,6 +41,7 @@ from openai import OpenAI
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = ROOT / "examples" / "warsaw.txt"
 OUT = ROOT / "benchmarks" / "results" / "serving.json"
+METHOD = "compact"
 QUESTION = "What was the city like, and who lived there? Tell all of it at length."
 
 
@@ -175,6 +176,8 @@ class Bench:
         note: str = "",
     ) -> None:
         """Record a row and say it."""
+        # Rows of another method than the default stand beside those of the default.
+        name += "" if self.arguments.method == METHOD else f" {self.arguments.method}"
         one, other = statistics.median(ours), statistics.median(base)
         self.rows.append(Row(name, what, reference, must, one / other, one, other, note))
         print(f"{name:14s} {one / other:8.3f}  must {must or '-':8s} {one:.4g} / {other:.4g}  {note}", flush=True)
@@ -365,7 +368,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--method", default="compact")
+    parser.add_argument("--method", default=METHOD)
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--memory-tokens", type=int, default=2000)
     parser.add_argument("--answer-tokens", type=int, default=48)

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -90,6 +91,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     **{f"{name} {bits} bits": {"bits": bits} for name in CODED for bits in (8, 4)},
 }
 METHODS = list(BUILT_IN)
+# For tests that ask many questions: one method of each kind, and the others where slow tests run.
+_OF_EACH_KIND = ("full", "compact", "latent-pool", "compressed-kv", "ffn-lora", "cartridge", "retrieval", "rome")
+KINDS = [each if each in _OF_EACH_KIND else pytest.param(each, marks=pytest.mark.slow) for each in METHODS]
 ALL_FAMILIES = list(FAMILIES)
 
 

@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     typed = sys.argv[1:] if arguments is None else arguments
     try:
         streams.prepare()
-        threads.prepare(os.environ)
+        threads.prepare(os.environ, serves=typed[:1] == ["serve"])
         _require_text(typed)
         code = build_app(typed[:1])(typed, prog_name="byheart", standalone_mode=False)
         sys.stdout.flush()

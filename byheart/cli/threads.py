@@ -16,22 +16,31 @@ from pathlib import Path, PurePosixPath
 _WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 
 
-def prepare(environ: MutableMapping[str, str]) -> None:
+_SHORT, _LONG = "1000", "30000"
+
+
+def prepare(environ: MutableMapping[str, str], *, serves: bool = False) -> None:
     """Set what the user did not; nothing where PyTorch is loaded already, which would read it too late."""
     if "torch" not in sys.modules:
-        environ.update(choose(environ, count_cpus()))
+        environ.update(choose(environ, count_cpus(), serves=serves))
 
 
-def choose(environ: Mapping[str, str], cpus: int, platform: str = sys.platform) -> dict[str, str]:
+def choose(
+    environ: Mapping[str, str], cpus: int, platform: str = sys.platform, *, serves: bool = False
+) -> dict[str, str]:
     """The variables to set for a process that may use ``cpus`` processors: the policy, in one place.
 
-    On Linux PyTorch's threads are libgomp's. A thousand rounds of spinning, instead of some hundred thousand, are as
-    fast on an idle machine and keep to a fair share of a busy one (``benchmarks/contention.py``).
+    On Linux PyTorch's threads are libgomp's. A thousand rounds of spinning, instead of some hundred thousand, write as
+    fast on an idle machine and keep to a fair share of a busy one (``benchmarks/contention.py``). A token of an answer
+    is many small steps, and takes a fifth less with more rounds: a server, whose machine is its own, makes more.
     """
     threads = {} if "OMP_NUM_THREADS" in environ else {"OMP_NUM_THREADS": str(cpus)}
     if any(name in environ for name in _WAITING):
         return threads
-    return {**threads, **({"GOMP_SPINCOUNT": "1000"} if platform == "linux" else {"OMP_WAIT_POLICY": "PASSIVE"})}
+    return {
+        **threads,
+        **({"GOMP_SPINCOUNT": _LONG if serves else _SHORT} if platform == "linux" else {"OMP_WAIT_POLICY": "PASSIVE"}),
+    }
 
 
 def count_cpus(root: Path = Path("/")) -> int:

@@ -9,6 +9,7 @@ Dimensions: T tokens, V vocabulary.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -16,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from byheart.errors import UsageError
+from byheart.errors import ModelError, UsageError
 from byheart.generation.decoding import Decoding
 from byheart.generation.dola import candidate_layers
 from byheart.generation.lanes import Lane, LaneBatch, require_room, rows_of
@@ -26,6 +27,8 @@ from byheart.model.reading import Delta, Reading, cast
 from byheart.model.shared_prefix import SharedPrefixCache
 
 log = logging.getLogger(__name__)
+_FEW = 1024
+"""Tokens that most often have the probability that ``top_p`` asks for."""
 
 
 @dataclass(frozen=True)
@@ -254,17 +257,32 @@ def score_token(scores: Float[Tensor, " V"], token: int, count: int) -> ScoredTo
 
 
 def sample(scores: Float[Tensor, " V"], decoding: Decoding, generator: torch.Generator | None) -> int:
-    """A token drawn from the scores at a temperature above 0; by PyTorch's own random numbers without a generator."""
-    ordered, tokens = (scores / decoding.temperature).sort(descending=True)
-    probabilities = torch.softmax(ordered, dim=-1)
-    before = probabilities.cumsum(-1) - probabilities
-    allowed = before < decoding.top_p
+    """A token drawn from the scores at a temperature above 0; by PyTorch's own random numbers without a generator.
+
+    Raises ModelError where the scores are no finite numbers.
+    """
+    probabilities, tokens = torch.softmax(scores / decoding.temperature, dim=-1), None
+    if decoding.top_k or decoding.top_p < 1:
+        probabilities, tokens = _allowed(probabilities, decoding)
+    # A sum and a search: PyTorch's own drawing makes a random number for each token of the vocabulary.
+    total = probabilities.cpu().double().cumsum(-1)
+    if not math.isfinite(total[-1]):
+        raise ModelError("The model's scores are not finite, so no token can be drawn; try --dtype float32.")
+    drawn = torch.rand((), dtype=torch.double, generator=generator) * total[-1]
+    place = min(int(torch.searchsorted(total, drawn, right=True)), len(total) - 1)
+    return place if tokens is None else int(tokens[place])
+
+
+def _allowed(probabilities: Float[Tensor, " V"], decoding: Decoding) -> tuple[Float[Tensor, " v"], Int[Tensor, " v"]]:
+    """The probabilities of the tokens that may be drawn, and of some others 0, with the tokens; the likeliest first."""
+    few = min(decoding.top_k or _FEW, len(probabilities))
+    likeliest, tokens = probabilities.topk(few)
+    if not decoding.top_k and float(likeliest.sum()) < decoding.top_p:
+        likeliest, tokens = probabilities.sort(descending=True)
+    allowed = likeliest.cumsum(-1) - likeliest < decoding.top_p
     # The likeliest always is: a probability that single precision does not hold leaves no other.
     allowed[0] = True
-    if decoding.top_k:
-        allowed[decoding.top_k :] = False
-    drawn = torch.multinomial((probabilities * allowed).cpu(), 1, generator=generator)
-    return int(tokens[drawn.to(tokens.device)])
+    return likeliest * allowed, tokens
 
 
 def generate(

@@ -133,14 +133,20 @@ def attend_after(
         mask = mask[:, :, None].expand(-1, -1, groups, -1, -1).flatten(2, 3)
     out, given = attend_and_weigh(folded, key, value, mask, scaling=scaling, softcap=softcap)
     found = [_attend_shared(shared, ahead, folded, groups, window, scaling, softcap) for shared in ahead.shared]
-    theirs, weight = (torch.cat(parts) for parts in zip(*found, strict=True))
-    # Most often all rows read a memory, and stand in the order of their memories: nothing has to be put in order.
+    theirs, weight = found[0] if len(found) == 1 else (torch.cat(parts) for parts in zip(*found, strict=True))
     which = [row for shared in ahead.shared for row in shared.rows]
-    chosen = slice(None) if which == list(range(batch)) else which
-    share = torch.sigmoid(weight - given[chosen])[..., None]
-    merged = torch.lerp(out[chosen].float(), theirs.float(), share)
-    out[chosen] = merged.to(out.dtype)
+    if which == list(range(batch)):
+        # Most often: all rows read a memory, and stand in the order of their memories.
+        out = _merge(out, given, theirs, weight)
+    else:
+        out[which] = _merge(out[which], given[which], theirs, weight)
     return out.view(batch, heads, rows, -1).transpose(1, 2).contiguous()
+
+
+def _merge(out: Tensor, given: Tensor, theirs: Tensor, weight: Tensor) -> Tensor:
+    """Two results of attention as one over all their keys, by what was given to each one's."""
+    share = torch.sigmoid(weight - given)[..., None]
+    return torch.lerp(out.float(), theirs.float(), share).to(out.dtype)
 
 
 def _attend_shared(
@@ -192,8 +198,7 @@ def attend_and_weigh(
 def _seen(kv: KV, ahead: Before, rows: list[int], groups: int, window: int | None) -> Tensor | None:
     """Which slots the queries of the rows see, (1, H or 1, R * G * T or 1, M); None where it is all of them."""
     seen = kv.masks[ahead.layer][:, :, None] if kv.masks else None
-    places = ahead.places[rows]
-    if window is None or int(places.max()) < window:
+    if window is None or int((places := ahead.places[rows]).max()) < window:
         return seen
     near = places[..., None] - torch.arange(kv.slots, device=places.device) < window
     near = near[:, None].expand(-1, groups, -1, -1).reshape(1, 1, -1, kv.slots)

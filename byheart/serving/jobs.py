@@ -155,6 +155,10 @@ class Engine(Protocol):
         """Let go of resident memories for certain, once no answer reads them; gives how many there were."""
 
     @property
+    def residents(self) -> Sequence[str]:
+        """The keys of memories that need no loading."""
+
+    @property
     def models(self) -> Mapping[str, str]:
         """Served name -> the fingerprint of the model."""
 

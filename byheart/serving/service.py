@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -107,7 +108,17 @@ def open_memories(choices: Choices) -> Memories:
 
 
 def open_engine(choices: Choices) -> LocalEngine:
-    """The models, opened once. Raises ModelError, UsageError."""
+    """The models, opened once. Raises ModelError, UsageError.
+
+    PyTorch gives each thread that computes a team of threads, for as long as it lives. Where the teams have more
+    threads than there are processors, OpenMP no longer lets them wait for one another by spinning, and a token takes
+    half as long again. So what opens the models is a thread that ends: from then on, only the engine's own computes.
+    """
+    with ThreadPoolExecutor(1) as opening:
+        return opening.submit(_open_engine, choices).result()
+
+
+def _open_engine(choices: Choices) -> LocalEngine:
     silence()
     models = {
         name: Backbone.open(locate(model), dtype=choices.dtype, device=choices.device)

@@ -14,7 +14,7 @@ from sqlalchemy import and_, delete, exists, select
 from byheart.errors import StoreError
 from byheart.store import schema
 from byheart.store.catalogue import Catalogue
-from byheart.store.objects import Objects, is_key, key_hash, object_prefix
+from byheart.store.objects import Objects, is_key, key_hash, object_key, object_prefix
 from byheart.store.rows import reading_key, refer
 from byheart.store.values import Deleted
 
@@ -70,6 +70,14 @@ def _unknown(catalogue: Catalogue, keys: Sequence[str]) -> list[str]:
     query = select(_o.key).where(_o.key.in_(keys))
     known = set(catalogue.read(lambda connection: connection.scalars(query).all()))
     return [key for key in keys if key not in known]
+
+
+def gone(catalogue: Catalogue, keys: Iterable[str]) -> list[str]:
+    """Those of the names that ``reading_key`` gives whose objects the catalogue does not know."""
+    pairs, found = ((object_key(*key.rsplit(":", 1)), key) for key in keys), list[str]()
+    while some := dict(islice(pairs, _AT_ONCE)):
+        found += [some[key] for key in _unknown(catalogue, list(some))]
+    return found
 
 
 def drop_copies(catalogue: Catalogue, objects: Objects) -> int:

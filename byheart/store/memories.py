@@ -6,6 +6,7 @@ reached: nothing that was acknowledged is lost then, and the next call tries aga
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from sqlalchemy import delete, not_, select
@@ -14,7 +15,7 @@ from byheart.errors import UsageError
 from byheart.store import clock as clocks, schema
 from byheart.store.catalogue import Catalogue
 from byheart.store.checks import require_text
-from byheart.store.collecting import collect, drop_copies, orphans, unused
+from byheart.store.collecting import collect, drop_copies, gone, orphans, unused
 from byheart.store.homes import CATALOGUE
 from byheart.store.objects import open_objects, reaching
 from byheart.store.rows import living, record
@@ -112,6 +113,10 @@ class Memories:
                 connection.execute(delete(schema.memories).where(table.id == row.id))
                 record(connection, row.tenant, now, "expire", row.id, memories=1)
         return len(expired)
+
+    def gone(self, keys: Iterable[str]) -> list[str]:
+        """Those of some ``Version.key`` that no version has any more, also where another process has deleted them."""
+        return gone(self._catalogue, keys)
 
     def sweep_scratch(self) -> int:
         """Delete what processes left that are gone; gives how many files."""

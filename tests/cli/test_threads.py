@@ -46,6 +46,7 @@ def many_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_threads_soon_sleep_while_they_wait_and_are_as_many_as_may_run() -> None:
     assert choose({}, 3, "linux") == {"GOMP_SPINCOUNT": "1000", "OMP_NUM_THREADS": "3"}
+    assert choose({}, 3, "linux", serves=True) == {"GOMP_SPINCOUNT": "30000", "OMP_NUM_THREADS": "3"}
     assert choose({}, 3, "darwin") == {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "3"}
 
 

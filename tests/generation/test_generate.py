@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from byheart.errors import InputError, UsageError
+from byheart.errors import InputError, ModelError, UsageError
 from byheart.generation.decoding import Decoding
 from byheart.generation.dola import candidate_layers, dola_scores
 from byheart.generation.generate import Generation, Request, generate, sample
@@ -145,6 +145,16 @@ def test_samples_follow_the_distribution(options: dict[str, Any], expected: list
     found = drawn([0.1, 0.4, 0.2, 0.3], **options)
     torch.testing.assert_close(found, torch.tensor(expected), rtol=0, atol=0.02)
     assert (found[torch.tensor(expected) == 0] == 0).all()
+
+
+def test_many_tokens_of_little_probability_are_drawn_too() -> None:
+    found = drawn([1 / 3000] * 3000, temperature=1.0, top_p=0.9)
+    assert 1500 < (found > 0).sum() <= 2701
+
+
+def test_scores_that_are_no_numbers_are_refused() -> None:
+    with pytest.raises(ModelError, match="not finite"):
+        sample(torch.tensor([0.0, float("nan")]), Decoding(temperature=1.0), None)
 
 
 # ---- contrast ----

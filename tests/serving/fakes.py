@@ -26,6 +26,7 @@ class FakeEngine:
 
     asked: list[Ask] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
+    residents: list[str] = field(default_factory=list)
     closed: int = 0
     """Answers that were let go of before they ended."""
     running: int = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -222,3 +223,14 @@ def test_a_write_that_cannot_be_read_is_refused(site: Site, sent: dict[str, Any]
         site.make("strict")
     assert code(site.ask("POST", "/v1/memories/strict/writes", **sent)) == expected
     assert site.ask("GET", "/v1/memories/strict").json()["version"] == 0
+
+
+def test_what_another_server_has_deleted_leaves_this_one_s_memory(build: Build) -> None:
+    site = build()
+    site.make("cat", "The cat is called Muck.")
+    kept = site.memories.of("alice").versions("cat").data[0].key
+    site.engine.residents = [kept, f"alice:{'0' * 64}"]
+    with site.client:
+        while not site.engine.dropped:
+            time.sleep(0.005)
+    assert site.engine.dropped == [f"alice:{'0' * 64}"]

@@ -25,7 +25,7 @@ from byheart.testing import tiny_backbone
 from byheart.text.chat_template import ChatTemplate
 from tests.conftest import save_tiny, tiny_tokenizer
 from tests.model.test_stock_attention import with_common_direction
-from tests.samples import METHODS, OPTIONS, backbone, greedy, hooks
+from tests.samples import KINDS, METHODS, OPTIONS, backbone, greedy, hooks
 from tests.text.test_detokenize import byte_encoder
 
 TEXT, QUESTION = "The cat is called Muck.", "What is the cat called?"
@@ -435,7 +435,7 @@ def test_a_reading_and_its_cache_are_made_once_a_write() -> None:
     assert len(reads) == 2
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", KINDS)
 def test_answers_in_progress_do_not_disturb_others(name: str) -> None:
     """A stream is left half read while the same session answers, is written to, and answers again."""
     made, twin = read(name), read(name)
@@ -531,7 +531,7 @@ def test_a_parked_memory_comes_back_when_it_is_used() -> None:
     assert {tensor.device.type for tensor in made.state.values()} == {"meta"}
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", KINDS)
 def test_a_fork_goes_its_own_way(name: str) -> None:
     made, reference = read(name), read(name)
     before = made.ask(QUESTION, **TALK)
@@ -548,7 +548,7 @@ def test_a_fork_goes_its_own_way(name: str) -> None:
     assert made.ask(QUESTION, **TALK) == reference.ask(QUESTION, **TALK)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", KINDS)
 def test_forgetting_is_a_fresh_start(name: str) -> None:
     made = read(name, "Something else entirely.", TEXT)
     made.ask(QUESTION, **TALK)

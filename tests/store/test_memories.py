@@ -152,6 +152,15 @@ def test_a_deleted_memory_leaves_no_bytes(mine: TenantMemories, tmp_path: Path, 
     assert mine.create("cat", model="tiny").version == 0
 
 
+def test_another_process_learns_which_states_are_gone(mine: TenantMemories, tmp_path: Path, memories: Memories) -> None:
+    for name in ("cat", "hen"):
+        mine.create(name, model="tiny")
+    cat, hen = (commit(mine, name, tmp_path, name) for name in ("cat", "hen"))
+    assert memories.gone([cat.key, hen.key]) == []
+    mine.delete("cat")
+    assert memories.gone([cat.key, hen.key, f"no:{'0' * 64}"]) == [cat.key, f"no:{'0' * 64}"]
+
+
 def test_tenants_see_and_share_nothing(memories: Memories, mine: TenantMemories, tmp_path: Path) -> None:
     theirs = memories.of("theirs")
     made = mine.create("cat", model="tiny")

@@ -50,7 +50,7 @@ class LocalEngine:
         self._models = {name: HostedModel(backbone, known.get(name)) for name, backbone in models.items()}
         self._aside = ThreadPoolExecutor(_FETCHES, thread_name_prefix="byheart-files")
         self._residents = Residents(max_resident, self._aside)
-        self._writer = Writer(self._residents, self._aside, prefill_tokens)
+        self._writer = Writer(self._residents, prefill_tokens)
         self._worker = Worker(self._models, self._residents, queue=queue, batch=batch, prefill_tokens=prefill_tokens)
 
     async def ask(self, job: Ask) -> AsyncIterator[Piece | Finished]:
@@ -93,6 +93,11 @@ class LocalEngine:
     def slot_bytes(self) -> Mapping[str, int]:
         """Served name -> the bytes of one slot as the model makes it."""
         return {name: model.backbone.slot_bytes for name, model in self._models.items()}
+
+    @property
+    def residents(self) -> Sequence[str]:
+        """The keys of memories that need no loading."""
+        return self._residents.keys
 
     @property
     def load(self) -> Load:

@@ -39,6 +39,12 @@ class Residents:
         return len(self._sessions)
 
     @property
+    def keys(self) -> list[str]:
+        """Those of all that are here."""
+        with self._lock:
+            return list(self._sessions)
+
+    @property
     def bytes(self) -> int:
         """What all of them take."""
         with self._lock:

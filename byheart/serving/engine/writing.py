@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Executor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from uuid import uuid4
 
@@ -25,12 +25,11 @@ class Writer:
     """Writes texts into a copy of a memory, and makes a file of it.
 
     Args:
-        aside: where files are written.
         longest: tokens that are read without a pause.
     """
 
-    def __init__(self, residents: Residents, aside: Executor, longest: int) -> None:
-        self._residents, self._aside, self._longest = residents, aside, longest
+    def __init__(self, residents: Residents, longest: int) -> None:
+        self._residents, self._longest = residents, longest
 
     def write(self, job: Write, model: HostedModel, ticket: Ticket, progress: Progress | None) -> Slices[NewState]:
         """A new state, which stays resident. Raises InputError, StateError, UsageError."""
@@ -45,7 +44,7 @@ class Writer:
             # What the method kept aside is of the new state now, and must not outlive it.
             base.method = base.method.apart()
         path = job.folder / f"{uuid4().hex}.safetensors"
-        saving = self._aside.submit(_save, path, session.state, session.header_for(path))
+        saving = _begin_saving(path, session.state, session.header_for(path))
         is_kept = False
         try:
             while wait([saving], _PAUSE).not_done:
@@ -77,6 +76,14 @@ def examine(path: Path, model: HostedModel) -> Slices[Header]:
     """The header of a state file that the model can read. Raises StateError."""
     yield 0
     return model.open(path).header
+
+
+def _begin_saving(path: Path, state: State, header: Header) -> Future[tuple[int, str, Header]]:
+    """Save in a thread that ends afterwards, and PyTorch's threads of it; see ``service.open_engine``."""
+    aside = ThreadPoolExecutor(1, thread_name_prefix="byheart-saving")
+    saving = aside.submit(_save, path, state, header)
+    aside.shutdown(wait=False)
+    return saving
 
 
 def _save(path: Path, state: State, header: Header) -> tuple[int, str, Header]:

@@ -56,13 +56,16 @@ def _describe(operation: Operation, named: Any, shapes: dict[str, Any]) -> dict[
     answer = named[operation.answer] if operation.answer else {"type": "object"}
     if operation.is_list:
         answer = {"type": "object", "properties": {"data": {"type": "array", "items": answer}}}
+    content = {operation.answer_type: {"schema": answer}}
+    if operation.is_streamed:
+        content["text/event-stream"] = {"schema": {"type": "string"}}
     found: dict[str, Any] = {
         "operationId": operation.handler.__name__,
         "summary": (operation.handler.__doc__ or "").strip().partition("\n")[0],
         "parameters": [*_path_parameters(operation.path), *_query_parameters(operation, shapes)],
         "security": [] if operation.is_open else [{"key": []}],
         "responses": {
-            str(operation.status): {"description": "Done", "content": {operation.answer_type: {"schema": answer}}},
+            str(operation.status): {"description": "Done", "content": content},
             "default": {
                 "description": "An error",
                 "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
@@ -71,8 +74,8 @@ def _describe(operation: Operation, named: Any, shapes: dict[str, Any]) -> dict[
     }
     if operation.body is not None or operation.method == "PUT":
         schema = named[operation.body] if operation.body else {"type": "string", "format": "binary"}
-        content = {kind: {"schema": schema if "json" in kind else {}} for kind in operation.body_types}
-        found["requestBody"] = {"required": True, "content": content}
+        bodies = {kind: {"schema": schema if "json" in kind else {}} for kind in operation.body_types}
+        found["requestBody"] = {"required": True, "content": bodies}
     return found
 
 

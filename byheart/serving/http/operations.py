@@ -17,6 +17,7 @@ class Operation:
 
     Args:
         body, query, answer: their shapes, where they have one; ``answer_type`` is that of anything but JSON.
+        is_streamed: whether the answer may come as events.
         is_open: whether it needs no key.
     """
 
@@ -28,6 +29,7 @@ class Operation:
     answer: type[BaseModel] | None = None
     is_list: bool = False
     status: int = 200
+    is_streamed: bool = False
     is_open: bool = False
     answer_type: str = "application/json"
     body_types: tuple[str, ...] = ("application/json",)
@@ -43,9 +45,11 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("GET", "/v1/models", models.list_models),
     Operation("GET", "/v1/models/{model:path}", models.get_model),
     Operation("GET", "/v1/methods", models.list_methods),
-    Operation("POST", "/v1/chat/completions", chat.create_chat, body=questions.ChatBody),
-    Operation("POST", "/v1/completions", completions.create_completion, body=questions.CompletionBody),
-    Operation("POST", "/v1/responses", responses.create_response, body=questions.ResponseBody),
+    Operation("POST", "/v1/chat/completions", chat.create_chat, body=questions.ChatBody, is_streamed=True),
+    Operation(
+        "POST", "/v1/completions", completions.create_completion, body=questions.CompletionBody, is_streamed=True
+    ),
+    Operation("POST", "/v1/responses", responses.create_response, body=questions.ResponseBody, is_streamed=True),
     Operation(
         "POST",
         "/v1/memories",
@@ -72,6 +76,7 @@ OPERATIONS: tuple[Operation, ...] = (
         writes.create_write,
         body=objects.NewWrite,
         answer=objects.WriteObject,
+        is_streamed=True,
         body_types=("application/json", "text/plain", "multipart/form-data"),
     ),
     Operation(

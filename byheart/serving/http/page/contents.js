@@ -1,6 +1,6 @@
-// What the chosen memory holds, and what can be done to it: fork, rename, restore, forget.
+// What the chosen memory holds, and what can be done to it: fork, rename, download, restore, forget.
 
-import { ask as request, once, page, path } from "./api.js";
+import { ask as request, once, open, page, path } from "./api.js";
 import { byId, during, make, say } from "./dom.js";
 import { ask } from "./dialogs.js";
 import { count, method, share, size, time } from "./format.js";
@@ -14,6 +14,7 @@ export function startContents(show) {
   when("changed", draw);
   byId("fork").addEventListener("click", () => fork(state.current));
   byId("rename").addEventListener("click", () => rename(state.current));
+  byId("download").addEventListener("click", (event) => download(event.target, state.current));
   byId("forget").addEventListener("click", () => forget(state.current, show));
 }
 
@@ -22,6 +23,7 @@ function draw() {
   say("memory-error");
   byId("no-memory").hidden = Boolean(memory);
   byId("contents").hidden = !memory;
+  byId("download").hidden = !memory?.version;
   byId("memory-title").textContent = memory ? (memory.name ?? memory.id) : "Contents";
   if (!memory) return;
   byId("facts").replaceChildren(...facts(memory).flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]));
@@ -122,6 +124,18 @@ function restore(button, memory, number) {
     const where = path(memory.id, "versions", number, "restore");
     await request("POST", where, { body: {}, headers: { "Idempotency-Key": once() } });
     await refresh(memory.id);
+    // The button is drawn anew; a reader of the page goes on from the top of what it has changed.
+    byId("memory-title").focus();
+  });
+}
+
+/** The state file of the newest version, as `byheart.open_state` opens it. */
+function download(button, memory) {
+  during(button, "memory-error", async () => {
+    const response = await open("GET", path(memory.id, "content"));
+    const address = URL.createObjectURL(await response.blob());
+    make("a", { href: address, download: `${memory.name ?? memory.id}-${memory.version}.safetensors` }).click();
+    URL.revokeObjectURL(address);
   });
 }
 
