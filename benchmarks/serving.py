@@ -230,6 +230,14 @@ class Bench:
             ours.append(self.ask(0, seed).first)
         self.add("resident", "first text about a resident memory", "the text read again", "<= 0.03", ours, base)
 
+    def question(self) -> None:
+        """The same of a question about nothing: what no memory can be quicker than."""
+        ours, base = [], []
+        for seed in range(self.arguments.rounds):
+            base.append(self.reread(self.server, seed))
+            ours.append(self.server.ask(QUESTION, tokens=2, seed=seed).first)
+        self.add("question", "first text of a question without a memory", "the text read again", "", ours, base)
+
     def from_disk(self) -> None:
         """The same about one that is in a file: another was asked about meanwhile, and there is room for one."""
         with served(self.arguments.model, "--max-resident", "1") as server:
@@ -348,8 +356,8 @@ def _fill_slots(server: Served, text: str, slots: int) -> None:
 ROWS: dict[str, Callable[[Bench], None]] = {
     row.__name__: row
     for row in (
-        *(Bench.over_library, Bench.together, Bench.one_memory, Bench.resident, Bench.from_disk),
-        *(Bench.from_bucket, Bench.gap, Bench.start, Bench.same_job),
+        *(Bench.over_library, Bench.together, Bench.one_memory, Bench.resident, Bench.question),
+        *(Bench.from_disk, Bench.from_bucket, Bench.gap, Bench.start, Bench.same_job),
     )
 }
 
@@ -386,7 +394,7 @@ def main() -> None:
         bench = Bench(arguments, texts, opened)
         for name in arguments.only or ROWS:
             ROWS[name](bench)
-    about = {name: value for name, value in vars(arguments).items() if name not in ("only", "out")}
+    about = {name: value for name, value in vars(arguments).items() if name not in ("only", "out", "beside", "method")}
     _keep(arguments.out, {**about, **versions(), "cores": len(os.sched_getaffinity(0))}, bench.rows)
 
 

@@ -170,6 +170,24 @@ def attack_table(results: Path) -> str:
     return "\n".join([*lines, "", f"Made by `make attack` ({made}) into `{results.relative_to(ROOT)}`."])
 
 
+def serving_table(results: Path) -> str:
+    """What a server costs and saves, from the JSON that ``benchmarks/serving.py`` wrote."""
+    stored = json.loads(results.read_text())
+    about = stored["about"]
+    lines = ["| what | against | goal | measured | ours / the other's |", "|---|---|---|---|---|"]
+    for row in stored["rows"]:
+        sign, _, bound = row["must"].partition(" ")
+        ratio, least, most = row["ratio"], float(bound or 0) if sign == ">=" else 0.0, float(bound or "inf")
+        measured = f"**{ratio:.2f}**" + " (missed)" * (ratio < least or (sign != ">=" and ratio > most))
+        must = row["must"].replace("<=", "≤").replace(">=", "≥")
+        numbers = f"{row['ours']:,.3g} / {row['reference_value']:,.3g}{'; ' * bool(row['note'])}{row['note']}"
+        lines.append(f"| {row['name']}: {row['what']} | {row['reference']} | {must} | {measured} | {numbers} |")
+    text = f"{about['model']}, memories of {about['memory_tokens']:,} tokens, answers of {about['answer_tokens']}"
+    made = f"{text}, {about['cores']} cores; PyTorch {about['torch']}, transformers {about['transformers']}"
+    command = f"python benchmarks/serving.py --rounds {about['rounds']}"
+    return "\n".join([*lines, "", f"Made by `{command}` ({made}) into `{results.relative_to(ROOT)}`."])
+
+
 TABLES: dict[str, Callable[[Path], str]] = {
     "cost": cost_table,
     "training": training_table,
@@ -177,6 +195,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "tasks": tasks_table,
     "contention": contention_table,
     "attack": attack_table,
+    "serving": serving_table,
 }
 
 
@@ -188,6 +207,7 @@ PAGES = {
     "tasks": ROOT / "README.md",
     "contention": ROOT / "docs" / "how-to" / "threads.md",
     "attack": ROOT / "docs" / "explanation" / "threat-model.md",
+    "serving": COSTS,
 }
 
 
