@@ -120,6 +120,14 @@ def test_what_pip_installs_is_declared() -> None:
     assert second[-1] in (ROOT / "requirements" / "model.in").read_text(encoding="utf-8")
 
 
+def test_other_servers_take_as_long_as_the_result_file_says() -> None:
+    rows = json.loads((ROOT / "benchmarks" / "results" / "serving.json").read_text())["rows"]
+    found = {row["name"]: f"{row['ratio']:.2f}" for row in rows}
+    text = " ".join(TEXT.split())
+    assert f"in {found['same_job transformers']} of the time that `transformers serve` takes" in text
+    assert f"and {found['same_job llama.cpp']} of llama.cpp's" in text
+
+
 def test_every_claim_leads_to_what_was_measured() -> None:
     """A sentence of prose with a measured number has a link to its row, as has every number of the table but costs."""
     lines = re.sub(r"```.*?```", "", TEXT, flags=re.DOTALL).splitlines()
