@@ -22,7 +22,7 @@ export function startIntake(show) {
   });
   startDropping(show);
   addEventListener("beforeunload", (event) => {
-    if (queue.some(({ status }) => status === "waiting" || status === "writing")) event.preventDefault();
+    if (queue.some(isUnderWay)) event.preventDefault();
   });
 }
 
@@ -30,9 +30,13 @@ export function startIntake(show) {
 function paste() {
   const box = byId("text");
   const text = box.value;
-  if (!text.trim() || queue.some((item) => item.box === box && item.status !== "failed")) return;
+  if (!text.trim() || queue.some((item) => item.box === box && isUnderWay(item))) return;
   for (const item of queue.filter((each) => each.box === box)) remove(item);
   add("pasted text", text, { box });
+}
+
+function isUnderWay({ status }) {
+  return status === "waiting" || status === "writing";
 }
 
 function startDropping(show) {
@@ -77,13 +81,13 @@ async function write(item) {
     item.entry = await send(item, text);
     item.status = "written";
     if (item.box) item.box.value = "";
-    await refresh(item.memory).catch(() => {});
   } catch (error) {
     item.status = "failed";
     item.problem = error.message;
   }
   if (item.box) item.box.readOnly = false;
   draw();
+  if (item.status === "written") await refresh(item.memory).catch(() => {});
 }
 
 /** The text of a file. Raises Error where it is none. */
