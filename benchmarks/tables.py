@@ -150,10 +150,12 @@ def contention_table(results: Path) -> str:
     return "\n".join([*lines, "", command])
 
 
-def _sources(about: Mapping[str, Any]) -> str:
-    """The version that was attacked, and which commit of it, where the results say."""
-    commit = f" ({about['commit']} of {about['date']})" if "commit" in about else ""
-    return f"byheart {about['byheart']}{commit}"
+def _sources(run: Mapping[str, Any]) -> str:
+    """The version that was attacked, and which commits of it, where the results say."""
+    about = run["about"]
+    rows = [{**about, **row} for row in run["rows"]]
+    commits = dict.fromkeys(f"{row['commit']} of {row['date']}" for row in rows if "commit" in row)
+    return f"byheart {about['byheart']}" + (f" ({', '.join(commits)})" if commits else "")
 
 
 def attack_table(results: Path) -> str:
@@ -164,7 +166,7 @@ def attack_table(results: Path) -> str:
     for row in stored["now"]["rows"]:
         counts = [f"{run['failures']:,} of {run['tries']:,}" if run else "" for run in (before.get(row["name"]), row)]
         lines.append(f"| `{row['name']}` | {row['what']} | {counts[0]} | **{counts[1]}** |")
-    versions = "; ".join(f"{when}: {_sources(stored[when]['about'])}" for when in ("before", "now"))
+    versions = "; ".join(f"{when}: {_sources(stored[when])}" for when in ("before", "now"))
     about = stored["now"]["about"]
     made = f"seed {about['seed']}; PyTorch {about['torch']}, transformers {about['transformers']}; {versions}"
     return "\n".join([*lines, "", f"Made by `make attack` ({made}) into `{results.relative_to(ROOT)}`."])

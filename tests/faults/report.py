@@ -87,11 +87,18 @@ def _commit() -> dict[str, str]:
     return dict(zip(("commit", "date"), ran.stdout.split(), strict=False))
 
 
+def _attacked(about: dict[str, Any]) -> dict[str, Any]:
+    """What is known of the sources that were attacked."""
+    return {name: about[name] for name in ("commit", "date") if name in about}
+
+
 def _keep(out: Path, when: str, about: dict[str, Any], rows: list[dict[str, Any]], names: list[str]) -> None:
     """Write rows into the file, in the place of those of the same attacks and the same version."""
     stored = json.loads(out.read_text()) if out.exists() else {}
-    earlier = stored.get(when, {}).get("rows", [])
-    kept = {row["name"]: row for row in [*earlier, *rows]}
+    before = stored.get(when, {})
+    # A row says which sources it is of: a part of the attacks may be made again.
+    earlier = [{**_attacked(before["about"]), **row} for row in before.get("rows", [])]
+    kept = {row["name"]: row for row in [*earlier, *({**_attacked(about), **row} for row in rows)]}
     stored[when] = {"about": about, "rows": [kept[name] for name in names if name in kept]}
     out.write_text(json.dumps(stored, indent=1) + "\n")
 
