@@ -136,12 +136,16 @@ def measure(one: Measure, given: argparse.Namespace) -> None:
             out=folder,
             progress=_Told(),
         )
-    keep(folder / "rows.json", given.kept / one.name / "rows.json", model=one.model)
+    keep(folder / "rows.json", given.kept / one.name / "rows.json", data=one.data, model=one.model)
 
 
-def keep(rows: Path, kept: Path, *, model: str) -> None:
-    """Copy a result file; of a model that lies somewhere on this machine it has only the name."""
+def keep(rows: Path, kept: Path, *, data: Sequence[str], model: str) -> None:
+    """Copy what a result file says of some data sets; of a model that lies on this machine it has only the name.
+
+    Rows of others were made once, of files that are not in the plan now, and not again with these.
+    """
     found = json.loads(rows.read_text(encoding="utf-8"))
+    found["rows"] = [row for row in found["rows"] if row["dataset"] in data]
     if model:
         found["about"]["model"] = model
     kept.parent.mkdir(parents=True, exist_ok=True)
