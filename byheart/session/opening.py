@@ -131,6 +131,24 @@ def open_state(
         dtype: ``auto`` is the one that the file was made in.
         encoder, system_prompt: as for ``load``.
     """
+    session = blank_for(
+        path, model=model, method=method, dtype=dtype, device=device, encoder=encoder, system_prompt=system_prompt
+    )
+    session.load(path)
+    return session
+
+
+def blank_for(
+    path: str | Path,
+    *,
+    model: str | Backbone,
+    method: str = "",
+    dtype: str = "auto",
+    device: str = "auto",
+    encoder: ChatEncoder | Tokenizer | None = None,
+    system_prompt: bool = True,
+) -> Session:
+    """A session that holds nothing yet and can load this saved memory. Arguments and errors as of ``open_state``."""
     header = state_file.load_header(Path(path))
     model = model or _model_of(header, path)
     learned = folder_of(method) if method else _learned_of(header, path)
@@ -140,11 +158,9 @@ def open_state(
         model = Backbone.open(locate(model), dtype=header.dtype if dtype == "auto" else dtype, device=device)
     try:
         how: dict[str, Any] = {"encoder": encoder, "system_prompt": system_prompt, "may_calibrate": False}
-        session = _build(model, method or header.method, learned, header.options, **how)
+        return _build(model, method or header.method, learned, header.options, **how)
     except UsageError as error:
         raise StateError(f"'{path}' cannot be opened with its method and options: {error}") from error
-    session.load(path)
-    return session
 
 
 def _model_of(header: Header, path: str | Path) -> str:

@@ -5,8 +5,14 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 
+import torch
+
+from byheart.errors import CorruptStateError
+from byheart.model.reading import Reading
+from byheart.model.slices import Slices
 from byheart.protocol.method import Method
-from byheart.protocol.state import SAMPLED_FORMATS, Header
+from byheart.protocol.state import SAMPLED_FORMATS, Header, State
+from byheart.protocol.state_file import OpenedState
 from byheart.text.encoder import ChatEncoder
 
 log = logging.getLogger(__name__)
@@ -38,3 +44,26 @@ def require_readable(header: Header, where: str, own: Header, method: Method, en
         ),
         where,
     )
+
+
+@torch.no_grad()
+def read_own(method: Method, file: OpenedState, longest: int) -> Slices[tuple[State, Reading]]:
+    """The state of a file on the model's device, and what the model sees of it; as ``Session.load_in_slices``.
+
+    Raises CorruptStateError where the method could not have made it.
+    """
+    state = file.read()
+    try:
+        method.require_own(state, written=bool(file.header.written))
+        state = {name: tensor.to(method.backbone.device) for name, tensor in state.items()}
+        yield from method.prepare(state, longest=longest)
+        reading = method.read(state)
+        if reading.slots != file.header.slots:
+            raise ValueError(f"it has {reading.slots} slots, and its header says {file.header.slots}")
+    except CorruptStateError as error:
+        raise CorruptStateError(f"'{file.path}' cannot be read: {error}") from error
+    except ValueError as error:
+        raise CorruptStateError(
+            f"'{file.path}' holds no state of {method.name}: {error}; restore it from a copy."
+        ) from error
+    return state, reading

@@ -15,21 +15,21 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from byheart.errors import CorruptStateError, InputError, StateError
+from byheart.errors import InputError, StateError
 from byheart.generation.contrast import require_contrast
 from byheart.generation.decoding import Decoding, DecodingOptions, with_options
 from byheart.generation.generate import Generation, Request
 from byheart.model.backbone import Backbone
 from byheart.model.kv_cache import PrefixCache
 from byheart.model.reading import Reading
+from byheart.model.slices import Slices, run_through
 from byheart.model.stock_attention import without_masks
 from byheart.protocol import state_file
 from byheart.protocol.fact import Fact
 from byheart.protocol.method import Method
 from byheart.protocol.state import Header, State, Written, nbytes
-from byheart.protocol.state_file import OpenedState
 from byheart.session.facts import encode_fact
-from byheart.session.readable import require_readable
+from byheart.session.readable import read_own, require_readable
 from byheart.text.detokenize import decode_stream, stop_strings
 from byheart.text.encoder import ChatEncoder
 from byheart.text.fact_text import FactText
@@ -348,31 +348,15 @@ class Session:
 
     def load(self, path: str | Path) -> None:
         """Continue from a saved memory. Raises StateError; the present memory then stays."""
+        run_through(self.load_in_slices(path, longest=self.backbone.positions))
+
+    def load_in_slices(self, path: str | Path, *, longest: int) -> Slices[None]:
+        """The same with pauses, after ``longest`` tokens or fewer where the method reads some again."""
         with state_file.opened(Path(path)) as file:
             self.require(file.header, f"'{path}'")
-            state, reading = self._require_own(file.read(), file)
+            state, reading = yield from read_own(self.method, file, longest)
         self._hold(state, replace(self.header, written=file.header.written, slots=file.header.slots))
         self.file_hash, self._reading = file.hash, reading
-
-    @torch.no_grad()
-    def _require_own(self, state: State, file: OpenedState) -> tuple[State, Reading]:
-        """The same state on the model's device, and what the model sees of it.
-
-        Raises CorruptStateError where the method could not have made it.
-        """
-        try:
-            self.method.require_own(state, written=bool(file.header.written))
-            state = {name: tensor.to(self.backbone.device) for name, tensor in state.items()}
-            reading = self.method.read(state)
-            if reading.slots != file.header.slots:
-                raise ValueError(f"it has {reading.slots} slots, and its header says {file.header.slots}")
-        except CorruptStateError as error:
-            raise CorruptStateError(f"'{file.path}' cannot be read: {error}") from error
-        except ValueError as error:
-            raise CorruptStateError(
-                f"'{file.path}' holds no state of {self.method.name}: {error}; restore it from a copy."
-            ) from error
-        return state, reading
 
     def require(self, header: Header, where: str) -> None:
         """Raise StateMismatchError unless a state with this header, from ``where``, can be read here."""

@@ -564,6 +564,15 @@ def test_forgetting_is_a_fresh_start(name: str) -> None:
 # ---- saving and loading ----
 
 
+def test_a_memory_that_is_decoded_is_loaded_with_pauses(tmp_path: Path) -> None:
+    made, twin = read("compact", TEXT * 8), session("compact")
+    made.save(tmp_path / "one.state")
+    pauses = list(twin.load_in_slices(tmp_path / "one.state", longest=32))
+    assert len(pauses) > 4
+    assert twin.header == made.header
+    assert twin.ask(QUESTION, **TALK) == made.ask(QUESTION, **TALK)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_a_saved_session_goes_on_where_it_was(name: str, tmp_path: Path) -> None:
     made = read(name)

@@ -15,10 +15,11 @@ from byheart.errors import UnknownNameError
 from byheart.generation.generate import Generation, Request, RunningSequence
 from byheart.methods import defaults, find
 from byheart.model.backbone import Backbone
+from byheart.model.slices import Slices
 from byheart.protocol.state_file import load_header
 from byheart.serving.engine.answer import Answer
 from byheart.session.default_method import default_method
-from byheart.session.opening import load, open_state
+from byheart.session.opening import blank_for, load
 from byheart.session.session import Session
 from byheart.text.encoder import ChatEncoder
 
@@ -52,27 +53,24 @@ class HostedModel:
                 raise UnknownNameError(f"option of {name}", option, known)
         return load(self.backbone, method=name, encoder=self.encoder, calibrate=False, **options)
 
-    def open(self, path: Path) -> Session:
+    def open(self, path: Path, *, longest: int) -> Slices[Session]:
         """A session that holds a saved memory, and its reading. Raises StateError.
 
         A method is built once for all memories that were made alike; what it keeps aside is each memory's own.
+
+        Args:
+            longest: tokens that are read without a pause.
         """
         header = load_header(path)
         key = json.dumps([header.method, header.options, header.learned, header.adapter], sort_keys=True)
-        blank = self._blanks.get(key)
-        if blank is None:
-            session = open_state(path, model=self.backbone, encoder=self.encoder)
-            blank = session.fork()
-            blank.forget()
-            blank.method = session.method.apart()
-            self._blanks[key] = blank
+        if key not in self._blanks:
+            self._blanks[key] = blank_for(path, model=self.backbone, encoder=self.encoder)
             if len(self._blanks) > _MOST_BLANKS:
                 self._blanks.popitem(last=False)
-            return session
         self._blanks.move_to_end(key)
-        session = blank.fork()
-        session.method = blank.method.apart()
-        session.load(path)
+        session = self._blanks[key].fork()
+        session.method = self._blanks[key].method.apart()
+        yield from session.load_in_slices(path, longest=longest)
         return session
 
     @property

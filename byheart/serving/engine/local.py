@@ -16,7 +16,7 @@ from byheart.serving.engine.hosted_model import HostedModel
 from byheart.serving.engine.residents import Residents
 from byheart.serving.engine.ticket import Ticket
 from byheart.serving.engine.worker import Worker
-from byheart.serving.engine.writing import Writer, examine
+from byheart.serving.engine.writing import Writer
 from byheart.serving.jobs import Ask, Finished, Load, NewState, Piece, Progress, Write
 from byheart.text.encoder import ChatEncoder
 
@@ -49,7 +49,7 @@ class LocalEngine:
         known = encoders or {}
         self._models = {name: HostedModel(backbone, known.get(name)) for name, backbone in models.items()}
         self._aside = ThreadPoolExecutor(_FETCHES, thread_name_prefix="byheart-files")
-        self._residents = Residents(max_resident, self._aside)
+        self._residents = Residents(max_resident, self._aside, prefill_tokens)
         self._writer = Writer(self._residents, prefill_tokens)
         self._worker = Worker(self._models, self._residents, queue=queue, batch=batch, prefill_tokens=prefill_tokens)
 
@@ -77,7 +77,7 @@ class LocalEngine:
     async def examine(self, path: Path, model: str) -> Header:
         """The header of a state file that the model can read. Raises StateError."""
         hosted = self._find(model)
-        header: Header = await self._made(Ticket("", lambda ticket: examine(path, hosted)))
+        header: Header = await self._made(Ticket("", lambda ticket: self._writer.examine(path, hosted)))
         return header
 
     def drop(self, keys: Sequence[str]) -> int:

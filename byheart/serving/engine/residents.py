@@ -25,10 +25,11 @@ class Residents:
     Args:
         most_bytes: what they may take; one that is read stays, and a single one may take more.
         aside: where files are fetched.
+        longest: tokens that are read without a pause.
     """
 
-    def __init__(self, most_bytes: int, aside: Executor) -> None:
-        self.most_bytes, self._aside = most_bytes, aside
+    def __init__(self, most_bytes: int, aside: Executor, longest: int) -> None:
+        self.most_bytes, self._aside, self._longest = most_bytes, aside, longest
         self._lock = threading.RLock()
         self._sessions: OrderedDict[str, tuple[Session, int]] = OrderedDict()
         self._uses: Counter[str] = Counter()
@@ -109,7 +110,7 @@ class Residents:
         # Those that are read now cannot make room; once nothing is, this one is opened whatever it takes.
         while self._bytes_in_use() > 0 and self._bytes_in_use() + need > self.most_bytes:
             yield None
-        session = model.open(path)
+        session = yield from model.open(path, longest=self._longest)
         self.put(ref.key, session)
         return session
 

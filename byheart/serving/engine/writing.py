@@ -58,6 +58,11 @@ class Writer:
                 path.unlink(missing_ok=True)
         return NewState(path, sha256, size, session.header, tuple(session.header.written[known:]))
 
+    def examine(self, path: Path, model: HostedModel) -> Slices[Header]:
+        """The header of a state file that the model can read. Raises StateError."""
+        session = yield from model.open(path, longest=self._longest)
+        return session.header
+
     def _write_texts(self, session: Session, job: Write, progress: Progress | None) -> Slices[None]:
         total = sum(session.document(new.text, answer=new.answer).shape[1] for new in job.texts)
         done = 0
@@ -70,12 +75,6 @@ class Writer:
                 yield tokens
         if progress is not None:
             progress(total, total)
-
-
-def examine(path: Path, model: HostedModel) -> Slices[Header]:
-    """The header of a state file that the model can read. Raises StateError."""
-    yield 0
-    return model.open(path).header
 
 
 def _begin_saving(path: Path, state: State, header: Header) -> Future[tuple[int, str, Header]]:
