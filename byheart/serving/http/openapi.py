@@ -58,7 +58,7 @@ def _describe(operation: Operation, named: Any, shapes: dict[str, Any]) -> dict[
         answer = {"type": "object", "properties": {"data": {"type": "array", "items": answer}}}
     content = {operation.answer_type: {"schema": answer}}
     if operation.is_streamed:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+        content["text/event-stream"] = {}
     found: dict[str, Any] = {
         "operationId": operation.handler.__name__,
         "summary": (operation.handler.__doc__ or "").strip().partition("\n")[0],
