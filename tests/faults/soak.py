@@ -162,9 +162,11 @@ class Soak:
         # What was written meanwhile may have been read or not.
         versions = range(version, (_VERSIONS if is_anew else shared.version) + 1)
         possible = [body["memory"]["version"]] if pinned else range(1, _VERSIONS + 1) if is_anew else versions
-        if all(self.library.answer(memory, each, question) != answer.text for each in possible):
-            whose = self.library.whose(answer.text)
-            self.problems.append(f"memory {memory}, versions {[*possible]}: {answer.text!a} is an answer {whose}")
+        # A session's answer has no white space around it.
+        text = answer.text.strip()
+        if all(self.library.answer(memory, each, question) != text for each in possible):
+            whose = self.library.whose(text)
+            self.problems.append(f"memory {memory}, versions {[*possible]}: {text!a} is an answer {whose}")
 
     def _change(self, memory: int) -> None:
         """Write into a memory, or begin it anew; one client at a time does that to one memory."""
