@@ -14,8 +14,6 @@ from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path, PurePosixPath
 
 _WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
-
-
 _SHORT, _LONG = "1000", "30000"
 
 
@@ -37,10 +35,9 @@ def choose(
     threads = {} if "OMP_NUM_THREADS" in environ else {"OMP_NUM_THREADS": str(cpus)}
     if any(name in environ for name in _WAITING):
         return threads
-    return {
-        **threads,
-        **({"GOMP_SPINCOUNT": _LONG if serves else _SHORT} if platform == "linux" else {"OMP_WAIT_POLICY": "PASSIVE"}),
-    }
+    if platform != "linux":
+        return {**threads, "OMP_WAIT_POLICY": "PASSIVE"}
+    return {**threads, "GOMP_SPINCOUNT": _LONG if serves else _SHORT}
 
 
 def count_cpus(root: Path = Path("/")) -> int:

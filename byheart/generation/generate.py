@@ -267,7 +267,7 @@ def sample(scores: Float[Tensor, " V"], decoding: Decoding, generator: torch.Gen
     # A sum and a search: PyTorch's own drawing makes a random number for each token of the vocabulary.
     total = probabilities.cpu().double().cumsum(-1)
     if not math.isfinite(total[-1]):
-        raise ModelError("The model's scores are not finite, so no token can be drawn; try --dtype float32.")
+        raise ModelError("The model's scores are not finite, so no token can be drawn; try the dtype float32.")
     drawn = torch.rand((), dtype=torch.double, generator=generator) * total[-1]
     place = min(int(torch.searchsorted(total, drawn, right=True)), len(total) - 1)
     return place if tokens is None else int(tokens[place])
