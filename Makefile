@@ -6,6 +6,10 @@ ifndef OMP_WAIT_POLICY
 export GOMP_SPINCOUNT ?= 1000
 endif
 
+# What is installed is compiled once, also for those who keep compiled files out of their own folders: importing torch
+# and transformers takes three times as long otherwise, in each process.
+export PYTHONDONTWRITEBYTECODE :=
+
 .DEFAULT_GOAL := help
 # What recipes train on; they are measured on the other parts of the same.
 RECIPE_DATA := squad novels wikitext2 fairytaleqa nq personachat

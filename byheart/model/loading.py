@@ -37,6 +37,7 @@ from byheart.errors import ByheartError, ModelError, UnsupportedModelError, Usag
 from byheart.files import cache_folder, cached, digest_of_file, require_regular
 from byheart.model.folder import examine
 from byheart.model.offload import OFFLOAD, place_layers
+from byheart.model.precision import fast_dtype
 from byheart.provenance import find_outdated
 
 DEFAULT = "smollm2"
@@ -268,17 +269,10 @@ def _offload(model: str, device: torch.device, kind: Mapping[str, Any]) -> dict[
 
 def _dtype(dtype: str, device: torch.device) -> torch.dtype:
     if dtype == "auto":
-        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_has_bfloat16()
-        return torch.bfloat16 if fast and device.type in ("cpu", "cuda") else torch.float32
+        return fast_dtype(device)
     if dtype not in PRECISIONS:
         raise UsageError(f"dtype '{dtype}' is not known; give auto, {', '.join(PRECISIONS)}.")
     return PRECISIONS[dtype]
-
-
-def _cpu_has_bfloat16() -> bool:
-    # torch keeps these checks private; a build without them has no fast bfloat16 either.
-    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, check, bool)() for check in checks)
 
 
 def _device(device: str) -> torch.device:

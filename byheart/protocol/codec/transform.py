@@ -19,13 +19,14 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 
 import torch
-from jaxtyping import BFloat16, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from byheart.model.precision import fast_dtype
 from byheart.protocol.codec.levels import UNITS
 
-# Processors have fast products for it, and slots have no more digits.
-_DTYPE = torch.bfloat16
+# Slots have no more digits than bfloat16, but not every processor has fast products for it.
+_DTYPE = fast_dtype(torch.device("cpu"))
 EXPLAINING = 256
 """How many components tell how much depends on a token."""
 
@@ -57,12 +58,12 @@ class Transform:
         """Its tensors by the names of its fields."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
-    def forward(self, x: Float[Tensor, "T N"], features: Float[Tensor, "T F"]) -> BFloat16[Tensor, "T C"]:
+    def forward(self, x: Float[Tensor, "T N"], features: Float[Tensor, "T F"]) -> Float[Tensor, "T C"]:
         """The components of slots."""
         known = torch.addmm(self.center.to(_DTYPE), features.to(_DTYPE), self._prediction)
         return (x.to(_DTYPE) - known) @ self._analysis
 
-    def back(self, y: Float[Tensor, "T C"], features: Float[Tensor, "T F"]) -> BFloat16[Tensor, "T N"]:
+    def back(self, y: Float[Tensor, "T C"], features: Float[Tensor, "T F"]) -> Float[Tensor, "T N"]:
         """The slots that have these components; the last of them may be left out."""
         known = torch.cat([features.to(_DTYPE), y.to(_DTYPE)], dim=1)
         return torch.addmm(self.center.to(_DTYPE), known, self._synthesis[: known.shape[1]])
@@ -97,16 +98,16 @@ class Transform:
             raise ValueError("its components are not in the order of their widths")
 
     @cached_property
-    def _synthesis(self) -> BFloat16[Tensor, "FC N"]:
+    def _synthesis(self) -> Float[Tensor, "FC N"]:
         """From features, then components with their weights taken off, to slots: one product, rounded once."""
         return torch.cat([self._prediction, by_head(self._rows, torch.linalg.inv(self.weights)).to(_DTYPE)])
 
     @cached_property
-    def _prediction(self) -> BFloat16[Tensor, "F N"]:
+    def _prediction(self) -> Float[Tensor, "F N"]:
         return (self.prediction.float() * self.prediction_scale).to(_DTYPE)
 
     @cached_property
-    def _analysis(self) -> BFloat16[Tensor, "N C"]:
+    def _analysis(self) -> Float[Tensor, "N C"]:
         """From slots to components, by least squares: rounding has left the basis not quite orthonormal."""
         solved = torch.cholesky_solve(self._rows, torch.linalg.cholesky(self._rows @ self._rows.T))
         return by_head(solved, self.weights).T.to(_DTYPE).contiguous()
