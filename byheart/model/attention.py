@@ -10,6 +10,7 @@ Dimensions: B batch, H key-value heads, G query heads for each, T queries, M key
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -153,7 +154,7 @@ def _attention(
         raise UnsupportedModelError(
             "attention with learned sinks (gpt-oss) is not supported; open the model with sdpa."
         )
-    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    scale = _scale(query, scaling)
     if (ahead := before(key)) is not None:
         window = kwargs.get("sliding_window")
         return attend_after(
@@ -161,19 +162,37 @@ def _attention(
         ), None
     attention_mask = with_head_mask(query, key, attention_mask)
     show(query, key, attention_mask, scaling=scale, softcap=softcap)
-
-    def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        kernel = choose_kernel(query, key, mask) if softcap is None else "grouped"
-        if kernel == "folded":
-            return folded_attention(query, key, value, mask, scaling=scale)
-        if kernel == "stock":
-            if mask is not None and mask.shape[1] > 1:
-                # One for each query head.
-                mask = mask.repeat_interleave(query.shape[1] // mask.shape[1], dim=1)
-            out: Tensor = sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **kwargs)[0]
-            return out
-        if mask is None and query.shape[2] > 1:
-            mask = causal_mask(query, key)
-        return grouped_attention(query, key, value, mask, scaling=scale, softcap=softcap)
-
+    attend = partial(_attend, module, scaling=scaling, softcap=softcap, **kwargs)
     return attended(attend, query, key, value, attention_mask), None
+
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    *,
+    scaling: float | None,
+    softcap: float | None,
+    **kwargs: Any,
+) -> Tensor:
+    """By the kernel that is the fastest for these shapes."""
+    scale = _scale(query, scaling)
+    kernel = choose_kernel(query, key, mask) if softcap is None else "grouped"
+    if kernel == "folded":
+        return folded_attention(query, key, value, mask, scaling=scale)
+    if kernel == "stock":
+        if mask is not None and mask.shape[1] > 1:
+            # One for each query head.
+            mask = mask.repeat_interleave(query.shape[1] // mask.shape[1], dim=1)
+        out: Tensor = sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **kwargs)[0]
+        return out
+    if mask is None and query.shape[2] > 1:
+        mask = causal_mask(query, key)
+    return grouped_attention(query, key, value, mask, scaling=scale, softcap=softcap)
+
+
+def _scale(query: Tensor, scaling: float | None) -> float:
+    """What scores are multiplied with: the layer's own, or that of its width."""
+    return scaling if scaling is not None else query.shape[-1] ** -0.5

@@ -65,19 +65,20 @@ def _report(given: argparse.Namespace) -> int:
     warnings.simplefilter("ignore")
     logging.getLogger("byheart").propagate = False
     logging.getLogger("byheart").addHandler(logging.NullHandler())
-    rows = []
+    about = {**versions(), **_commit(), "seed": given.seed}
+    failures = 0
     for attack in (attack for attack in ATTACKS if attack.name.startswith(tuple(given.only))):
         found = run(attack, seed=given.seed, share=given.share, only=given.call)
-        rows.append(asdict(found))
+        failures += found.failures
         print(
             f"{found.failures:5} of {found.tries:6}  {found.name:22} {found.seconds:7.1f} s  {found.what}", flush=True
         )
         for example in found.examples:
             print(f"       --seed {given.seed} --only {found.name} --call {example}", flush=True)
-    if given.out:
-        about = {**versions(), **_commit(), "seed": given.seed}
-        _keep(given.out, "before" if given.before else "now", about, rows, [attack.name for attack in ATTACKS])
-    return sum(row["failures"] for row in rows)
+        if given.out:
+            # At once: it may be ended before the last.
+            _keep(given.out, "before" if given.before else "now", about, asdict(found), [own.name for own in ATTACKS])
+    return failures
 
 
 def _commit() -> dict[str, str]:
@@ -92,13 +93,13 @@ def _attacked(about: dict[str, Any]) -> dict[str, Any]:
     return {name: about[name] for name in ("commit", "date") if name in about}
 
 
-def _keep(out: Path, when: str, about: dict[str, Any], rows: list[dict[str, Any]], names: list[str]) -> None:
-    """Write rows into the file, in the place of those of the same attacks and the same version."""
+def _keep(out: Path, when: str, about: dict[str, Any], row: dict[str, Any], names: list[str]) -> None:
+    """Write a row into the file, in the place of that of the same attack and the same version."""
     stored = json.loads(out.read_text()) if out.exists() else {}
     before = stored.get(when, {})
     # A row says which sources it is of: a part of the attacks may be made again.
     earlier = [{**_attacked(before["about"]), **row} for row in before.get("rows", [])]
-    kept = {row["name"]: row for row in [*earlier, *({**_attacked(about), **row} for row in rows)]}
+    kept = {each["name"]: each for each in [*earlier, {**_attacked(about), **row}]}
     stored[when] = {"about": about, "rows": [kept[name] for name in names if name in kept]}
     out.write_text(json.dumps(stored, indent=1) + "\n")
 

@@ -33,6 +33,11 @@ def test_functions_are_counted_without_decorators_and_each_on_its_own() -> None:
     assert found == {"outer": 8, "inner": 2, "method": 2}
 
 
+def test_code_is_what_is_left_without_docstrings_comments_and_blank_lines() -> None:
+    assert size.code_lines(SOURCE) == 8
+    assert size.code_lines('# why\n\nx = """\ntext\n"""  # so\n') == 3
+
+
 def test_a_file_is_as_long_as_it_is_read() -> None:
     measured = size.measure(Path(size.__file__).parent.parent / "byheart" / "errors.py")
     assert measured.name == "byheart/errors.py"
@@ -49,7 +54,7 @@ def test_a_percentile_is_one_of_the_values(values: list[int], percent: int, expe
 
 
 def file(lines: int, *functions: int) -> size.File:
-    return size.File("x.py", lines, [size.Function("f", count) for count in functions])
+    return size.File("byheart/x.py", lines, lines, [size.Function("f", count) for count in functions])
 
 
 def test_what_is_above_a_limit_is_told() -> None:
