@@ -26,6 +26,7 @@ from byheart.errors import UnsupportedModelError
 from byheart.files import cache_folder
 from byheart.model.backbone import Backbone
 from byheart.protocol.codec import shelf
+from byheart.session import calibration
 from byheart.testing import tiny_model
 from tests.samples import codec_of, moments_of
 from tests.store.postgres import Postgres, started
@@ -130,7 +131,7 @@ def no_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object, **options: object) -> None:
         raise AssertionError("a model is calibrated")
 
-    monkeypatch.setattr("byheart.session.calibration.make_codec", refuse)
+    monkeypatch.setattr(calibration, "make_codec", refuse)
 
 
 @dataclass(frozen=True)

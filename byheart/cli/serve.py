@@ -116,10 +116,10 @@ def _parse(models: Sequence[str] | None, choices: dict[str, Any]) -> dict[str, A
     )
     parsed = {"settings": settings, "max_resident": parse_bytes(choices.pop("max_resident"))}
     parsed |= {"home": Store(choices.pop("home")).home, **choices}
-    return parsed if not models else {**parsed, "models": _parse_models(models)}
+    return parsed if not models else {**parsed, "models": parse_models(models)}
 
 
-def _parse_models(models: Sequence[str]) -> dict[str, str]:
+def parse_models(models: Sequence[str]) -> dict[str, str]:
     """``NAME=MODEL`` or a model that has its own name. Raises UsageError for two of one name."""
     pairs = [text.partition("=") for text in models]
     named = [(name, model) if equals else (_name(name), name) for name, equals, model in pairs]

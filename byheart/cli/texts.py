@@ -10,7 +10,7 @@ from byheart.cli import terminal
 from byheart.errors import InputError
 
 STDIN = "-"
-_LONGEST = 1 << 28
+LONGEST = 1 << 28
 """Bytes of a text; a device or a pipe may have no end."""
 
 
@@ -20,9 +20,9 @@ def read_text(source: str) -> str:
     try:
         if source == STDIN and sys.stdin.isatty():
             terminal.note("Type or paste the text, then press Ctrl-D.")
-        raw = sys.stdin.buffer.read(_LONGEST + 1) if source == STDIN else _read_file(source)
-        if len(raw) > _LONGEST:
-            raise InputError(f"{shown} has more than {_LONGEST >> 20} MiB of text; write it in parts.")
+        raw = sys.stdin.buffer.read(LONGEST + 1) if source == STDIN else _read_file(source)
+        if len(raw) > LONGEST:
+            raise InputError(f"{shown} has more than {LONGEST >> 20} MiB of text; write it in parts.")
         text = raw.decode("utf-8").removeprefix("\ufeff").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise InputError(
@@ -37,4 +37,4 @@ def read_text(source: str) -> str:
 
 def _read_file(source: str) -> bytes:
     with Path(os.path.expanduser(source)).open("rb") as file:
-        return file.read(_LONGEST + 1)
+        return file.read(LONGEST + 1)

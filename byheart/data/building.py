@@ -26,8 +26,8 @@ from byheart.files import digest_of_file, read_json, replacing
 
 LOCK = "data.lock.json"
 SOURCES = "sources"
-_LISTS = Path(__file__).with_name("listed")
-_EMPTY: Fields = {
+LISTS = Path(__file__).with_name("listed")
+EMPTY: Fields = {
     "id": "",
     "dataset": "",
     "split": "",
@@ -165,7 +165,7 @@ def _ordered(rows: list[Any], choice: Choice) -> list[Any]:
 
 def _listed(records: list[Fields], name: str) -> list[Fields]:
     """The records whose content keys a file lists, in its order. Raises InputError where some are not there."""
-    keys = (_LISTS / f"{name}.txt").read_text(encoding="utf-8").split()
+    keys = (LISTS / f"{name}.txt").read_text(encoding="utf-8").split()
     known: dict[str, Fields] = {}
     for record in records:
         known.setdefault(content_key(record), record)
@@ -179,8 +179,8 @@ def _listed(records: list[Fields], name: str) -> list[Fields]:
 
 def _complete(record: Fields) -> Fields:
     """All fields of a record, in their order."""
-    whole = {**_EMPTY, **record}
-    return {name: whole[name] for name in _EMPTY}
+    whole = {**EMPTY, **record}
+    return {name: whole[name] for name in EMPTY}
 
 
 # ---- digests ----

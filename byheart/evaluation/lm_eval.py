@@ -177,7 +177,7 @@ def measure(
     costs = {"method": method or session.method.name, "bytes": kept.bytes, "seconds": seconds}
     better = found.get("higher_is_better", {})
     return [
-        row for name, metrics in found["results"].items() for row in _rows(name, metrics, better.get(name, {}), costs)
+        row for name, metrics in found["results"].items() for row in to_rows(name, metrics, better.get(name, {}), costs)
     ]
 
 
@@ -208,7 +208,7 @@ def _is_file(task: str) -> bool:
     return task.endswith((".yaml", ".yml")) and Path(task).is_file()
 
 
-def _rows(
+def to_rows(
     name: str, metrics: Mapping[str, Any], better: Mapping[str, bool | None], costs: Mapping[str, Any]
 ) -> Iterator[Result]:
     """Rows of one task's or group's metrics, which are called ``metric,filter`` and ``metric_stderr,filter``."""

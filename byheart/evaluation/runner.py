@@ -252,7 +252,7 @@ def _answer(task: Task, candidate: Candidate, sessions: Mapping[int, Session], a
     try:
         if task.asks == "words":
             return _generate(task, pairs, candidate.decoding_for(task, asked[0].question.max_tokens))
-        return {"choices": _choose, "target": _predict, "stream": _stream}[task.asks](pairs)
+        return {"choices": choose, "target": _predict, "stream": _stream}[task.asks](pairs)
     except InputError as error:
         # Which of them it was is found by asking each alone.
         if len(asked) > 1:
@@ -272,7 +272,7 @@ def _generate(task: Task, asked: Sequence[tuple[Session, Question]], decoding: D
         first.backbone, first.encoder, requests, task.stop, begun=lambda: begun.append(time.perf_counter())
     )
     ended = time.perf_counter()
-    likely = iter(_choose([pair for pair in asked if pair[1].choices]))
+    likely = iter(choose([pair for pair in asked if pair[1].choices]))
     answers = [
         replace(next(likely).answer if each.choices else Answer(), text=_words(each, f"{each.answer_prefix}{text}"))
         for (_, each), text in zip(asked, texts, strict=True)
@@ -284,7 +284,7 @@ def _words(question: Question, text: str) -> str:
     return text.strip() if question.is_stripped else text
 
 
-def _choose(asked: Sequence[tuple[Session, Question]]) -> list[Told]:
+def choose(asked: Sequence[tuple[Session, Question]]) -> list[Told]:
     if not asked:
         return []
     backbone, device = asked[0][0].backbone, asked[0][0].backbone.device

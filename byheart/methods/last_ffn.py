@@ -177,7 +177,7 @@ class LastFFN(Method):
 
     def tune(self, tokens: Tensor, *, start: int) -> Tuned:
         """Tune on ``tokens`` (1, T): those from ``start`` on are learned, the ones before are only read."""
-        return self._tune([{}], [(tokens, start)])[0]
+        return self.tune_many([{}], [(tokens, start)])[0]
 
     def _deltas(self, state: State) -> dict[str, DenseDelta]:
         # Without steps the changes are zeros, which would only cost their products.
@@ -211,11 +211,11 @@ class LastFFN(Method):
             turns.append((torch.cat([ends[0], self._bare(text), ends[1]], dim=1), max(1, len(self.header))))
             require_learnable(turns[-1][0])
             require_positions(self.backbone, turns[-1][0].shape[1], "write it in parts")
-        return self._tune(before, turns)
+        return self.tune_many(before, turns)
 
     # Tensors made in inference mode cannot be tuned, whatever mode the caller is in.
     @torch.inference_mode(False)
-    def _tune(self, before: Sequence[Mapping[str, Tensor]], texts: Sequence[tuple[Tensor, int]]) -> list[Tuned]:
+    def tune_many(self, before: Sequence[Mapping[str, Tensor]], texts: Sequence[tuple[Tensor, int]]) -> list[Tuned]:
         frozen = {path: self.backbone.linear(path).weight for path in self._paths}
         if not self.steps:
             return [

@@ -161,7 +161,7 @@ class LatentPool(Method):
         device = self.backbone.device
         place = torch.arange(1, 1 + pool.shape[1], device=device).expand(1, layers, -1).clone()
         state = {
-            **self.coding.to_state(self._project(hidden)),
+            **self.coding.to_state(self.project(hidden)),
             "place": place,
             "recent": pool[None, :, max(0, pool.shape[1] - self.slots) :].clone(),
             "writes": torch.zeros(1, dtype=torch.long, device=device),
@@ -172,7 +172,7 @@ class LatentPool(Method):
     def loss(self, batch: Batch, objective: Objective = TARGETS_ONLY) -> Tensor:
         """As for every method; or, with ``carried``, as MemoryLLM was trained, which changes the pool."""
         if objective.carried:
-            return carried_loss(self, self._seen, batch, objective)
+            return carried_loss(self, self.hidden_of, batch, objective)
         return Method.loss(self, batch, objective)
 
     def template(self, state: State, *, written: bool) -> State:
@@ -272,7 +272,7 @@ class LatentPool(Method):
         place = state["place"]
         dropped = max(0, place.shape[2] + new - self.slots * self.blocks)
         gone = self._gone(state, dropped) if kept is None else other_positions(place, kept, dropped)
-        projected = self._project(delta)
+        projected = self.project(delta)
         slots, place = assign_slots(place, gone, new)
 
         def put(kv: KV, fresh: KV) -> KV:
@@ -318,7 +318,7 @@ class LatentPool(Method):
         """The tokens of a segment at which the writing LoRA is active."""
         return slice(length - marked, length) if self.adapt == "kept" else None
 
-    def _project(self, hidden: Tensor) -> KV:
+    def project(self, hidden: Tensor) -> KV:
         with _maybe(self.reading, self.backbone):
             return self.backbone.project(list(hidden.unbind(1)))
 

@@ -150,7 +150,7 @@ class LongTermPool(Method):
         held, slots = self.pool.initial, state["place"].shape[2]
         hidden = self.pool.first[:, :0] if held is None else held
         stamps = -self.long_ages[None] - (self.slots * slots if self.order == "written" else 0)
-        stored = FoundSlots(self._project(self.long_hidden), self.long_address[None].clone(), stamps)
+        stored = FoundSlots(self.project(self.long_hidden), self.long_address[None].clone(), stamps)
         return {
             **state,
             "address": self._addresses(hidden[None]),
@@ -334,11 +334,11 @@ class LongTermPool(Method):
         asked = batch.target[:, : _query_tokens(batch)]
         found = [self.search(state, row[None]) for state, row in zip(states, asked, strict=True)]
         chosen = [{**state, "recalled": where} for state, (where, _) in zip(states, found, strict=True)]
-        seen = torch.cat([*hidden, self._seen(chosen, batch.target)], dim=1)
-        searching = self._search_loss(states, torch.cat([rows for _, rows in found]))
+        seen = torch.cat([*hidden, self.hidden_of(chosen, batch.target)], dim=1)
+        searching = self.recall_loss(states, torch.cat([rows for _, rows in found]))
         return episode_loss(self.backbone, seen, batch, objective) + searching
 
-    def _search_loss(self, states: list[State], rows: Tensor) -> Tensor:
+    def recall_loss(self, states: list[State], rows: Tensor) -> Tensor:
         """The retriever's, of the hidden states (B, L, T, D) of prompts that each have a state of their own."""
         owners = torch.cat([torch.full_like(state["stamp"], owner) for owner, state in enumerate(states)], dim=2)
         stamps = torch.cat([state["stamp"] for state in states], dim=2)
@@ -366,7 +366,7 @@ class LongTermPool(Method):
             found: Tensor = self.address(hidden).to(self.backbone.dtype)
         return found
 
-    def _project(self, hidden: Tensor) -> KV:
+    def project(self, hidden: Tensor) -> KV:
         """The keys and values of slots made of hidden states (L, M, D), for a batch of one."""
         if not hidden.shape[1]:
             return map_slots(lambda part: part[:, :, :0].clone(), self.backbone.slot)

@@ -91,11 +91,11 @@ class MEMIT(FactMethod):
             changes = self.changes(state, rows)
             share = (wanted - self._stream(state, rows, last)) / left
             key = keys_of(self.backbone, rows, path, changes)
-            direction = self._direction(path, state[f"keys.{path}"][0], key)
+            direction = self.direction(path, state[f"keys.{path}"][0], key)
             state = self.append(state, path, down=direction, up=share, keys=key)
         return state
 
-    def _direction(self, path: str, earlier: Float[Tensor, "R K"], key: Float[Tensor, " K"]) -> Float[Tensor, " K"]:
+    def direction(self, path: str, earlier: Float[Tensor, "R K"], key: Float[Tensor, " K"]) -> Float[Tensor, " K"]:
         """The product of the inverse of S C + K K^T and the key, which is the last of K."""
         solved = key_moments.solve(self.factor(path, self.moments_weight), [*earlier, key])
         keys = torch.stack([*earlier, key], dim=1).double().cpu()

@@ -119,7 +119,7 @@ def choose_kernel(query: Tensor, key: Tensor, mask: Tensor | None) -> Kernel:
 
 def register() -> str:
     """Make byheart's attention known to transformers; gives its name."""
-    AttentionInterface.register(NAME, _attention)
+    AttentionInterface.register(NAME, attention_forward)
     AttentionMaskInterface.register(NAME, _mask)
     return NAME
 
@@ -139,7 +139,7 @@ def _mask(*, mask_function: Callable[..., Any], attention_mask: Tensor | None = 
     return sdpa_mask(mask_function=rule, attention_mask=attention_mask, **kwargs)
 
 
-def _attention(
+def attention_forward(
     module: nn.Module,
     query: Tensor,
     key: Tensor,

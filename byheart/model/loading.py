@@ -105,7 +105,7 @@ def open_model(
     where = _device("auto" if is_offloaded else device)
     kind = _four_bits(where) if dtype == _FOUR_BITS else {"dtype": _dtype(dtype, where)}
     if is_offloaded:
-        kind |= _offload(model, where, kind)
+        kind |= offload_settings(model, where, kind)
     advice = f"Give an alias ({', '.join(_PACKAGES)}), a hub id, a folder with config.json, or a .gguf file."
     with opening(f"Model '{model}' could not be opened", advice), taking_attention(attention):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -254,7 +254,7 @@ def _four_bits(device: torch.device) -> dict[str, Any]:
     return {"dtype": torch.bfloat16, "quantization_config": settings, "device_map": {"": device}}
 
 
-def _offload(model: str, device: torch.device, kind: Mapping[str, Any]) -> dict[str, Any]:
+def offload_settings(model: str, device: torch.device, kind: Mapping[str, Any]) -> dict[str, Any]:
     """Where transformers puts each part of a model that is larger than the device. Raises UsageError."""
     if "quantization_config" in kind:
         raise UsageError("dtype '4bit' keeps all weights on the GPU; give bfloat16 with device 'offload'.")

@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from byheart.model.backbone import Backbone
 
-_CHUNK_LOGITS = 1 << 24
+CHUNK_LOGITS = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class LogitsBuffer:
 
 def chunks(backbone: Backbone, tokens: int) -> Iterable[slice]:
     """Even slices of ``tokens`` whose logits stay within 64 MiB; a short last one would cost almost as much."""
-    most = max(16, _CHUNK_LOGITS // backbone.head.out_features)
+    most = max(16, CHUNK_LOGITS // backbone.head.out_features)
     size = math.ceil(tokens / max(1, math.ceil(tokens / most)))
     return (slice(start, min(start + size, tokens)) for start in range(0, tokens, max(1, size)))
 

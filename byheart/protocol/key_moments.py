@@ -31,18 +31,18 @@ from byheart.protocol.tensor_file import open_tensors
 _NAME, _MODEL = "moments", "backbone"
 # Of the middle one of the moments themselves: a few keys are so much larger than the others that a mean is theirs.
 _RIDGE = 1e-4
-_known: dict[tuple[str, str], Tensor] = {}
+KNOWN: dict[tuple[str, str], Tensor] = {}
 
 
 def find(backbone: Backbone, path: str) -> Float[Tensor, "K K"] | None:
     """The moments of what the linear layer at ``path`` is given; None where they were not measured, or are damaged."""
     key = (without_remainder(backbone.fingerprint), path)
-    if key not in _known:
+    if key not in KNOWN:
         found = _read(_file(*key), key[0], widths(backbone.linear(path))[0])
         if found is None:
             return None
-        _known[key] = found
-    return _known[key]
+        KNOWN[key] = found
+    return KNOWN[key]
 
 
 def require(backbone: Backbone, path: str) -> Float[Tensor, "K K"]:
@@ -61,7 +61,7 @@ def keep(backbone: Backbone, moments: Mapping[str, Tensor]) -> Path:
     """Keep moments for this process and later ones; gives their folder. Raises CheckpointError."""
     name = without_remainder(backbone.fingerprint)
     for path, matrix in moments.items():
-        _known[name, path] = matrix
+        KNOWN[name, path] = matrix
         try:
             with replacing(_file(name, path)) as scratch:
                 scratch.write_bytes(serialize({_NAME: matrix}, metadata={_MODEL: name}))

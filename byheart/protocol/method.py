@@ -196,7 +196,7 @@ class Method(nn.Module, abc.ABC):
         if objective.carried:
             raise UsageError(f"method '{self.name}' has no pool to carry; leave out carried, or train latent-pool.")
         states, hidden = self.write_episodes(batch, objective)
-        seen = torch.cat([*hidden, self._seen(states, batch.target)], dim=1)
+        seen = torch.cat([*hidden, self.hidden_of(states, batch.target)], dim=1)
         return episode_loss(self.backbone, seen, batch, objective)
 
     def write_episodes(self, batch: Batch, objective: Objective) -> tuple[list[State], list[Tensor]]:
@@ -205,14 +205,14 @@ class Method(nn.Module, abc.ABC):
         hidden: list[Tensor] = []
         for index in range(batch.segments.shape[1]):
             if objective.every_segment and index:
-                hidden.append(self._seen(states, batch.segments[:, index], batch.mask[:, index]))
+                hidden.append(self.hidden_of(states, batch.segments[:, index], batch.mask[:, index]))
             if objective.checkpoint_writes:
                 states = checkpoint(self.write_many, states, batch.rows(index), use_reentrant=False)
             else:
                 states = self.write_many(states, batch.rows(index))
         return states, hidden
 
-    def _seen(self, states: Sequence[State], tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+    def hidden_of(self, states: Sequence[State], tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """Hidden states (B, T, D) of tokens that each read their own state."""
         with self.backbone.reading([self.read(state) for state in states], room=tokens.shape[1]) as cache:
             return self.backbone.hidden(tokens, cache=cache, mask=mask)

@@ -27,6 +27,7 @@ from byheart.methods.long_term_pool import LongTermPool
 from byheart.model.backbone import Backbone
 from byheart.protocol.settings import read_settings
 from byheart.protocol.slot_search import Projector
+from byheart.published.hub import find_folder
 from byheart.published.memoryllm import (
     adapters_of,
     fill,
@@ -55,7 +56,8 @@ def mplus(
     """Open a released M+: its pool, long-term memory and retriever, over a stock Llama (``.backbone``).
 
     Args:
-        folder: a released folder, with ``config.json`` and safetensors or ``.bin`` files, whole or in shards.
+        folder: a released folder, with ``config.json`` and safetensors or ``.bin`` files, whole or in shards; or its
+            name on the hub, as for ``memoryllm``.
         dtype, device: as for ``model.loading.open_model``; LoRA and the retriever stay in float32.
         seed, order: as for ``LongTermPool``. With ``written``, the slots of the file's long-term memory count as older
             than its pool: the file does not say how old that is.
@@ -63,7 +65,7 @@ def mplus(
 
     Raises CheckpointError as ``memoryllm`` does.
     """
-    where = Path(folder).expanduser()
+    where = find_folder(folder)
     config = read_settings(where / "config.json", MPlusConfig)
     found = shapes(where)
     require_bytes(where, config)

@@ -19,6 +19,7 @@ from byheart.errors import UsageError
 from byheart.methods.adapter import Adapter
 from byheart.model.backbone import Backbone
 from byheart.protocol.settings import read_settings
+from byheart.published.hub import find_folder
 from byheart.published.settings import LoRACard
 from byheart.published.shards import copy, require, shapes, shards
 
@@ -35,14 +36,14 @@ def peft(folder: str | Path, *, base: str | Path | Backbone, dtype: str = "auto"
     """Open a PEFT adapter over the model that it was trained on.
 
     Args:
-        folder: with ``adapter_config.json`` and the weights.
+        folder: with ``adapter_config.json`` and the weights; or its name on the hub, see ``hub``.
         base: the model it was trained on: a folder, a hub id, or a backbone that is already open.
         dtype, device: of a base that is opened here; the adapter stays in float32.
 
     Raises CheckpointError naming tensors that are missing, unexpected or of another shape, as those of another model's
     adapter are, and settings of other kinds of adapters; ModelError for a base that cannot be opened.
     """
-    where = Path(folder).expanduser()
+    where = find_folder(folder)
     card = read_settings(where / "adapter_config.json", _Card)
     backbone = base if isinstance(base, Backbone) else Backbone.open(str(base), dtype=dtype, device=device)
     linears = {path for index in range(len(backbone.layers)) for path in backbone.linears(index)}

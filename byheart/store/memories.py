@@ -49,10 +49,10 @@ class Memories:
         cache_bytes: int = 20 << 30,
         clock: clocks.Clock = clocks.now,
     ) -> None:
-        self._objects = open_objects(objects, cache)
-        self._catalogue = Catalogue(catalogue)
+        self.objects = open_objects(objects, cache)
+        self.catalogue = Catalogue(catalogue)
         self._clock = clock
-        self._cache_bytes = cache_bytes
+        self.cache_bytes = cache_bytes
 
     @classmethod
     def at(cls, home: Path) -> Memories:
@@ -68,18 +68,18 @@ class Memories:
         It is gone once the process is, and its file system that of the objects, where these are files.
         """
         with reaching("scratch files"):
-            return self._objects.scratch.folder
+            return self.objects.scratch.folder
 
     def of(self, tenant: str, quota: Quota = _NONE) -> TenantMemories:
         """Those of one tenant. Raises StoreError, UsageError for what cannot be a tenant."""
         if not require_text("A tenant's name", tenant):
             raise UsageError("A tenant must have a name.")
-        return TenantMemories(self._catalogue, self._objects, self._clock, tenant, quota)
+        return TenantMemories(self.catalogue, self.objects, self._clock, tenant, quota)
 
     def check(self) -> None:
         """Raise UnavailableError unless the catalogue and the objects answer."""
-        self._catalogue.check()
-        self._objects.check()
+        self.catalogue.check()
+        self.objects.check()
 
     def sweep(self) -> Swept:
         """Delete expired memories, objects that no version has, and what processes left that are gone.
@@ -88,11 +88,9 @@ class Memories:
         """
         now = self._clock()
         memories = self._delete_expired(now)
-        found = collect(self._catalogue, self._objects, unused(self._catalogue))
-        left = collect(self._catalogue, self._objects, orphans(self._catalogue, self._objects, before=now - HOUR))
-        files = (
-            self.sweep_scratch() + drop_copies(self._catalogue, self._objects) + self._objects.trim(self._cache_bytes)
-        )
+        found = collect(self.catalogue, self.objects, unused(self.catalogue))
+        left = collect(self.catalogue, self.objects, orphans(self.catalogue, self.objects, before=now - HOUR))
+        files = self.sweep_scratch() + drop_copies(self.catalogue, self.objects) + self.objects.trim(self.cache_bytes)
         return Swept(
             memories=memories,
             objects=len(found.keys) + len(left.keys),
@@ -104,7 +102,7 @@ class Memories:
 
     def _delete_expired(self, now: int) -> int:
         table, at = schema.memories.c, schema.idempotency.c.at
-        with self._catalogue.writing() as connection:
+        with self.catalogue.writing() as connection:
             connection.execute(delete(schema.idempotency).where(at < now - _DAY))
             expired = connection.execute(
                 select(table.id, table.tenant).where(not_(living(now))).with_for_update()
@@ -116,18 +114,18 @@ class Memories:
 
     def gone(self, keys: Iterable[str]) -> list[str]:
         """Those of some ``Version.key`` that no version has any more, also where another process has deleted them."""
-        return gone(self._catalogue, keys)
+        return gone(self.catalogue, keys)
 
     def sweep_scratch(self) -> int:
         """Delete what processes left that are gone; gives how many files."""
         with reaching("scratch files"):
-            return self._objects.scratch.sweep()
+            return self.objects.scratch.sweep()
 
     def purge(self) -> None:
         """Leave nothing of deleted rows in SQLite's files."""
-        self._catalogue.purge()
+        self.catalogue.purge()
 
     def close(self) -> None:
         """Let go of all connections."""
-        self._catalogue.close()
-        self._objects.scratch.close()
+        self.catalogue.close()
+        self.objects.scratch.close()

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from byheart.cli import texts
 from byheart.protocol import state_file as states
 from byheart.session.session import Session
 from tests.conftest import CAT, Ran, Run
@@ -132,7 +133,7 @@ def test_a_name_that_is_taken(fails: Fails, cat: Path) -> None:
 def test_a_text_without_end_is_refused(
     fails: Fails, cat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
 ) -> None:
-    monkeypatch.setattr("byheart.cli.texts._LONGEST", 1 << 20)
+    monkeypatch.setattr(texts, "LONGEST", 1 << 20)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "long.txt").write_bytes(b"a" * ((1 << 20) + 1))
     line = fails("write", "cat", *arguments, stdin=b"a" * ((1 << 20) + 1))

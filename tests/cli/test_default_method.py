@@ -13,6 +13,7 @@ import pytest
 from byheart.model.backbone import Backbone
 from byheart.protocol.codec import shelf
 from byheart.protocol.codec.codec import Codec
+from byheart.session import calibration
 from tests.conftest import CAT, Ran, Run, save_tiny
 from tests.samples import codec_of
 
@@ -88,7 +89,7 @@ def test_a_calibration_is_announced_with_what_avoids_it(
         progress(1, 219)
         return codec_of(backbone)
 
-    monkeypatch.setattr("byheart.session.calibration.make_codec", make)
+    monkeypatch.setattr(calibration, "make_codec", make)
     assert run("write", "cat", "--model", uncoded, stdin=TEXT).code == 0
     (line,) = said[0].splitlines()
     assert f"no codec for model '{uncoded}' yet, so the model is calibrated first: it " in line
@@ -133,7 +134,7 @@ def test_a_compact_memory_without_its_codec_is_no_reason_to_calibrate(
     run: Run, tiny_folder: Path, tmp_path: Path, no_calibration: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert run("write", "cat", "--model", tiny_folder, stdin=TEXT).code == 0
-    monkeypatch.setattr(shelf, "_known", {})
+    monkeypatch.setattr(shelf, "KNOWN", {})
     monkeypatch.setenv("BYHEART_CACHE", str(tmp_path / "elsewhere"))
     ran = run("ask", "cat", "Who?", "--model", tiny_folder)
     assert ran.code == 1

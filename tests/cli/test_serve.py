@@ -61,5 +61,5 @@ def test_without_the_extra_it_says_what_to_install(run: Run, monkeypatch: pytest
 
 def test_a_model_has_its_own_name_or_the_one_that_is_given(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
-    named = serve._parse_models(["smollm2", str(tmp_path / "folder"), "big=org/model"])
+    named = serve.parse_models(["smollm2", str(tmp_path / "folder"), "big=org/model"])
     assert named == {"smollm2": "smollm2", "folder": str(tmp_path / "folder"), "big": "org/model"}

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from byheart.data import building
+from byheart.data import building, sources
 from byheart.data.building import LOCK, build, list_sources
 from byheart.data.columns import content_key
 from byheart.data.sets import DataSet, find_set, read_sets
@@ -235,7 +235,7 @@ def test_listed_records_are_found_by_what_they_say(tmp_path: Path, monkeypatch: 
     pairs = [("The  cat.", "Who?", ["cat"]), ("A dog.", "What?", []), ("A cow.", "Why?", ["cow", "it"])]
     records = [{"context": c, "question": q, "answers": a} for c, q, a in pairs]
     keys = [content_key(record) for record in (records[2], records[0])]
-    monkeypatch.setattr(building, "_LISTS", tmp_path)
+    monkeypatch.setattr(building, "LISTS", tmp_path)
     (tmp_path / "squad-eval.txt").write_text("\n".join(keys))
     qas = [
         {"context": c, "qas": [{"id": q, "question": q, "is_impossible": not a, "answers": [{"text": t} for t in a]}]}
@@ -245,7 +245,7 @@ def test_listed_records_are_found_by_what_they_say(tmp_path: Path, monkeypatch: 
     part = next(part for part in data_set.parts if part.name == "eval")
     place = part.pieces[0].source.place(tmp_path)
     place.write_text(json.dumps({"data": [{"title": "t", "paragraphs": qas}]}))
-    monkeypatch.setattr("byheart.data.sources.fetch", lambda *arguments, **options: "")
+    monkeypatch.setattr(sources, "fetch", lambda *arguments, **options: "")
     made = list(building.records_of(part, tmp_path, progress=lambda done, total: None))
     assert [(record["id"], record["question"]) for record in made] == [
         (f"squad-eval-{keys[0]}", "Why?"),
@@ -336,11 +336,11 @@ def test_a_row_of_each_source_becomes_a_record(
     row = row_of(name)
     for column, value in part.pieces[0].choice.where.items():
         row[column] = value
-    monkeypatch.setattr("byheart.data.sources.Source.rows", lambda *arguments, **options: iter([row] * end))
+    monkeypatch.setattr(sources.Source, "rows", lambda *arguments, **options: iter([row] * end))
     made = list(building.records_of(part, tmp_path, progress=lambda done, total: None))
     assert len(made) == end - start
     assert {**made[0], **fields} == made[0]
-    assert list(made[0]) == list(building._EMPTY)
+    assert list(made[0]) == list(building.EMPTY)
 
 
 def test_an_edit_has_its_rephrasing_and_its_neighbour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -362,7 +362,7 @@ def test_an_edit_has_its_rephrasing_and_its_neighbour(tmp_path: Path, monkeypatc
     ):
         part = next(part for part in find_set(name).parts if part.name == "eval")
         rows = [row_of(name)] * 9000
-        monkeypatch.setattr("byheart.data.sources.Source.rows", lambda *arguments, rows=rows, **options: iter(rows))
+        monkeypatch.setattr(sources.Source, "rows", lambda *arguments, rows=rows, **options: iter(rows))
         assert next(building.records_of(part, tmp_path, progress=lambda done, total: None))["meta"] == meta
 
 
@@ -372,7 +372,7 @@ def test_novels_are_windows_in_the_middle_and_in_the_order_that_is_named(
     part = next(part for part in find_set("novels").parts if part.name == "eval")
     names = part.pieces[0].choice.where["name"]
     rows = [{"name": name, "text": f"{'a' * 5000}{name}{'b' * 50000}"} for name in [*sorted(names), "Other_Book_1900"]]
-    monkeypatch.setattr("byheart.data.sources.Source.rows", lambda *arguments, **options: iter(rows))
+    monkeypatch.setattr(sources.Source, "rows", lambda *arguments, **options: iter(rows))
     made = list(building.records_of(part, tmp_path, progress=lambda done, total: None))
     assert [record["id"] for record in made] == names
     first, length = made[0], 55000 + len(names[0])

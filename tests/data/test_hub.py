@@ -25,10 +25,9 @@ configs:
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A current folder in which ``aps/super_glue`` has two configs."""
-    pytest.importorskip("datasets")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache" / "datasets"))
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache" / "datasets")
+    monkeypatch.setattr(pytest.importorskip("datasets").config, "HF_DATASETS_CACHE", tmp_path / "cache" / "datasets")
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "aps" / "super_glue"
     for part in ("boolq/train", "boolq/validation"):

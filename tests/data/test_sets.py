@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.results import KINDS
-from byheart.data.building import _LISTS
+from byheart.data.building import LISTS
 from byheart.data.hub import HubName
 from byheart.data.sets import Choice, DataSet, Part, data_sets, find_set
 from byheart.errors import UnknownNameError
@@ -54,14 +54,14 @@ def test_the_places_that_are_taken_are_as_many_as_the_records(data_set: DataSet,
     if part.choice.take:
         assert part.choice.take[1] - part.choice.take[0] == part.records
     if part.choice.listed:
-        assert len((_LISTS / f"{part.choice.listed}.txt").read_text().split()) == part.records
+        assert len((LISTS / f"{part.choice.listed}.txt").read_text().split()) == part.records
     for piece in part.pieces:
         if piece.choice.order:
             assert len(piece.choice.where[piece.choice.order]) == part.records
 
 
 def test_no_record_is_in_both_parts_of_a_set() -> None:
-    first, other = (set((_LISTS / f"squad-{part}.txt").read_text().split()) for part in ("eval", "train"))
+    first, other = (set((LISTS / f"squad-{part}.txt").read_text().split()) for part in ("eval", "train"))
     assert not first & other
     for name in ("nq", "counterfact"):
         eval_part, train_part = sorted(find_set(name).parts, key=lambda part: part.name)

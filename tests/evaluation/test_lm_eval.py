@@ -154,7 +154,7 @@ def test_tasks_with_nothing_have_lm_evals_own_numbers(folder: Path, monkeypatch:
 def test_few_documents_have_no_interval(documents: int, has_interval: bool) -> None:
     metrics = {"acc,none": 0.5, "acc_stderr,none": 0.1, "sample_len": documents}
     costs = {"method": "nothing", "bytes": 8, "seconds": 0.0}
-    (row,) = harness._rows("arc", metrics, {"acc": True}, costs)
+    (row,) = harness.to_rows("arc", metrics, {"acc": True}, costs)
     assert (row.value, row.n, row.clusters, row.has_interval) == (0.5, documents, documents, has_interval)
 
 

@@ -14,6 +14,7 @@ from byheart.errors import BudgetError, InputError
 from byheart.evaluation.method_spec import Candidate, text_lengths
 from byheart.evaluation.runner import Asked, group_questions, parts_of, run
 from byheart.evaluation.task import Answer, Item, Part, Question, Task
+from byheart.methods.full import Full
 from byheart.protocol.size import fixed_size
 from byheart.session.opening import load
 from byheart.session.session import Session
@@ -328,7 +329,7 @@ def test_a_memory_that_cannot_fit_its_bytes_is_refused(opened: Session) -> None:
 
 
 def test_a_memory_that_outgrows_its_bytes_is_refused(opened: Session, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("byheart.methods.full.Full.size", fixed_size(lambda backbone, tokens: 1))
+    monkeypatch.setattr(Full, "size", fixed_size(lambda backbone, tokens: 1))
     candidate = Candidate.of("full@1KB", opened)
     with pytest.raises(BudgetError, match="1024 bytes is too small for 'full@1KB', which needs at least"):
         run(Words(), [Item(TEXTS[:1], (Question("Who?"),))], [candidate])

@@ -130,7 +130,7 @@ class MemoriesMachine(RuleBasedStateMachine):
             for version in found:
                 assert hashlib.sha256(self.mine.fetch(version).read_bytes()).hexdigest() == version.sha256
         held = {digest for _, _, versions in self.expected.values() for digest in versions.values()}
-        stored = self.memories._objects.stored(object_prefix(self.mine.tenant))
+        stored = self.memories.objects.stored(object_prefix(self.mine.tenant))
         assert sum(1 for _ in stored) == len(held)
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from byheart.errors import BudgetError, UnknownNameError, UsageError
-from byheart.methods import BUILT_IN, build, defaults
+from byheart.methods import BUILT_IN, build, defaults, pretrained
 from byheart.methods.budget import options_for, parse_bytes
 from byheart.model.backbone import Backbone
 from byheart.protocol.checkpoint import save_pretrained
@@ -290,7 +290,7 @@ def test_the_pretrained_mean_is_counted_as_it_is_kept(monkeypatch: pytest.Monkey
     """What a method is opened with decides: the options of the learned parts, where some are found."""
     own = roomy()
     save_pretrained(build("compressed-kv", own, merge="mean", tokens=7), tmp_path)
-    monkeypatch.setattr("byheart.methods.pretrained.find", lambda *asked: tmp_path)
+    monkeypatch.setattr(pretrained, "find", lambda *asked: tmp_path)
     needed = kept("compressed-kv", torch.float32, merge="mean", tokens=7)
     with pytest.raises(BudgetError, match=f"needs at least {needed}"):
         options_for("compressed-kv", own, needed - 1, TOKENS, given={"merge": "mean"})

@@ -186,7 +186,7 @@ def test_text_that_is_kept_is_read_with_the_compression_tokens_between() -> None
     places.append(torch.arange(read, read + PROMPT.shape[1]))
     embeds = torch.cat([*parts, own.embed(PROMPT)], dim=1)
     gate = torch.cat([*marks, torch.zeros(PROMPT.shape[1])])
-    expected = naive._run(embeds, [], gate, torch.cat(places)[None])[0][-PROMPT.shape[1] :]
+    expected = naive.run_model(embeds, [], gate, torch.cat(places)[None])[0][-PROMPT.shape[1] :]
     state = written(made, *SEGMENTS[:3])
     torch.testing.assert_close(logits(own, made.read(state), PROMPT)[0], expected, rtol=0, atol=1e-4)
     assert made.read(state).slots == read + 3 * MARKS

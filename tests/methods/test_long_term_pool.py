@@ -258,7 +258,7 @@ def searching(made: LongTermPool, batch: Any) -> Tensor:
     """The retriever's part of the loss, for prompts of five tokens."""
     states, _ = made.write_episodes(batch, Objective())
     rows = [made.search(state, row[None, :5])[1] for state, row in zip(states, batch.target, strict=True)]
-    return made._search_loss(states, torch.cat(rows))
+    return made.recall_loss(states, torch.cat(rows))
 
 
 def test_the_retriever_learns_to_tell_texts() -> None:

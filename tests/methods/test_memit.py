@@ -70,7 +70,7 @@ def test_changes_made_one_after_another_are_those_of_all_keys_at_once() -> None:
     keys, wanted = torch.randn(48, 5, generator=generator), torch.randn(32, 5, generator=generator)
     state, total = made.init(), torch.zeros(32, 48)
     for key, value in zip(keys.T, wanted.T, strict=True):
-        direction = made._direction(path, state[f"keys.{path}"][0], key)
+        direction = made.direction(path, state[f"keys.{path}"][0], key)
         state = made.append(state, path, down=direction, up=value - total @ key, keys=key)
         total = state[f"up.{path}"][0] @ state[f"down.{path}"][0]
     moments = 3.0 * key_moments.require(backbone(), path)

@@ -156,13 +156,13 @@ def test_training_is_grouped_in_bfloat16_where_scores_are_few() -> None:
 @pytest.mark.parametrize("rows", [1, 4])
 def test_without_a_mask_queries_are_the_last_of_the_keys(rows: int) -> None:
     query, key, value = qkv(1, 2, 2, rows, 9)
-    ours, _ = attention._attention(torch.nn.Identity(), query, key, value, None, scaling=0.3, softcap=5.0)
+    ours, _ = attention.attention_forward(torch.nn.Identity(), query, key, value, None, scaling=0.3, softcap=5.0)
     torch.testing.assert_close(ours, written_out(query, key, value, causal(rows, 9), scaling=0.3, softcap=5.0))
 
 
 def test_learned_sinks_are_refused() -> None:
     with pytest.raises(UnsupportedModelError, match=r"learned sinks \(gpt-oss\)"):
-        attention._attention(torch.nn.Identity(), *qkv(1, 1, 1, 1, 2), None, s_aux=torch.ones(1))
+        attention.attention_forward(torch.nn.Identity(), *qkv(1, 1, 1, 1, 2), None, s_aux=torch.ones(1))
 
 
 @pytest.mark.parametrize("kernel", ["stock", "grouped", "folded"])

@@ -90,7 +90,7 @@ def test_every_kernel_hides_slots_from_heads(
     module = nn.Module()
     module.num_key_value_groups, module.is_causal = 3, True  # type: ignore[assignment]
     carried = attach_mask(key.clone(), hidden)
-    out, _ = attention._attention(module, query, carried, value, given, scaling=0.3, softcap=softcap)
+    out, _ = attention.attention_forward(module, query, carried, value, given, scaling=0.3, softcap=softcap)
     torch.testing.assert_close(out, written_out(query, key, value, seen, softcap), rtol=0, atol=1e-5)
 
 

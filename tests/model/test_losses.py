@@ -40,7 +40,7 @@ def states(own: Backbone, *, seed: int, size: float = 3.0) -> Tensor:
 
 @pytest.fixture(params=[1, 1 << 30], ids=["many chunks", "one chunk"])
 def _chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tuning, "_CHUNK_LOGITS", request.param)
+    monkeypatch.setattr(tuning, "CHUNK_LOGITS", request.param)
 
 
 @pytest.mark.usefixtures("_chunks")

@@ -38,8 +38,7 @@ def places(device: str, **free: int) -> list[str]:
 @pytest.fixture
 def large(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Backbone:
     """The tiny model where only its last layer fits: the other two are on disk."""
-    pytest.importorskip("accelerate")
-    monkeypatch.setattr("accelerate.utils.get_max_memory", lambda: {"cpu": room(1)})
+    monkeypatch.setattr(pytest.importorskip("accelerate.utils"), "get_max_memory", lambda: {"cpu": room(1)})
     return Backbone.open(str(tiny_folder), dtype="float32", device="offload")
 
 
@@ -111,8 +110,7 @@ def test_a_memory_is_opened_with_either(large: Backbone, whole: Backbone, tmp_pa
 
 
 def test_from_the_command_line(run: Run, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("accelerate")
-    monkeypatch.setattr("accelerate.utils.get_max_memory", lambda: {"cpu": room(1)})
+    monkeypatch.setattr(pytest.importorskip("accelerate.utils"), "get_max_memory", lambda: {"cpu": room(1)})
     (tmp_path / "cat.txt").write_text(CAT)
     made = ["--model", tiny_folder, "--method", "full", "--device", "offload"]
     assert run("write", "cat", tmp_path / "cat.txt", *made).code == 0
@@ -121,7 +119,7 @@ def test_from_the_command_line(run: Run, tiny_folder: Path, tmp_path: Path, monk
 
 def test_what_it_needs_is_said(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="dtype '4bit' keeps all weights on the GPU"):
-        loading._offload(str(tiny_folder), torch.device("cpu"), {"quantization_config": object()})
+        loading.offload_settings(str(tiny_folder), torch.device("cpu"), {"quantization_config": object()})
     with pytest.raises(UsageError, match="device 'offload' is for models that transformers opens"):
         loading.empty_model({"model_type": "llama"}, device="offload")
     monkeypatch.setattr(loading.importlib.util, "find_spec", lambda name: None)

@@ -50,7 +50,7 @@ class Recursion:
         text = self.model.get_input_embeddings()(segment)
         seen = self.concat(self.first, self.sink, self.memory if self.recurrent else [])
         mask = torch.tensor([0.0] * length + [1.0] * count)
-        _, rows = self._run(torch.cat([text, self.marks[None]], dim=1), seen, mask)
+        _, rows = self.run_model(torch.cat([text, self.marks[None]], dim=1), seen, mask)
         held = seen[0][0].shape[2] if seen else 0
         if self.keeps_sink and not self.sink:
             self.sink = [(k[:, :, held : held + 1], v[:, :, held : held + 1]) for k, v in rows]
@@ -69,13 +69,15 @@ class Recursion:
     def read(self, prompt: Tensor) -> Tensor:
         """Logits (T, V) of ``prompt`` (1, T) after the memory."""
         text = self.model.get_input_embeddings()(prompt)
-        return self._run(text, self.concat(self.first, self.sink, self.memory), torch.zeros(prompt.shape[1]))[0]
+        return self.run_model(text, self.concat(self.first, self.sink, self.memory), torch.zeros(prompt.shape[1]))[0]
 
     def concat(self, *parts: Rows) -> Rows:
         layers: Sequence[tuple[Any, ...]] = list(zip(*[part for part in parts if part], strict=True))
         return [(torch.cat([k for k, _ in each], dim=2), torch.cat([v for _, v in each], dim=2)) for each in layers]
 
-    def _run(self, embeds: Tensor, past: Rows, mask: Tensor, positions: Tensor | None = None) -> tuple[Tensor, Rows]:
+    def run_model(
+        self, embeds: Tensor, past: Rows, mask: Tensor, positions: Tensor | None = None
+    ) -> tuple[Tensor, Rows]:
         cache = DynamicCache()
         for index, (k, v) in enumerate(past):
             cache.update(k.to(embeds.dtype), v.to(embeds.dtype), index)

@@ -50,7 +50,7 @@ class Streaming:
         placed = self._rotated(kept, torch.arange(first, first + _slots(kept))) if kept else []
         past = self.run.concat(self.run.first, placed)
         self.run.offset = held = _slots(past)
-        logits, rows = self.run._run(embeds, past, torch.full((embeds.shape[1],), gate))
+        logits, rows = self.run.run_model(embeds, past, torch.full((embeds.shape[1],), gate))
         new = [(k[:, :, held:], v[:, :, held:]) for k, v in rows]
         return logits, self._rotated(new, -torch.arange(held, held + embeds.shape[1]))
 

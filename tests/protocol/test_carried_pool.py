@@ -61,7 +61,7 @@ def test_one_segment_is_read_alone_with_gradients_through_its_write() -> None:
     with torch.no_grad():
         state = made.state_of(old[:, -SLOTS:])
         alone = made.state_of(made.dry_run(state, example.segments[0])[0])
-        seen = made._seen([alone], example.target)
+        seen = made.hidden_of([alone], example.target)
         logits = made.backbone.logits(seen[0, :-1])
         expected = torch.nn.functional.cross_entropy(logits, example.target[0, 1:])
     torch.testing.assert_close(loss.detach(), expected)
@@ -76,7 +76,7 @@ def test_or_the_whole_pool_is_read_without_gradients_through_the_write() -> None
     assert gradients(made) == {"first", "reading"}
     assert made.initial is not None
     with torch.no_grad():
-        seen = made._seen([made.state_of(made.initial)], example.target)
+        seen = made.hidden_of([made.state_of(made.initial)], example.target)
         expected = torch.nn.functional.cross_entropy(made.backbone.logits(seen[0, :-1]), example.target[0, 1:])
     torch.testing.assert_close(loss.detach(), expected)
 

@@ -48,18 +48,18 @@ def test_moments_are_kept_for_later_processes_and_damage_is_no_moments(monkeypat
     measured = key_moments.measure(own, [path], TEXTS)
     folder = key_moments.keep(own, measured)
     assert folder.parent == cache_folder() / "key-moments"
-    monkeypatch.setattr(key_moments, "_known", {})
+    monkeypatch.setattr(key_moments, "KNOWN", {})
     found = key_moments.find(own, path)
     assert found is not None
     assert torch.equal(found, measured[path])
     [file] = folder.iterdir()
     for broken in (b"", b"x" * 64):
         file.write_bytes(broken)
-        monkeypatch.setattr(key_moments, "_known", {})
+        monkeypatch.setattr(key_moments, "KNOWN", {})
         assert key_moments.find(own, path) is None
     for tensors in ({"moments": torch.zeros(2, 2)}, {"other": measured[path]}):
         save_file(tensors, file, metadata={"backbone": folder.name})
-        monkeypatch.setattr(key_moments, "_known", {})
+        monkeypatch.setattr(key_moments, "KNOWN", {})
         assert key_moments.find(own, path) is None
     save_file({"moments": measured[path]}, file, metadata={"backbone": "another"})
     assert key_moments.find(own, path) is None

@@ -15,7 +15,7 @@ from byheart import Session
 from byheart.cli import main
 from byheart.errors import CheckpointError
 from byheart.model.loading import open_tokenizer
-from byheart.published import ccm, memoryllm
+from byheart.published import ccm, hub, memoryllm, mplus
 from byheart.published.hub import find_folder, name_of
 from byheart.text.encoder import ChatEncoder
 from tests.conftest import tiny_tokenizer
@@ -31,7 +31,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "hub"
     folder.mkdir()
     local = partial(snapshot_download, cache_dir=folder, local_files_only=True)
-    monkeypatch.setattr("byheart.published.hub.snapshot_download", local)
+    monkeypatch.setattr(hub, "snapshot_download", local)
     return folder
 
 
@@ -76,6 +76,15 @@ def test_a_memoryllm_of_the_hub_is_opened_and_asked(folder: str, cache: Path, tm
     assert session.prompt("Who?", alone=True).tolist() == [*encoder.start, *asked]
 
 
+def test_an_mplus_of_the_hub_is_opened(cache: Path) -> None:
+    source = GOLDEN / "mplus_tiny"
+    put(cache, "authors/mplus", source)
+    here, there = (mplus(where, dtype="float32", device="cpu") for where in (source, "authors/mplus"))
+    assert torch.equal(here.long_hidden, there.long_hidden)
+    with pytest.raises(CheckpointError, match="There is no folder 'nobody/mplus'"):
+        mplus("nobody/mplus")
+
+
 def test_a_ccm_adapter_of_the_hub_is_known_by_its_folder(cache: Path) -> None:
     golden = GOLDEN / "ccm_concat_recur_tiny"
     here = ccm(golden / "adapter", base=golden / "base", merge="concat_recur", dtype="float32")
@@ -117,6 +126,6 @@ def test_weights_are_fetched_in_one_kind(tmp_path: Path, monkeypatch: pytest.Mon
         (tmp_path / "model.safetensors").touch()
         return str(tmp_path)
 
-    monkeypatch.setattr("byheart.published.hub.snapshot_download", fetch)
+    monkeypatch.setattr(hub, "snapshot_download", fetch)
     assert find_folder("owner/name") == tmp_path
     assert asked == [["*.json", "*.model", "*.txt", "*.jinja"], ["*.safetensors"]]

@@ -42,7 +42,7 @@ def same_slots(method: LongTermPool, state: State, name: str, expected: dict[str
     if f"{theirs}_{end}" not in expected:
         assert found.stamp.shape[2] == 0
         return
-    kv = method._project(expected[f"{theirs}_{end}"])
+    kv = method.project(expected[f"{theirs}_{end}"])
     for ours, published in zip(found.kv.keys + found.kv.values, kv.keys + kv.values, strict=True):
         same(ours, published)
     same(found.address[0], expected[f"{theirs}_keys_{end}"])

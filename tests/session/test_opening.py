@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 
@@ -54,7 +55,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
     """A hub that would notice a request."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.setblocking(False)
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
         yield server
 
 

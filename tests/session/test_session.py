@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -242,8 +244,8 @@ def test_fastmem_learns_the_bare_text_in_an_assistant_turn(
     if begins:
         words.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     made = load(backbone(), method="last-ffn", encoder=words, steps=1, keep_text=options.get("keep_text", True))
-    tune = made.method._tune
-    monkeypatch.setattr(made.method, "_tune", lambda before, texts: learned.extend(texts) or tune(before, texts))
+    tune = made.method.tune_many
+    monkeypatch.setattr(made.method, "tune_many", lambda before, texts: learned.extend(texts) or tune(before, texts))
     for text in ("One.", "Two."):
         write_many([made], [text], use_chat_template=options.get("framed", True))
     first = "<s>" * begins
@@ -417,21 +419,23 @@ def test_an_empty_stop_string_is_refused(stop: str | list[str]) -> None:
 # ---- what is kept between questions ----
 
 
-def test_a_reading_and_its_cache_are_made_once_a_write() -> None:
+def test_a_reading_and_its_cache_are_made_once_a_write(monkeypatch: pytest.MonkeyPatch) -> None:
     made, reads = read(), []
     original = made.method.read
     made.method.read = lambda state: reads.append(1) or original(state)  # type: ignore[method-assign,func-returns-value]
     first = made.ask(QUESTION, **TALK)
-    cache, reading = made._cache, made.reading
-    assert cache is not None
+    reading, copied = made.reading, []
+    copy = made.backbone.reading
+    monkeypatch.setattr(made.backbone, "reading", lambda *given, **room: copied.append(1) or copy(*given, **room))
     assert made.ask(QUESTION, **TALK) == first
     assert made.reading is reading
-    assert made._cache is cache
     assert len(reads) == 1
+    assert not copied
     made.write(TEXT)
     assert made.reading is not reading
+    copied.clear()
     made.ask(QUESTION, **TALK)
-    assert made._cache is not cache
+    assert copied
     assert len(reads) == 2
 
 
@@ -518,8 +522,10 @@ def test_what_other_engines_read_has_no_masks() -> None:
 def test_a_parked_memory_comes_back_when_it_is_used() -> None:
     made = read("latent-pool")
     answer, held = made.ask(QUESTION, **TALK), dict(made.state)
+    reading = weakref.ref(made.reading)
     made.park()
-    assert made._reading is made._cache is None
+    gc.collect()
+    assert reading() is None
     assert made.bytes == sum(tensor.nbytes for tensor in held.values())
     assert made.ask(QUESTION, **TALK) == answer
     made.park()

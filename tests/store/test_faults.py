@@ -19,6 +19,7 @@ from sqlalchemy import Connection, text
 
 from byheart.errors import ConflictError, CorruptStateError, StoreError, UnavailableError, UsageError
 from byheart.protocol.state import Header
+from byheart.store import catalogue
 from byheart.store.catalogue import Catalogue
 from byheart.store.memories import Memories, TenantMemories
 from tests.faults.store import kill_committers
@@ -132,7 +133,7 @@ def test_a_commit_whose_answer_is_lost_is_found_again(
     memories: Memories, mine: TenantMemories, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mine.create("cat", model="tiny")
-    writing = memories._catalogue.writing
+    writing = memories.catalogue.writing
 
     @contextmanager
     def lose_answer() -> Iterator[Connection]:
@@ -141,7 +142,7 @@ def test_a_commit_whose_answer_is_lost_is_found_again(
             yield connection
         raise UnavailableError("the connection was lost")
 
-    monkeypatch.setattr(memories._catalogue, "writing", lose_answer)
+    monkeypatch.setattr(memories.catalogue, "writing", lose_answer)
     assert commit(mine, "cat", tmp_path, "a", expected=0) == mine.version("cat", 1)
     assert list(tmp_path.glob("*.safetensors")) == []
 
@@ -152,14 +153,14 @@ def test_an_object_that_goes_while_an_equal_one_is_committed_is_stored_again(
     mine.create("cat", model="tiny")
     mine.create("dog", model="tiny")
     commit(mine, "dog", tmp_path, "a")
-    put = memories._objects.put
+    put = memories.objects.put
 
     def put_then_lose(key: str, file: Path) -> None:
         put(key, file)
         monkeypatch.undo()
         mine.delete("dog")
 
-    monkeypatch.setattr(memories._objects, "put", put_then_lose)
+    monkeypatch.setattr(memories.objects, "put", put_then_lose)
     made = commit(mine, "cat", tmp_path, "a")
     assert mine.fetch(made).stat().st_size == made.bytes
 
@@ -179,7 +180,7 @@ def test_a_commit_that_fails_leaves_no_bytes(
     with pytest.raises(OSError, match="No space left"):
         commit(mine, "cat", tmp_path, "b")
     assert mine.version("cat") == before
-    assert len(list(memories._objects.stored())) == 1
+    assert len(list(memories.objects.stored())) == 1
     assert commit(mine, "cat", tmp_path, "b").number == 2
 
 
@@ -203,7 +204,7 @@ def test_a_catalogue_that_is_busy_or_broken_is_said(
     memories: Memories, mine: TenantMemories, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mine.create("cat", model="tiny")
-    monkeypatch.setattr("byheart.store.catalogue.BUSY_SECONDS", 0.1)
+    monkeypatch.setattr(catalogue, "BUSY_SECONDS", 0.1)
     other = Memories.at(tmp_path / "home")
     holder = sqlite3.connect(tmp_path / "home" / "byheart.sqlite3", isolation_level=None)
     holder.execute("BEGIN IMMEDIATE")
@@ -248,7 +249,7 @@ def test_a_bucket_that_does_not_answer_is_said_and_recovered_from(
     monkeypatch.undo()
     copy = mine.fetch(made)
     assert memories.sweep().files == 0
-    memories._cache_bytes = made.bytes - 1
+    memories.cache_bytes = made.bytes - 1
     assert memories.sweep().files == 1
     assert not copy.exists()
     assert mine.fetch(made) == copy
@@ -265,8 +266,8 @@ def test_bytes_that_changed_in_a_bucket_are_not_read(tmp_path: Path) -> None:
     mine = memories.of("ours")
     mine.create("cat", model="tiny")
     made = commit(mine, "cat", tmp_path, "a")
-    ((key, _),) = memories._objects.stored()
-    bucket: Any = memories._objects
+    ((key, _),) = memories.objects.stored()
+    bucket: Any = memories.objects
     obstore.put(bucket.bucket, key, b"something else")
     with pytest.raises(CorruptStateError, match="is not what was stored there"):
         mine.fetch(made)
@@ -299,7 +300,7 @@ def test_a_state_must_say_its_hash(mine: TenantMemories, tmp_path: Path) -> None
 
 
 def _restart_while_writing(memories: Memories, postgres: Postgres) -> None:
-    with memories._catalogue.writing() as connection:
+    with memories.catalogue.writing() as connection:
         connection.execute(text("CREATE TABLE unfinished (number integer)"))
         postgres.stop()
         postgres.start()

@@ -148,7 +148,7 @@ def test_a_deleted_memory_leaves_no_bytes(mine: TenantMemories, tmp_path: Path, 
     with pytest.raises(MissingError, match="There is no memory 'cat'"):
         mine.get("cat")
     assert mine.usage().bytes == 0
-    assert not list(memories._objects.stored(object_prefix(mine.tenant)))
+    assert not list(memories.objects.stored(object_prefix(mine.tenant)))
     assert mine.create("cat", model="tiny").version == 0
 
 

@@ -27,7 +27,7 @@ _LEFT_OUT = "glue-mrpc"
 # Its labels are compared over their prior in the published mean.
 _OVER_PRIOR = "poem_sentiment"
 # Tokens of an example, and of all that a model reads; demonstrations of another seed fill up where some are left out.
-_LONGEST, _IN_ALL, _FILLING_SEED = 256, 1024, 13
+_LONGEST, MOST_TOKENS, _FILLING_SEED = 256, 1024, 13
 
 
 class ICL(Task):
@@ -156,7 +156,7 @@ class ICL(Task):
         """A query after k demonstrations, or as many of these as fit before it."""
         options = tuple(dict.fromkeys(option.strip() for option in record["options"]))
         prompt, choices = _prompt(encode, record), tuple(encode(option) for option in options)
-        room = _IN_ALL - len(prompt) - max(map(len, choices))
+        room = MOST_TOKENS - len(prompt) - max(map(len, choices))
         after = next((n for n in range(k) if sum(map(len, shown[: n + 1])) > room), k)
         return Question(
             str(record["input"]),

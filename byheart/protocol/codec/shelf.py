@@ -24,20 +24,20 @@ from byheart.protocol.tensor_file import open_tensors
 SHIPPED = Path(__file__).parent / "shipped"
 _MODEL = "backbone"
 _SUFFIX = ".safetensors"
-_known: dict[str, Codec] = {}
+KNOWN: dict[str, Codec] = {}
 
 
 def find(backbone: Backbone) -> Codec | None:
     """The codec of a model, in any precision; None where there is none."""
     name = without_remainder(backbone.fingerprint)
-    codec = _known.get(name)
+    codec = KNOWN.get(name)
     if codec is None:
         path = next(
             (path for path in (_cached(name), *sorted(SHIPPED.glob(f"*{_SUFFIX}"))) if _is_of(path, name)), None
         )
         codec = open_codec(path, backbone) if path else None
     if codec is not None:
-        codec = _known[name] = codec.over(backbone)
+        codec = KNOWN[name] = codec.over(backbone)
     return codec
 
 
@@ -66,7 +66,7 @@ def find_obstacle() -> str:
 
 def hold(codec: Codec) -> None:
     """Keep a codec for this process."""
-    _known[without_remainder(codec.backbone.fingerprint)] = codec
+    KNOWN[without_remainder(codec.backbone.fingerprint)] = codec
 
 
 def keep(codec: Codec) -> Path:

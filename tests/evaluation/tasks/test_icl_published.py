@@ -13,8 +13,9 @@ import torch
 from byheart.data.metaicl import UNSEEN
 from byheart.data.records import rows
 from byheart.errors import InputError
-from byheart.evaluation.runner import _choose
+from byheart.evaluation.runner import choose
 from byheart.evaluation.task import Answer, Item, Question
+from byheart.evaluation.tasks import icl
 from byheart.evaluation.tasks.icl import ICL
 from byheart.generation.likelihood import likelihoods
 from byheart.model.reading import Reading
@@ -97,7 +98,7 @@ def test_no_more_demonstrations_are_read_than_fit_before_a_query(
     item = items(opened, folder)["poem_sentiment"]
     asked = item.questions[-1]
     room = sum(map(len, item.texts[:3])) + len(asked.tokens) + max(map(len, asked.choice_tokens))
-    monkeypatch.setattr("byheart.evaluation.tasks.icl._IN_ALL", room)
+    monkeypatch.setattr(icl, "MOST_TOKENS", room)
     found = items(opened, folder)["poem_sentiment"].questions
     again = next(each for each in found if each.text == asked.text and each.conditions["demonstrations"] == 16)
     assert (asked.after, again.after) == (16, 3)
@@ -114,7 +115,7 @@ def test_a_label_is_chosen_over_its_prior() -> None:
 def test_a_prior_is_measured_on_the_bare_model(opened: Session) -> None:
     session = opened.fork()
     asked = Question("x", ("a",), ("a", "b"), tokens=(9, 8), choice_tokens=((5,), (6, 7)), prior=(4,))
-    (told,) = _choose([(session, asked)])
+    (told,) = choose([(session, asked)])
     choices = [torch.tensor([5]), torch.tensor([6, 7])]
     (prior,) = likelihoods(opened.backbone, [torch.tensor([4])], [Reading()], [choices])
     (found,) = likelihoods(opened.backbone, [torch.tensor([9, 8])], [Reading()], [choices])

@@ -14,6 +14,7 @@ from byheart.evaluation.task import Answer, Fields, Item
 from byheart.evaluation.tasks import build
 from byheart.evaluation.tasks.longbench import LongBench
 from byheart.generation.decoding import Decoding
+from byheart.generation.generate import Generation
 from byheart.session.opening import load
 from byheart.session.session import Session
 
@@ -72,7 +73,11 @@ def test_the_full_text_in_the_prompt_form_is_what_the_model_says_to_the_official
     )
     nothing = load(opened.backbone, method="nothing", encoder=opened.encoder)
     request = nothing.request("x", Decoding(max_tokens=32), tokens=whole.tolist())
-    said = "".join(opened.encoder.decode([t for t in nothing._answer(request) if t is not None]))
+    generation, made = Generation(nothing.backbone), list[int | None]()
+    generation.add([request])
+    while generation.running:
+        made.append(generation.step()[0].last)
+    said = "".join(opened.encoder.decode([token for token in made if token is not None]))
     (line,) = [json.loads(line) for line in (out / "pred" / "full" / "hotpotqa.jsonl").read_text().splitlines()]
     assert line == {"pred": said.strip(), "answers": ["Muck 7"], "all_classes": None, "length": 420}
     assert item.questions[0].max_tokens == 32
