@@ -59,6 +59,13 @@ class Written:
         return cls(source, datetime.now(timezone.utc).isoformat(timespec="seconds"), tokens, characters)
 
 
+def _require_countable(written: list[Written]) -> list[Written]:
+    """Raise ValueError where all texts together have more tokens or characters than a database can count."""
+    if max(sum(entry.tokens for entry in written), sum(entry.characters for entry in written)) > _LARGEST:
+        raise ValueError("its texts have too many tokens or characters together")
+    return written
+
+
 @dataclass(frozen=True)
 class Header:
     """What a state belongs to and what was written into it.
@@ -85,7 +92,7 @@ class Header:
     capacity: _Count | None = None
     text_format: Literal["", "text", "turn"] = ""
     format: _Count = FORMAT
-    written: list[Written] = field(default_factory=list)
+    written: Annotated[list[Written], AfterValidator(_require_countable)] = field(default_factory=list)
 
     @property
     def tokens(self) -> int:

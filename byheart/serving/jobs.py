@@ -148,7 +148,7 @@ class Engine(Protocol):
     async def write(self, job: Write, progress: Progress | None = None) -> NewState:
         """Write texts; nothing is left in ``folder`` on an error. Raises as ``ask`` does."""
 
-    async def examine(self, path: Path, model: str) -> Header:
+    async def examine(self, path: Path, model: str, tenant: str = "") -> Header:
         """The header of a state file from elsewhere, once the model can read all of it. Raises StateError."""
 
     def drop(self, keys: Sequence[str]) -> int:

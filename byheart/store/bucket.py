@@ -19,8 +19,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError
 from obstore.store import from_url
 
 from byheart.errors import UnavailableError, UsageError
-from byheart.files import replacing
-from byheart.store.objects import LocalObjects, Objects, reaching, require_hash
+from byheart.store.objects import LocalObjects, Objects, placing, reaching, require_hash
 from byheart.store.scratch import Scratch
 
 _RETRY: Any = {"max_retries": 3, "retry_timeout": timedelta(seconds=30)}
@@ -80,7 +79,7 @@ class BucketObjects(Objects):
                 found = obstore.get(self.bucket, key)
             except (NotFoundError, FileNotFoundError):
                 return None
-            with replacing(target) as copy:
+            with placing(self.scratch, target) as copy:
                 with copy.open("wb") as file:
                     for part in found.stream():
                         digest.update(part)

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from byheart.errors import MissingError, StateError, StoreError
+from byheart.errors import MissingError, StateError
 from byheart.files import digest_of_file
 from byheart.protocol import header_file
 from byheart.store.memories import Memories
 from byheart.store.objects import reaching
 from byheart.store.sessions import SessionStore, catch_up
-from byheart.store.values import Deleted, Memory, Version
+from byheart.store.values import Deleted, Memory, Version, require_gone
 
 if TYPE_CHECKING:
     from byheart.session.session import Session
@@ -153,7 +153,7 @@ class CatalogueStore(SessionStore):
     def forget(self, name: str) -> Path | None:
         """Delete a memory with all its versions. Raises MissingError; StoreError where bytes are left."""
         with self._locked(name):
-            _require_gone(self.mine.delete(name))
+            require_gone(self.mine.delete(name))
             self.memories.purge()
         return None
 
@@ -173,7 +173,7 @@ class CatalogueStore(SessionStore):
 
     def erase(self, subject: str) -> Deleted:
         """Delete all memories about a subject. Raises StoreError where bytes are left."""
-        return _require_gone(self.mine.erase(subject))
+        return require_gone(self.mine.erase(subject))
 
     @contextmanager
     def _locked(self, name: str) -> Iterator[None]:
@@ -194,12 +194,3 @@ class CatalogueStore(SessionStore):
             with suppress(OSError):
                 Path(lock.lock_file).unlink()
             lock.release()
-
-
-def _require_gone(deleted: Deleted) -> Deleted:
-    """The same. Raises StoreError where bytes of what was deleted are left."""
-    if deleted.pending:
-        raise StoreError(
-            f"It is forgotten, but {deleted.pending} of its files cannot be deleted now; `byheart gc` deletes them."
-        )
-    return deleted

@@ -30,8 +30,7 @@ def collect(catalogue: Catalogue, objects: Objects, keys: Iterable[tuple[str, st
         try:
             freed = _collect(catalogue, objects, tenant, key)
         except StoreError:
-            pending += 1
-            continue
+            freed, pending = 0, pending + 1
         if freed is not None:
             found.append(reading_key(tenant, key_hash(key)))
             size += freed
@@ -73,11 +72,17 @@ def _unknown(catalogue: Catalogue, keys: Sequence[str]) -> list[str]:
 
 
 def gone(catalogue: Catalogue, keys: Iterable[str]) -> list[str]:
-    """Those of the names that ``reading_key`` gives whose objects the catalogue does not know."""
+    """Those of the names that ``reading_key`` gives whose objects no version has, deleted yet or not."""
     pairs, found = ((object_key(*key.rsplit(":", 1)), key) for key in keys), list[str]()
     while some := dict(islice(pairs, _AT_ONCE)):
-        found += [some[key] for key in _unknown(catalogue, list(some))]
+        had = _referred(catalogue, list(some))
+        found += [name for key, name in some.items() if key not in had]
     return found
+
+
+def _referred(catalogue: Catalogue, keys: Sequence[str]) -> set[str]:
+    query = select(schema.versions.c.object).where(schema.versions.c.object.in_(keys))
+    return set(catalogue.read(lambda connection: connection.scalars(query).all()))
 
 
 def drop_copies(catalogue: Catalogue, objects: Objects) -> int:

@@ -65,11 +65,8 @@ def _begin(connection: Connection, tenant: str, name_or_id: str, new: NewVersion
     done = None if new.idempotency_key is None else replay(connection, tenant, new.idempotency_key)
     if done is not None and done.memory_id != memory.id:
         raise ConflictError("The idempotency key was used for another memory; every write needs one of its own.")
-    if done is None and new.expected not in (None, memory.version):
-        raise ConflictError(
-            f"Memory '{memory.name or memory.id}' has version {memory.version} now, not {new.expected}: somebody else "
-            "changed it; read it again, and write once more."
-        )
+    if done is None:
+        rows.require_version(memory, new.expected)
     return done
 
 

@@ -93,7 +93,7 @@ class Memories:
         files = self.sweep_scratch() + drop_copies(self.catalogue, self.objects) + self.objects.trim(self.cache_bytes)
         return Swept(
             memories=memories,
-            objects=len(found.keys) + len(left.keys),
+            objects=len(found.keys) + len(left.keys) - found.pending - left.pending,
             bytes=found.bytes + left.bytes,
             files=files,
             keys=found.keys,

@@ -11,13 +11,14 @@ import hashlib
 import os
 import re
 import shutil
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from byheart.errors import CorruptStateError, UnavailableError, UsageError
-from byheart.files import cache_folder, replacing, sync
+from byheart.files import cache_folder, sync
 from byheart.store.scratch import Scratch
 
 _SUFFIX = ".safetensors"
@@ -119,7 +120,7 @@ class LocalObjects(Objects):
             except OSError as error:
                 if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENOENT):
                     raise
-                with replacing(target) as copy:
+                with placing(self.scratch, target) as copy:
                     shutil.copyfile(file, copy)
             # Also where another one stored it just now, and has not come this far.
             _sync_folder(target.parent)
@@ -164,6 +165,22 @@ class LocalObjects(Objects):
         """Try to write a file."""
         with reaching(self.folder):
             (self.scratch.folder / "check").write_bytes(b"")
+
+
+@contextmanager
+def placing(scratch: Scratch, target: Path) -> Iterator[Path]:
+    """Before: nothing. Inside: an empty file to be written, where a killed process's are swept. After: in place."""
+    handle, name = tempfile.mkstemp(dir=scratch.folder)
+    os.close(handle)
+    copy = Path(name)
+    try:
+        yield copy
+        sync(copy)
+        _make_folders(target.parent)
+        copy.replace(target)
+        _sync_folder(target.parent)
+    finally:
+        copy.unlink(missing_ok=True)
 
 
 def _make_folders(folder: Path) -> None:

@@ -60,6 +60,15 @@ def lock(connection: Connection, tenant: str, name_or_id: str, now: int) -> Row:
     return find(connection, tenant, name_or_id, now)
 
 
+def require_version(memory: Row, expected: int | None) -> None:
+    """Raise ConflictError unless a memory has the version that is expected; None is any."""
+    if expected not in (None, memory.version):
+        raise ConflictError(
+            f"Memory '{memory.name or memory.id}' has version {memory.version} now, not {expected}: somebody else "
+            "changed it; read it again, and write once more."
+        )
+
+
 def find_version(connection: Connection, memory: Row, number: int | None) -> Row:
     """A version's row; the newest without a number. Raises MissingError."""
     wanted = memory.version if number is None else number
@@ -85,18 +94,17 @@ def refer(connection: Connection, tenant: str, key: str, size: int) -> None:
 def insert_memory(connection: Connection, now: int, expiry: Expiry | None, **values: Any) -> str:
     """Add a memory; gives its id. Raises ConflictError where a living memory has the name."""
     if values["name"] is not None:
-        same = named(values["tenant"], values["name"])
-        # One that has expired makes room; the next sweep deletes its bytes.
-        connection.execute(delete(schema.memories).where(same, not_(living(now))))
-        require_free(connection, values["tenant"], values["name"])
+        make_free(connection, values["tenant"], values["name"], now)
     id = new_id()
     ages = {"created_at": now, "last_active_at": now, **expiry_columns(expiry, now, now)}
     connection.execute(insert(schema.memories).values(id=id, version=0, **ages, **values))
     return id
 
 
-def require_free(connection: Connection, tenant: str, name: str) -> None:
-    """Raise ConflictError where a memory has the name."""
+def make_free(connection: Connection, tenant: str, name: str, now: int) -> None:
+    """Raise ConflictError where a living memory has the name."""
+    # One that has expired makes room; the next sweep deletes its bytes.
+    connection.execute(delete(schema.memories).where(named(tenant, name), not_(living(now))))
     if connection.scalar(select(_m.id).where(named(tenant, name))) is not None:
         raise ConflictError(f"There is a memory '{name}' already; choose another name, or forget it first.")
 

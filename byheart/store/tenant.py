@@ -138,10 +138,12 @@ class TenantMemories:
         with self._catalogue.writing() as connection:
             memory = rows.lock(connection, self.tenant, name_or_id, now)
             if changes.get("name") not in (None, memory.name):
-                rows.require_free(connection, self.tenant, changes["name"])
+                rows.make_free(connection, self.tenant, changes["name"], now)
             if expires_after is not _KEPT:
                 expiry = checks.require_expiry(expires_after)
                 changes |= rows.expiry_columns(expiry, memory.created_at, memory.last_active_at)
+                if (changes["expires_at"] or now) < now:
+                    raise StoreError("It would have expired by now; give more seconds, or delete it.")
             if changes:
                 connection.execute(update(schema.memories).where(_m.id == memory.id).values(**changes))
             record(connection, self.tenant, now, "update", memory.id)
@@ -266,16 +268,25 @@ class TenantMemories:
                 raise ConflictError(
                     f"Version {number} is what the memory is now; restore an earlier one first, or forget the memory."
                 )
-            same = (_v.memory_id == memory.id) & (_v.number == number)
-            connection.execute(delete(schema.versions).where(same))
+            for table in (schema.versions, schema.idempotency):
+                # A request that comes again after this writes again.
+                same = (table.c.memory_id == memory.id) & (table.c.number == number)
+                connection.execute(delete(table).where(same))
             record(connection, self.tenant, now, "delete_version", memory.id, number, versions=1)
         return deleting.collect_after(self._catalogue, self._objects, self.tenant, [found.object], versions=1)
 
-    def delete(self, name_or_id: str) -> Deleted:
-        """Delete a memory with all its versions; forks stay. Raises MissingError."""
+    def delete(self, name_or_id: str, *, expected: int | None = None) -> Deleted:
+        """Delete a memory with all its versions; forks stay.
+
+        Args:
+            expected: the version that it must have now, 0 where nothing was written; None for any.
+
+        Raises MissingError, ConflictError where the version is another.
+        """
         now = self._clock()
         with self._catalogue.writing() as connection:
             memory = rows.lock(connection, self.tenant, name_or_id, now)
+            rows.require_version(memory, expected)
             objects, versions = deleting.delete_memories(connection, [memory.id])
             record(connection, self.tenant, now, "delete", memory.id, memories=1, versions=versions)
         return deleting.collect_after(

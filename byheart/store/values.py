@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
+from byheart.errors import StoreError
+
 Item = TypeVar("Item")
 Operation: TypeAlias = Literal["write", "chat", "import", "restore", "fork"]
 
@@ -95,7 +97,8 @@ class Page(Generic[Item]):
 class Deleted:
     """What is gone. ``bytes`` are those freed; ``keys`` (TENANT:SHA256) must leave whatever keeps readings.
 
-    ``pending`` objects belong to nothing any more, but could not be deleted yet: the next sweep deletes them.
+    ``pending`` objects belong to nothing any more, but could not be deleted yet: the next sweep deletes them. Their
+    keys are among ``keys``.
     """
 
     memories: int = 0
@@ -103,6 +106,16 @@ class Deleted:
     bytes: int = 0
     keys: tuple[str, ...] = ()
     pending: int = 0
+
+
+def require_gone(deleted: Deleted) -> Deleted:
+    """The same. Raises StoreError where bytes of what was deleted are left."""
+    if deleted.pending:
+        raise StoreError(
+            f"It is forgotten, but {deleted.pending} of its files cannot be deleted now; `byheart gc` deletes them, "
+            "and so does a server's next sweep."
+        )
+    return deleted
 
 
 @dataclass(frozen=True)

@@ -259,6 +259,7 @@ def rewritten(**change: Any) -> Callable[[Any], Any]:
         (changed(options={str(n): n for n in range(65)}), "options"),
         (changed(options={"x" * 4097: 1}), "options"),
         *[(changed(written=value), "written") for value in (None, "x", {}, [3], [None], [[]], [{}])],
+        (lambda fields: {**fields, "written": [{**fields["written"][0], "tokens": 1 << 53}] * 2}, "written"),
         *[(rewritten(source=value), "written.0.source") for value in (3, None, "x" * 4097)],
         *[(rewritten(tokens=value), "written.0.tokens") for value in (-1, True, "3", 1.5, 1 << 60)],
         *[(rewritten(characters=value), "written.0.characters") for value in (-1, None)],

@@ -81,7 +81,7 @@ class FakeEngine:
         raw = path.read_bytes()
         return NewState(path, hashlib.sha256(raw).hexdigest(), len(raw), header, tuple(entries))
 
-    async def examine(self, path: Path, model: str) -> Header:
+    async def examine(self, path: Path, model: str, tenant: str = "") -> Header:
         return state_file.load(path)[1]
 
     def drop(self, keys: Sequence[str]) -> int:

@@ -72,6 +72,17 @@ def test_a_body_that_does_not_come_is_not_waited_for(site: Site, address: str) -
     assert b"body_too_slow" in answer
 
 
+@pytest.mark.parametrize("late", [b"{", b"{....}"])
+def test_who_sends_the_rest_of_a_body_after_its_answer_is_dropped(address: str, late: bytes) -> None:
+    with connected(address) as client:
+        client.sendall(f"{HEAD}no-key\r\nContent-Length: 6\r\n\r\n".encode())
+        assert client.recv(1 << 16).startswith(b"HTTP/1.1 401")
+        client.sendall(late)
+        client.settimeout(3)
+        while not _is_closed(client):
+            pass
+
+
 def test_a_client_that_reads_nothing_is_dropped_and_its_answer_ends(site: Site, address: str) -> None:
     closed, question = site.engine.closed, json.dumps(chat("endless", stream=True, max_tokens=1 << 19))
     with connected(address, buffer=2048) as client:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import aclosing
 from functools import cache
@@ -376,6 +377,21 @@ def test_a_write_that_fails_or_is_cancelled_leaves_nothing(engine: LocalEngine, 
         await until(lambda: engine.load.running == 0)
 
     asyncio.run(cancel())
+
+    async def leave_late() -> None:
+        """The state is made in the moment in which nobody waits for it any more."""
+        task = asyncio.create_task(engine.write(Write("tiny", [NewText("ab")], tmp_path, method="full")))
+        await asyncio.sleep(0)
+        while not list(tmp_path.glob("*.safetensors")):
+            # The loop is kept busy, so that what was made cannot be delivered before.
+            time.sleep(0.001)
+        time.sleep(0.05)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await until(lambda: engine.load.running == 0)
+        await asyncio.sleep(0.05)
+
+    asyncio.run(leave_late())
     assert list(tmp_path.iterdir()) == []
 
 

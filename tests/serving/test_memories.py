@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from byheart.errors import UnavailableError
 from tests.serving.conftest import SETTINGS, Build, Site, code
-from tests.serving.fakes import HEADER, save_text
+from tests.serving.fakes import HEADER, read_text, save_text
 
 
 def test_a_memory_is_made_written_read_renamed_and_forgotten(site: Site) -> None:
@@ -72,6 +73,48 @@ def test_a_write_with_another_version_is_a_conflict_and_one_sent_twice_is_done_o
     first, second = (site.ask("POST", path, **sent).json() for _ in range(2))
     assert first == second
     assert site.ask("GET", "/v1/memories/once").json()["version"] == 2
+    other = site.ask("POST", path, **{**sent, "json": {"text": "Three."}})
+    assert code(other) == (422, "idempotency_key_reused")
+
+
+def test_a_memory_is_deleted_only_at_the_version_that_is_named(site: Site) -> None:
+    site.make("dated", "One.")
+    assert code(site.ask("DELETE", "/v1/memories/dated?if_version=0")) == (409, "memory_version_conflict")
+    assert site.ask("DELETE", "/v1/memories/dated?if_version=1").json()["deleted"] is True
+
+
+def test_an_import_that_comes_too_late_leaves_what_another_has_written(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_text(tmp_path / "x", "One.")
+    alice = site.memories.of("alice")
+    put = site.memories.objects.put
+
+    def put_late(key: str, file: Path) -> None:
+        monkeypatch.setattr(site.memories.objects, "put", put)
+        site.ask("POST", "/v1/memories/raced/writes", json={"text": "Two."}).raise_for_status()
+        put(key, file)
+
+    monkeypatch.setattr(site.memories.objects, "put", put_late)
+    answer = site.ask("PUT", "/v1/memories/raced/content", content=(tmp_path / "x").read_bytes())
+    assert code(answer) == (409, "memory_version_conflict")
+    assert read_text(alice.fetch(alice.version("raced"))) == "Two."
+
+
+def test_bytes_that_cannot_be_deleted_yet_are_told(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.make("stuck", "One.")
+    key = site.memories.of("alice").version("stuck").key
+
+    def fail(key: str) -> None:
+        raise UnavailableError("The bucket does not answer.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(site.memories.objects, "delete", fail)
+        gone = site.ask("DELETE", "/v1/memories/stuck").json()
+    assert (gone["deleted"], gone["memories"], gone["pending"]) == (False, 1, 1)
+    assert key in site.engine.dropped
+    assert site.memories.gone([key]) == [key]
+    assert site.memories.sweep().objects == 1
 
 
 def test_versions_are_restored_and_deleted_and_a_fork_is_apart(site: Site) -> None:

@@ -102,6 +102,9 @@ def test_errors_have_the_types_of_the_client(live: tuple[Site, OpenAI]) -> None:
     try:
         with pytest.raises(APIError, match="another model"):
             list(client.chat.completions.create(model="tiny", messages=MESSAGES, stream=True))
+        *events, last = client.responses.create(model="tiny", input="Who is it?", stream=True)
+        assert (last.type, last.code, last.sequence_number) == ("error", "memory_mismatch", len(events))
+        assert [event.sequence_number for event in events] == list(range(len(events)))
     finally:
         site.engine.error, site.engine.error_after = None, 1 << 30
 

@@ -11,7 +11,7 @@ from typing import Any
 from byheart.serving.client.received import take_deleted, take_memory, take_page, take_version
 from byheart.serving.client.remote_memory import RemoteMemory, path_of
 from byheart.serving.client.sending import Sender
-from byheart.store.values import Deleted, Memory, Version
+from byheart.store.values import Deleted, Memory, Version, require_gone
 
 KEY_VARIABLE = "BYHEART_API_KEY"
 
@@ -73,9 +73,12 @@ class Client:
         return take_version(sent)
 
     def forget(self, *, subject: str) -> Deleted:
-        """Delete all memories about somebody for good, with their forks and versions; says how much that was."""
+        """Delete all memories about somebody for good, with their forks and versions; says how much that was.
+
+        Raises StoreError where nobody can read them any more and some of their bytes are left.
+        """
         gone = self.sender.call("DELETE", "/v1/memories", params={"subject": subject}, safe=True)
-        return take_deleted(gone)
+        return require_gone(take_deleted(gone))
 
     def pages(self, path: str) -> Iterator[dict[str, Any]]:
         """All of a list, of which the server gives a part at a time."""

@@ -61,7 +61,9 @@ def take_written(fields: Mapping[str, Any]) -> Written:
 
 def take_deleted(fields: Mapping[str, Any]) -> Deleted:
     """What is gone."""
-    taken: Deleted = _take(Deleted, {name: fields.get(name) for name in ("memories", "versions", "bytes")})
+    counts = {name: fields.get(name) for name in ("memories", "versions", "bytes")}
+    # A server of an earlier version does not say it.
+    taken: Deleted = _take(Deleted, {**counts, "pending": fields.get("pending", 0)})
     return taken
 
 

@@ -27,6 +27,7 @@ from byheart.protocol.state import Header, Written
 from byheart.serving.client.received import (
     take_answer,
     take_count,
+    take_deleted,
     take_header,
     take_memory,
     take_version,
@@ -34,7 +35,7 @@ from byheart.serving.client.received import (
 )
 from byheart.serving.client.refusals import told
 from byheart.store.checks import is_id, require_name
-from byheart.store.values import Memory, Version
+from byheart.store.values import Memory, Version, require_gone
 
 if TYPE_CHECKING:
     from byheart.generation.decoding import DecodingOptions
@@ -141,8 +142,7 @@ class RemoteMemory:
     def _unmake(self, id: str) -> None:
         """Let a name be free again that was taken for a write that failed."""
         try:
-            if take_memory(self._send.call("GET", path_of(id), safe=True)).version == 0:
-                self._send.call("DELETE", path_of(id))
+            self._send.call("DELETE", f"{path_of(id)}?if_version=0")
         except ByheartError:
             # What is told is why the write failed.
             return
@@ -232,9 +232,13 @@ class RemoteMemory:
         return self._client.memory(new)
 
     def forget(self) -> None:
-        """Delete it for good, with all its versions; its forks stay. Raises MissingError."""
-        self._send.call("DELETE", self._path)
+        """Delete it for good, with all its versions; its forks stay.
+
+        Raises MissingError, StoreError where nobody can read it any more and some of its bytes are left.
+        """
+        gone = take_deleted(self._send.call("DELETE", self._path))
         self._is_known = False
+        require_gone(gone)
 
     def versions(self) -> Iterator[Version]:
         """Its states, the newest first. Raises MissingError. Their ``key`` stays with the server, and is empty."""

@@ -70,14 +70,20 @@ class LocalEngine:
     async def write(self, job: Write, progress: Progress | None = None) -> NewState:
         """Write texts into a copy of a memory. Raises as ``jobs.Engine`` says."""
         model = self._find(job.model)
-        ticket = Ticket(job.tenant, lambda ticket: self._writer.write(job, model, ticket, progress))
+
+        def discard(made: object) -> None:
+            if isinstance(made, NewState):
+                made.path.unlink(missing_ok=True)
+                self.drop([f"{job.tenant}:{made.sha256}"])
+
+        ticket = Ticket(job.tenant, lambda ticket: self._writer.write(job, model, ticket, progress), discard)
         made: NewState = await self._made(ticket)
         return made
 
-    async def examine(self, path: Path, model: str) -> Header:
+    async def examine(self, path: Path, model: str, tenant: str = "") -> Header:
         """The header of a state file that the model can read. Raises StateError."""
         hosted = self._find(model)
-        header: Header = await self._made(Ticket("", lambda ticket: self._writer.examine(path, hosted)))
+        header: Header = await self._made(Ticket(tenant, lambda ticket: self._writer.examine(path, hosted)))
         return header
 
     def drop(self, keys: Sequence[str]) -> int:
@@ -129,6 +135,9 @@ class LocalEngine:
             return await self._next(ticket)
         finally:
             self._worker.cancel(ticket)
+            # It may have been made just before the one who waited left.
+            while not ticket.items.empty():
+                ticket.discard(ticket.items.get_nowait())
 
     @staticmethod
     async def _next(ticket: Ticket) -> Any:

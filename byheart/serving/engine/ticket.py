@@ -18,10 +18,13 @@ class Ticket:
 
     Args:
         start: gives the job's work, once it is its turn.
+        discard: is given what was made for it after nobody waits any more.
     """
 
-    def __init__(self, tenant: str, start: Callable[[Ticket], Work]) -> None:
-        self.tenant, self.start = tenant, start
+    def __init__(
+        self, tenant: str, start: Callable[[Ticket], Work], discard: Callable[[Any], None] = lambda item: None
+    ) -> None:
+        self.tenant, self.start, self.discard = tenant, start, discard
         self.loop = asyncio.get_running_loop()
         self.items: asyncio.Queue[Any] = asyncio.Queue()
         self.is_cancelled = False
@@ -51,4 +54,7 @@ class Outbox:
 
 def _deliver(items: Sequence[tuple[Ticket, Any]]) -> None:
     for ticket, item in items:
-        ticket.items.put_nowait(item)
+        if ticket.is_cancelled:
+            ticket.discard(item)
+        else:
+            ticket.items.put_nowait(item)

@@ -13,7 +13,8 @@ class Connection(H11Protocol):
     """uvicorn's connection with two more timers, which leave one that works alone.
 
     It closes unless the head of a request comes in time, and at once when its client has read nothing for a while of
-    what waits to be sent; the request that was being answered is cancelled as if the client had hung up.
+    what waits to be sent; the request that was being answered is cancelled as if the client had hung up. What a client
+    still sends of a body after its answer must end in that time too.
     """
 
     header_seconds = 10.0
@@ -37,8 +38,18 @@ class Connection(H11Protocol):
         super().handle_events()
         if self.conn.their_state is not h11.IDLE:
             self._stop("head")
-        elif self.conn.trailing_data[0] and "head" not in self._timers:
+            return
+        self._stop("rest")
+        # uvicorn waits no more for the next request once the last of a body has come after its answer.
+        is_waited_for = self.timeout_keep_alive_task is not None and not self.conn.trailing_data[0]
+        if not is_waited_for and "head" not in self._timers:
             self._wait("head", self.header_seconds)
+
+    def on_response_complete(self) -> None:
+        """The request was answered, maybe before its body had come."""
+        super().on_response_complete()
+        if self.conn.their_state is h11.SEND_BODY and not self.transport.is_closing():
+            self._wait("rest", self.header_seconds)
 
     def pause_writing(self) -> None:
         """More waits to be sent than a client has read."""

@@ -69,7 +69,7 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("DELETE", "/v1/memories", memories.erase_subject, query=memories.Erased, answer=objects.DeletedObject),
     Operation("GET", _MEMORY, memories.get_memory, answer=objects.MemoryObject),
     Operation("POST", _MEMORY, memories.update_memory, body=objects.ChangedMemory, answer=objects.MemoryObject),
-    Operation("DELETE", _MEMORY, memories.delete_memory, answer=objects.DeletedObject),
+    Operation("DELETE", _MEMORY, memories.delete_memory, query=memories.DeletedAt, answer=objects.DeletedObject),
     Operation(
         "POST",
         f"{_MEMORY}/writes",

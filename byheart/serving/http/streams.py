@@ -44,6 +44,7 @@ class EventStream(Response):
         self._events, self._request_id, self._close = events, request_id, close
         self._end = DONE if ends_with_done else b""
         self._error_name = error_name
+        self._sent = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events until there are no more, or the client hangs up."""
@@ -69,6 +70,7 @@ class EventStream(Response):
         try:
             async with aclosing(self._events) as events:
                 async for event in events:
+                    self._sent += 1
                     await send({"type": "http.response.body", "body": event, "more_body": True})
         except Exception as error:
             last = self._error_event(explain(error, self._request_id))
@@ -80,8 +82,11 @@ class EventStream(Response):
 
     def _error_event(self, failure: Failure) -> bytes:
         body = failure.body
-        # The event ``error`` of the responses API is flat.
-        return encode_event({"type": "error", **body["error"]} if self._error_name else body, self._error_name)
+        if not self._error_name:
+            return encode_event(body)
+        # The event ``error`` of the responses API is flat, and has a number as all its events have.
+        flat = {**body["error"], "type": "error", "sequence_number": self._sent}
+        return encode_event(flat, self._error_name)
 
 
 async def _cancel(task: asyncio.Future[None]) -> None:

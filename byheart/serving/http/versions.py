@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -38,24 +39,44 @@ async def write_texts(
         expected: the version that it must have. Without it, texts that others write meanwhile come before these.
         idempotency_key: of a request that may come twice; the second time it gives what the first one made.
 
-    Raises ConflictError where the version is another, Refusal, and what the engine and the store raise.
+    Raises ConflictError where the version is another, Refusal, also for a key that was used for another request, and
+    what the engine and the store raise.
     """
     start = time.monotonic()
     lock = call.server.locks.of(memory.id)
+    # What a version was asked with is kept beside it, so that a key cannot stand for two requests.
+    request = "" if idempotency_key is None else _digest(texts, expected)
     async with lock:
         if idempotency_key is not None:
             earlier = await in_thread(call.memories.replay, idempotency_key)
             if earlier is not None:
-                return earlier
+                return _require_same(earlier, request)
         for left in reversed(range(_TRIES)):
             try:
-                version = await _write_once(call, memory.id, texts, operation, expected, idempotency_key, progress)
+                version = await _write_once(
+                    call, memory.id, texts, operation, expected, idempotency_key, progress, request
+                )
                 break
             except ConflictError:
                 if expected is not None or not left:
                     raise
     call.server.metrics.time("memory_write_seconds", time.monotonic() - start)
     call.server.metrics.count("written_tokens", version.entry.get("tokens", 0))
+    # Another server may have had a request with the same key meanwhile.
+    return _require_same(version, request)
+
+
+def _digest(texts: Sequence[NewText], expected: int | None) -> str:
+    said = json.dumps([[(text.text, text.source, text.answer) for text in texts], expected])
+    return hashlib.sha256(said.encode()).hexdigest()[:32]
+
+
+def _require_same(version: Version, request: str) -> Version:
+    """The version. Raises Refusal where another request has made it with the same key."""
+    if version.entry.get("request", request) != request:
+        raise Refusal(
+            422, "idempotency_key_reused", "This Idempotency-Key was used for another request; every one needs its own."
+        )
     return version
 
 
@@ -67,6 +88,7 @@ async def _write_once(
     expected: int | None,
     idempotency_key: str | None,
     progress: Progress | None,
+    request: str,
 ) -> Version:
     memory = await in_thread(call.memories.get, id)
     require_version(memory, expected)
@@ -88,7 +110,7 @@ async def _write_once(
             sha256=state.sha256,
             header=state.header,
             operation=operation,
-            entry=_entry(state),
+            entry={**_entry(state), **({"request": request} if request else {})},
             expected=memory.version,
             idempotency_key=idempotency_key,
         )

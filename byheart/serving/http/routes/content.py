@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -69,7 +69,7 @@ async def import_content(call: Call) -> Response:
         header = await in_thread(load_header, path)
         require_method(call, header.method)
         model = _require_model(call, header, asked.model, memory)
-        header = await call.server.engine.examine(path, model)
+        header = await call.server.engine.examine(path, model, call.tenant)
         version = await _keep(call, path, header, sha256, memory, name, model, asked.subject)
     return json_response(VersionObject.of(version).model_dump(), status=200 if memory else 201)
 
@@ -140,7 +140,9 @@ async def _keep(
         try:
             return await _commit(call, memory, path, header, sha256, expected)
         except BaseException:
-            await in_thread(call.memories.delete, memory.id)
+            # Unless somebody else has written into it meanwhile.
+            with suppress(ConflictError, MissingError):
+                await in_thread(call.memories.delete, memory.id, expected=0)
             raise
     return await _commit(call, memory, path, header, sha256, expected)
 

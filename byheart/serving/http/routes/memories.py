@@ -51,6 +51,12 @@ class ListedByNumber(Closed):
     after: Annotated[int, Field(ge=0, lt=1 << 53, strict=False)] | None = None
 
 
+class DeletedAt(Closed):
+    """The version that a memory must have to be deleted, so that nobody has written meanwhile."""
+
+    if_version: Annotated[int, Field(ge=0, lt=1 << 53, strict=False)] | None = None
+
+
 class Erased(Closed):
     """Whose memories go."""
 
@@ -187,8 +193,10 @@ async def delete_version(call: Call) -> Response:
 
 async def delete_memory(call: Call) -> Response:
     """A memory with all its versions, for good; its forks stay."""
+    asked = call.query(DeletedAt)
     memory = await in_thread(call.memories.get, call.path("memory"))
-    return _deleted(call, await in_thread(call.memories.delete, memory.id), memory.id)
+    deleted = await in_thread(call.memories.delete, memory.id, expected=asked.if_version)
+    return _deleted(call, deleted, memory.id)
 
 
 async def erase_subject(call: Call) -> Response:

@@ -156,7 +156,11 @@ class WriteObject(VersionObject):
 
 
 class DeletedObject(BaseModel):
-    """What is gone."""
+    """What is gone.
+
+    ``pending`` objects nobody can read any more, but their bytes could not be deleted yet; ``deleted`` is false then.
+    The same call once more deletes them, and so does the next sweep.
+    """
 
     id: str | None = None
     object: Literal["memory.deleted"] = "memory.deleted"
@@ -164,11 +168,13 @@ class DeletedObject(BaseModel):
     memories: int
     versions: int
     bytes: int
+    pending: int = 0
 
     @classmethod
     def of(cls, deleted: Deleted, id: str | None = None) -> DeletedObject:
         """As the store tells it."""
-        return cls(id=id, memories=deleted.memories, versions=deleted.versions, bytes=deleted.bytes)
+        counts = {name: getattr(deleted, name) for name in ("memories", "versions", "bytes", "pending")}
+        return cls(id=id, deleted=not deleted.pending, **counts)
 
 
 class UsageObject(BaseModel):
