@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from byheart.model.slices import Slices
 from byheart.protocol.state import Written
@@ -10,7 +11,13 @@ from byheart.session.session import Session
 
 
 def write_in_slices(
-    session: Session, text: str, *, answer: str | None = None, source: str = "text", longest: int
+    session: Session,
+    text: str,
+    *,
+    answer: str | None = None,
+    source: str = "text",
+    longest: int,
+    tokens: Tensor | None = None,
 ) -> Slices[Written]:
     """As ``write``, or with an ``answer`` as ``write_turn``; gives the tokens read since the last pause.
 
@@ -18,8 +25,10 @@ def write_in_slices(
 
     Args:
         longest: tokens that are read without a pause, where the method can pause.
+        tokens: (1, T), where ``session.document`` was asked for them already.
     """
-    tokens = session.document(text, answer=answer)
+    if tokens is None:
+        tokens = session.document(text, answer=answer)
     session.require_room(tokens)
     entry = Written.now(source, tokens=tokens.shape[1], characters=len(text) + len(answer or ""))
     with torch.no_grad():

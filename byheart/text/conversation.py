@@ -9,8 +9,10 @@ What a template makes of a message's own words, beyond leaving out whitespace at
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 
 from byheart.errors import InputError, ModelError
@@ -43,14 +45,21 @@ class Around:
 
 def around(tokenizer: Any, roles: Sequence[str]) -> Around:
     """What stands around messages of these roles, up to where the answer begins. Raises InputError, ModelError."""
-    head = tuple(roles[:1]) if roles[:1] == ["system"] else ()
+    if not is_usual(roles):
+        template, tokens = default_template(tokenizer), tokenizer.special_tokens_map
+        return _found_here(cache_key(template, tokens, "conversation"), template, tuple(roles))
+    head = _head(roles)
     exchanges = (len(roles) - len(head) + 1) // 2
-    if list(roles) != [*head, *_exchanges(exchanges)]:
-        return _found(tokenizer, [list(roles)])[0]
     known = _found(tokenizer, [[*head, *_exchanges(count + 1)] for count in range(_ALIKE)])
     if exchanges <= _ALIKE:
         return known[exchanges - 1]
     return _longer(known, len(head), exchanges) or _found(tokenizer, [list(roles)])[0]
+
+
+def is_usual(roles: Sequence[str]) -> bool:
+    """Whether a system message or none is followed by the user and the assistant in turn, the user last."""
+    head = _head(roles)
+    return list(roles) == [*head, *_exchanges((len(roles) - len(head) + 1) // 2)]
 
 
 def fold_turns(messages: Sequence[tuple[str, str]]) -> list[tuple[str, str | None]]:
@@ -63,6 +72,10 @@ def fold_turns(messages: Sequence[tuple[str, str]]) -> list[tuple[str, str | Non
         else:
             turns.append((f"{question}\n\n{text}" if question else text, None))
     return turns
+
+
+def _head(roles: Sequence[str]) -> tuple[str, ...]:
+    return tuple(roles[:1]) if list(roles[:1]) == ["system"] else ()
 
 
 def _exchanges(count: int) -> list[str]:
@@ -89,27 +102,34 @@ def _longer(known: Sequence[Around], head: int, exchanges: int) -> Around | None
 
 
 def _found(tokenizer: Any, orders: list[list[str]]) -> list[Around]:
-    """What stands around the messages of each order of roles, rendered together and kept."""
+    """What stands around the messages of each order of roles, rendered together and kept for all processes."""
     template, tokens = default_template(tokenizer), tokenizer.special_tokens_map
-    marks = [[f"\u2063{number}\u2063" for number in range(len(roles))] for roles in orders]
-
-    def find() -> list[dict[str, Any]]:
-        conversations = [
-            (
-                [{"role": role, "content": f"{_SPACE}{mark}{_SPACE}"} for role, mark in zip(roles, each, strict=True)],
-                True,
-            )
-            for roles, each in zip(orders, marks, strict=True)
-        ]
-        try:
-            rendered = render_apart(template=template, tokens=tokens, conversations=conversations)
-        except ModelError as error:
-            said = ", ".join(orders[0])
-            raise InputError(f"The model's chat template does not take messages by {said}: {error}") from error
-        return [asdict(_split(text, each)) for text, each in zip(rendered, marks, strict=True)]
-
     key = cache_key(template, tokens, "conversation", *map(" ".join, orders))
-    return [Around(**found) for found in cached("templates", key, find)]
+    return [Around(**found) for found in cached("templates", key, lambda: _rendered(template, tokens, orders))]
+
+
+@lru_cache(maxsize=256)
+def _found_here(key: str, template: str, roles: tuple[str, ...]) -> Around:
+    """The same of one order, kept in this process alone: there is no end to the orders that clients may think of."""
+    tokens = json.loads(key)[1]
+    return Around(**_rendered(template, tokens, [list(roles)])[0])
+
+
+def _rendered(template: str, tokens: Mapping[str, Any], orders: list[list[str]]) -> list[dict[str, Any]]:
+    marks = [[f"\u2063{number}\u2063" for number in range(len(roles))] for roles in orders]
+    conversations = [
+        (
+            [{"role": role, "content": f"{_SPACE}{mark}{_SPACE}"} for role, mark in zip(roles, each, strict=True)],
+            True,
+        )
+        for roles, each in zip(orders, marks, strict=True)
+    ]
+    try:
+        rendered = render_apart(template=template, tokens=tokens, conversations=conversations)
+    except ModelError as error:
+        said = ", ".join(orders[0])
+        raise InputError(f"The model's chat template does not take messages by {said}: {error}") from error
+    return [asdict(_split(text, each)) for text, each in zip(rendered, marks, strict=True)]
 
 
 def _split(text: str, marks: Sequence[str]) -> Around:

@@ -395,6 +395,52 @@ def test_a_write_that_fails_or_is_cancelled_leaves_nothing(engine: LocalEngine, 
     assert list(tmp_path.iterdir()) == []
 
 
+class SlowEncoder(ChatEncoder):
+    """As where a text of millions of characters becomes tokens."""
+
+    began, ended = 0.0, 0.0
+
+    def document(self, text: str, *, first: bool, as_turn: bool) -> Any:
+        SlowEncoder.began = SlowEncoder.began or time.monotonic()
+        time.sleep(0.2)
+        SlowEncoder.ended = time.monotonic()
+        return super().document(text, first=first, as_turn=as_turn)
+
+
+def test_a_stream_goes_on_while_a_text_becomes_tokens(tmp_path: Path) -> None:
+    engine = LocalEngine({"tiny": backbone()}, max_resident=1 << 20, encoders={"tiny": SlowEncoder(tiny_tokenizer())})
+    times: list[float] = []
+
+    async def play() -> None:
+        writing = asyncio.create_task(engine.write(Write("tiny", [NewText("ab")], tmp_path, method="full")))
+        async for item in engine.ask(asking(None, "x", Decoding(max_tokens=200, temperature=3.0, seed=1))):
+            if isinstance(item, Piece):
+                times.append(time.monotonic())
+        await writing
+
+    asyncio.run(play())
+    engine.close()
+    assert sum(SlowEncoder.began < at < SlowEncoder.ended for at in times) >= 5
+
+
+def test_a_tenants_only_write_does_not_wait_for_anothers(tmp_path: Path, saved: list[Saved]) -> None:
+    engine, gates = make(), [Gate(saved[1]) for _ in range(2)]
+
+    async def play() -> None:
+        long = [
+            asyncio.create_task(engine.write(Write("tiny", [NewText("a")], tmp_path, gate.ref, tenant="a")))
+            for gate in gates
+        ]
+        await until(lambda: engine.load.running == 2)
+        await asyncio.wait_for(engine.write(Write("tiny", [NewText("b")], tmp_path, method="full", tenant="b")), 60)
+        for gate in gates:
+            gate.opened.set()
+        await asyncio.gather(*long)
+
+    asyncio.run(play())
+    engine.close()
+
+
 def test_a_stream_goes_on_between_the_slices_of_a_write(engine: LocalEngine, tmp_path: Path) -> None:
     order: list[str] = []
 

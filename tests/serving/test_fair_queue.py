@@ -22,6 +22,14 @@ def test_who_has_fewer_running_comes_first() -> None:
     assert queue.take({"a": 3, "b": 1}) == "b1"
 
 
+def test_who_has_one_running_may_be_left_waiting() -> None:
+    queue: FairQueue[str] = FairQueue(10)
+    queue.put("a", "a1")
+    assert queue.take({"a": 1}, most=0) is None
+    queue.put("b", "b1")
+    assert queue.take({"a": 1}, most=0) == "b1"
+
+
 def test_a_full_queue_refuses_who_has_the_most_and_makes_room_for_others() -> None:
     queue: FairQueue[str] = FairQueue(3)
     for item in ("a1", "a2", "a3"):

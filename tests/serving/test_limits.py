@@ -34,9 +34,21 @@ def test_no_rate_is_no_bound() -> None:
 
 def test_what_a_request_held_is_let_go_of_when_it_ends() -> None:
     budget = Budget(100)
-    with budget.holding() as held:
-        held.add(60)
+    with budget.holding("a") as held:
+        held.add(50)
         with pytest.raises(Refusal, match="Other requests fill the server"):
-            held.add(60)
-        assert budget.held == 60
+            held.add(1)
+        assert budget.held == 50
     assert budget.held == 0
+
+
+def test_no_tenant_holds_what_another_needs() -> None:
+    budget = Budget(100)
+    with budget.holding("a") as first, budget.holding("a") as second, budget.holding("b") as other:
+        first.add(30)
+        second.add(20)
+        with pytest.raises(Refusal):
+            second.add(1)
+        other.add(25)
+        with pytest.raises(Refusal):
+            other.add(1)

@@ -9,6 +9,7 @@ import torch
 from jinja2 import TemplateError
 
 from byheart.errors import InputError, ModelError
+from byheart.files import cache_folder
 from byheart.text import chat_template, conversation, render_template
 from byheart.text.encoder import ChatEncoder
 from byheart.text.prompt_format import PromptFormat
@@ -80,6 +81,19 @@ def test_a_longer_conversation_is_not_rendered_where_exchanges_are_alike(monkeyp
     longer = [*_TURNS, ("assistant", "Yes."), ("user", "No?")]
     assert text_of(own, own.conversation(longer)) == rendered(own, longer)
     assert not calls
+
+
+def test_an_order_that_no_other_client_has_is_kept_in_this_process_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    own, calls = encoder(_DEFAULT + "{# unusual #}"), []
+    own.conversation(_TURNS)
+    original = conversation.render_apart
+    monkeypatch.setattr(conversation, "render_apart", lambda **asked: calls.append(1) or original(**asked))
+    unusual = [_TURNS[0], _TURNS[2], _TURNS[2]]
+    kept = sorted(cache_folder().rglob("*.json"))
+    assert text_of(own, own.conversation(unusual)) == rendered(own, unusual)
+    assert text_of(own, own.conversation(unusual)) == rendered(own, unusual)
+    assert len(calls) == 1
+    assert sorted(cache_folder().rglob("*.json")) == kept
 
 
 def test_names_of_special_tokens_in_messages_are_text() -> None:

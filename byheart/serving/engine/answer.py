@@ -10,11 +10,17 @@ from byheart.errors import InputError
 from byheart.generation.contrast import require_contrast
 from byheart.generation.generate import Request, RunningSequence, ScoredToken
 from byheart.model.reading import Reading
+from byheart.model.slices import Slices
+from byheart.serving.engine.aside import Aside
 from byheart.serving.engine.ticket import Ticket
 from byheart.serving.jobs import Ask, Finished, Piece, TokenScore
 from byheart.session.session import Session
+from byheart.text.conversation import is_usual
 from byheart.text.detokenize import Detokenizer, stop_strings
 from byheart.text.encoder import ChatEncoder
+
+# Characters of a question that become tokens within some milliseconds.
+_QUICK = 1 << 14
 
 
 class Answer:
@@ -60,30 +66,45 @@ class Answer:
         return TokenScore(self._encoder.decode([scored.token]), scored.logprob, likeliest)
 
 
-def request_for(job: Ask, encoder: ChatEncoder, session: Session | None) -> Request:
+def request_in_slices(
+    job: Ask, encoder: ChatEncoder, session: Session | None, positions: int, aside: Aside
+) -> Slices[Request]:
     """What a generation needs to answer a job, about a memory or none. Raises InputError and UsageError."""
-    decoding = job.decoding
-    prompt = _prompt(job, encoder, session)
-    alone = prompt if session is None or decoding.context_aware is None else _prompt(job, encoder, None)
+    decoding, both = job.decoding, session is not None and job.decoding.context_aware is not None
+
+    def prompts(encoder: ChatEncoder) -> tuple[Tensor, Tensor]:
+        prompt = _prompt(job, encoder, session)
+        return prompt, _prompt(job, encoder, None) if both else prompt
+
+    own = encoder if session is None else session.encoder
+    prompt, alone = prompts(own) if _is_quick(job) else (yield from aside.run(own, prompts))
+    if len(prompt) > positions:
+        raise InputError(f"What is asked has {len(prompt):,} tokens; the model reads at most {positions}. Ask less.")
     reading = Reading() if session is None else session.reading_for(_last_text(job))
     require_contrast(decoding, [reading])
     return Request(prompt, reading, decoding, alone, encoder.stop_tokens, job.logprobs)
 
 
+def _is_quick(job: Ask) -> bool:
+    """Whether its tokens take no time to speak of."""
+    if isinstance(job.prompt, str):
+        return len(job.prompt) <= _QUICK
+    roles = [message.role for message in job.prompt]
+    return is_usual(roles) and sum(len(message.content) for message in job.prompt) <= _QUICK
+
+
 def _prompt(job: Ask, encoder: ChatEncoder, session: Session | None) -> Tensor:
     """The tokens (T,) of what is asked, after a memory or alone."""
+    continues, first = False, True
     if session is not None:
-        encoder = session.encoder
+        has_turns = session.method.text_format == "turn" or encoder.prompt_format is not None
+        continues, first = has_turns and bool(session.header.written), not session.method.own_start
     if isinstance(job.prompt, str):
-        if session is not None:
-            return session.prompt(job.prompt, use_chat_template=False)
-        return encoder.question(job.prompt, continues=False, use_chat_template=False)
-    messages = [(message.role, message.content) for message in job.prompt]
-    if session is None:
-        return encoder.conversation(messages)
-    has_turns = session.method.text_format == "turn" or encoder.prompt_format is not None
-    continues = has_turns and bool(session.header.written)
-    return encoder.conversation(messages, continues=continues, first=not session.method.own_start)
+        tokens = encoder.question(job.prompt, continues=continues, use_chat_template=False, first=first)
+    else:
+        messages = [(message.role, message.content) for message in job.prompt]
+        tokens = encoder.conversation(messages, continues=continues, first=first)
+    return tokens if session is None else tokens.to(session.backbone.device)
 
 
 def _last_text(job: Ask) -> str:

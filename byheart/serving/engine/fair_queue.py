@@ -48,11 +48,15 @@ class FairQueue(Generic[Item]):
             self._waiting.setdefault(tenant, deque()).append(item)
             return left
 
-    def take(self, running: Mapping[str, int]) -> Item | None:
-        """The next item: of the tenant with the fewest ``running``, and of those whose turn is the longest ago."""
+    def take(self, running: Mapping[str, int], *, most: int | None = None) -> Item | None:
+        """The next item: of the tenant with the fewest ``running``, and of those whose turn is the longest ago.
+
+        Args:
+            most: leave those waiting who have more running.
+        """
         with self._lock:
             tenant = min(self._waiting, key=lambda name: running.get(name, 0), default=None)
-            if tenant is None:
+            if tenant is None or (most is not None and running.get(tenant, 0) > most):
                 return None
             items = self._waiting.pop(tenant)
             item = items.popleft()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from byheart.model.backbone import Backbone
 from byheart.model.slices import Slices
 from byheart.protocol.state_file import load_header
 from byheart.serving.engine.answer import Answer
+from byheart.serving.engine.aside import Aside
 from byheart.session.default_method import default_method
 from byheart.session.opening import blank_for, load
 from byheart.session.session import Session
@@ -42,6 +44,16 @@ class HostedModel:
         self.answers: dict[int, tuple[RunningSequence, Answer]] = {}
         self.generation = Generation(backbone)
         self._blanks: OrderedDict[str, Session] = OrderedDict()
+
+    @cached_property
+    def questions_aside(self) -> Aside:
+        """For questions; a long text that is written does not keep them waiting."""
+        return Aside(self.encoder.tokenizer)
+
+    @cached_property
+    def texts_aside(self) -> Aside:
+        """For texts that are written."""
+        return Aside(self.encoder.tokenizer)
 
     def start(self, method: str | None, options: Mapping[str, Any]) -> Session:
         """A session with an empty memory. Raises UnknownNameError and UsageError."""

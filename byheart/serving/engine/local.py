@@ -11,7 +11,7 @@ from byheart.errors import UnknownNameError, require_positive
 from byheart.model.backbone import Backbone
 from byheart.model.slices import Slices
 from byheart.protocol.state import Header
-from byheart.serving.engine.answer import Answer, request_for
+from byheart.serving.engine.answer import Answer, request_in_slices
 from byheart.serving.engine.hosted_model import HostedModel
 from byheart.serving.engine.residents import Residents
 from byheart.serving.engine.ticket import Ticket
@@ -125,7 +125,9 @@ class LocalEngine:
         session = None
         if job.memory is not None:
             session = yield from self._residents.open(job.memory, model, ticket)
-        request = request_for(job, model.encoder, session)
+        request = yield from request_in_slices(
+            job, model.encoder, session, model.backbone.positions, model.questions_aside
+        )
         encoder = model.encoder if session is None else session.encoder
         model.ready.append((request, Answer(ticket, job, encoder, request)))
 

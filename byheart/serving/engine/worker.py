@@ -24,8 +24,8 @@ from byheart.serving.engine.ticket import Outbox, Ticket, Work
 
 log = logging.getLogger(__name__)
 _IDLE = 0.005
-# A short write does not wait for a long one.
-_OTHERS = 2
+# A short write does not wait for a long one, nor a tenant's only one for those of another.
+_OTHERS, _OTHERS_IN_ALL = 2, 8
 _CLOSED = "The server is shutting down; ask another one, or later."
 
 
@@ -150,12 +150,15 @@ class Worker:
         """Start what waits while there is room for it; what needs no slice of the model is ready at once."""
         while self._count(is_question=True) < self._batch and (ticket := self._next(self.questions, True)):
             self._start(ticket, is_question=True)
-        while self._count(is_question=False) < _OTHERS and (ticket := self._next(self.others, False)):
+        while (running := self._count(is_question=False)) < _OTHERS_IN_ALL:
+            ticket = self._next(self.others, False, most=None if running < _OTHERS else 0)
+            if ticket is None:
+                return
             self._start(ticket, is_question=False)
 
-    def _next(self, queue: FairQueue[Ticket], is_question: bool) -> Ticket | None:
+    def _next(self, queue: FairQueue[Ticket], is_question: bool, most: int | None = None) -> Ticket | None:
         tenants = Counter(ticket.tenant for ticket, kind in self._running.items() if kind is is_question)
-        return queue.take(tenants)
+        return queue.take(tenants, most=most)
 
     def _count(self, *, is_question: bool) -> int:
         return sum(kind is is_question for kind in self._running.values())

@@ -6,6 +6,8 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from uuid import uuid4
 
+from torch import Tensor
+
 from byheart.files import digest_of_file
 from byheart.model.slices import Slices
 from byheart.protocol import state_file
@@ -13,9 +15,10 @@ from byheart.protocol.state import Header, State
 from byheart.serving.engine.hosted_model import HostedModel
 from byheart.serving.engine.residents import Residents
 from byheart.serving.engine.ticket import Ticket
-from byheart.serving.jobs import NewState, Progress, Write
+from byheart.serving.jobs import NewState, NewText, Progress, Write
 from byheart.session.session import Session
 from byheart.session.writing import write_in_slices
+from byheart.text.encoder import ChatEncoder
 
 # Seconds between looks at whether a file is written.
 _PAUSE = 0.002
@@ -38,7 +41,7 @@ class Writer:
             base = yield from self._residents.open(job.memory, model, ticket)
         session = model.start(job.method, job.options) if base is None else base.fork()
         known = len(session.header.written)
-        yield from self._write_texts(session, job, progress)
+        yield from self._write_texts(session, job, model, progress)
         yield from session.method.prepare(session.state, longest=self._longest)
         if base is not None:
             # What the method kept aside is of the new state now, and must not outlive it.
@@ -63,18 +66,34 @@ class Writer:
         session = yield from model.open(path, longest=self._longest)
         return session.header
 
-    def _write_texts(self, session: Session, job: Write, progress: Progress | None) -> Slices[None]:
-        total = sum(session.document(new.text, answer=new.answer).shape[1] for new in job.texts)
-        done = 0
+    def _write_texts(self, session: Session, job: Write, model: HostedModel, progress: Progress | None) -> Slices[None]:
+        total, done = 0, 0
         for new in job.texts:
-            slices = write_in_slices(session, new.text, answer=new.answer, source=new.source, longest=self._longest)
-            for tokens in slices:
-                done = min(total, done + (tokens or 0))
-                if progress is not None and tokens:
+            total += (yield from _tokens(session, new, model)).shape[1]
+        for new in job.texts:
+            # Once more: a text that is not the first one begins otherwise.
+            tokens = yield from _tokens(session, new, model)
+            slices = write_in_slices(
+                session, new.text, answer=new.answer, source=new.source, longest=self._longest, tokens=tokens
+            )
+            for count in slices:
+                done = min(total, done + (count or 0))
+                if progress is not None and count:
                     progress(done, total)
-                yield tokens
+                yield count
         if progress is not None:
             progress(total, total)
+
+
+def _tokens(session: Session, new: NewText, model: HostedModel) -> Slices[Tensor]:
+    """The tokens (1, T) of a text as it would be written now."""
+
+    def work(encoder: ChatEncoder) -> Tensor:
+        twin = session.fork()
+        twin.encoder = encoder
+        return twin.document(new.text, answer=new.answer)
+
+    return (yield from model.texts_aside.run(session.encoder, work))
 
 
 def _begin_saving(path: Path, state: State, header: Header) -> Future[tuple[int, str, Header]]:

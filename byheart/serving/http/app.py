@@ -81,7 +81,7 @@ def _endpoint(operation: Operation, server: Server) -> Callable[[Request], Await
         try:
             if not operation.is_open:
                 _admit(server, visit)
-            with server.budget.holding() as held:
+            with server.budget.holding(visit.tenant or "") as held:
                 call = Call(server, request, visit.tenant or "", held, visit.id)
                 return await operation.handler(call)
         except (ClientDisconnect, ClientGone):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from weakref import WeakValueDictionary
@@ -44,31 +45,46 @@ class RateLimit:
 class Held:
     """The bytes of one request's body, as part of all that may be held."""
 
-    def __init__(self, budget: Budget) -> None:
-        self._budget, self.bytes = budget, 0
+    def __init__(self, budget: Budget, tenant: str) -> None:
+        self._budget, self._tenant, self.bytes = budget, tenant, 0
 
     def add(self, count: int) -> None:
-        """So many bytes more. Raises Refusal where all requests together have too many."""
-        if self._budget.held + count > self._budget.most:
-            raise Refusal(429, "server_busy", "Other requests fill the server; try again soon.", retry_after=1.0)
-        self._budget.held += count
+        """So many bytes more. Raises Refusal where there are too many."""
+        self._budget.require(self._tenant, count)
+        self._budget.by_tenant[self._tenant] += count
         self.bytes += count
 
 
 class Budget:
-    """The bytes of all bodies in memory, of which one request cannot know the others'."""
+    """The bytes of all bodies in memory, of which one request cannot know the others'.
+
+    A tenant has at most half of what the others leave, so that there is always room for one more.
+    """
 
     def __init__(self, most: int) -> None:
-        self.most, self.held = most, 0
+        self.most = most
+        self.by_tenant: Counter[str] = Counter()
+
+    @property
+    def held(self) -> int:
+        """Of all tenants."""
+        return self.by_tenant.total()
+
+    def require(self, tenant: str, count: int) -> None:
+        """Raise Refusal unless a tenant may hold so many bytes more."""
+        own = self.by_tenant[tenant]
+        if 2 * (own + count) > self.most - (self.held - own):
+            raise Refusal(429, "server_busy", "Other requests fill the server; try again soon.", retry_after=1.0)
 
     @contextmanager
-    def holding(self) -> Iterator[Held]:
+    def holding(self, tenant: str) -> Iterator[Held]:
         """Before: nothing is held. Inside: what is added is. After: it is let go of."""
-        held = Held(self)
+        held = Held(self, tenant)
         try:
             yield held
         finally:
-            self.held -= held.bytes
+            self.by_tenant[tenant] -= held.bytes
+            self.by_tenant = +self.by_tenant
 
 
 class WriterLocks:
