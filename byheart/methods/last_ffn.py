@@ -21,10 +21,11 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from byheart.errors import InputError, UsageError, require_not_negative, require_positive
+from byheart.errors import InputError, UnsupportedModelError, UsageError, require_not_negative, require_positive
 from byheart.model.anatomy import LayerCheckpoint
 from byheart.model.backbone import Backbone
 from byheart.model.feed_forward import FeedForwardInput
+from byheart.model.linear import is_transposed
 from byheart.model.losses import LogitsBuffer, Reference, make_reference, token_losses
 from byheart.model.optimize import descend, require_steps
 from byheart.model.reading import DenseDelta, Reading
@@ -134,6 +135,10 @@ class LastFFN(Method):
         depth = len(backbone.layers)
         self._paths = [p for i in range(depth - layers, depth) for p in backbone.feed_forward_roles(i)]
         for path, linear in ((path, backbone.linear(path)) for path in self._paths):
+            if is_transposed(linear):
+                raise UnsupportedModelError(
+                    f"last-ffn tunes no layer like '{path}', whose weight is transposed as GPT-2's are; take ffn-lora."
+                )
             if linear.weight.shape != (linear.out_features, linear.in_features):
                 raise UsageError(f"last-ffn tunes '{path}', whose weight is packed; open the model in another dtype.")
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from byheart.errors import InputError, UsageError
+from byheart.errors import InputError, UnsupportedModelError, UsageError
 from byheart.methods.full import Full
 from byheart.methods.last_ffn import LastFFN, rate_for
 from byheart.model.backbone import Backbone
@@ -217,6 +217,14 @@ def test_small_steps_do_not_vanish_in_bfloat16() -> None:
         assert 1e-5 < float(part.abs().max()) < 1e-4
         assert (part != changes(first)[path]).float().mean() > 0.9
     assert weights_hash(own) == before
+
+
+@pytest.mark.parametrize(
+    ("family", "reason"), [("gpt2", "whose weight is transposed"), ("gptj", "no feed-forward block")]
+)
+def test_models_whose_blocks_it_cannot_tune_are_refused(family: str, reason: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=reason):
+        LastFFN(backbone(family))
 
 
 def test_tuning_helps_in_any_precision() -> None:
