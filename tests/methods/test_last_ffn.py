@@ -224,7 +224,7 @@ def test_small_steps_do_not_vanish_in_bfloat16() -> None:
 )
 def test_models_whose_blocks_it_cannot_tune_are_refused(family: str, reason: str) -> None:
     with pytest.raises(UnsupportedModelError, match=reason):
-        LastFFN(backbone(family))
+        written(LastFFN(backbone(family)), tokens(5))
 
 
 def test_tuning_helps_in_any_precision() -> None:
