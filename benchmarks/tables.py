@@ -190,6 +190,20 @@ def serving_table(results: Path) -> str:
     return "\n".join([*lines, "", f"Made by `{command}` ({made}) into `{results.relative_to(ROOT)}`."])
 
 
+def soak_table(results: Path) -> str:
+    """What many clients of one server got in an hour, from the JSON that ``python -m tests.faults.soak`` wrote."""
+    found = json.loads(results.read_text())
+    shape = f"{found['memories']} memories, {found['clients']} clients, {found['seconds'] / 60:,.0f} minutes"
+    lines = ["| what | |", "|---|---|", f"| clients | {shape} |"]
+    lines += [f"| requests: {kind} | {count:,} |" for kind, count in found["requests"].items()]
+    lines.append(f"| memory of the server, an hour later / before | {found['growth_in_an_hour']:.3f} |")
+    what = "failures: another error, an answer of another memory, memory that grows"
+    lines.append(f"| {what} | **{found['failures']:,}** |")
+    command = f"python -m tests.faults.soak --memories {found['memories']} --clients {found['clients']}"
+    made = f"{command} --seconds {found['seconds']:.0f} --out {results.relative_to(ROOT)}"
+    return "\n".join([*lines, "", f"Made by `{made}` (PyTorch {found['about']['torch']})."])
+
+
 TABLES: dict[str, Callable[[Path], str]] = {
     "cost": cost_table,
     "training": training_table,
@@ -198,6 +212,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "contention": contention_table,
     "attack": attack_table,
     "serving": serving_table,
+    "soak": soak_table,
 }
 
 
@@ -210,6 +225,7 @@ PAGES = {
     "contention": ROOT / "docs" / "how-to" / "threads.md",
     "attack": ROOT / "docs" / "explanation" / "threat-model.md",
     "serving": COSTS,
+    "soak": ROOT / "docs" / "explanation" / "threat-model.md",
 }
 
 

@@ -125,6 +125,21 @@ def test_the_table_of_attacks_says_which_sources_were_attacked(tmp_path: Path, m
     assert "before: byheart 0.2.0; now: byheart 0.2.0 (abc1234 of 2026-11-29))" in lines[-1]
 
 
+def test_the_table_of_a_soak_says_what_clients_got(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = {"memories": 3, "clients": 2, "seconds": 60.0, "growth_in_an_hour": 1.0175, "failures": 0}
+    found = {"about": {"torch": "2"}, **shape, "requests": {"ask 200": 1_000}}
+    (tmp_path / "soak.json").write_text(json.dumps(found))
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    lines = tables.soak_table(tmp_path / "soak.json").splitlines()
+    assert lines[2:6] == [
+        "| clients | 3 memories, 2 clients, 1 minutes |",
+        "| requests: ask 200 | 1,000 |",
+        "| memory of the server, an hour later / before | 1.018 |",
+        "| failures: another error, an answer of another memory, memory that grows | **0** |",
+    ]
+    assert "--memories 3 --clients 2 --seconds 60 --out soak.json" in lines[-1]
+
+
 def test_the_best_of_the_results_shows_what_reading_costs_where_it_was_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
