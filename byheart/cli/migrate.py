@@ -19,6 +19,6 @@ def migrate(home: options.Home = None, as_json: options.AsJSON = False) -> None:
     else:
         for memory in left:
             terminal.note(f"'{memory.name}' was left: {memory.problem}")
-        terminal.say(f"{len(found) - len(left):,} memories were taken over.")
+        terminal.say(f"Memories taken over: {len(found) - len(left):,}.")
     if left:
         raise StoreError(f"{len(left):,} memories stay as they are; mend them and run `byheart migrate` again.")

@@ -125,7 +125,7 @@ def test_commands_work_on_a_catalogue(tmp_path: Path, run: Run) -> None:
     home = ("--home", str(tmp_path))
     folder = Store(tmp_path)
     _write(folder, "cat", _session(), "a")
-    assert "1 memories were taken over" in run("migrate", *home).out
+    assert "Memories taken over: 1." in run("migrate", *home).out
     store = require_catalogue(tmp_path)
     _write(store, "cat", _session(), "b")
     newest, first = json.loads(run("versions", "cat", *home, "--json").out)
