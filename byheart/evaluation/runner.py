@@ -285,6 +285,7 @@ def _words(question: Question, text: str) -> str:
 
 
 def choose(asked: Sequence[tuple[Session, Question]]) -> list[Told]:
+    """How likely each choice of each question is, and which is the likeliest."""
     if not asked:
         return []
     backbone, device = asked[0][0].backbone, asked[0][0].backbone.device

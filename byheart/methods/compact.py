@@ -17,7 +17,7 @@ import copy
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -29,7 +29,7 @@ from byheart.model.backbone import Backbone
 from byheart.model.kv_cache import PrefixCache
 from byheart.model.lower_layers import input_of, run_lower
 from byheart.model.reading import KV, Reading, map_slots
-from byheart.model.slices import Slices, prefill_in_slices, run_through
+from byheart.model.slices import Slices, prefill_in_slices, run_aside, run_through
 from byheart.protocol.chat_frame import SINKS, ChatFrame, keeps_first, require_kind
 from byheart.protocol.codec import shelf
 from byheart.protocol.codec.codec import LEAST_BYTES, Codec
@@ -237,16 +237,10 @@ class Compact(Method):
         kv = yield from prefill_in_slices(self.backbone, slices, past, inside=taking)
         kv = self.backbone.rotate(kv, -torch.arange(start, start + kv.slots, device=kv.keys[0].device)).slice(before)
         hidden = torch.cat([each[0] for each in taken], dim=1)
-        rows = zip(kv.rows(), hidden[:, before:], tokens[:, before:], strict=True)
-        # Coding takes as long as reading did, and needs no part of the model.
-        aside = ThreadPoolExecutor(1)
-        try:
-            coding = [aside.submit(self.codec.encode, *row, size) for row in rows]
-            while wait(coding, _PAUSE).not_done:
-                yield None
-        finally:
-            aside.shutdown(wait=False, cancel_futures=True)
-        codes = [coded.result() for coded in coding]
+        codes = []
+        for row in zip(kv.rows(), hidden[:, before:], tokens[:, before:], strict=True):
+            # Coding takes as long as reading did, and needs no part of the model.
+            codes.append((yield from run_aside(partial(self.codec.encode, *row, size))))
         return torch.stack([torch.frombuffer(bytearray(code), dtype=torch.uint8) for code in codes])
 
     def _read_row(self, state: State, longest: int) -> Slices[KV]:

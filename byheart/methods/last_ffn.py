@@ -137,7 +137,7 @@ class LastFFN(Method):
         for path, linear in ((path, backbone.linear(path)) for path in self._paths):
             if is_transposed(linear):
                 raise UnsupportedModelError(
-                    f"last-ffn tunes no layer like '{path}', whose weight is transposed as GPT-2's are; take ffn-lora."
+                    f"last-ffn cannot tune '{path}', whose weight is transposed as GPT-2's are; take ffn-lora."
                 )
             if linear.weight.shape != (linear.out_features, linear.in_features):
                 raise UsageError(f"last-ffn tunes '{path}', whose weight is packed; open the model in another dtype.")
@@ -221,6 +221,7 @@ class LastFFN(Method):
     # Tensors made in inference mode cannot be tuned, whatever mode the caller is in.
     @torch.inference_mode(False)
     def tune_many(self, before: Sequence[Mapping[str, Tensor]], texts: Sequence[tuple[Tensor, int]]) -> list[Tuned]:
+        """As ``tune``, of several texts together, each from the changes that were made before it."""
         frozen = {path: self.backbone.linear(path).weight for path in self._paths}
         if not self.steps:
             return [

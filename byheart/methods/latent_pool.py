@@ -319,6 +319,7 @@ class LatentPool(Method):
         return slice(length - marked, length) if self.adapt == "kept" else None
 
     def project(self, hidden: Tensor) -> KV:
+        """The keys and values of slots made of hidden states (B, L, M, D), as the reading LoRA makes them."""
         with _maybe(self.reading, self.backbone):
             return self.backbone.project(list(hidden.unbind(1)))
 

@@ -9,6 +9,7 @@ Dimensions: B batch, t tokens of a slice.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeAlias, TypeVar
 
@@ -30,6 +31,20 @@ def run_through(slices: Slices[Made]) -> Made:
         except StopIteration as end:
             made: Made = end.value
             return made
+
+
+def run_aside(work: Callable[[], Made], *, look_every: float = 0.002) -> Slices[Made]:
+    """What ``work`` makes without the model, in a thread that ends, and PyTorch's threads of it. Raises what it raises.
+
+    Args:
+        look_every: seconds that a look at whether it is done may take; 0 where who runs the slices waits by itself.
+    """
+    aside = ThreadPoolExecutor(1, thread_name_prefix="byheart-aside")
+    doing = aside.submit(work)
+    aside.shutdown(wait=False)
+    while wait([doing], look_every).not_done:
+        yield None
+    return doing.result()
 
 
 def prefill_in_slices(

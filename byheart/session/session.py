@@ -101,12 +101,17 @@ class Session:
         as_turn = use_chat_template and self.method.text_format == "turn"
         return encode_fact(self.encoder, text, tokens[0], first=not self.header.written, as_turn=as_turn)
 
-    def document(self, text: str, *, use_chat_template: bool = True, answer: str | None = None) -> Tensor:
-        """The tokens (1, T) of a text or a turn as it would be written, or of the bare text. Raises InputError."""
+    def document(
+        self, text: str, *, use_chat_template: bool = True, answer: str | None = None, follows: bool = False
+    ) -> Tensor:
+        """The tokens (1, T) of a text or a turn as it would be written, or of the bare text. Raises InputError.
+
+        ``follows``: after another text that is about to be written.
+        """
         if answer is None and not text.strip():
             raise InputError("There is nothing to write: the text is empty.")
         as_turn = use_chat_template and self.method.text_format == "turn"
-        how: dict[str, bool] = {"first": self._is_first, "as_turn": as_turn}
+        how: dict[str, bool] = {"first": self._is_first and not follows, "as_turn": as_turn}
         tokens = self.encoder.document(text, **how) if answer is None else self.encoder.turn(text, answer, **how)
         return tokens[None].to(self.backbone.device)
 

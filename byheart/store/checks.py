@@ -28,9 +28,8 @@ def require_name(name: str) -> str:
     composed = unicodedata.normalize("NFC", name)
     kinds = [unicodedata.category(character)[0] for character in composed]
     fits = all(kind in "LMN" or character in "._-" for kind, character in zip(kinds, composed, strict=True))
-    if not (fits and 0 < len(composed) <= _LONGEST_NAME and (kinds[0] in "LN" or composed[0] == "_")) or is_id(
-        composed
-    ):
+    fits = fits and 0 < len(composed) <= _LONGEST_NAME and (kinds[0] in "LN" or composed[0] == "_")
+    if not fits or is_id(composed):
         raise StoreError(
             f"{name[:_LONGEST_NAME]!a} cannot name a memory; a name is up to {_LONGEST_NAME} letters and digits "
             "of any script, '.', '_' and '-', begins with a letter, a digit or '_', and is no id (mem_...)."

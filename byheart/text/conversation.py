@@ -46,8 +46,7 @@ class Around:
 def around(tokenizer: Any, roles: Sequence[str]) -> Around:
     """What stands around messages of these roles, up to where the answer begins. Raises InputError, ModelError."""
     if not is_usual(roles):
-        template, tokens = default_template(tokenizer), tokenizer.special_tokens_map
-        return _found_here(cache_key(template, tokens, "conversation"), template, tuple(roles))
+        return _found_here(cache_key(default_template(tokenizer), tokenizer.special_tokens_map), tuple(roles))
     head = _head(roles)
     exchanges = (len(roles) - len(head) + 1) // 2
     known = _found(tokenizer, [[*head, *_exchanges(count + 1)] for count in range(_ALIKE)])
@@ -108,10 +107,10 @@ def _found(tokenizer: Any, orders: list[list[str]]) -> list[Around]:
     return [Around(**found) for found in cached("templates", key, lambda: _rendered(template, tokens, orders))]
 
 
-@lru_cache(maxsize=256)
-def _found_here(key: str, template: str, roles: tuple[str, ...]) -> Around:
+@lru_cache(maxsize=32)
+def _found_here(key: str, roles: tuple[str, ...]) -> Around:
     """The same of one order, kept in this process alone: there is no end to the orders that clients may think of."""
-    tokens = json.loads(key)[1]
+    template, tokens, *_ = json.loads(key)
     return Around(**_rendered(template, tokens, [list(roles)])[0])
 
 

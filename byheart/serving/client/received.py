@@ -61,9 +61,7 @@ def take_written(fields: Mapping[str, Any]) -> Written:
 
 def take_deleted(fields: Mapping[str, Any]) -> Deleted:
     """What is gone."""
-    counts = {name: fields.get(name) for name in ("memories", "versions", "bytes")}
-    # A server of an earlier version does not say it.
-    taken: Deleted = _take(Deleted, {**counts, "pending": fields.get("pending", 0)})
+    taken: Deleted = _take(Deleted, {name: fields.get(name) for name in ("memories", "versions", "bytes", "pending")})
     return taken
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
-from byheart.model.slices import Slices
+from byheart.model.slices import Slices, run_aside
 from byheart.text.encoder import ChatEncoder
 
 Made = TypeVar("Made")
@@ -30,9 +29,4 @@ class Aside:
             with self._turn:
                 return work(twin)
 
-        thread = ThreadPoolExecutor(1, thread_name_prefix="byheart-tokens")
-        doing = thread.submit(guarded)
-        thread.shutdown(wait=False)
-        while wait([doing], 0).not_done:
-            yield None
-        return doing.result()
+        return (yield from run_aside(guarded, look_every=0))

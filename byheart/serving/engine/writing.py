@@ -67,14 +67,13 @@ class Writer:
         return session.header
 
     def _write_texts(self, session: Session, job: Write, model: HostedModel, progress: Progress | None) -> Slices[None]:
-        total, done = 0, 0
+        tokens: list[Tensor] = []
         for new in job.texts:
-            total += (yield from _tokens(session, new, model)).shape[1]
-        for new in job.texts:
-            # Once more: a text that is not the first one begins otherwise.
-            tokens = yield from _tokens(session, new, model)
+            tokens.append((yield from _tokens(session, new, model, follows=bool(tokens))))
+        total, done = sum(each.shape[1] for each in tokens), 0
+        for new, own in zip(job.texts, tokens, strict=True):
             slices = write_in_slices(
-                session, new.text, answer=new.answer, source=new.source, longest=self._longest, tokens=tokens
+                session, new.text, answer=new.answer, source=new.source, longest=self._longest, tokens=own
             )
             for count in slices:
                 done = min(total, done + (count or 0))
@@ -85,13 +84,13 @@ class Writer:
             progress(total, total)
 
 
-def _tokens(session: Session, new: NewText, model: HostedModel) -> Slices[Tensor]:
-    """The tokens (1, T) of a text as it would be written now."""
+def _tokens(session: Session, new: NewText, model: HostedModel, *, follows: bool) -> Slices[Tensor]:
+    """The tokens (1, T) of a text as it will be written, after others of the same job or none."""
 
     def work(encoder: ChatEncoder) -> Tensor:
         twin = session.fork()
         twin.encoder = encoder
-        return twin.document(new.text, answer=new.answer)
+        return twin.document(new.text, answer=new.answer, follows=follows)
 
     return (yield from model.texts_aside.run(session.encoder, work))
 
