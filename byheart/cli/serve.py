@@ -42,6 +42,12 @@ _KEEPING = options.group(
     max_resident=options.option(
         str, "2GiB", "Bytes of memories that are kept ready to be read, such as 500MiB.", metavar="BYTES"
     ),
+    max_decoded=options.option(
+        str,
+        "4GiB",
+        "Bytes of disk for those that had to make room, decoded, so that they are read again at once; 0 for none.",
+        metavar="BYTES",
+    ),
 )
 _ALLOWING = options.group(
     _ALLOWED,
@@ -115,6 +121,8 @@ def _parse(models: Sequence[str] | None, choices: dict[str, Any]) -> dict[str, A
         requests_per_minute=choices.pop("rate_limit"),
     )
     parsed = {"settings": settings, "max_resident": parse_bytes(choices.pop("max_resident"))}
+    decoded = choices.pop("max_decoded")
+    parsed["max_decoded"] = 0 if decoded == "0" else parse_bytes(decoded)
     parsed |= {"home": Store(choices.pop("home")).home, **choices}
     return parsed if not models else {**parsed, "models": parse_models(models)}
 

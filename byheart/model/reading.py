@@ -9,7 +9,7 @@ Dimensions: B batch, H key-value heads, M slots of memory, K slots that are chos
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from operator import itemgetter
 from typing import TypeAlias
@@ -65,6 +65,10 @@ class KV:
             return joined
         masks = zip(self.masks or self._seen(), other.masks or other._seen(), strict=True)
         return KV(joined.keys, joined.values, tuple(torch.cat(pair, dim=2) for pair in masks))
+
+    def to(self, device: torch.device) -> KV:
+        """The same slots on a device."""
+        return self._part(lambda part: part.to(device))
 
     def _part(self, function: Callable[[Tensor], Tensor]) -> KV:
         """What ``function`` takes out of each tensor, masks too."""
@@ -142,6 +146,12 @@ class Reading:
             Reading(prefix, {path: delta.row(b) for path, delta in self.deltas.items()})
             for b, prefix in enumerate(prefixes)
         ]
+
+    def to(self, device: torch.device) -> Reading:
+        """The same prefix on a device. Raises ValueError for a reading with changes of layers."""
+        if self.deltas:
+            raise ValueError("only a prefix can be moved")
+        return replace(self, prefix=self.prefix and self.prefix.to(device))
 
     @property
     def slots(self) -> int:

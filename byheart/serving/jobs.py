@@ -156,7 +156,7 @@ class Engine(Protocol):
 
     @property
     def residents(self) -> Sequence[str]:
-        """The keys of memories that need no loading."""
+        """The keys of memories of which something is held here, opened or decoded; ``drop`` lets go of it."""
 
     @property
     def models(self) -> Mapping[str, str]:

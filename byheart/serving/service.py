@@ -32,6 +32,7 @@ class Choices:
         home: the folder of catalogue, state files and keys, but for those that are said to be elsewhere.
         models: name -> alias, hub id, folder or file; the server opens no others.
         max_resident: bytes of memories that are kept ready to be read.
+        max_decoded: bytes of disk for what is read of memories that had to make room; 0 for none.
     """
 
     home: Path
@@ -43,6 +44,7 @@ class Choices:
     api_keys: Path | None = None
     no_auth: bool = False
     max_resident: int = 2 << 30
+    max_decoded: int = 4 << 30
     queue: int = 64
     batch: int = 8
     dtype: str = "auto"
@@ -53,6 +55,12 @@ class Choices:
     def keys(self) -> Path:
         """The file of keys."""
         return self.api_keys or self.home / KEYS
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What a model is called here, by what the memories that commands have made call it: where it is."""
+        located = {locate(source): name for name, source in reversed([*self.models.items()])}
+        return {source: name for source, name in located.items() if source not in self.models}
 
 
 class Service:
@@ -67,8 +75,9 @@ class Service:
             self._listener = opened.enter_context(listen(choices.host, choices.port))
             memories = open_memories(choices)
             opened.callback(memories.close)
-            engine = open_engine(choices)
+            engine = open_engine(choices, memories.scratch)
             opened.callback(engine.close)
+            memories.models = choices.names
             accounts = Accounts(None if choices.no_auth else choices.keys)
             # The last of all: a key that was made is shown.
             self._new_key = "" if choices.no_auth or choices.keys.exists() else make_key(choices.keys, LOCAL)
@@ -107,21 +116,28 @@ def open_memories(choices: Choices) -> Memories:
     return Memories(catalogue, choices.objects or str(choices.home / "objects"))
 
 
-def open_engine(choices: Choices) -> LocalEngine:
-    """The models, opened once. Raises ModelError, UsageError.
+def open_engine(choices: Choices, scratch: Path) -> LocalEngine:
+    """The models, opened once; ``scratch`` is a folder of this process alone. Raises ModelError, UsageError.
 
     PyTorch gives each thread that computes a team of threads, for as long as it lives. Where the teams have more
     threads than there are processors, OpenMP no longer lets them wait for one another by spinning, and a token takes
     half as long again. So what opens the models is a thread that ends: from then on, only the engine's own computes.
     """
     with ThreadPoolExecutor(1) as opening:
-        return opening.submit(_open_engine, choices).result()
+        return opening.submit(_open_engine, choices, scratch).result()
 
 
-def _open_engine(choices: Choices) -> LocalEngine:
+def _open_engine(choices: Choices, scratch: Path) -> LocalEngine:
     silence()
     models = {
         name: Backbone.open(locate(model), dtype=choices.dtype, device=choices.device)
         for name, model in choices.models.items()
     }
-    return LocalEngine(models, max_resident=choices.max_resident, queue=choices.queue, batch=choices.batch)
+    return LocalEngine(
+        models,
+        max_resident=choices.max_resident,
+        queue=choices.queue,
+        batch=choices.batch,
+        decoded=scratch,
+        max_decoded=choices.max_decoded,
+    )

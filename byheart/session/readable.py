@@ -47,7 +47,9 @@ def require_readable(header: Header, where: str, own: Header, method: Method, en
 
 
 @torch.no_grad()
-def read_own(method: Method, file: OpenedState, longest: int) -> Slices[tuple[State, Reading]]:
+def read_own(
+    method: Method, file: OpenedState, longest: int, reading: Reading | None = None
+) -> Slices[tuple[State, Reading]]:
     """The state of a file on the model's device, and what the model sees of it; as ``Session.load_in_slices``.
 
     Raises CorruptStateError where the method could not have made it.
@@ -56,8 +58,9 @@ def read_own(method: Method, file: OpenedState, longest: int) -> Slices[tuple[St
     try:
         method.require_own(state, written=bool(file.header.written))
         state = {name: tensor.to(method.backbone.device) for name, tensor in state.items()}
-        yield from method.prepare(state, longest=longest)
-        reading = method.read(state)
+        if reading is None:
+            yield from method.prepare(state, longest=longest)
+            reading = method.read(state)
         if reading.slots != file.header.slots:
             raise ValueError(f"it has {reading.slots} slots, and its header says {file.header.slots}")
     except CorruptStateError as error:

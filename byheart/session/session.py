@@ -355,11 +355,15 @@ class Session:
         """Continue from a saved memory. Raises StateError; the present memory then stays."""
         run_through(self.load_in_slices(path, longest=self.backbone.positions))
 
-    def load_in_slices(self, path: str | Path, *, longest: int) -> Slices[None]:
-        """The same with pauses, after ``longest`` tokens or fewer where the method reads some again."""
+    def load_in_slices(self, path: str | Path, *, longest: int, reading: Reading | None = None) -> Slices[None]:
+        """The same with pauses, after ``longest`` tokens or fewer where the method reads some again.
+
+        Args:
+            reading: what the model sees of it, where that is known; it is then not made again.
+        """
         with state_file.opened(Path(path)) as file:
             self.require(file.header, f"'{path}'")
-            state, reading = yield from read_own(self.method, file, longest)
+            state, reading = yield from read_own(self.method, file, longest, reading)
         self._hold(state, replace(self.header, written=file.header.written, slots=file.header.slots))
         self.file_hash, self._reading = file.hash, reading
 

@@ -6,7 +6,7 @@ reached: nothing that was acknowledged is lost then, and the next call tries aga
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from sqlalchemy import delete, not_, select
@@ -36,6 +36,7 @@ class Memories:
         cache: a folder for copies of objects that are elsewhere; the user's cache folder without it.
         cache_bytes: what these may take after a sweep.
         clock: gives milliseconds since 1970.
+        models: the name that a memory's model was written with -> what it is called here, where that differs.
 
     Raises UsageError for what is no such address, UnavailableError, StoreError for a catalogue of a later byheart.
     """
@@ -48,11 +49,13 @@ class Memories:
         cache: Path | None = None,
         cache_bytes: int = 20 << 30,
         clock: clocks.Clock = clocks.now,
+        models: Mapping[str, str] = {},
     ) -> None:
         self.objects = open_objects(objects, cache)
         self.catalogue = Catalogue(catalogue)
         self._clock = clock
         self.cache_bytes = cache_bytes
+        self.models = models
 
     @classmethod
     def at(cls, home: Path) -> Memories:
@@ -74,7 +77,7 @@ class Memories:
         """Those of one tenant. Raises StoreError, UsageError for what cannot be a tenant."""
         if not require_text("A tenant's name", tenant):
             raise UsageError("A tenant must have a name.")
-        return TenantMemories(self.catalogue, self.objects, self._clock, tenant, quota)
+        return TenantMemories(self.catalogue, self.objects, self._clock, tenant, quota, self.models)
 
     def check(self) -> None:
         """Raise UnavailableError unless the catalogue and the objects answer."""

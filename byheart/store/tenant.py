@@ -7,6 +7,7 @@ the other way round. Versions are ordered by number, since a clock may jump.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,8 +32,17 @@ _KEPT: Any = object()
 class TenantMemories:
     """The memories of one tenant; it sees no others. ``Memories.of`` makes it."""
 
-    def __init__(self, catalogue: Catalogue, objects: Objects, clock: Clock, tenant: str, quota: Quota) -> None:
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        objects: Objects,
+        clock: Clock,
+        tenant: str,
+        quota: Quota,
+        models: Mapping[str, str] = {},
+    ) -> None:
         self.tenant = tenant
+        self._models = models
         self._catalogue = catalogue
         self._objects = objects
         self._clock = clock
@@ -69,11 +79,15 @@ class TenantMemories:
             id = rows.insert_memory(connection, now, expiry, **values)
             require_within(connection, self.tenant, self._quota)
             record(connection, self.tenant, now, action, id)
-            return to_memory(rows.find(connection, self.tenant, id, now))
+            return self._memory(rows.find(connection, self.tenant, id, now))
 
     def get(self, name_or_id: str) -> Memory:
         """A memory, which is not thereby used. Raises MissingError."""
-        return to_memory(self._find(name_or_id))
+        return self._memory(self._find(name_or_id))
+
+    def _memory(self, row: Row) -> Memory:
+        memory = to_memory(row)
+        return replace(memory, model=self._models.get(memory.model, memory.model))
 
     def _find(self, name_or_id: str) -> Row:
         return self._catalogue.read(lambda connection: rows.find(connection, self.tenant, name_or_id, self._clock()))
@@ -112,7 +126,7 @@ class TenantMemories:
             last = self._find(after).sequence
             query = query.where(_m.sequence < last if order == "desc" else _m.sequence > last)
         found, more = self._page(query.order_by(_m.sequence.desc() if order == "desc" else _m.sequence), limit)
-        return Page(tuple(map(to_memory, found)), more)
+        return Page(tuple(map(self._memory, found)), more)
 
     def _page(self, query: Select[Any], limit: int) -> tuple[Sequence[Row], bool]:
         """The first rows of a query, and whether there are more."""
@@ -147,7 +161,7 @@ class TenantMemories:
             if changes:
                 connection.execute(update(schema.memories).where(_m.id == memory.id).values(**changes))
             record(connection, self.tenant, now, "update", memory.id)
-            return to_memory(rows.find(connection, self.tenant, memory.id, now))
+            return self._memory(rows.find(connection, self.tenant, memory.id, now))
 
     # ---- versions ----
 
@@ -243,7 +257,7 @@ class TenantMemories:
                 entry = {"memory": source.id, "version": state.number}
                 rows.insert_version(connection, new, now, state._mapping, operation="fork", entry=entry)
             record(connection, self.tenant, now, "fork", id)
-            return to_memory(rows.find(connection, self.tenant, id, now))
+            return self._memory(rows.find(connection, self.tenant, id, now))
 
     def restore(self, name_or_id: str, number: int) -> Version:
         """Make an earlier version the newest once more, under a new number. Raises MissingError."""

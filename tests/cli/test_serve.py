@@ -10,6 +10,7 @@ import pytest
 
 from byheart.cli import serve
 from byheart.serving.http.accounts import Accounts
+from byheart.serving.service import Choices
 from tests.conftest import Run
 
 
@@ -18,6 +19,7 @@ from tests.conftest import Run
     [
         (("--no-auth", "--host", "0.0.0.0"), "Without keys a server listens on loopback only, not on '0.0.0.0'"),
         (("--max-resident", "much"), "'much' is no number of bytes"),
+        (("--max-decoded", "much"), "'much' is no number of bytes"),
         (("-m", "a=x", "-m", "a=y"), "no two of them have one name"),
         (("-m", "=x"), "Each --model is NAME=MODEL"),
         (("--cors", "example.org"), "An origin is like https://chat.example.org"),
@@ -29,6 +31,12 @@ def test_what_a_server_cannot_be_is_said(run: Run, arguments: tuple[str, ...], m
     ended = run("serve", "--port", 0, *arguments)
     assert ended.code == 2
     assert message in ended.err
+
+
+def test_memories_of_a_folder_are_of_the_model_that_is_served_from_it(tiny_folder: Path) -> None:
+    """A name that is served stands for itself, whatever else is opened by it."""
+    models = {"tiny": str(tiny_folder), "second": str(tiny_folder), "smollm2": "other", "x": "smollm2"}
+    assert Choices(Path(), models=models).names == {str(tiny_folder.resolve()): "tiny", "other": "smollm2"}
 
 
 def test_a_key_is_made_for_a_tenant(run: Run, home: Path) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,7 +23,7 @@ from byheart.serving.engine import LocalEngine
 from byheart.serving.http.accounts import Accounts, make_key
 from byheart.serving.http.app import create_app
 from byheart.store.memories import Memories
-from tests.conftest import CAT
+from tests.conftest import CAT, Run
 from tests.samples import ROOT
 from tests.serving.live import serving
 
@@ -96,23 +99,59 @@ def test_a_conversation_is_written_and_its_file_is_a_state(client: OpenAI, backb
     assert session.ask(QUESTION[0]["content"], max_tokens=8) == _ask(client, "talk")
 
 
+@contextmanager
+def served(home: Path, *arguments: str) -> Iterator[tuple[str, str]]:
+    """Before: nothing listens. Inside: the address and the key that ``byheart serve`` shows. After: it has stopped."""
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), "BYHEART_HOME": str(home)}
+    command = [sys.executable, "-m", *arguments, "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environ, cwd=home) as ran:
+        assert ran.stderr is not None
+        lines = []
+        while not lines or "Ready" not in lines[-1]:
+            lines.append(ran.stderr.readline())
+            assert lines[-1], lines
+        address, key = (re.search(pattern, "".join(lines)) for pattern in (r"http://\S+", r"sk-byheart-\S+"))
+        assert address
+        assert key
+        try:
+            yield address[0], key[0]
+        finally:
+            ran.send_signal(signal.SIGTERM)
+        assert ran.wait(20) == 0
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="the README's lines are curl's")
+def test_what_the_readme_says_of_a_server_works_word_by_word(
+    run: Run, home: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """After its commands, which have left a memory there."""
+    assert run("write", "warsaw", "--model", tiny_folder, stdin=CAT.encode()).code == 0
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    part = text[text.index("## As a server") : text.index("## Which method?")]
+    (shell, *curls), (python,) = (
+        re.findall(r"```sh notest\n(.*?)```", part, re.DOTALL)[0].splitlines(),
+        re.findall(r"```python notest\n(.*?)```", part, re.DOTALL),
+    )
+    _, migrate, serve = (shlex.split(words, comments=True) for words in shell.split("&&"))
+    assert run(*migrate[1:]).code == 0
+    (tmp_path / "examples").mkdir()
+    (tmp_path / "examples" / "warsaw.txt").write_text(CAT, encoding="utf-8")
+    with served(home, *serve, "--model", f"smollm2={tiny_folder}") as (address, key):
+        for line in curls:
+            command = line.replace("http://127.0.0.1:8321/v1", address).replace("$KEY", key)
+            ran = subprocess.run([*shlex.split(command), "--fail", "--silent"], capture_output=True, cwd=tmp_path)
+            assert ran.returncode == 0, ran.stdout
+        python = python.replace("http://127.0.0.1:8321/v1", address).replace("sk-byheart-...", key)
+        capsys.readouterr()
+        exec(compile(python, "README.md", "exec"), {})
+        assert capsys.readouterr().out.strip()
+        with OpenAI(base_url=address, api_key=key) as client:
+            assert {model.id for model in client.models.list()} == {"smollm2", "smollm2:warsaw", "smollm2:notes"}
+
+
 @pytest.mark.slow
 def test_the_command_shows_a_key_once_serves_and_stops(tiny_folder: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "byheart", "serve", "--port", "0", "--model", f"tiny={tiny_folder}"]
-    environ = {**os.environ, "PYTHONPATH": str(ROOT), "BYHEART_HOME": str(tmp_path)}
-    ran = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environ, cwd=tmp_path)
-    assert ran.stderr is not None
-    lines = []
-    while not lines or "Ready" not in lines[-1]:
-        lines.append(ran.stderr.readline())
-        assert lines[-1], lines
-    address = re.search(r"http://\S+", "".join(lines))
-    key = re.search(r"sk-byheart-\S+", "".join(lines))
-    assert address
-    assert key
-    assert key[0] not in (tmp_path / "keys.jsonl").read_text()
-    with OpenAI(base_url=address[0], api_key=key[0], max_retries=0) as client:
-        assert [model.id for model in client.models.list()] == ["tiny"]
-    ran.send_signal(signal.SIGTERM)
-    assert ran.wait(20) == 0
-    ran.stderr.close()
+    with served(tmp_path, "byheart", "serve", "--model", f"tiny={tiny_folder}") as (address, key):
+        assert key not in (tmp_path / "keys.jsonl").read_text()
+        with OpenAI(base_url=address, api_key=key, max_retries=0) as client:
+            assert [model.id for model in client.models.list()] == ["tiny"]

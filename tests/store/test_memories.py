@@ -209,6 +209,18 @@ def test_lists_are_paged_and_filtered(mine: TenantMemories) -> None:
         mine.list(limit=0)
 
 
+def test_a_model_is_called_as_this_process_calls_it(
+    memories: Memories, mine: TenantMemories, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Commands name a model by its folder; a server has a name for it."""
+    made = [mine.create(f"m{number}", model=model) for number, model in enumerate(("/models/a", "b"))]
+    monkeypatch.setattr(memories, "models", {"/models/a": "a"})
+    here = memories.of(mine.tenant)
+    assert [here.get(own.id).model for own in made] == ["a", "b"]
+    assert sorted(memory.model for memory in here.list().data) == ["a", "b"]
+    assert mine.get("m0").model == "/models/a"
+
+
 def test_what_is_told_can_be_changed(mine: TenantMemories) -> None:
     mine.create("cat", model="tiny", metadata={"a": "b"})
     mine.create("dog", model="tiny")

@@ -16,6 +16,7 @@ from byheart.errors import UnknownNameError
 from byheart.generation.generate import Generation, Request, RunningSequence
 from byheart.methods import defaults, find
 from byheart.model.backbone import Backbone
+from byheart.model.reading import Reading
 from byheart.model.slices import Slices
 from byheart.protocol.state_file import load_header
 from byheart.serving.engine.answer import Answer
@@ -65,13 +66,14 @@ class HostedModel:
                 raise UnknownNameError(f"option of {name}", option, known)
         return load(self.backbone, method=name, encoder=self.encoder, calibrate=False, **options)
 
-    def open(self, path: Path, *, longest: int) -> Slices[Session]:
+    def open(self, path: Path, *, longest: int, reading: Reading | None = None) -> Slices[Session]:
         """A session that holds a saved memory, and its reading. Raises StateError.
 
         A method is built once for all memories that were made alike; what it keeps aside is each memory's own.
 
         Args:
             longest: tokens that are read without a pause.
+            reading: what is read of the memory, where it was kept; on any device.
         """
         header = load_header(path)
         key = json.dumps([header.method, header.options, header.learned, header.adapter], sort_keys=True)
@@ -82,7 +84,8 @@ class HostedModel:
         self._blanks.move_to_end(key)
         session = self._blanks[key].fork()
         session.method = self._blanks[key].method.apart()
-        yield from session.load_in_slices(path, longest=longest)
+        known = None if reading is None else reading.to(self.backbone.device)
+        yield from session.load_in_slices(path, longest=longest, reading=known)
         return session
 
     @property

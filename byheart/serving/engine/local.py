@@ -12,6 +12,7 @@ from byheart.model.backbone import Backbone
 from byheart.model.slices import Slices
 from byheart.protocol.state import Header
 from byheart.serving.engine.answer import Answer, request_in_slices
+from byheart.serving.engine.decoded_files import DecodedFiles
 from byheart.serving.engine.hosted_model import HostedModel
 from byheart.serving.engine.residents import Residents
 from byheart.serving.engine.ticket import Ticket
@@ -33,6 +34,8 @@ class LocalEngine:
         batch: how many answers are made at a time.
         prefill_tokens: how much of a text or a prompt is read between two tokens of the running answers.
         encoders: tokenizers with their chat templates, where they are not the models' own.
+        decoded: a folder of this process alone, for what is read of memories that had to make room; none without it.
+        max_decoded: bytes that it may take.
     """
 
     def __init__(
@@ -44,12 +47,15 @@ class LocalEngine:
         batch: int = 8,
         prefill_tokens: int = 256,
         encoders: Mapping[str, ChatEncoder] | None = None,
+        decoded: Path | None = None,
+        max_decoded: int = 4 << 30,
     ) -> None:
         require_positive(max_resident=max_resident, queue=queue, batch=batch, prefill_tokens=prefill_tokens)
         known = encoders or {}
         self._models = {name: HostedModel(backbone, known.get(name)) for name, backbone in models.items()}
         self._aside = ThreadPoolExecutor(_FETCHES, thread_name_prefix="byheart-files")
-        self._residents = Residents(max_resident, self._aside, prefill_tokens)
+        files = None if decoded is None else DecodedFiles(decoded, max_decoded)
+        self._residents = Residents(max_resident, self._aside, prefill_tokens, files)
         self._writer = Writer(self._residents, prefill_tokens)
         self._worker = Worker(self._models, self._residents, queue=queue, batch=batch, prefill_tokens=prefill_tokens)
 
@@ -102,7 +108,7 @@ class LocalEngine:
 
     @property
     def residents(self) -> Sequence[str]:
-        """The keys of memories that need no loading."""
+        """The keys of memories that are opened, or decoded on disk."""
         return self._residents.keys
 
     @property

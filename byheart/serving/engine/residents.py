@@ -8,11 +8,13 @@ from __future__ import annotations
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
-from concurrent.futures import Executor, Future, wait
+from concurrent.futures import Executor, wait
 from pathlib import Path
 
+from byheart.model.reading import Reading
 from byheart.model.slices import Slices
 from byheart.protocol.state_file import load_header
+from byheart.serving.engine.decoded_files import DecodedFiles
 from byheart.serving.engine.hosted_model import HostedModel
 from byheart.serving.engine.ticket import Ticket
 from byheart.serving.jobs import MemoryRef
@@ -26,10 +28,11 @@ class Residents:
         most_bytes: what they may take; one that is read stays, and a single one may take more.
         aside: where files are fetched.
         longest: tokens that are read without a pause.
+        decoded: where those that make room are kept, if anywhere.
     """
 
-    def __init__(self, most_bytes: int, aside: Executor, longest: int) -> None:
-        self.most_bytes, self._aside, self._longest = most_bytes, aside, longest
+    def __init__(self, most_bytes: int, aside: Executor, longest: int, decoded: DecodedFiles | None = None) -> None:
+        self.most_bytes, self._aside, self._longest, self._decoded = most_bytes, aside, longest, decoded
         self._lock = threading.RLock()
         self._sessions: OrderedDict[str, tuple[Session, int]] = OrderedDict()
         self._uses: Counter[str] = Counter()
@@ -41,9 +44,10 @@ class Residents:
 
     @property
     def keys(self) -> list[str]:
-        """Those of all that are here."""
+        """Those of all that are here, or on disk decoded."""
+        decoded = [] if self._decoded is None else self._decoded.keys
         with self._lock:
-            return list(self._sessions)
+            return list(dict.fromkeys([*self._sessions, *decoded]))
 
     @property
     def bytes(self) -> int:
@@ -90,6 +94,8 @@ class Residents:
         """Let go of memories; gives how many there were. What is being opened now is not kept."""
         with self._lock:
             self._unwanted |= self._opening & set(keys)
+            if self._decoded is not None:
+                self._decoded.drop(keys)
             return sum(self._sessions.pop(key, None) is not None for key in keys)
 
     def _use(self, key: str, ticket: Ticket) -> Session | None:
@@ -102,17 +108,20 @@ class Residents:
             return self._sessions[key][0]
 
     def _load(self, ref: MemoryRef, model: HostedModel) -> Slices[Session]:
-        fetched: Future[Path] = self._aside.submit(ref.fetch)
+        fetched = self._aside.submit(self._fetch, ref)
         while wait([fetched], 0).not_done:
             yield None
-        path = fetched.result()
+        path, reading = fetched.result()
         need = load_header(path).slots * model.backbone.slot_bytes
         # Those that are read now cannot make room; once nothing is, this one is opened whatever it takes.
         while self._bytes_in_use() > 0 and self._bytes_in_use() + need > self.most_bytes:
             yield None
-        session = yield from model.open(path, longest=self._longest)
+        session = yield from model.open(path, longest=self._longest, reading=reading)
         self.put(ref.key, session)
         return session
+
+    def _fetch(self, ref: MemoryRef) -> tuple[Path, Reading | None]:
+        return ref.fetch(), None if self._decoded is None else self._decoded.read(ref.key)
 
     def _bytes_in_use(self) -> int:
         with self._lock:
@@ -123,4 +132,6 @@ class Residents:
             if self.bytes <= self.most_bytes:
                 return
             if not self._uses[key] and key != newest:
-                del self._sessions[key]
+                session, _ = self._sessions.pop(key)
+                if self._decoded is not None:
+                    self._decoded.keep(key, session.reading, session.header, session.bytes)

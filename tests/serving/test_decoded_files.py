@@ -1,0 +1,168 @@
+"""What is read of a memory comes back from a file as it was, within bounds, and goes when the memory does."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections import namedtuple
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from byheart.methods.compact import Compact
+from byheart.model.reading import KV, Reading
+from byheart.model.slices import Slices
+from byheart.protocol.state import State
+from byheart.serving.engine.decoded_files import DecodedFiles
+from byheart.session.session import Session
+from tests.serving.test_engine import TALK, TEXTS, Saved, asking, expected, make, said, session, together
+
+
+@pytest.fixture(scope="module")
+def memories() -> list[Session]:
+    make().close()
+    return [session("compact", text) for text in TEXTS]
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> DecodedFiles:
+    return DecodedFiles(tmp_path, 1 << 30)
+
+
+def keep(files: DecodedFiles, key: str, own: Session) -> None:
+    files.keep(key, own.reading, own.header, own.bytes)
+
+
+def settled(check: Callable[[], bool]) -> None:
+    """Wait until what another thread does has come so far."""
+    end = time.monotonic() + 20
+    while not check():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_reading_comes_back_as_it_was(files: DecodedFiles, memories: list[Session], tmp_path: Path) -> None:
+    assert files.read("a") is None
+    for _ in range(2):
+        keep(files, "a", memories[0])
+        settled(lambda: files.read("a") is not None)
+    found, known = files.read("a"), memories[0].reading
+    assert found is not None
+    assert found.prefix is not None
+    assert known.prefix is not None
+    assert found.slots == known.slots
+    for ours, theirs in zip(
+        (*found.prefix.keys, *found.prefix.values), (*known.prefix.keys, *known.prefix.values), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    assert len(names(tmp_path)) == 1
+    assert files.bytes == sum(path.stat().st_size for path in tmp_path.iterdir())
+
+
+def test_masks_of_heads_come_back_too(files: DecodedFiles, memories: list[Session]) -> None:
+    prefix = memories[0].reading.prefix
+    assert prefix is not None
+    masks = tuple(torch.rand(keys.shape[:3]) < 0.5 for keys in prefix.keys)
+    files.keep("a", Reading(KV(prefix.keys, prefix.values, masks)), memories[0].header, 1)
+    settled(lambda: files.read("a") is not None)
+    found = files.read("a")
+    assert found is not None
+    assert found.prefix is not None
+    assert all(torch.equal(*pair) for pair in zip(found.prefix.masks, masks, strict=True))
+
+
+def test_what_is_as_large_itself_is_not_kept(files: DecodedFiles, tmp_path: Path) -> None:
+    for method in ("full", "nothing", "last-ffn"):
+        keep(files, method, session(method, TEXTS[0]))
+    time.sleep(0.1)
+    assert names(tmp_path) == []
+
+
+def test_they_keep_to_their_bytes_the_least_recently_used_go_first(memories: list[Session], tmp_path: Path) -> None:
+    most = int(2.9 * memories[0].reading.bytes)
+    files = DecodedFiles(tmp_path, most)
+    for key in "abc":
+        keep(files, key, memories[0])
+        settled(lambda key=key: files.read(key) is not None)  # type: ignore[misc]
+        files.read("a")
+    assert [key for key in "abc" if files.read(key) is not None] == ["a", "c"]
+    assert files.bytes <= most
+    assert len(names(tmp_path)) == 2
+    keep(DecodedFiles(tmp_path, 0), "d", memories[0])
+    assert len(names(tmp_path)) == 2
+
+
+def test_the_disk_s_last_room_is_left_to_the_memories(
+    files: DecodedFiles, memories: list[Session], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1 << 40, 1 << 40, 1 << 20))
+    keep(files, "a", memories[0])
+    assert names(tmp_path) == []
+
+
+def test_what_cannot_be_written_or_read_is_as_if_it_had_not_been_kept(
+    memories: list[Session], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    files = DecodedFiles(tmp_path / "file", 1 << 30)
+    keep(files, "a", memories[0])
+    assert files.read("a") is None
+    files = DecodedFiles(tmp_path, 1 << 30)
+    keep(files, "a", memories[0])
+    settled(lambda: files.read("a") is not None)
+    [path] = tmp_path.glob("decoded-*")
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert files.read("a") is None
+    assert "decoded once more" in caplog.text
+    assert not path.exists()
+
+
+def test_what_is_dropped_leaves_no_file_also_while_it_is_written(
+    files: DecodedFiles, memories: list[Session], tmp_path: Path
+) -> None:
+    keep(files, "a", memories[0])
+    settled(lambda: files.read("a") is not None)
+    keep(files, "b", memories[1])
+    files.drop(["a", "b", "c"])
+    settled(lambda: names(tmp_path) == [])
+    assert files.read("a") is None
+    assert files.read("b") is None
+    assert files.bytes == 0
+
+
+# ---- in an engine ----
+
+
+def test_a_memory_that_made_room_is_not_decoded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "decoded"
+    folder.mkdir()
+    engine = make(max_resident=1, decoded=folder)
+    one, two = (Saved(tmp_path / f"{n}.safetensors", session("compact", TEXTS[n])) for n in (0, 1))
+    decoded, prepare = list[State](), Compact.prepare
+
+    def counted(self: Compact, state: State, *, longest: int) -> Slices[None]:
+        decoded.append(state)
+        yield from prepare(self, state, longest=longest)
+
+    answers = {key: expected(own, "x", TALK) for key, own in (("one", one), ("two", two))}
+    monkeypatch.setattr(Compact, "prepare", counted)
+    for _ in range(3):
+        for key, own in (("one", one), ("two", two)):
+            assert together(said(engine, asking(own, "x")))[0][0] == answers[key]
+            settled(lambda: len(list(folder.glob("decoded-*"))) >= min(2, len(decoded)) - 1)
+    assert len(decoded) == 2
+    # What was deleted leaves no file, whoever has deleted it.
+    assert set(engine.residents) == {one.ref.key, two.ref.key}
+    engine.drop(engine.residents)
+    assert engine.residents == []
+    settled(lambda: names(folder) == [])
+    engine.close()
