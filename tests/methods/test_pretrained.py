@@ -86,7 +86,7 @@ def test_what_is_shipped_is_small_and_whole() -> None:
 def test_what_is_shipped_remembers_an_article(method: str, least: float) -> None:
     """On the article of the demonstration, which nothing was trained on."""
     article = ROOT / "examples" / "warsaw.txt"
-    rows = evaluate(Gap(windows=6, control=True), str(article), [method], batch=6)
+    rows = evaluate(Gap(windows=3, control=True), str(article), [method], batch=3)
     found = {row.metric: row.value for row in rows if row.method == method}
     assert found["gap_closed"] > least
     assert found["gap_closed"] > found["gap_closed_by_other_text"]
