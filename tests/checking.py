@@ -11,6 +11,7 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import is_dataclass
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
@@ -21,7 +22,7 @@ from beartype import BeartypeConf, beartype
 from jaxtyping import jaxtyped
 
 _beartype = beartype(conf=BeartypeConf(is_pep484_tower=True))
-_NAME = "_checked"
+_NAME = "__checking__"
 
 
 def checked(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -43,18 +44,30 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
 def checked_fields(kind: type) -> type:
     """The same class; where it is a dataclass, its fields are checked when it is made."""
     if is_dataclass(kind) and "__init__" in vars(kind):
+        own, fields = vars(kind).get("__annotations__", {}), kind.__init__.__annotations__
         # Fields of a class from elsewhere are in words of its own module.
-        bases = [base for base in kind.__mro__[1:] if is_dataclass(base) and base.__module__ != kind.__module__]
-        inherited = {name: hint for base in bases for name, hint in get_type_hints(base).items()}
-        kind.__init__.__annotations__ |= {**inherited, **vars(kind).get("__annotations__", {})}
+        elsewhere = [base for base in kind.__mro__[1:] if is_dataclass(base) and base.__module__ != kind.__module__]
+        inherited = {name: hint for base in elsewhere for name, hint in get_type_hints(base).items()}
+        known = vars(sys.modules[kind.__module__]) | {kind.__name__: kind}
+        for name in [name for name, hint in fields.items() if not _is_known(hint, known)]:
+            del fields[name]
+        fields |= {name: hint for name, hint in inherited.items() if name not in own}
         kind.__init__ = checked(kind.__init__)  # type: ignore[method-assign]
     return kind
+
+
+def _is_known(hint: Any, names: dict[str, Any]) -> bool:
+    with suppress(NameError):
+        if isinstance(hint, str):
+            eval(hint, names)
+        return True
+    return False
 
 
 class _Decorate(ast.NodeTransformer):
     """Adds ``checked`` to functions and methods, below their own decorators, and ``checked_fields`` above classes.
 
-    What is annotated with names that are imported for a type checker alone is not checked.
+    What is annotated with names that only a type checker gets is not checked.
     """
 
     def __init__(self) -> None:
@@ -62,8 +75,12 @@ class _Decorate(ast.NodeTransformer):
 
     def visit_If(self, node: ast.If) -> ast.If:
         if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
-            imports = [each for each in node.body if isinstance(each, (ast.Import, ast.ImportFrom))]
-            self._absent |= {name.asname or name.name for each in imports for name in each.names}
+            within = [each for line in node.body for each in ast.walk(line)]
+            self._absent |= {each.asname or each.name for each in within if isinstance(each, ast.alias)}
+            # Names that are written to, as those of type aliases.
+            self._absent |= {
+                each.id for each in within if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store)
+            }
         return node
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:

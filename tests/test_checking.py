@@ -51,6 +51,7 @@ def held(x: Int[Tensor, "A"]) -> Iterator[int]:
 class Pair:
     one: Float[Tensor, "A"]
     other: Float[Tensor, "A"]
+    unknown: Other = None
 
     @property
     def size(self) -> str:
