@@ -19,9 +19,9 @@ from types import CodeType, ModuleType
 from typing import Any, get_type_hints
 
 from beartype import BeartypeConf, beartype
-from jaxtyping import jaxtyped
+from jaxtyping import TypeCheckError, jaxtyped
 
-_beartype = beartype(conf=BeartypeConf(is_pep484_tower=True))
+_beartype = beartype(conf=BeartypeConf(is_pep484_tower=True, violation_type=TypeCheckError))
 _NAME = "__checking__"
 
 
@@ -42,16 +42,17 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def checked_fields(kind: type) -> type:
-    """The same class; where it is a dataclass, its fields are checked when it is made."""
+    """The same class; where it is a dataclass, the shapes of its fields are checked when it is made."""
     if is_dataclass(kind) and "__init__" in vars(kind):
         own, fields = vars(kind).get("__annotations__", {}), kind.__init__.__annotations__
         # Fields of a class from elsewhere are in words of its own module.
         elsewhere = [base for base in kind.__mro__[1:] if is_dataclass(base) and base.__module__ != kind.__module__]
         inherited = {name: hint for base in elsewhere for name, hint in get_type_hints(base).items()}
-        known = vars(sys.modules[kind.__module__]) | {kind.__name__: kind}
-        for name in [name for name, hint in fields.items() if not _is_known(hint, known)]:
-            del fields[name]
         fields |= {name: hint for name, hint in inherited.items() if name not in own}
+        known = vars(sys.modules[kind.__module__]) | {kind.__name__: kind}
+        # Other values may come from a file, and are looked at after they are made.
+        for name in [name for name, hint in fields.items() if "Tensor" not in str(hint) or not _is_known(hint, known)]:
+            del fields[name]
         kind.__init__ = checked(kind.__init__)  # type: ignore[method-assign]
     return kind
 

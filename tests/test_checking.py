@@ -10,7 +10,6 @@ from types import ModuleType
 
 import pytest
 import torch
-from beartype.roar import BeartypeCallHintViolation
 from jaxtyping import TypeCheckError
 
 from byheart.model.reading import KV
@@ -61,7 +60,6 @@ class Pair:
     def of(cls, size: int) -> Pair:
         return cls(size, size)
 """
-_WRONG = (BeartypeCallHintViolation, TypeCheckError)
 
 
 @pytest.fixture
@@ -80,9 +78,9 @@ def test_shapes_are_checked_across_arguments_and_the_result(made: ModuleType) ->
     x, y = torch.zeros(2, 3), torch.zeros(2)
     assert made.same(x, y).shape == (3,)
     for wrong in ((x, torch.zeros(3)), (y, x), (x, 1), (x.long(), y)):
-        with pytest.raises(_WRONG):
+        with pytest.raises(TypeCheckError):
             made.same(*wrong)
-    with pytest.raises(_WRONG):
+    with pytest.raises(TypeCheckError):
         made.same(torch.zeros(0, 3), torch.zeros(0))
 
 
@@ -92,29 +90,29 @@ def test_a_function_s_dimensions_are_not_those_of_its_caller(made: ModuleType) -
 
 def test_generators_and_context_managers_are_checked_when_they_are_made(made: ModuleType) -> None:
     assert list(made.pieces(torch.zeros(2), torch.zeros(2))) == [0, 1]
-    with pytest.raises(_WRONG):
+    with pytest.raises(TypeCheckError):
         made.pieces(torch.zeros(2), torch.zeros(3))
     with made.held(torch.zeros(4).long()) as length:
         assert length == 4
-    with pytest.raises(_WRONG), made.held(torch.zeros(4)):
+    with pytest.raises(TypeCheckError), made.held(torch.zeros(4)):
         pass
 
 
 def test_fields_properties_and_methods_are_checked(made: ModuleType) -> None:
     pair = made.Pair(torch.zeros(2), torch.zeros(2))
     for wrong in (lambda: made.Pair(torch.zeros(2), torch.zeros(3)), lambda: made.Pair.of(1), lambda: pair.size):
-        with pytest.raises(_WRONG):
+        with pytest.raises(TypeCheckError):
             wrong()
 
 
 def test_what_only_a_type_checker_knows_is_not_checked(made: ModuleType) -> None:
     assert made.unknown("a", 2) == ["a", "a"]
-    with pytest.raises(_WRONG):
+    with pytest.raises(TypeCheckError):
         made.unknown("a", "b")
 
 
 def test_byheart_is_checked() -> None:
-    with pytest.raises(_WRONG):
+    with pytest.raises(TypeCheckError):
         KV((torch.zeros(1, 2, 3, 4),), (torch.zeros(1, 2, 5, 4),))
 
 

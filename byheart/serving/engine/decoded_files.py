@@ -15,12 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
 
-from torch import Tensor
-
 from byheart.errors import StateError
 from byheart.model.reading import KV, Reading
 from byheart.protocol import state_file
-from byheart.protocol.kv_slots import kv_to_state, state_to_kv
+from byheart.protocol.kv_slots import kv_to_state
 from byheart.protocol.state import Header, State
 
 log = logging.getLogger(__name__)
@@ -132,7 +130,5 @@ def _to_state(prefix: KV) -> State:
 
 
 def _to_kv(state: State) -> KV:
-    kv = state_to_kv(state)
-    assert kv is not None
-    masks: list[Tensor] = [state[name] for name in (f"masks.{layer}" for layer in range(len(kv.keys))) if name in state]
-    return KV(kv.keys, kv.values, tuple(masks))
+    names = [[f"{part}.{layer}" for layer in range(len(state))] for part in ("keys", "values", "masks")]
+    return KV(*(tuple(state[name] for name in part if name in state) for part in names))
