@@ -42,6 +42,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TEXT = ROOT / "examples" / "warsaw.txt"
 OUT = ROOT / "benchmarks" / "results" / "serving.json"
 METHOD = "compact"
+_COLD = ("--max-resident", "1", "--max-decoded", "0")
 QUESTION = "What was the city like, and who lived there? Tell all of it at length."
 
 
@@ -238,9 +239,15 @@ class Bench:
             ours.append(self.server.ask(QUESTION, tokens=2, seed=seed).first)
         self.add("question", "first text of a question without a memory", "the text read again", "", ours, base)
 
-    def from_disk(self) -> None:
-        """The same about one that is in a file: another was asked about meanwhile, and there is room for one."""
+    def made_room(self) -> None:
+        """The same about one that had to make room for another, about which was asked meanwhile."""
         with served(self.arguments.model, "--max-resident", "1") as server:
+            what = "first text about a memory that had made room, decoded on disk"
+            self._first("made_room", what, "<= 0.06", server, lambda: None)
+
+    def from_disk(self) -> None:
+        """The same about one that is in its state file alone."""
+        with served(self.arguments.model, *_COLD) as server:
             self._first("from_disk", "first text about a memory on disk", "<= 0.06", server, lambda: None)
 
     def from_bucket(self) -> None:
@@ -257,7 +264,7 @@ class Bench:
                     (Path(cache) / path.name).symlink_to(path)
             objects.delay = self.arguments.bucket_delay
             environment = {**objects.environment, "BYHEART_CACHE": cache}
-            more = ("--max-resident", "1", "--objects", objects.url)
+            more = (*_COLD, "--objects", objects.url)
 
             def forget() -> None:
                 for path in (Path(cache) / "objects").rglob("*.safetensors"):
@@ -357,7 +364,7 @@ ROWS: dict[str, Callable[[Bench], None]] = {
     row.__name__: row
     for row in (
         *(Bench.over_library, Bench.together, Bench.one_memory, Bench.resident, Bench.question),
-        *(Bench.from_disk, Bench.from_bucket, Bench.gap, Bench.start, Bench.same_job),
+        *(Bench.made_room, Bench.from_disk, Bench.from_bucket, Bench.gap, Bench.start, Bench.same_job),
     )
 }
 

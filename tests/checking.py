@@ -42,7 +42,7 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def checked_fields(kind: type) -> type:
-    """The same class; where it is a dataclass, the shapes of its fields are checked when it is made."""
+    """The same class; where it is a dataclass, its fields are checked when it is made."""
     if is_dataclass(kind) and "__init__" in vars(kind):
         own, fields = vars(kind).get("__annotations__", {}), kind.__init__.__annotations__
         # Fields of a class from elsewhere are in words of its own module.
@@ -50,8 +50,7 @@ def checked_fields(kind: type) -> type:
         inherited = {name: hint for base in elsewhere for name, hint in get_type_hints(base).items()}
         fields |= {name: hint for name, hint in inherited.items() if name not in own}
         known = vars(sys.modules[kind.__module__]) | {kind.__name__: kind}
-        # Other values may come from a file, and are looked at after they are made.
-        for name in [name for name, hint in fields.items() if "Tensor" not in str(hint) or not _is_known(hint, known)]:
+        for name in [name for name, hint in fields.items() if not _is_known(hint, known)]:
             del fields[name]
         kind.__init__ = checked(kind.__init__)  # type: ignore[method-assign]
     return kind
@@ -74,7 +73,7 @@ class _Decorate(ast.NodeTransformer):
     def __init__(self) -> None:
         self._absent: set[str] = set()
 
-    def visit_If(self, node: ast.If) -> ast.If:
+    def visit_If(self, node: ast.If) -> ast.AST:
         if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
             within = [each for line in node.body for each in ast.walk(line)]
             self._absent |= {each.asname or each.name for each in within if isinstance(each, ast.alias)}
@@ -82,7 +81,8 @@ class _Decorate(ast.NodeTransformer):
             self._absent |= {
                 each.id for each in within if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store)
             }
-        return node
+            return node
+        return self.generic_visit(node)
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
         given = node.args

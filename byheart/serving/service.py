@@ -58,9 +58,13 @@ class Choices:
 
     @property
     def names(self) -> dict[str, str]:
-        """What a model is called here, by what the memories that commands have made call it: where it is."""
-        located = {locate(source): name for name, source in reversed([*self.models.items()])}
-        return {source: name for source, name in located.items() if source not in self.models}
+        """What a model is called here, by what the memories that commands have made call it: where it is.
+
+        A word without a folder may be what another server calls another model.
+        """
+        located = {Path(locate(source)): name for name, source in reversed([*self.models.items()])}
+        found = {str(source): name for source, name in located.items() if len(source.parts) > 1}
+        return {source: name for source, name in found.items() if source not in self.models}
 
 
 class Service:

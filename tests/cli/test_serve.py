@@ -35,8 +35,15 @@ def test_what_a_server_cannot_be_is_said(run: Run, arguments: tuple[str, ...], m
 
 def test_memories_of_a_folder_are_of_the_model_that_is_served_from_it(tiny_folder: Path) -> None:
     """A name that is served stands for itself, whatever else is opened by it."""
-    models = {"tiny": str(tiny_folder), "second": str(tiny_folder), "smollm2": "other", "x": "smollm2"}
-    assert Choices(Path(), models=models).names == {str(tiny_folder.resolve()): "tiny", "other": "smollm2"}
+    models = {
+        "tiny": str(tiny_folder),
+        "second": str(tiny_folder),
+        "smollm2": "org/other",
+        "x": "smollm2",
+        "a/b": "c/d",
+    }
+    known = {str(tiny_folder.resolve()): "tiny", "org/other": "smollm2", "c/d": "a/b"}
+    assert Choices(Path(), models=models).names == known
 
 
 def test_a_key_is_made_for_a_tenant(run: Run, home: Path) -> None:

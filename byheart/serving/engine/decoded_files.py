@@ -10,12 +10,11 @@ import logging
 import shutil
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import count
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
 
-from byheart.errors import StateError
 from byheart.model.reading import KV, Reading
 from byheart.protocol import state_file
 from byheart.protocol.kv_slots import kv_to_state
@@ -27,22 +26,33 @@ log = logging.getLogger(__name__)
 _SHARE = 0.5
 # The disk is the memories' first of all.
 _LEFT_FREE = 1 << 30
+# What is being written is still in memory, where it was to make room.
+_MOST_COMING = 1 << 29
+
+
+@dataclass(frozen=True)
+class _File:
+    path: Path
+    bytes: int
 
 
 class DecodedFiles:
     """What is read of memories, by their keys; the least recently used go first. Its methods are for any thread.
 
+    What goes wrong costs the time of decoding once more, and nothing else.
+
     Args:
-        folder: where the files are, of this process alone.
+        folder: where the files are.
         most_bytes: what they may take together; 0 keeps none.
     """
 
     def __init__(self, folder: Path, most_bytes: int) -> None:
         self._folder, self._most_bytes = folder, most_bytes
         self._lock = threading.Lock()
-        self._files: OrderedDict[str, tuple[Path, int]] = OrderedDict()
-        self._coming: dict[str, Path] = {}
-        self._numbers = count()
+        self._files: OrderedDict[str, _File] = OrderedDict()
+        self._coming: dict[str, _File] = {}
+        self._writers: set[threading.Thread] = set()
+        self._left: set[Path] = set()
 
     @property
     def keys(self) -> list[str]:
@@ -54,25 +64,29 @@ class DecodedFiles:
     def bytes(self) -> int:
         """What all of them take."""
         with self._lock:
-            return self._bytes()
+            return _bytes(self._files.values())
 
     def keep(self, key: str, reading: Reading, header: Header, state_bytes: int) -> None:
-        """Begin to write what is read of a memory, where that is worth it. What goes wrong costs time later, no more.
+        """Begin to write what is read of a memory, where that is worth it and there is room.
 
         Args:
             header, state_bytes: the memory's, and its size.
         """
-        is_worth = state_bytes < _SHARE * reading.bytes and reading.bytes <= self._most_bytes
-        if reading.prefix is None or reading.deltas or not is_worth or not self._has_room(reading.bytes):
+        if reading.prefix is None or reading.deltas or not state_bytes < _SHARE * reading.bytes:
             return
-        with self._lock:
-            if key in self._files or key in self._coming:
-                return
-            path = self._coming[key] = self._folder / f"decoded-{next(self._numbers)}.safetensors"
+        file = _File(self._folder / f"decoded-{uuid4().hex}.safetensors", reading.bytes)
         # A thread that ends, and PyTorch's threads of it; see ``service.open_engine``.
-        aside = ThreadPoolExecutor(1, thread_name_prefix="byheart-decoded")
-        aside.submit(self._write, key, path, reading.prefix, header)
-        aside.shutdown(wait=False)
+        writer = threading.Thread(target=self._write, args=(key, file, reading.prefix, header), name="byheart-decoded")
+        with self._lock:
+            if key in self._files or key in self._coming or not self._has_room(file.bytes):
+                return
+            try:
+                writer.start()
+            except RuntimeError as error:
+                log.warning("A decoded memory was not kept on disk: %s", error)
+                return
+            self._coming[key] = file
+            self._writers.add(writer)
 
     def read(self, key: str) -> Reading | None:
         """What was kept, on the CPU; None where there is nothing, or nothing whole."""
@@ -80,48 +94,72 @@ class DecodedFiles:
             if key not in self._files:
                 return None
             self._files.move_to_end(key)
-            path, _ = self._files[key]
+            path = self._files[key].path
         try:
             state, _ = state_file.load(path)
-        except StateError as error:
-            log.warning("A decoded memory is decoded once more: %s", error)
+            return Reading(_to_kv(state))
+        except Exception as error:
+            log.warning("A decoded memory is decoded once more: its file is of no use (%s)", type(error).__name__)
             self.drop([key])
             return None
-        return Reading(_to_kv(state))
 
     def drop(self, keys: Sequence[str]) -> None:
         """Delete what was kept; what is being written is deleted once it is."""
         with self._lock:
             for key in keys:
                 self._coming.pop(key, None)
-                if key in self._files:
-                    self._files.pop(key)[0].unlink(missing_ok=True)
+            found = [self._files.pop(key) for key in keys if key in self._files]
+        self._delete(file.path for file in found)
 
-    def _write(self, key: str, path: Path, prefix: KV, header: Header) -> None:
+    def close(self) -> None:
+        """Keep nothing any more, and leave no file."""
+        self._most_bytes = 0
+        self.drop(self.keys)
+        for writer in [*self._writers]:
+            writer.join()
+
+    def _write(self, key: str, file: _File, prefix: KV, header: Header) -> None:
         size = 0
         try:
-            size, _ = state_file.save(path, _to_state(prefix), header)
-        except StateError as error:
-            log.warning("A decoded memory was not kept on disk: %s", error)
+            size, _ = state_file.save(file.path, _to_state(prefix), header)
+        except Exception as error:
+            log.warning("A decoded memory was not kept on disk (%s)", type(error).__name__)
         with self._lock:
-            is_wanted = self._coming.get(key) == path
+            is_wanted = self._coming.get(key) is file
             if is_wanted:
                 del self._coming[key]
-            if size == 0 or not is_wanted:
-                path.unlink(missing_ok=True)
-                return
-            self._files[key] = path, size
-            while self._bytes() > self._most_bytes:
-                self._files.popitem(last=False)[1][0].unlink(missing_ok=True)
+            doomed = [] if is_wanted and size else [file]
+            if not doomed:
+                self._files[key] = _File(file.path, size)
+            while _bytes(self._files.values()) > self._most_bytes:
+                doomed.append(self._files.popitem(last=False)[1])
+            self._writers.discard(threading.current_thread())
+        self._delete(each.path for each in doomed)
 
     def _has_room(self, size: int) -> bool:
+        coming = _bytes(self._coming.values()) + size
+        if size > self._most_bytes or (self._coming and coming > _MOST_COMING):
+            return False
         try:
-            return shutil.disk_usage(self._folder).free - size >= _LEFT_FREE
+            return shutil.disk_usage(self._folder).free - coming >= _LEFT_FREE
         except OSError:
             return False
 
-    def _bytes(self) -> int:
-        return sum(size for _, size in self._files.values())
+    def _delete(self, paths: Iterable[Path]) -> None:
+        """Delete files, and those that could not be deleted before."""
+        with self._lock:
+            waiting, self._left = {*paths, *self._left}, set()
+        for path in waiting:
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                log.warning("A decoded memory could not be deleted yet: %s", error.strerror)
+                with self._lock:
+                    self._left.add(path)
+
+
+def _bytes(files: Iterable[_File]) -> int:
+    return sum(file.bytes for file in files)
 
 
 def _to_state(prefix: KV) -> State:

@@ -54,8 +54,8 @@ class LocalEngine:
         known = encoders or {}
         self._models = {name: HostedModel(backbone, known.get(name)) for name, backbone in models.items()}
         self._aside = ThreadPoolExecutor(_FETCHES, thread_name_prefix="byheart-files")
-        files = None if decoded is None else DecodedFiles(decoded, max_decoded)
-        self._residents = Residents(max_resident, self._aside, prefill_tokens, files)
+        self._decoded = None if decoded is None else DecodedFiles(decoded, max_decoded)
+        self._residents = Residents(max_resident, self._aside, prefill_tokens, self._decoded)
         self._writer = Writer(self._residents, prefill_tokens)
         self._worker = Worker(self._models, self._residents, queue=queue, batch=batch, prefill_tokens=prefill_tokens)
 
@@ -119,6 +119,8 @@ class LocalEngine:
     def close(self, timeout: float = 0.0) -> None:
         """Take no more jobs; end those that still run after ``timeout`` seconds with BusyError."""
         self._worker.close(timeout)
+        if self._decoded is not None:
+            self._decoded.close()
         self._aside.shutdown()
 
     def _find(self, name: str) -> HostedModel:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, wait
-from pathlib import Path
+from functools import partial
+from typing import TypeVar
 
-from byheart.model.reading import Reading
 from byheart.model.slices import Slices
 from byheart.protocol.state_file import load_header
 from byheart.serving.engine.decoded_files import DecodedFiles
@@ -19,6 +19,8 @@ from byheart.serving.engine.hosted_model import HostedModel
 from byheart.serving.engine.ticket import Ticket
 from byheart.serving.jobs import MemoryRef
 from byheart.session.session import Session
+
+Made = TypeVar("Made")
 
 
 class Residents:
@@ -45,8 +47,8 @@ class Residents:
     @property
     def keys(self) -> list[str]:
         """Those of all that are here, or on disk decoded."""
-        decoded = [] if self._decoded is None else self._decoded.keys
         with self._lock:
+            decoded = [] if self._decoded is None else self._decoded.keys
             return list(dict.fromkeys([*self._sessions, *decoded]))
 
     @property
@@ -94,9 +96,11 @@ class Residents:
         """Let go of memories; gives how many there were. What is being opened now is not kept."""
         with self._lock:
             self._unwanted |= self._opening & set(keys)
-            if self._decoded is not None:
-                self._decoded.drop(keys)
-            return sum(self._sessions.pop(key, None) is not None for key in keys)
+            found = sum(self._sessions.pop(key, None) is not None for key in keys)
+        # Files take their time. None comes back meanwhile: what makes room has a session here.
+        if self._decoded is not None:
+            self._decoded.drop(keys)
+        return found
 
     def _use(self, key: str, ticket: Ticket) -> Session | None:
         with self._lock:
@@ -108,20 +112,24 @@ class Residents:
             return self._sessions[key][0]
 
     def _load(self, ref: MemoryRef, model: HostedModel) -> Slices[Session]:
-        fetched = self._aside.submit(self._fetch, ref)
-        while wait([fetched], 0).not_done:
-            yield None
-        path, reading = fetched.result()
+        path = yield from self._elsewhere(ref.fetch)
         need = load_header(path).slots * model.backbone.slot_bytes
         # Those that are read now cannot make room; once nothing is, this one is opened whatever it takes.
         while self._bytes_in_use() > 0 and self._bytes_in_use() + need > self.most_bytes:
             yield None
+        reading = None
+        if self._decoded is not None:
+            reading = yield from self._elsewhere(partial(self._decoded.read, ref.key))
         session = yield from model.open(path, longest=self._longest, reading=reading)
         self.put(ref.key, session)
         return session
 
-    def _fetch(self, ref: MemoryRef) -> tuple[Path, Reading | None]:
-        return ref.fetch(), None if self._decoded is None else self._decoded.read(ref.key)
+    def _elsewhere(self, read: Callable[[], Made]) -> Slices[Made]:
+        """What is read from files, in a thread that is there for them."""
+        reading = self._aside.submit(read)
+        while wait([reading], 0).not_done:
+            yield None
+        return reading.result()
 
     def _bytes_in_use(self) -> int:
         with self._lock:

@@ -120,10 +120,10 @@ async def _sweeping(server: Server) -> AsyncIterator[None]:
 async def _sweep(server: Server) -> None:
     while True:
         try:
-            swept = await in_thread(server.memories.sweep)
-            server.engine.drop(swept.keys)
             # Another server on the same store may have deleted what is kept ready here.
             server.engine.drop(await in_thread(server.memories.gone, server.engine.residents))
+            swept = await in_thread(server.memories.sweep)
+            server.engine.drop(swept.keys)
         except (ByheartError, OSError) as error:
             log.warning("What has expired could not be removed; it is tried again: %s", error)
         await asyncio.sleep(server.settings.sweep_seconds)
