@@ -219,8 +219,16 @@ def _try(target: Target, random: Random) -> Iterator[str]:
         yield f"{told} -> {status} {answer[:200]!a}"
     if SECRET.encode() in answer:
         yield f"{told} -> what another tenant's memory holds"
-    if status >= 400 and answer and status != 416 and "code" not in json.loads(answer)["error"]:
-        yield f"{told} -> {status} in another shape"
+    if status >= 400 and answer and not _says_a_code(answer):
+        yield f"{told} -> {status} in another shape: {answer[:80]!a}"
+
+
+def _says_a_code(answer: bytes) -> bool:
+    """Whether this is an error as OpenAI's are."""
+    try:
+        return "code" in json.loads(answer)["error"]
+    except (ValueError, TypeError, LookupError):
+        return False
 
 
 def _change(target: Target, random: Random) -> Sent:

@@ -102,7 +102,8 @@ def test_an_import_that_comes_too_late_leaves_what_another_has_written(
 
 
 def test_bytes_that_cannot_be_deleted_yet_are_told(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    site.make("stuck", "One.")
+    # A text of its own: an equal state of another memory would keep the object.
+    site.make("stuck", "Stuck.")
     key = site.memories.of("alice").version("stuck").key
 
     def fail(key: str) -> None:
@@ -170,6 +171,17 @@ def test_a_memory_leaves_as_a_file_and_comes_back(site: Site, tmp_path: Path) ->
     assert content.headers["etag"] == f'"{hashlib.sha256(content.content).hexdigest()}"'
     part = site.ask("GET", "/v1/memories/out/content", headers={"range": "bytes=0-7"})
     assert (part.status_code, part.content) == (206, content.content[:8])
+    for wrong, status in [
+        ("theirs", 400),
+        ("bytes=", 400),
+        ("bytes=5-2", 400),
+        ("bytes=9999999-", 416),
+        ("bytes=-0", 416),
+    ]:
+        refused = site.ask("GET", "/v1/memories/out/content", headers={"range": wrong})
+        assert (refused.status_code, code(refused)) == (status, (status, "invalid_value"))
+    parts = site.ask("GET", "/v1/memories/out/content", headers={"range": "bytes=0-1, -2,9-"})
+    assert parts.status_code == 206
     same = site.ask("GET", "/v1/memories/out/content", headers={"if-none-match": content.headers["etag"]})
     assert same.status_code == 304
     back = site.ask("PUT", "/v1/memories/back/content?subject=ann", content=content.content)

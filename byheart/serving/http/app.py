@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -119,11 +119,19 @@ async def _sweeping(server: Server) -> AsyncIterator[None]:
 
 async def _sweep(server: Server) -> None:
     while True:
-        try:
-            # Another server on the same store may have deleted what is kept ready here.
-            server.engine.drop(await in_thread(server.memories.gone, server.engine.residents))
+        with _trying_again():
             swept = await in_thread(server.memories.sweep)
             server.engine.drop(swept.keys)
-        except (ByheartError, OSError) as error:
-            log.warning("What has expired could not be removed; it is tried again: %s", error)
+        with _trying_again():
+            # Another server on the same store may have deleted what is kept ready here.
+            server.engine.drop(await in_thread(server.memories.gone, server.engine.residents))
         await asyncio.sleep(server.settings.sweep_seconds)
+
+
+@contextmanager
+def _trying_again() -> Iterator[None]:
+    """Before and after: nothing. Inside: what cannot be done now is done by a later sweep."""
+    try:
+        yield
+    except (ByheartError, OSError) as error:
+        log.warning("What has expired could not be removed; it is tried again: %s", error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -25,6 +26,8 @@ from byheart.serving.http.wire.memories import VersionObject
 from byheart.store.values import Memory, Version
 
 MEDIA_TYPE = "application/octet-stream"
+_SPAN = r"(?:\d{1,18}-\d{0,18}|-\d{1,18})"
+_RANGE = re.compile(rf"\s*bytes\s*=\s*{_SPAN}(?:\s*,\s*{_SPAN}){{0,99}}\s*", re.IGNORECASE)
 
 
 class Exported(Closed):
@@ -54,6 +57,7 @@ async def export_content(call: Call) -> Response:
         found = await in_thread(path.stat)
     except FileNotFoundError:
         raise MissingError("The version was deleted meanwhile.") from None
+    _require_range(call.request.headers.get("range", "bytes=0-"), found.st_size)
     name = f"{memory.name or memory.id}-{version.number}.safetensors"
     return FileResponse(path, media_type=MEDIA_TYPE, filename=name, headers={"etag": etag}, stat_result=found)
 
@@ -72,6 +76,15 @@ async def import_content(call: Call) -> Response:
         header = await call.server.engine.examine(path, model, call.tenant)
         version = await _keep(call, path, header, sha256, memory, name, model, asked.subject)
     return json_response(VersionObject.of(version).model_dump(), status=200 if memory else 201)
+
+
+def _require_range(header: str, size: int) -> None:
+    """Raise Refusal for a Range header that says nothing, or asks for what no file of ``size`` bytes has."""
+    spans = re.findall(r"(\d*)-(\d*)", header)
+    if not _RANGE.fullmatch(header) or any(start and end and int(start) > int(end) for start, end in spans):
+        raise Refusal(400, "invalid_value", "A Range must be one of bytes, such as bytes=0-99.", param="range")
+    if any(int(start) >= size if start else int(end) == 0 for start, end in spans):
+        raise Refusal(416, "invalid_value", f"The file has {size:,} bytes, and none there.", param="range")
 
 
 async def _find(call: Call, name: str) -> Memory | None:
