@@ -186,7 +186,8 @@ def serving_table(results: Path) -> str:
         lines.append(f"| {row['name']}: {row['what']} | {row['reference']} | {must} | {measured} | {numbers} |")
     text = f"{about['model']}, memories of {about['memory_tokens']:,} tokens, answers of {about['answer_tokens']}"
     made = f"{text}, {about['cores']} cores; PyTorch {about['torch']}, transformers {about['transformers']}"
-    command = f"python benchmarks/serving.py --rounds {about['rounds']}"
+    out = "" if results.stem == "serving" else f" --out {results.relative_to(ROOT)}"
+    command = f"python benchmarks/serving.py --rounds {about['rounds']}{out}"
     return "\n".join([*lines, "", f"Made by `{command}` ({made}) into `{results.relative_to(ROOT)}`."])
 
 
@@ -212,6 +213,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "contention": contention_table,
     "attack": attack_table,
     "serving": serving_table,
+    "serving-float32": serving_table,
     "soak": soak_table,
 }
 
@@ -225,6 +227,7 @@ PAGES = {
     "contention": ROOT / "docs" / "how-to" / "threads.md",
     "attack": ROOT / "docs" / "explanation" / "threat-model.md",
     "serving": COSTS,
+    "serving-float32": COSTS,
     "soak": ROOT / "docs" / "explanation" / "threat-model.md",
 }
 
