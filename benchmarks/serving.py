@@ -239,11 +239,11 @@ class Bench:
             ours.append(self.server.ask(QUESTION, tokens=2, seed=seed).first)
         self.add("question", "first text of a question without a memory", "the text read again", "", ours, base)
 
-    def made_room(self) -> None:
-        """The same about one that had to make room for another, about which was asked meanwhile."""
+    def evicted(self) -> None:
+        """The same about one that was evicted for another, and is decoded on disk."""
         with served(self.arguments.model, "--max-resident", "1") as server:
-            what = "first text about a memory that had made room, decoded on disk"
-            self._first("made_room", what, "<= 0.06", server, lambda: None)
+            what = "first text about an evicted memory, decoded on disk"
+            self._first("evicted", what, "<= 0.06", server, lambda: None)
 
     def from_disk(self) -> None:
         """The same about one that is in its state file alone."""
@@ -364,7 +364,7 @@ ROWS: dict[str, Callable[[Bench], None]] = {
     row.__name__: row
     for row in (
         *(Bench.over_library, Bench.together, Bench.one_memory, Bench.resident, Bench.question),
-        *(Bench.made_room, Bench.from_disk, Bench.from_bucket, Bench.gap, Bench.start, Bench.same_job),
+        *(Bench.evicted, Bench.from_disk, Bench.from_bucket, Bench.gap, Bench.start, Bench.same_job),
     )
 }
 

@@ -45,7 +45,7 @@ _KEEPING = options.group(
     max_decoded=options.option(
         str,
         "4GiB",
-        "Bytes of disk for those that had to make room, decoded, so that they are read again at once; 0 for none.",
+        "Bytes of disk for evicted memories, decoded, so that they are soon ready again; 0 for none.",
         metavar="BYTES",
     ),
 )

@@ -32,7 +32,7 @@ class Choices:
         home: the folder of catalogue, state files and keys, but for those that are said to be elsewhere.
         models: name -> alias, hub id, folder or file; the server opens no others.
         max_resident: bytes of memories that are kept ready to be read.
-        max_decoded: bytes of disk for what is read of memories that had to make room; 0 for none.
+        max_decoded: bytes of disk for evicted memories, decoded; 0 for none.
     """
 
     home: Path

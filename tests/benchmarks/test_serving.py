@@ -14,7 +14,7 @@ from tests.samples import ROOT
 
 SMALL = "--method full --rounds 1 --clients 2 --memory-tokens 100 --answer-tokens 8 --questions 2 --bucket-delay 0.01"
 ROWS = [
-    *("over_library", "together", "one_memory", "resident", "question", "made_room", "from_disk", "from_bucket", "gap"),
+    *("over_library", "together", "one_memory", "resident", "question", "evicted", "from_disk", "from_bucket", "gap"),
     "same_job",
 ]
 

@@ -1,7 +1,8 @@
-"""What is read of a memory comes back from a file as it was, within bounds, and goes when the memory does."""
+"""The reading of an evicted memory comes back from a file as it was, within bounds, and is deleted with the memory."""
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import threading
 from collections import namedtuple
@@ -125,7 +126,7 @@ def test_what_cannot_be_written_or_read_is_as_if_it_had_not_been_kept(
     content[-1] ^= 1
     path.write_bytes(content)
     assert files.read("a") is None
-    assert "decoded once more" in caplog.text
+    assert "decoded again" in caplog.text
     assert not path.exists()
 
 
@@ -170,7 +171,7 @@ def test_what_is_closed_leaves_no_file_and_keeps_none(
 def test_what_is_being_written_is_not_much_at_a_time(
     files: DecodedFiles, memories: list[Session], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is in memory still, and had to make room there."""
+    """It is still in memory, from which it was evicted."""
     gate = threading.Event()
     monkeypatch.setattr(state_file, "save", lambda *given: (int(gate.wait(20)) << 29, ""))
     prefix = memories[0].reading.prefix
@@ -208,7 +209,7 @@ def test_a_file_that_cannot_be_deleted_now_is_deleted_later(
 # ---- in an engine ----
 
 
-def test_a_memory_that_made_room_is_not_decoded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_evicted_memory_is_not_decoded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "decoded"
     folder.mkdir()
     engine = make(max_resident=1, decoded=folder)
@@ -234,3 +235,34 @@ def test_a_memory_that_made_room_is_not_decoded_again(tmp_path: Path, monkeypatc
     assert together(said(engine, asking(two, "x")))[0][0] == answers["two"]
     engine.close()
     assert names(folder) == []
+
+
+def test_a_reading_is_not_loaded_before_there_is_room_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else those who wait would hold in memory what there is no room for."""
+    folder = tmp_path / "decoded"
+    folder.mkdir()
+    engine = make(max_resident=1, decoded=folder)
+    one, two = (Saved(tmp_path / f"{n}.safetensors", session("compact", TEXTS[n])) for n in (0, 1))
+    for own in (one, two):
+        together(said(engine, asking(own, "x")))
+        settled()
+    ended, at_load, read = list[str](), list[list[str]](), DecodedFiles.read
+
+    def watched(self: DecodedFiles, key: str) -> Reading | None:
+        at_load.append([*ended])
+        return read(self, key)
+
+    async def play() -> None:
+        answer = aiter(engine.ask(asking(one, "x")))
+        await anext(answer)
+        # From here on the first keeps the only place, until its answer has ended.
+        waiting = asyncio.create_task(said(engine, asking(two, "x")))
+        async for _ in answer:
+            pass
+        ended.append("one")
+        await waiting
+
+    monkeypatch.setattr(DecodedFiles, "read", watched)
+    asyncio.run(play())
+    engine.close()
+    assert at_load == [[], ["one"]]

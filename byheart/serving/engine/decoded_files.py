@@ -1,7 +1,7 @@
-"""Decoded memories as files, for those that had to make room: read again, they need the model no more.
+"""Evicted memories, decoded, as files: they are ready again without the model.
 
-A small state takes many times its bytes to be read, and the model's time to get there. The files are this process's
-own, in a folder that goes with it.
+What is read of a small state has many times its bytes, and takes the model's time to make. The files belong to this
+process alone, in a folder that is deleted when it ends.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from byheart.protocol.state import Header, State
 
 log = logging.getLogger(__name__)
 
-# A state with more than this share of the bytes that are read of it is opened about as quickly itself.
+# A state that is larger than this share of its reading is opened about as quickly itself.
 _SHARE = 0.5
-# The disk is the memories' first of all.
+# A cache must not take the last room of the memories themselves.
 _LEFT_FREE = 1 << 30
-# What is being written is still in memory, where it was to make room.
+# What is being written is still in memory, from which it was evicted.
 _MOST_COMING = 1 << 29
 
 
@@ -37,9 +37,9 @@ class _File:
 
 
 class DecodedFiles:
-    """What is read of memories, by their keys; the least recently used go first. Its methods are for any thread.
+    """The readings of evicted memories by key; the least recently used are deleted first. Any thread may call it.
 
-    What goes wrong costs the time of decoding once more, and nothing else.
+    No error leaves it: a memory that cannot be written or read here is decoded again.
 
     Args:
         folder: where the files are.
@@ -56,7 +56,7 @@ class DecodedFiles:
 
     @property
     def keys(self) -> list[str]:
-        """Those of what is kept, or about to be."""
+        """The keys of what is kept or being written."""
         with self._lock:
             return [*self._files, *self._coming]
 
@@ -67,7 +67,7 @@ class DecodedFiles:
             return _bytes(self._files.values())
 
     def keep(self, key: str, reading: Reading, header: Header, state_bytes: int) -> None:
-        """Begin to write what is read of a memory, where that is worth it and there is room.
+        """Begin to write the reading of a memory, where that saves time and there is room.
 
         Args:
             header, state_bytes: the memory's, and its size.
@@ -89,7 +89,7 @@ class DecodedFiles:
             self._writers.add(writer)
 
     def read(self, key: str) -> Reading | None:
-        """What was kept, on the CPU; None where there is nothing, or nothing whole."""
+        """The reading, on the CPU; None where there is none, or its file is damaged."""
         with self._lock:
             if key not in self._files:
                 return None
@@ -98,13 +98,13 @@ class DecodedFiles:
         try:
             state, _ = state_file.load(path)
             return Reading(_to_kv(state))
-        except Exception as error:
-            log.warning("A decoded memory is decoded once more: its file is of no use (%s)", type(error).__name__)
+        except Exception as error:  # also of PyTorch, where memory is short
+            log.warning("A decoded memory could not be read, and is decoded again (%s)", type(error).__name__)
             self.drop([key])
             return None
 
     def drop(self, keys: Sequence[str]) -> None:
-        """Delete what was kept; what is being written is deleted once it is."""
+        """Delete what is kept; a file that is being written is deleted as soon as it is complete."""
         with self._lock:
             for key in keys:
                 self._coming.pop(key, None)
@@ -112,17 +112,19 @@ class DecodedFiles:
         self._delete(file.path for file in found)
 
     def close(self) -> None:
-        """Keep nothing any more, and leave no file."""
+        """Delete all files, and keep none from now on."""
         self._most_bytes = 0
         self.drop(self.keys)
-        for writer in [*self._writers]:
+        with self._lock:
+            writers = [*self._writers]
+        for writer in writers:
             writer.join()
 
     def _write(self, key: str, file: _File, prefix: KV, header: Header) -> None:
         size = 0
         try:
             size, _ = state_file.save(file.path, _to_state(prefix), header)
-        except Exception as error:
+        except Exception as error:  # also of PyTorch, where memory is short
             log.warning("A decoded memory was not kept on disk (%s)", type(error).__name__)
         with self._lock:
             is_wanted = self._coming.get(key) is file
@@ -133,8 +135,9 @@ class DecodedFiles:
                 self._files[key] = _File(file.path, size)
             while _bytes(self._files.values()) > self._most_bytes:
                 doomed.append(self._files.popitem(last=False)[1])
-            self._writers.discard(threading.current_thread())
         self._delete(each.path for each in doomed)
+        with self._lock:
+            self._writers.discard(threading.current_thread())
 
     def _has_room(self, size: int) -> bool:
         coming = _bytes(self._coming.values()) + size

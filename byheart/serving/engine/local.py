@@ -34,7 +34,7 @@ class LocalEngine:
         batch: how many answers are made at a time.
         prefill_tokens: how much of a text or a prompt is read between two tokens of the running answers.
         encoders: tokenizers with their chat templates, where they are not the models' own.
-        decoded: a folder of this process alone, for what is read of memories that had to make room; none without it.
+        decoded: a folder of this process alone for evicted memories, decoded; they are not kept without it.
         max_decoded: bytes that it may take.
     """
 

@@ -30,7 +30,7 @@ class Residents:
         most_bytes: what they may take; one that is read stays, and a single one may take more.
         aside: where files are fetched.
         longest: tokens that are read without a pause.
-        decoded: where those that make room are kept, if anywhere.
+        decoded: where evicted memories are kept, if anywhere.
     """
 
     def __init__(self, most_bytes: int, aside: Executor, longest: int, decoded: DecodedFiles | None = None) -> None:
@@ -97,7 +97,7 @@ class Residents:
         with self._lock:
             self._unwanted |= self._opening & set(keys)
             found = sum(self._sessions.pop(key, None) is not None for key in keys)
-        # Files take their time. None comes back meanwhile: what makes room has a session here.
+        # Outside of the lock, since files take time. No key comes back: only what is resident is evicted.
         if self._decoded is not None:
             self._decoded.drop(keys)
         return found
