@@ -35,7 +35,9 @@ from tests.serving.processes import Answer, Client, Server, forked, open_tiny
 _VERSIONS = 5
 _QUESTIONS = ("Who?", "What is the secret?")
 _SAMPLED: dict[str, Any] = {"max_tokens": 8, "temperature": 2.0}
-_METHODS = ("full", "retrieval")
+_METHODS = ("full", "retrieval", "compact")
+_RESIDENT = 1 << 18
+"""Bytes: less than the memories take, so that they are evicted and come back all the time."""
 _FLAT = 1.02
 """What the memory of a server may grow to in an hour."""
 _LONG = 600
@@ -103,6 +105,8 @@ class Soak:
     counts: Counter[str] = field(default_factory=Counter)
     samples: list[tuple[float, int]] = field(default_factory=list)
     """Seconds since the start, and bytes that the server takes."""
+    most_decoded: int = 0
+    """Files of evicted memories at a time."""
 
     def begin(self, memory: int) -> None:
         """Make a memory, with its first text."""
@@ -119,14 +123,15 @@ class Soak:
             thread.join()
 
     @contextmanager
-    def sampling(self, server: Server, every: float) -> Iterator[None]:
-        """Inside: what the server takes of the machine's memory is noted."""
+    def sampling(self, server: Server, decoded: Path, every: float) -> Iterator[None]:
+        """Inside: what the server takes of the machine's memory, and how many files of evicted memories, is noted."""
         start, is_over = time.monotonic(), threading.Event()
 
         def work() -> None:
             while not is_over.wait(every):
                 pages = int(Path(f"/proc/{server.pid}/statm").read_text().split()[1])
                 self.samples.append((round(time.monotonic() - start, 1), pages * resource.getpagesize()))
+                self.most_decoded = max(self.most_decoded, len(list(decoded.iterdir())))
 
         thread = threading.Thread(target=work)
         thread.start()
@@ -202,15 +207,20 @@ def soak(
 ) -> dict[str, Any]:
     """Run it, and tell what came of it."""
     backbone = open_tiny(folder / "model")
-    Library(backbone).answer(0, 1, 0)
-    with forked(backbone, databases.sqlite()(folder), str(folder / "objects"), queue=4 * clients) as server:
+    for memory in range(len(_METHODS)):
+        Library(backbone).answer(memory, 1, 0)
+    (decoded := folder / "decoded").mkdir()
+    engine = {"queue": 4 * clients, "max_resident": _RESIDENT, "decoded": decoded}
+    with forked(backbone, databases.sqlite()(folder), str(folder / "objects"), **engine) as server:
         found = Soak(server, Library(backbone), [Shared() for _ in range(memories)])
         for memory in range(memories):
             found.begin(memory)
-        with found.sampling(server, every):
+        with found.sampling(server, decoded, every):
             found.run(clients, seconds, seed)
         if not server.is_alive:
             found.problems.append("the server has ended")
+    if found.samples and not found.most_decoded:
+        found.problems.append("no memory was evicted to a file")
     growth = _growth(found.samples)
     if seconds >= _LONG and growth > _FLAT:
         found.problems.append(f"the server's memory grew to {growth:.3f} in an hour")
@@ -220,6 +230,7 @@ def soak(
         "seconds": seconds,
         "requests": dict(sorted(found.counts.items())),
         "growth_in_an_hour": round(growth, 4),
+        "most_decoded_files": found.most_decoded,
         "failures": len(found.problems),
         "problems": found.problems[:20],
         "resident_bytes": found.samples,
@@ -242,7 +253,8 @@ def soak_briefly(folder: Path) -> Try:
 
     def attempt(number: int, random: Random) -> list[str]:
         (folder / str(number)).mkdir()
-        found = soak(folder / str(number), memories=12, clients=12, seconds=10, seed=random.randrange(1 << 30))
+        seed = random.randrange(1 << 30)
+        found = soak(folder / str(number), memories=12, clients=12, seconds=10, seed=seed, every=0.5)
         asked = [] if found["requests"].get("ask 200") else [f"nothing was answered: {found['requests']}"]
         return [*found["problems"], *asked]
 

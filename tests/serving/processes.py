@@ -141,7 +141,7 @@ def fork_server(
     cache: Path | None = None,
     settings: Settings | None = None,
     before: Callable[[], object] = lambda: None,
-    **engine: int,
+    **engine: Any,
 ) -> Server:
     """A server over a model that is open here already, without keys: it is ready in a fraction of a second.
 
