@@ -18,7 +18,9 @@ import torch
 from byheart.errors import BusyError, InputError, MissingError, StateError, UnknownNameError, UsageError
 from byheart.generation.decoding import Decoding
 from byheart.generation.generate import Generation
+from byheart.model.slices import Slices
 from byheart.serving.engine import LocalEngine
+from byheart.serving.engine.hosted_model import HostedModel
 from byheart.serving.jobs import Ask, Finished, MemoryRef, Message, NewText, Piece, Write
 from byheart.session.opening import load, open_state
 from byheart.session.session import Session
@@ -308,6 +310,27 @@ def test_the_least_recently_used_make_room_and_are_opened_again(saved: list[Save
     rows = together(*(said(engine, asking(own, "x")) for own in (one, two)))
     assert [text for text, _ in rows] == [expected(own, "x", TALK) for own in (one, two)]
     engine.close()
+
+
+def test_what_is_being_opened_takes_its_room_from_the_start(
+    saved: list[Saved], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else those that are opened at once would take more than there is."""
+    engine, at_once, seen, openly = make(max_resident=1), list[Path](), list[int](), HostedModel.open
+
+    def watched(self: HostedModel, path: Path, **more: Any) -> Slices[Session]:
+        at_once.append(path)
+        seen.append(len(at_once))
+        yield None
+        session = yield from openly(self, path, **more)
+        at_once.remove(path)
+        return session
+
+    monkeypatch.setattr(HostedModel, "open", watched)
+    rows = together(*(said(engine, asking(own, "x")) for own in saved[:2]))
+    engine.close()
+    assert [text for text, _ in rows] == [expected(own, "x", TALK) for own in saved[:2]]
+    assert seen == [1, 1]
 
 
 def test_what_is_dropped_is_gone_also_while_it_is_opened(engine: LocalEngine, saved: list[Saved]) -> None:

@@ -38,7 +38,8 @@ class Residents:
         self._lock = threading.RLock()
         self._sessions: OrderedDict[str, tuple[Session, int]] = OrderedDict()
         self._uses: Counter[str] = Counter()
-        self._opening: set[str] = set()
+        # What is being opened, and the bytes that it will take.
+        self._opening: dict[str, int] = {}
         self._unwanted: set[str] = set()
 
     def __len__(self) -> int:
@@ -65,14 +66,14 @@ class Residents:
                 yield None
                 continue
             with self._lock:
-                self._opening.add(ref.key)
+                self._opening[ref.key] = 0
             try:
                 opened = yield from self._load(ref, model)
                 # What was dropped meanwhile is read once more, by this ticket alone.
                 return self._use(ref.key, ticket) or opened
             finally:
                 with self._lock:
-                    self._opening.discard(ref.key)
+                    self._opening.pop(ref.key, None)
                     self._unwanted.discard(ref.key)
         return session
 
@@ -95,7 +96,7 @@ class Residents:
     def drop(self, keys: Sequence[str]) -> int:
         """Let go of memories; gives how many there were. What is being opened now is not kept."""
         with self._lock:
-            self._unwanted |= self._opening & set(keys)
+            self._unwanted |= self._opening.keys() & set(keys)
             found = sum(self._sessions.pop(key, None) is not None for key in keys)
         # Outside of the lock, since files take time. No key comes back: only what is resident is evicted.
         if self._decoded is not None:
@@ -114,8 +115,7 @@ class Residents:
     def _load(self, ref: MemoryRef, model: HostedModel) -> Slices[Session]:
         path = yield from self._elsewhere(ref.fetch)
         need = load_header(path).slots * model.backbone.slot_bytes
-        # Those that are read now cannot make room; once nothing is, this one is opened whatever it takes.
-        while self._bytes_in_use() > 0 and self._bytes_in_use() + need > self.most_bytes:
+        while not self._takes_room(ref.key, need):
             yield None
         reading = None
         if self._decoded is not None:
@@ -131,9 +131,18 @@ class Residents:
             yield None
         return reading.result()
 
-    def _bytes_in_use(self) -> int:
+    def _takes_room(self, key: str, need: int) -> bool:
+        """Whether a memory may be opened now; its bytes are then taken.
+
+        What is read, and what others are opening, cannot make room. Where there is neither, it may be of any size.
+        """
         with self._lock:
-            return sum(size for key, (_, size) in self._sessions.items() if self._uses[key])
+            read = sum(size for each, (_, size) in self._sessions.items() if self._uses[each])
+            taken = read + sum(self._opening.values())
+            if taken and taken + need > self.most_bytes:
+                return False
+            self._opening[key] = need
+            return True
 
     def _make_room(self, newest: str = "") -> None:
         for key in list(self._sessions):
