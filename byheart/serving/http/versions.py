@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from byheart.errors import ConflictError
@@ -23,52 +23,54 @@ _TRIES = 20
 _LONGEST_KEY = 256
 
 
-async def write_texts(
-    call: Call,
-    memory: Memory,
-    texts: Sequence[NewText],
-    *,
-    operation: Operation = "write",
-    expected: int | None = None,
-    idempotency_key: str | None = None,
-    progress: Progress | None = None,
-) -> Version:
-    """The new version of a memory, with some texts more.
+@dataclass(frozen=True)
+class Texts:
+    """What is to be written, and how.
 
     Args:
-        expected: the version that it must have. Without it, texts that others write meanwhile come before these.
+        expected: the version that the memory must have. Without it, texts that others write meanwhile come before
+            these.
         idempotency_key: of a request that may come twice; the second time it gives what the first one made.
+    """
+
+    texts: Sequence[NewText]
+    operation: Operation = "write"
+    expected: int | None = None
+    idempotency_key: str | None = None
+
+    @property
+    def request(self) -> str:
+        """What a version is kept with, so that a key cannot stand for two requests; empty without a key."""
+        if self.idempotency_key is None:
+            return ""
+        said = json.dumps([[(text.text, text.source, text.answer) for text in self.texts], self.expected])
+        return hashlib.sha256(said.encode()).hexdigest()[:32]
+
+
+async def write_texts(call: Call, memory: Memory, wanted: Texts, progress: Progress | None = None) -> Version:
+    """The new version of a memory, with some texts more.
 
     Raises ConflictError where the version is another, Refusal, also for a key that was used for another request, and
     what the engine and the store raise.
     """
     start = time.monotonic()
     lock = call.server.locks.of(memory.id)
-    # What a version was asked with is kept beside it, so that a key cannot stand for two requests.
-    request = "" if idempotency_key is None else _digest(texts, expected)
     async with lock:
-        if idempotency_key is not None:
-            earlier = await in_thread(call.memories.replay, idempotency_key)
+        if wanted.idempotency_key is not None:
+            earlier = await in_thread(call.memories.replay, wanted.idempotency_key)
             if earlier is not None:
-                return _require_same(earlier, request)
+                return _require_same(earlier, wanted.request)
         for left in reversed(range(_TRIES)):
             try:
-                version = await _write_once(
-                    call, memory.id, texts, operation, expected, idempotency_key, progress, request
-                )
+                version = await _write_once(call, memory.id, wanted, progress)
                 break
             except ConflictError:
-                if expected is not None or not left:
+                if wanted.expected is not None or not left:
                     raise
     call.server.metrics.time("memory_write_seconds", time.monotonic() - start)
     call.server.metrics.count("written_tokens", version.entry.get("tokens", 0))
     # Another server may have had a request with the same key meanwhile.
-    return _require_same(version, request)
-
-
-def _digest(texts: Sequence[NewText], expected: int | None) -> str:
-    said = json.dumps([[(text.text, text.source, text.answer) for text in texts], expected])
-    return hashlib.sha256(said.encode()).hexdigest()[:32]
+    return _require_same(version, wanted.request)
 
 
 def _require_same(version: Version, request: str) -> Version:
@@ -80,21 +82,12 @@ def _require_same(version: Version, request: str) -> Version:
     return version
 
 
-async def _write_once(
-    call: Call,
-    id: str,
-    texts: Sequence[NewText],
-    operation: Operation,
-    expected: int | None,
-    idempotency_key: str | None,
-    progress: Progress | None,
-    request: str,
-) -> Version:
+async def _write_once(call: Call, id: str, wanted: Texts, progress: Progress | None) -> Version:
     memory = await in_thread(call.memories.get, id)
-    require_version(memory, expected)
+    require_version(memory, wanted.expected)
     job = Write(
         memory.model,
-        texts,
+        wanted.texts,
         call.server.memories.scratch,
         memory=reference(call.memories, await newest(call, memory)),
         method=memory.method,
@@ -109,10 +102,10 @@ async def _write_once(
             state.path,
             sha256=state.sha256,
             header=state.header,
-            operation=operation,
-            entry={**_entry(state), **({"request": request} if request else {})},
+            operation=wanted.operation,
+            entry={**_entry(state), **({"request": wanted.request} if wanted.request else {})},
             expected=memory.version,
-            idempotency_key=idempotency_key,
+            idempotency_key=wanted.idempotency_key,
         )
     except BaseException:
         # What was not kept must not be read from memory either.

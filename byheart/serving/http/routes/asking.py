@@ -13,7 +13,7 @@ from byheart.serving.http.call import Body, Call
 from byheart.serving.http.choosing import Choice, choose, reference
 from byheart.serving.http.failures import Refusal
 from byheart.serving.http.outcomes import Answers, Outcome, until_gone
-from byheart.serving.http.versions import require_version, write_texts
+from byheart.serving.http.versions import Texts, require_version, write_texts
 from byheart.serving.http.wire.questions import Question, refuse_unsupported
 from byheart.serving.jobs import Ask, Finished, Message, NewText
 
@@ -38,7 +38,7 @@ class Asked:
         if self.written is not None and self.choice.memory is not None:
             turn = NewText(self.written.text, self.written.source, self.answers.outcomes[0].text)
             expected = self.choice.memory.version if self.choice.has_version else None
-            version = await write_texts(self.call, self.choice.memory, [turn], operation="chat", expected=expected)
+            version = await write_texts(self.call, self.choice.memory, Texts([turn], "chat", expected))
             self.memory = {"id": version.memory_id, "version": version.number, "written": dict(version.entry)}
 
     async def finish(self) -> list[Outcome]:

@@ -17,7 +17,7 @@ from byheart.serving.http.failures import Refusal
 from byheart.serving.http.multipart import Part, parse_form
 from byheart.serving.http.outcomes import until_gone
 from byheart.serving.http.streams import EventStream
-from byheart.serving.http.versions import idempotency_key, require_version, turns_of, write_texts
+from byheart.serving.http.versions import Texts, idempotency_key, require_version, turns_of, write_texts
 from byheart.serving.http.wire.encoding import encode_event, json_response
 from byheart.serving.http.wire.memories import NewWrite, WriteObject
 from byheart.serving.jobs import NewText
@@ -32,10 +32,11 @@ async def create_write(call: Call) -> Response:
     key = idempotency_key(call, memory)
     if key is None:
         require_version(memory, asked.if_version)
+    wanted = Texts(texts, expected=asked.if_version, idempotency_key=key)
     if asked.stream:
-        writing = _Writing(call, memory, texts, asked, key)
+        writing = _Writing(call, memory, wanted)
         return EventStream(writing.stream(), request_id=call.id, close=writing.close)
-    work = write_texts(call, memory, texts, expected=asked.if_version, idempotency_key=key)
+    work = write_texts(call, memory, wanted)
     return json_response(_written(await until_gone(call.request, work)))
 
 
@@ -94,10 +95,10 @@ def decode(raw: bytes, name: str) -> str:
 class _Writing:
     """A write whose progress is told."""
 
-    def __init__(self, call: Call, memory: Memory, texts: Sequence[NewText], asked: NewWrite, key: str | None) -> None:
+    def __init__(self, call: Call, memory: Memory, wanted: Texts) -> None:
         self._loop = asyncio.get_running_loop()
         self._progress: asyncio.Queue[tuple[int, int] | None] = asyncio.Queue()
-        work = write_texts(call, memory, texts, expected=asked.if_version, idempotency_key=key, progress=self._note)
+        work = write_texts(call, memory, wanted, self._note)
         self._task = asyncio.ensure_future(work)
         self._task.add_done_callback(lambda _: self._progress.put_nowait(None))
 
