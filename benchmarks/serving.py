@@ -222,6 +222,36 @@ class Bench:
         what = f"{len(memories)} clients of {len(set(memories))} memories at once, tokens per second"
         self.add(name, what, "one after another", must, ours, base)
 
+    def steps(self) -> None:
+        """What steps of all answers give, in this process, over steps of one: no server can give more of it."""
+        from byheart.generation.decoding import Decoding
+        from byheart.generation.generate import Generation, Request
+        from byheart.session.opening import load
+
+        session = load(self.arguments.model, method="full")
+        requests = []
+        for text in self.texts:
+            own = session.fork()
+            own.write(text)
+            decoding = Decoding(max_tokens=1 << 10, temperature=1.0, seed=len(requests))
+            requests.append(Request(own.prompt(QUESTION), own.reading, decoding))
+
+        def per_second(some: list[Request]) -> float:
+            generation = Generation(session.backbone)
+            generation.add(some, at_once=False)
+            while generation.has_unread:
+                generation.read(1 << 10)
+            generation.step()
+            steps = self.arguments.answer_tokens // 2
+            return steps * len(some) / _seconds(lambda: [generation.step() for _ in range(steps)])
+
+        ours, base = [], []
+        for _ in range(self.arguments.rounds):
+            base.append(per_second(requests[:1]))
+            ours.append(per_second(requests))
+        what = f"steps of {len(requests)} answers about {len(requests)} memories, without a server, tokens per second"
+        self.add("steps", what, "steps of one", "", ours, base)
+
     def resident(self) -> None:
         """Seconds to the first text about a memory that is ready to be read."""
         self.ask(0, 0)
@@ -285,6 +315,31 @@ class Bench:
             forget()
             ours.append(server.ask(QUESTION, tokens=2, seed=seed, memory="part0").first)
         self.add(name, what, "the text read again", must, ours, base)
+
+    def passes(self) -> None:
+        """Of a memory that is in its file alone, the passes that come before a question's own."""
+        import torch
+
+        from byheart.methods.compact import Compact
+        from byheart.model.lower_layers import run_lower
+        from byheart.model.reading import Reading
+        from byheart.session.opening import load
+
+        session = load(self.arguments.model, method=METHOD)
+        backbone, method = session.backbone, session.method
+        assert isinstance(method, Compact)
+        text, receipt = session.encoder.encode(self.texts[0], first=True)[None], torch.tensor([method.receipt])
+        lower, after, base = [], [], []
+        for _ in range(self.arguments.rounds):
+            with torch.inference_mode(), backbone.reading([Reading()]) as cache:
+                base.append(_seconds(lambda cache=cache: backbone.hidden(text, cache=cache)))
+                after.append(_seconds(lambda cache=cache: backbone.hidden(receipt, cache=cache)))
+            with torch.inference_mode(), backbone.reading([Reading()]) as cache:
+                lower.append(_seconds(lambda cache=cache: run_lower(backbone, text, method.codec.start, cache)))
+        layers = f"{method.codec.start} of {len(backbone.layers)} layers"
+        self.add("lower_layers", f"compact's pass of the text through {layers}", "through all", "", lower, base)
+        what = f"the pass of {receipt.shape[1]} tokens that the chat template has after a text"
+        self.add("receipt", what, "that of the text", "", after, base)
 
     def gap(self) -> None:
         """The longest gap between tokens of a stream while another client writes twice the text."""
@@ -350,6 +405,12 @@ class Bench:
         return time.perf_counter() - start
 
 
+def _seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
 def _fill_slots(server: Served, text: str, slots: int) -> None:
     """Have llama.cpp read a text into its first slot, and restore that one's file into the others."""
     server.ask(text, tokens=1, id_slot=0, cache_prompt=True)
@@ -363,8 +424,9 @@ def _fill_slots(server: Served, text: str, slots: int) -> None:
 ROWS: dict[str, Callable[[Bench], None]] = {
     row.__name__: row
     for row in (
-        *(Bench.over_library, Bench.together, Bench.one_memory, Bench.resident, Bench.question),
-        *(Bench.evicted, Bench.from_disk, Bench.from_bucket, Bench.gap, Bench.start, Bench.same_job),
+        *(Bench.over_library, Bench.together, Bench.one_memory, Bench.steps),
+        *(Bench.resident, Bench.question, Bench.evicted, Bench.from_disk, Bench.from_bucket, Bench.passes),
+        *(Bench.gap, Bench.start, Bench.same_job),
     )
 }
 
