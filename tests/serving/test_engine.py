@@ -312,6 +312,26 @@ def test_the_least_recently_used_make_room_and_are_opened_again(saved: list[Save
     engine.close()
 
 
+def test_a_file_that_goes_after_it_was_fetched_is_fetched_again(engine: LocalEngine, saved: list[Saved]) -> None:
+    """A copy may have had to make room; of a memory that was deleted meanwhile the store says so."""
+    own, gone = saved[1], saved[1].path.with_name("gone.safetensors")
+    for last in (own.path, MissingError("deleted"), gone):
+        given = iter([gone, last, gone])
+
+        def fetch(given: Iterator[Path | MissingError] = given) -> Path:
+            found = next(given)
+            if isinstance(found, MissingError):
+                raise found
+            return found
+
+        job = Ask("tiny", [Message("user", "x")], MemoryRef(f"t:{last}", fetch), TALK)
+        [answer] = together(said(engine, job))
+        if last == own.path:
+            assert answer[0] == expected(own, "x")
+        else:
+            assert isinstance(answer, MissingError if isinstance(last, MissingError) else StateError)
+
+
 def test_what_is_being_opened_takes_its_room_from_the_start(
     saved: list[Saved], monkeypatch: pytest.MonkeyPatch
 ) -> None:

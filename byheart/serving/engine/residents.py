@@ -12,6 +12,7 @@ from concurrent.futures import Executor, wait
 from functools import partial
 from typing import TypeVar
 
+from byheart.errors import StateError
 from byheart.model.slices import Slices
 from byheart.protocol.state_file import load_header
 from byheart.serving.engine.decoded_files import DecodedFiles
@@ -21,6 +22,7 @@ from byheart.serving.jobs import MemoryRef
 from byheart.session.session import Session
 
 Made = TypeVar("Made")
+_RETRIES = 2
 
 
 class Residents:
@@ -113,6 +115,16 @@ class Residents:
             return self._sessions[key][0]
 
     def _load(self, ref: MemoryRef, model: HostedModel) -> Slices[Session]:
+        for _ in range(_RETRIES):
+            try:
+                return (yield from self._load_once(ref, model))
+            except StateError as error:
+                # The file went after it was fetched: a copy comes again, and of a deleted memory the store says so.
+                if not isinstance(error.__cause__, FileNotFoundError):
+                    raise
+        return (yield from self._load_once(ref, model))
+
+    def _load_once(self, ref: MemoryRef, model: HostedModel) -> Slices[Session]:
         path = yield from self._elsewhere(ref.fetch)
         need = load_header(path).slots * model.backbone.slot_bytes
         while not self._takes_room(ref.key, need):
@@ -138,7 +150,7 @@ class Residents:
         """
         with self._lock:
             read = sum(size for each, (_, size) in self._sessions.items() if self._uses[each])
-            taken = read + sum(self._opening.values())
+            taken = read + sum(size for each, size in self._opening.items() if each != key)
             if taken and taken + need > self.most_bytes:
                 return False
             self._opening[key] = need
