@@ -27,19 +27,24 @@ def open_memory(
     server: str | None,
     option: Sequence[str] | None = None,
     new: bool = False,
+    about: str = "",
     **choices: Any,
 ) -> AnyMemory:
-    """A memory to be written and asked, without the messages that transformers prints on the way."""
+    """A memory to be written and asked, without the messages that transformers prints on the way.
+
+    Args:
+        about: whom a new memory is about.
+    """
     method_options = options.method_options(option)
     remote = find_server(home, server)
     if remote is not None:
-        return remote.open(name, **choices, **method_options)
+        return remote.open(name, about=about, **choices, **method_options)
     with terminal.progressing(f"opening {name}", "texts") as progress:
         from byheart.model.loading import silence
-        from byheart.store.homes import open_store
+        from byheart.store.homes import open_store, require_catalogue
 
         silence()
-        store = open_store(home)
+        store = require_catalogue(home, about=about) if about else open_store(home)
         return OpenedHere(name, store, store.open(name, new=new, progress=progress, **choices, **method_options))
 
 

@@ -32,7 +32,16 @@ _FACT = options.group(
 )
 
 
-@options.takes(_FACT, options.METHOD, options.OPENING)
+_ABOUT = options.group(
+    about=options.option(
+        str,
+        "",
+        "Whom a new memory of a catalogue or server is about: `byheart forget --subject` deletes all of theirs.",
+    )
+)
+
+
+@options.takes(_ABOUT, _FACT, options.METHOD, options.OPENING)
 def write(name: options.Name, files: Files = None, as_json: options.AsJSON = False, **choices: Any) -> None:
     """Write text into a memory; a new name makes a new one."""
     subject, target = choices.pop("subject"), choices.pop("target")

@@ -24,7 +24,7 @@ from byheart.protocol import header_file
 from byheart.store.memories import Memories
 from byheart.store.objects import reaching
 from byheart.store.sessions import SessionStore, catch_up
-from byheart.store.values import Deleted, Memory, Version, require_gone
+from byheart.store.values import Deleted, Memory, Version, require_gone, require_subject
 
 if TYPE_CHECKING:
     from byheart.session.session import Session
@@ -37,10 +37,14 @@ log = logging.getLogger(__name__)
 
 
 class CatalogueStore(SessionStore):
-    """Named memories in the catalogue of a folder, which is made where there is none."""
+    """Named memories in the catalogue of a folder, which is made where there is none.
 
-    def __init__(self, home: Path) -> None:
-        self.home = home
+    Args:
+        about: whom those that are made now are about; a memory that is there must be about the same.
+    """
+
+    def __init__(self, home: Path, about: str = "") -> None:
+        self.home, self.about = home, about
         self.memories = Memories.at(home)
         self.mine = self.memories.of(TENANT)
 
@@ -114,10 +118,14 @@ class CatalogueStore(SessionStore):
     def updating(self, name: str, session: Session) -> Iterator[None]:
         """Change a memory so that no other writer's text is lost, as ``folder.Store.updating``.
 
-        Raises StoreError, StateError; ConflictError where it was changed elsewhere meanwhile.
+        Raises StoreError, StateError; ConflictError where it was changed elsewhere meanwhile, UsageError where it is
+        about somebody else.
         """
         with self._locked(name):
-            version = self.mine.get(name).version if self._known(name) else 0
+            memory = self.mine.get(name) if self._known(name) else None
+            if memory is not None:
+                require_subject(memory, self.about)
+            version = memory.version if memory else 0
             catch_up(name, self.existing(name) if version else None, session)
             before = session.fork()
             try:
@@ -138,7 +146,8 @@ class CatalogueStore(SessionStore):
             session.save(file)
             header = session.header
             if not self._known(name):
-                self.mine.create(name, model=header.model, method=header.method, options=header.options)
+                made: dict[str, Any] = {"model": header.model, "method": header.method, "options": header.options}
+                self.mine.create(name, subject=self.about, **made)
             entry = asdict(header.written[-1]) if len(header.written) > known else {}
             given: dict[str, Any] = {"sha256": digest_of_file(file), "header": header, "entry": entry}
             return self.mine.commit(name, file, operation="write", expected=version, **given)

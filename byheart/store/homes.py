@@ -33,23 +33,23 @@ def open_store(home: str | Path | None = None) -> AnyStore:
     return _open_catalogue(folder.home) if (folder.home / CATALOGUE).exists() else folder
 
 
-def require_catalogue(home: str | Path | None = None) -> CatalogueStore:
-    """The memories of a folder's catalogue. Raises UsageError where there is none."""
+def require_catalogue(home: str | Path | None = None, *, about: str = "") -> CatalogueStore:
+    """The memories of a folder's catalogue; new ones are about ``about``. Raises UsageError where there is none."""
     found = Store(home).home
     if not (found / CATALOGUE).exists():
         raise UsageError(
-            f"Memories in '{found}' are kept as one file each, without earlier versions; `byheart migrate` takes them "
-            "over into a catalogue."
+            f"Memories in '{found}' are kept as one file each, without versions and subjects; `byheart migrate` takes "
+            "them over into a catalogue."
         )
-    return _open_catalogue(found)
+    return _open_catalogue(found, about)
 
 
-def _open_catalogue(home: Path) -> CatalogueStore:
+def _open_catalogue(home: Path, about: str = "") -> CatalogueStore:
     try:
         from byheart.store.catalogue_store import CatalogueStore
     except ImportError as error:
         raise UsageError(f"The catalogue in '{home}' needs SQLAlchemy: pip install \"byheart[serve]\".") from error
-    return CatalogueStore(home)
+    return CatalogueStore(home, about)
 
 
 @dataclass(frozen=True)

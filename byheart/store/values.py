@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
-from byheart.errors import StoreError
+from byheart.errors import StoreError, UsageError
 
 Item = TypeVar("Item")
 Operation: TypeAlias = Literal["write", "chat", "import", "restore", "fork"]
@@ -106,6 +106,15 @@ class Deleted:
     bytes: int = 0
     keys: tuple[str, ...] = ()
     pending: int = 0
+
+
+def require_subject(memory: Memory, subject: str) -> None:
+    """Raise UsageError where a memory is about another subject than the one that is said, if any."""
+    if subject and memory.subject != subject:
+        raise UsageError(
+            f"Memory '{memory.name or memory.id}' is about {repr(memory.subject) if memory.subject else 'nobody'}, not "
+            f"'{subject}', and would not be forgotten with the others; leave that out, or write under another name."
+        )
 
 
 def require_gone(deleted: Deleted) -> Deleted:

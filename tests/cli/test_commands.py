@@ -255,6 +255,25 @@ def test_forget_asks_on_a_terminal(run: Run, cat: Path, typed: bytes, left: list
     assert [entry["name"] for entry in run("list", "--json").json] == left
 
 
+def test_a_memory_that_is_about_somebody_is_forgotten_with_all_of_theirs(
+    run: Run, cat: Path, tiny_folder: Path
+) -> None:
+    options = ("--model", tiny_folder, "--dtype", "float32", "--method", "full")
+    in_files = run("write", "eva-1", "--about", "eva", *options, stdin=b"One.")
+    assert (in_files.code, "`byheart migrate` takes them over" in in_files.err) == (2, True)
+    run("migrate")
+    for name in ("eva-1", "eva-2"):
+        assert run("write", name, "--about", "eva", *options, stdin=b"One.").code == 0
+    assert run("write", "eva-1", "--about", "eva", stdin=b"Two.").code == 0
+    assert run("write", "eva-1", stdin=b"Three.").code == 0
+    other = run("write", "cat", "--about", "eva", stdin=b"Four.")
+    assert (other.code, "Memory 'cat' is about nobody, not 'eva'" in other.err) == (2, True)
+    before = len(run("show", "cat", "--json").json["written"])
+    assert run("forget", "--subject", "eva", "--yes", "--json").json["memories"] == 2
+    assert [memory["name"] for memory in run("list", "--json").json] == ["cat"]
+    assert len(run("show", "cat", "--json").json["written"]) == before == 1
+
+
 def test_home_is_an_option_too(run: Run, tiny_folder: Path, tmp_path: Path) -> None:
     there = ["--home", tmp_path / "there"]
     assert run("write", "cat", "--model", tiny_folder, *there, stdin=CAT.encode()).code == 0

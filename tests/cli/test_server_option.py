@@ -66,6 +66,9 @@ def test_list_show_fork_versions_restore_and_forget(run: Run, server: tuple[str,
     assert [version["number"] for version in run("versions", "one", "--json").json] == [3, 2, 1]
     assert run("forget", "two", "--yes").out == "Forgot 'two'.\n"
     assert "Forgot 0 memories about 'nobody'" in run("forget", "--subject", "nobody", "--yes").out
+    run("write", "of-eva", "--about", "eva", "--method", "full", stdin=b"One.")
+    assert "is about 'eva', not 'ann'" in run("write", "of-eva", "--about", "ann", stdin=b"Two.").err
+    assert "Forgot 1 memories about 'eva'" in run("forget", "--subject", "eva", "--yes").out
     assert "'two'" in run("show", "two").err
 
 

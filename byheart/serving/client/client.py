@@ -46,7 +46,7 @@ class Client:
 
         Args:
             model, method, options, subject: of a memory that is made, as for ``byheart.load``; ``model`` is a name that
-                the server has. One that is there must have been made with them, but for ``subject``.
+                the server has. One that is there must have been made with them.
 
         Raises StoreError for what cannot be a name.
         """

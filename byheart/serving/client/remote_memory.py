@@ -35,7 +35,7 @@ from byheart.serving.client.received import (
 )
 from byheart.serving.client.refusals import told
 from byheart.store.checks import is_id, require_name
-from byheart.store.values import Memory, Version, require_gone
+from byheart.store.values import Memory, Version, require_gone, require_subject
 
 if TYPE_CHECKING:
     from byheart.generation.decoding import DecodingOptions
@@ -130,6 +130,7 @@ class RemoteMemory:
     def _require_agreement(self, memory: Memory) -> None:
         """Raise UsageError for a choice that is not how the memory was made."""
         recorded = {"model": memory.model, "method": memory.method, **memory.options}
+        require_subject(memory, self._chosen["subject"])
         chosen = {"model": self._chosen["model"], "method": self._chosen["method"], **self._chosen["options"]}
         for choice, value in chosen.items():
             if value is not None and value != recorded.get(choice):

@@ -106,13 +106,21 @@ class RemoteStore:
         self.home = self._client.url
 
     def open(
-        self, name: str, *, model: str | None, dtype: str, device: str, method: str | None = None, **options: Any
+        self,
+        name: str,
+        *,
+        model: str | None,
+        dtype: str,
+        device: str,
+        method: str | None = None,
+        about: str = "",
+        **options: Any,
     ) -> OpenedRemotely:
         """A memory; the first write makes it where it is missing. Raises UsageError, StoreError."""
         for what, value in {"dtype": dtype, "device": device}.items():
             if value != "auto":
                 raise UsageError(f"A server has chosen its --{what}; leave out --{what} {value}.")
-        memory = RemoteMemory(self._client, name, model=model, method=method, subject="", options=options)
+        memory = RemoteMemory(self._client, name, model=model, method=method, subject=about, options=options)
         return OpenedRemotely(self._client, memory)
 
     def require(self, name: str) -> None:
