@@ -50,7 +50,8 @@ Brackets and bars are 95 % intervals over clusters: what was drawn at once, such
 questions, of which there are `n`. Numbers over fewer than ten clusters have none, and shares of few hits or few misses
 have Wilson's ([Measures](measures.md#intervals)). Limits are small, so that two CPU cores can repeat it: where
 intervals overlap, no difference is shown. [How to read these numbers](reading-results.md) has the questions that a
-reviewer asks. Seconds are rough, and are measured properly in [Costs](costs.md). What came out and why is in the
+reviewer asks. Seconds are rough, and are measured properly in [Costs](costs.md); measures that were computed in float32
+ran on a slower machine, so that their seconds do not compare with those of others. What came out and why is in the
 [log](log.md), how it is measured in [Tasks](../reference/tasks.md) and [Measures](measures.md).
 `byheart compare benchmarks/results/tasks --out report` makes a page with every figure.
 """
@@ -195,7 +196,8 @@ def _chapter(one: Measure, given: argparse.Namespace) -> Iterator[str]:
             yield f"![{Path(name).stem.replace('-', ' ')}]({given.page.stem}/{name})\n"
     yield from _tables(one.name, made)
     yield from (f"{note}\n" for note in floor_notes([number.row for number in made.numbers]))
-    yield f"`benchmarks/results/tasks/{one.name}/rows.json`\n"
+    dtype = json.loads(rows.read_text(encoding="utf-8"))["about"]["dtype"]
+    yield f"`benchmarks/results/tasks/{one.name}/rows.json`, computed in {dtype}.\n"
 
 
 def _of_study(one: Study, given: argparse.Namespace) -> Iterator[str]:

@@ -61,6 +61,7 @@ def test_everything_is_measured_kept_and_shown(command: list[str], tmp_path: Pat
     page = (tmp_path / "page.md").read_text()
     assert "## Answers" in page
     assert "## Later" in page
+    assert "rows.json`, computed in float32." in page
     for row in rows:
         assert f"`{row.method}`" in page
     for figure in ("page/questions-pets-f1-bytes.svg", "page/retention-pets-accuracy-distractors.svg"):
