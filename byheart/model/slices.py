@@ -42,9 +42,12 @@ def run_aside(work: Callable[[], Made], *, look_every: float = 0.002) -> Slices[
     aside = ThreadPoolExecutor(1, thread_name_prefix="byheart-aside")
     doing = aside.submit(work)
     aside.shutdown(wait=False)
-    while wait([doing], look_every).not_done:
-        yield None
-    return doing.result()
+    try:
+        while wait([doing], look_every).not_done:
+            yield None
+        return doing.result()
+    finally:
+        doing.cancel()
 
 
 def prefill_in_slices(

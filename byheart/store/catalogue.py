@@ -6,7 +6,9 @@ its connections are tested before they are used, so that one that was restarted 
 
 from __future__ import annotations
 
+import itertools
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -39,6 +41,9 @@ class Catalogue:
     def __init__(self, address: str | Path) -> None:
         url = URL.create("sqlite", database=str(address)) if isinstance(address, Path) else _parse(address)
         self.is_sqlite = url.get_backend_name() == "sqlite"
+        # Numbers of purges that were asked for; the last one that was done covers all before it.
+        self._purges, self._purged, self._unpurged = itertools.count(1), 0, ""
+        self._purging = threading.Lock()
         with _translating():
             arguments = {"timeout": BUSY_SECONDS} if self.is_sqlite else _POSTGRES
             more: dict[str, Any] = {} if self.is_sqlite else {"pool_pre_ping": True}
@@ -86,6 +91,19 @@ class Catalogue:
         """
         if not self.is_sqlite:
             return
+        wanted = next(self._purges)
+        with self._purging:
+            # All pages are written, and nobody else writes meanwhile: of many who wait, one does it for all.
+            if self._purged < wanted:
+                self._purged, self._unpurged = next(self._purges), ""
+                try:
+                    self._purge()
+                except UnavailableError as error:
+                    self._unpurged = str(error)
+            if self._unpurged:
+                raise UnavailableError(self._unpurged)
+
+    def _purge(self) -> None:
         with _translating():
             connection = self._engine.raw_connection()
             try:

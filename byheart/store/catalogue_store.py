@@ -110,7 +110,9 @@ class CatalogueStore(SessionStore):
         except MissingError:
             return None
         except (StateError, OSError) as error:
-            return Entry(name, self.home, self.mine.get(name).bytes, None, str(error))
+            with suppress(MissingError):
+                return Entry(name, self.home, self.mine.get(name).bytes, None, str(error))
+            return None
 
     # ---- sessions ----
 

@@ -11,6 +11,7 @@ import pytest
 from byheart import Client, errors, load, open_state
 from byheart.model.backbone import Backbone
 from byheart.serving.client import refusals
+from byheart.serving.client.sending import Sender
 from byheart.serving.http import failures
 from tests.conftest import CAT
 from tests.serving.whole import serving_tiny
@@ -43,6 +44,22 @@ def test_an_answer_is_that_of_a_session(client: Client, backbone: Backbone) -> N
     assert cat.ask(QUESTION, **sampled) == session.ask(QUESTION, **sampled)
     assert "".join(cat.stream(QUESTION, max_tokens=8)).strip() == cat.ask(QUESTION, max_tokens=8)
     assert cat.answer_tokens == 8
+
+
+def test_a_header_is_of_one_version_whoever_writes_meanwhile(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory, read_range = client.memory("busy", method="full"), Sender.read_range
+    memory.write("One.")
+
+    def reading(self: Sender, path: str, first: int, count: int) -> bytes:
+        raw = read_range(self, path, first, count)
+        if first == 0:
+            client.memory("busy").write("Two. " * 20)
+        return raw
+
+    monkeypatch.setattr(Sender, "read_range", reading)
+    assert len(memory.read_header().written) == 1
+    monkeypatch.undo()
+    assert len(memory.read_header().written) == 2
 
 
 def test_a_write_says_what_it_wrote_and_how_far_it_is(client: Client) -> None:

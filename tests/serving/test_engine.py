@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import hashlib
 import threading
 import time
@@ -18,7 +19,9 @@ import torch
 from byheart.errors import BusyError, InputError, MissingError, StateError, UnknownNameError, UsageError
 from byheart.generation.decoding import Decoding
 from byheart.generation.generate import Generation
+from byheart.model.reading import KV
 from byheart.model.slices import Slices
+from byheart.protocol.state import Header
 from byheart.serving.engine import LocalEngine
 from byheart.serving.engine.hosted_model import HostedModel
 from byheart.serving.jobs import Ask, Finished, MemoryRef, Message, NewText, Piece, Write
@@ -300,7 +303,8 @@ def test_closing_at_once_says_so_to_who_waits(saved: list[Saved]) -> None:
 
 def test_the_least_recently_used_make_room_and_are_opened_again(saved: list[Saved]) -> None:
     one, two = saved[0], saved[1]
-    need = max(own.session.bytes + own.session.reading.bytes for own in (one, two))
+    # With what is said of the one text of each.
+    need = max(own.session.bytes + own.session.reading.bytes for own in (one, two)) + 1024
     engine, before = make(max_resident=need), (one.fetched, two.fetched)
     for own in (one, two, two, one):
         assert together(said(engine, asking(own, "x")))[0][0] == expected(own, "x", TALK)
@@ -338,11 +342,11 @@ def test_what_is_being_opened_takes_its_room_from_the_start(
     """Else those that are opened at once would take more than there is."""
     engine, at_once, seen, openly = make(max_resident=1), list[Path](), list[int](), HostedModel.open
 
-    def watched(self: HostedModel, path: Path, **more: Any) -> Slices[Session]:
+    def watched(self: HostedModel, path: Path, header: Header, **more: Any) -> Slices[Session]:
         at_once.append(path)
         seen.append(len(at_once))
         yield None
-        session = yield from openly(self, path, **more)
+        session = yield from openly(self, path, header, **more)
         at_once.remove(path)
         return session
 
@@ -399,6 +403,23 @@ def test_a_write_is_a_session_s_and_stays_resident(engine: LocalEngine, tmp_path
     assert text == "".join(ours.stream(QUESTIONS[0], TALK))
     opened = open_state(again.path, model=backbone(), encoder=encoder())
     assert "".join(opened.stream(QUESTIONS[0], TALK)) == text
+
+
+def test_slots_of_a_version_that_was_dropped_are_not_kept_by_the_one_before(tmp_path: Path) -> None:
+    engine, own = make(), Saved(tmp_path / "base.safetensors", session("compact", TEXTS[0]))
+    before = own.session.reading.slots
+    [made] = together(engine.write(Write("tiny", [NewText(TEXTS[1])], tmp_path, own.ref, tenant="t")))
+    sizes = {slots for slots in _slots_in_memory() if slots > before}
+    assert made.header.slots in sizes
+    assert engine.drop([f"t:{made.sha256}"]) == 1
+    assert made.header.slots not in _slots_in_memory()
+    assert engine.residents == [own.ref.key]
+    engine.close()
+
+
+def _slots_in_memory() -> set[int]:
+    gc.collect()
+    return {each.slots for each in gc.get_objects() if type(each) is KV and each.keys}
 
 
 def test_a_write_that_fails_or_is_cancelled_leaves_nothing(engine: LocalEngine, tmp_path: Path) -> None:

@@ -10,10 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.testclient import TestClient
 
 from byheart.errors import UnavailableError
-from tests.serving.conftest import SETTINGS, Build, Site, code
-from tests.serving.fakes import HEADER, read_text, save_text
+from byheart.protocol.state import Written
+from byheart.serving.http.accounts import Accounts
+from byheart.serving.http.app import create_app
+from byheart.serving.http.settings import Settings
+from byheart.store.memories import TenantMemories
+from byheart.store.values import Version
+from tests.serving.conftest import ADDRESS, SETTINGS, Build, Site, code
+from tests.serving.fakes import HEADER, FakeEngine, read_text, save_text
 
 
 def test_a_memory_is_made_written_read_renamed_and_forgotten(site: Site) -> None:
@@ -75,6 +82,63 @@ def test_a_write_with_another_version_is_a_conflict_and_one_sent_twice_is_done_o
     assert site.ask("GET", "/v1/memories/once").json()["version"] == 2
     other = site.ask("POST", path, **{**sent, "json": {"text": "Three."}})
     assert code(other) == (422, "idempotency_key_reused")
+
+
+def test_a_request_that_came_to_another_server_first_is_done_once(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.make("twice", "One.")
+    path = "/v1/memories/twice/writes"
+    sent: dict[str, Any] = {"json": {"text": "Two.", "if_version": 1}, "headers": {"idempotency-key": "other"}}
+    app = create_app(FakeEngine(), site.memories, Accounts(site.keys), SETTINGS)
+    other = replace(site, app=app, client=TestClient(app, base_url=ADDRESS))
+    replay, found = TenantMemories.replay, list[Any]()
+
+    def replay_late(self: TenantMemories, key: str) -> Version | None:
+        """The other server commits just after this one has looked."""
+        monkeypatch.setattr(TenantMemories, "replay", replay)
+        found.append(other.ask("POST", path, **sent).json())
+        return None
+
+    monkeypatch.setattr(TenantMemories, "replay", replay_late)
+    answer = site.ask("POST", path, **sent)
+    assert (answer.status_code, answer.json()) == (200, found[0])
+    assert site.ask("GET", "/v1/memories/twice").json()["version"] == 2
+
+
+def test_what_was_deleted_is_not_ready_any_more_also_where_deleting_fails_half_way(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.make("half", "One.", subject="eva")
+    sha256 = site.ask("GET", "/v1/memories/half/versions").json()["data"][0]["sha256"]
+    site.make("other", "One.")
+    kept = site.ask("GET", "/v1/memories/other/versions").json()["data"][0]["sha256"]
+    monkeypatch.setattr(site.engine, "residents", [f"alice:{sha256}", f"alice:{kept}"])
+    purge = site.memories.catalogue.purge
+
+    def fail() -> None:
+        monkeypatch.setattr(site.memories.catalogue, "purge", purge)
+        raise UnavailableError("Somebody reads all the time.")
+
+    monkeypatch.setattr(site.memories.catalogue, "purge", fail)
+    assert site.ask("DELETE", "/v1/memories?subject=eva").status_code == 503
+    assert f"alice:{sha256}" in site.engine.dropped
+    assert f"alice:{kept}" not in site.engine.dropped
+    assert site.ask("DELETE", "/v1/memories?subject=eva").json()["deleted"] is True
+
+
+def test_files_on_their_way_have_a_bound_and_tell_of_so_many_texts(build: Build, tmp_path: Path) -> None:
+    site = build(Settings(uploaded_bytes=1_000))
+    save_text(tmp_path / "x", "One." * 300)
+    put = {"content": (tmp_path / "x").read_bytes(), "headers": {"content-type": "application/octet-stream"}}
+    assert code(site.ask("PUT", "/v1/memories/up/content", **put)) == (429, "server_busy")
+    assert list(site.memories.scratch.glob("import-*")) == []
+    site = build(Settings())
+    assert site.ask("PUT", "/v1/memories/up/content", **put).status_code == 201
+    written = [Written("a", "2026-01-01T00:00:00+00:00", 1, 1)] * 10_001
+    save_text(tmp_path / "y", "One.", replace(HEADER, written=written))
+    put["content"] = (tmp_path / "y").read_bytes()
+    answer = site.ask("PUT", "/v1/memories/many/content", **put)
+    assert code(answer) == (400, "invalid_value")
+    assert "tells of 10,001 texts" in answer.json()["error"]["message"]
 
 
 def test_a_memory_is_deleted_only_at_the_version_that_is_named(site: Site) -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+import time
 from collections.abc import Callable
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
 
 from byheart import load
-from byheart.errors import ConflictError, MissingError, StoreError, UsageError
+from byheart.errors import ConflictError, MissingError, StoreError, UnavailableError, UsageError
 from byheart.session.session import Session
+from byheart.store import catalogue
 from byheart.store.catalogue_store import CatalogueStore
 from byheart.store.folder import Store
 from byheart.store.homes import CATALOGUE, migrate, open_store, require_catalogue
@@ -119,6 +123,45 @@ def test_a_folder_of_files_is_taken_over(tmp_path: Path) -> None:
     assert "another memory of this name" in problems["dog"]
     assert [version.operation for version in store.versions("cat")] == ["import"]
     assert folder.names() == ["bad", "dog", "link"]
+
+
+def test_a_memory_that_goes_while_all_are_listed_hides_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = CatalogueStore(tmp_path)
+    for name in ("cat", "dog"):
+        _write(store, name, _session(), name)
+    existing = CatalogueStore.existing
+
+    def going(self: CatalogueStore, name: str) -> Path:
+        path = existing(self, name)
+        if name == "cat":
+            self.forget(name)
+        return path
+
+    monkeypatch.setattr(CatalogueStore, "existing", going)
+    assert [entry.name for entry in store.entries()] == ["dog"]
+
+
+def test_many_who_want_the_catalogue_purged_wait_for_one_and_hear_of_its_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalogue, "BUSY_SECONDS", 0.5)
+    store = CatalogueStore(tmp_path)
+    _write(store, "cat", _session(), "a")
+    with ThreadPoolExecutor(8) as pool:
+        with closing(sqlite3.connect(tmp_path / CATALOGUE)) as reader:
+            # A snapshot, as a back-up takes one.
+            reader.execute("BEGIN")
+            reader.execute("SELECT count(*) FROM memories").fetchone()
+            start = time.monotonic()
+            purges = [pool.submit(store.memories.catalogue.purge) for _ in range(8)]
+            for purge in purges:
+                with pytest.raises(UnavailableError, match="could not be emptied"):
+                    purge.result()
+            assert time.monotonic() - start < 3
+        for purge in [pool.submit(store.memories.catalogue.purge) for _ in range(8)]:
+            purge.result()
 
 
 def test_commands_work_on_a_catalogue(tmp_path: Path, run: Run) -> None:

@@ -264,7 +264,8 @@ class RemoteMemory:
         return self._send.retrying(self._read_header, safe=True)
 
     def _read_header(self) -> Header:
-        where = f"{self._path}/content"
+        # Of one version, whoever writes meanwhile.
+        where = f"{self._path}/content?version={self.describe().version}"
         # A safetensors file begins with the length of its header.
         length = int.from_bytes(self._send.read_range(where, 0, 8), "little")
         if length > _LONGEST_HEADER:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable
+from concurrent.futures import CancelledError
 from typing import Any, TypeVar
 
 from byheart.model.slices import Slices, run_aside
@@ -24,9 +25,16 @@ class Aside:
         """What ``work`` makes with an encoder as this one is. Raises what it raises."""
         twin = copy.copy(encoder)
         twin.tokenizer = self._tokenizer
+        is_left = threading.Event()
 
         def guarded() -> Made:
             with self._turn:
+                # Those who have hung up meanwhile must not keep the others waiting.
+                if is_left.is_set():
+                    raise CancelledError
                 return work(twin)
 
-        return (yield from run_aside(guarded, look_every=0))
+        try:
+            return (yield from run_aside(guarded, look_every=0))
+        finally:
+            is_left.set()

@@ -18,7 +18,7 @@ from byheart.methods import defaults, find
 from byheart.model.backbone import Backbone
 from byheart.model.reading import Reading
 from byheart.model.slices import Slices
-from byheart.protocol.state_file import load_header
+from byheart.protocol.state import Header
 from byheart.serving.engine.answer import Answer
 from byheart.serving.engine.aside import Aside
 from byheart.session.default_method import default_method
@@ -66,16 +66,16 @@ class HostedModel:
                 raise UnknownNameError(f"option of {name}", option, known)
         return load(self.backbone, method=name, encoder=self.encoder, calibrate=False, **options)
 
-    def open(self, path: Path, *, longest: int, reading: Reading | None = None) -> Slices[Session]:
+    def open(self, path: Path, header: Header, *, longest: int, reading: Reading | None = None) -> Slices[Session]:
         """A session that holds a saved memory, and its reading. Raises StateError.
 
         A method is built once for all memories that were made alike; what it keeps aside is each memory's own.
 
         Args:
+            header: the file's.
             longest: tokens that are read without a pause.
             reading: what is read of the memory, where it was kept; on any device.
         """
-        header = load_header(path)
         key = json.dumps([header.method, header.options, header.learned, header.adapter], sort_keys=True)
         if key not in self._blanks:
             self._blanks[key] = blank_for(path, model=self.backbone, encoder=self.encoder)

@@ -23,6 +23,8 @@ from byheart.session.session import Session
 
 Made = TypeVar("Made")
 _RETRIES = 2
+# Of what a header says of one text that was written.
+_ENTRY_BYTES = 1 << 10
 
 
 class Residents:
@@ -81,7 +83,7 @@ class Residents:
 
     def put(self, key: str, session: Session) -> None:
         """Keep an opened memory."""
-        size = session.bytes + session.reading.bytes
+        size = session.bytes + session.reading.bytes + _ENTRY_BYTES * len(session.header.written)
         with self._lock:
             if key not in self._unwanted:
                 self._sessions[key] = session, size
@@ -126,22 +128,27 @@ class Residents:
 
     def _load_once(self, ref: MemoryRef, model: HostedModel) -> Slices[Session]:
         path = yield from self._elsewhere(ref.fetch)
-        need = load_header(path).slots * model.backbone.slot_bytes
+        header = yield from self._elsewhere(partial(load_header, path))
+        need = header.slots * model.backbone.slot_bytes
         while not self._takes_room(ref.key, need):
             yield None
         reading = None
         if self._decoded is not None:
             reading = yield from self._elsewhere(partial(self._decoded.read, ref.key))
-        session = yield from model.open(path, longest=self._longest, reading=reading)
+        session = yield from model.open(path, header, longest=self._longest, reading=reading)
         self.put(ref.key, session)
         return session
 
     def _elsewhere(self, read: Callable[[], Made]) -> Slices[Made]:
         """What is read from files, in a thread that is there for them."""
         reading = self._aside.submit(read)
-        while wait([reading], 0).not_done:
-            yield None
-        return reading.result()
+        try:
+            while wait([reading], 0).not_done:
+                yield None
+            return reading.result()
+        finally:
+            # Nobody waits for what a client has hung up on.
+            reading.cancel()
 
     def _takes_room(self, key: str, need: int) -> bool:
         """Whether a memory may be opened now; its bytes are then taken.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from byheart.files import digest_of_file
 from byheart.model.slices import Slices
 from byheart.protocol import state_file
+from byheart.protocol.header_file import load_header
 from byheart.protocol.state import Header, State
 from byheart.serving.engine.hosted_model import HostedModel
 from byheart.serving.engine.residents import Residents
@@ -40,12 +42,11 @@ class Writer:
         if job.memory is not None:
             base = yield from self._residents.open(job.memory, model, ticket)
         session = model.start(job.method, job.options) if base is None else base.fork()
+        # What the method keeps aside of the new state must not be kept as long as the old one is.
+        session.method = session.method.apart()
         known = len(session.header.written)
         yield from self._write_texts(session, job, model, progress)
         yield from session.method.prepare(session.state, longest=self._longest)
-        if base is not None:
-            # What the method kept aside is of the new state now, and must not outlive it.
-            base.method = base.method.apart()
         path = job.folder / f"{uuid4().hex}.safetensors"
         saving = _begin_saving(path, session.state, session.header_for(path))
         is_kept = False
@@ -57,13 +58,13 @@ class Writer:
             is_kept = True
         finally:
             if not is_kept:
-                wait([saving])
-                path.unlink(missing_ok=True)
+                # Nothing waits for the disk here: this may be the engine's thread, because a client hung up.
+                saving.add_done_callback(lambda _: _remove(path))
         return NewState(path, sha256, size, session.header, tuple(session.header.written[known:]))
 
     def examine(self, path: Path, model: HostedModel) -> Slices[Header]:
         """The header of a state file that the model can read. Raises StateError."""
-        session = yield from model.open(path, longest=self._longest)
+        session = yield from model.open(path, load_header(path), longest=self._longest)
         return session.header
 
     def _write_texts(self, session: Session, job: Write, model: HostedModel, progress: Progress | None) -> Slices[None]:
@@ -101,6 +102,11 @@ def _begin_saving(path: Path, state: State, header: Header) -> Future[tuple[int,
     saving = aside.submit(_save, path, state, header)
     aside.shutdown(wait=False)
     return saving
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
 
 
 def _save(path: Path, state: State, header: Header) -> tuple[int, str, Header]:

@@ -56,11 +56,12 @@ async def read_body(request: Request, settings: Settings, most: int, held: Held)
     return b"".join(pieces)
 
 
-async def save_body(request: Request, settings: Settings, most: int, path: Path) -> str:
-    """Put a body into a file as it comes, and give the hash (SHA-256) of its bytes. Raises Refusal, OSError."""
+async def save_body(request: Request, settings: Settings, held: Held, path: Path) -> str:
+    """Put a state file into a file as it comes, and give the hash (SHA-256) of its bytes. Raises Refusal, OSError."""
     digest = hashlib.sha256()
     with path.open("wb") as file:
-        async for piece in stream_body(request, settings, most):
+        async for piece in stream_body(request, settings, settings.state_bytes):
+            held.add(len(piece))
             digest.update(piece)
             await asyncio.to_thread(file.write, piece)
     return digest.hexdigest()

@@ -37,13 +37,15 @@ class Server:
     metrics: Metrics
     rate: RateLimit
     budget: Budget
+    uploads: Budget
     locks: WriterLocks = field(default_factory=WriterLocks)
 
     @classmethod
     def of(cls, engine: Engine, memories: Memories, accounts: Accounts, settings: Settings) -> Server:
         """A server over an engine and a store."""
         rate, budget = RateLimit(settings.requests_per_minute), Budget(settings.held_bytes)
-        return cls(engine, memories, accounts, settings, Metrics(engine), rate, budget)
+        uploads = Budget(settings.uploaded_bytes)
+        return cls(engine, memories, accounts, settings, Metrics(engine), rate, budget, uploads)
 
 
 @dataclass

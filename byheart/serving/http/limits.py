@@ -43,16 +43,26 @@ class RateLimit:
 
 
 class Held:
-    """The bytes of one request's body, as part of all that may be held."""
+    """The bytes of one request's body, as part of all that may be held.
+
+    Whoever sets ``is_kept`` needs them after the request was answered, and is to ``release`` them.
+    """
 
     def __init__(self, budget: Budget, tenant: str) -> None:
         self._budget, self._tenant, self.bytes = budget, tenant, 0
+        self.is_kept = False
 
     def add(self, count: int) -> None:
         """So many bytes more. Raises Refusal where there are too many."""
         self._budget.require(self._tenant, count)
         self._budget.by_tenant[self._tenant] += count
         self.bytes += count
+
+    def release(self) -> None:
+        """Let go of all."""
+        self._budget.by_tenant[self._tenant] -= self.bytes
+        self._budget.by_tenant = +self._budget.by_tenant
+        self.bytes = 0
 
 
 class Budget:
@@ -78,13 +88,13 @@ class Budget:
 
     @contextmanager
     def holding(self, tenant: str) -> Iterator[Held]:
-        """Before: nothing is held. Inside: what is added is. After: it is let go of."""
+        """Before: nothing is held. Inside: what is added is. After: it is let go of, unless it is kept."""
         held = Held(self, tenant)
         try:
             yield held
         finally:
-            self.by_tenant[tenant] -= held.bytes
-            self.by_tenant = +self.by_tenant
+            if not held.is_kept:
+                held.release()
 
 
 class WriterLocks:

@@ -31,6 +31,7 @@ class Settings:
         text_bytes: of texts to be written, and of a file that holds one.
         state_bytes: of a state file that is imported.
         held_bytes: of all bodies that are in memory at one time.
+        uploaded_bytes: of all state files that are on their way at one time; a tenant's own are at most half of that.
         requests_per_minute: of one tenant; 0 is no bound.
         answers: that one request may ask for.
         default_tokens: of an answer, where a request does not say.
@@ -49,6 +50,7 @@ class Settings:
     text_bytes: int = 32 << 20
     state_bytes: int = 1 << 30
     held_bytes: int = 256 << 20
+    uploaded_bytes: int = 8 << 30
     requests_per_minute: int = 0
     answers: int = 16
     default_tokens: int = 1024

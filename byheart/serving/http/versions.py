@@ -56,21 +56,32 @@ async def write_texts(call: Call, memory: Memory, wanted: Texts, progress: Progr
     start = time.monotonic()
     lock = call.server.locks.of(memory.id)
     async with lock:
-        if wanted.idempotency_key is not None:
-            earlier = await in_thread(call.memories.replay, wanted.idempotency_key)
-            if earlier is not None:
-                return _require_same(earlier, wanted.request)
+        earlier = await _replay(call, wanted)
+        if earlier is not None:
+            return earlier
         for left in reversed(range(_TRIES)):
             try:
                 version = await _write_once(call, memory.id, wanted, progress)
                 break
             except ConflictError:
+                # It may be the same request that came before this one, to another server.
+                earlier = await _replay(call, wanted)
+                if earlier is not None:
+                    return earlier
                 if wanted.expected is not None or not left:
                     raise
     call.server.metrics.time("memory_write_seconds", time.monotonic() - start)
     call.server.metrics.count("written_tokens", version.entry.get("tokens", 0))
     # Another server may have had a request with the same key meanwhile.
     return _require_same(version, wanted.request)
+
+
+async def _replay(call: Call, wanted: Texts) -> Version | None:
+    """What a request with the same key has made. Raises Refusal where that was another request."""
+    if wanted.idempotency_key is None:
+        return None
+    earlier = await in_thread(call.memories.replay, wanted.idempotency_key)
+    return None if earlier is None else _require_same(earlier, wanted.request)
 
 
 def _require_same(version: Version, request: str) -> Version:

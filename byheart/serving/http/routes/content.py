@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 from collections.abc import Iterator
@@ -23,10 +24,14 @@ from byheart.serving.http.routes.memories import name_taken, require_method
 from byheart.serving.http.wire.encoding import json_response
 from byheart.serving.http.wire.fields import Closed, Subject
 from byheart.serving.http.wire.memories import VersionObject
+from byheart.store.memories import TenantMemories
 from byheart.store.values import Memory, Version
 
 MEDIA_TYPE = "application/octet-stream"
 _SPAN = r"(?:\d{1,18}-\d{0,18}|-\d{1,18})"
+_TRIES = 2
+# Each is read when the memory is opened, and takes room for as long as it is ready.
+_MOST_TEXTS = 10_000
 _RANGE = re.compile(rf"\s*bytes\s*=\s*{_SPAN}(?:\s*,\s*{_SPAN}){{0,99}}\s*", re.IGNORECASE)
 
 
@@ -52,14 +57,20 @@ async def export_content(call: Call) -> Response:
     etag = f'"{version.sha256}"'
     if etag in call.request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers={"etag": etag})
-    path = await in_thread(call.memories.fetch, version)
-    try:
-        found = await in_thread(path.stat)
-    except FileNotFoundError:
-        raise MissingError("The version was deleted meanwhile.") from None
+    path, found = await in_thread(_fetch, call.memories, version)
     _require_range(call.request.headers.get("range", "bytes=0-"), found.st_size)
     name = f"{memory.name or memory.id}-{version.number}.safetensors"
     return FileResponse(path, media_type=MEDIA_TYPE, filename=name, headers={"etag": etag}, stat_result=found)
+
+
+def _fetch(memories: TenantMemories, version: Version) -> tuple[Path, os.stat_result]:
+    """A version's file. Raises MissingError, also where it goes meanwhile."""
+    for _ in range(_TRIES):
+        path = memories.fetch(version)
+        # A copy may have had to make room just now.
+        with suppress(FileNotFoundError):
+            return path, path.stat()
+    raise MissingError("The version was deleted meanwhile.")
 
 
 async def import_content(call: Call) -> Response:
@@ -69,8 +80,13 @@ async def import_content(call: Call) -> Response:
     if memory is not None and call.request.headers.get("if-none-match", "").strip() == "*":
         raise Refusal(412, "memory_exists", "There is such a memory, and If-None-Match: * wants none.", param="name")
     with _scratch(call.server.memories.scratch) as path:
-        sha256 = await save_body(call.request, call.server.settings, call.server.settings.state_bytes, path)
+        with call.server.uploads.holding(call.tenant) as held:
+            sha256 = await save_body(call.request, call.server.settings, held, path)
         header = await in_thread(load_header, path)
+        if len(header.written) > _MOST_TEXTS:
+            raise Refusal(
+                400, "invalid_value", f"The file tells of {len(header.written):,} texts; one may of {_MOST_TEXTS:,}."
+            )
         require_method(call, header.method)
         model = _require_model(call, header, asked.model, memory)
         header = await call.server.engine.examine(path, model, call.tenant)

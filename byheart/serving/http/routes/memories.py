@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from starlette.responses import Response
 
-from byheart.errors import ConflictError, MissingError
+from byheart.errors import ConflictError, MissingError, StoreError
 from byheart.methods import defaults, find
 from byheart.serving.http.bodies import parse_model
 from byheart.serving.http.call import Call, in_thread
@@ -187,25 +190,30 @@ async def restore_version(call: Call) -> Response:
 async def delete_version(call: Call) -> Response:
     """An earlier version, for good."""
     name, number = call.path("memory"), version_number(call)
-    deleted = await in_thread(call.memories.delete_version, name, number)
-    return _deleted(call, deleted, name)
+    return await _delete(call, partial(call.memories.delete_version, name, number), name)
 
 
 async def delete_memory(call: Call) -> Response:
     """A memory with all its versions, for good; its forks stay."""
     asked = call.query(DeletedAt)
     memory = await in_thread(call.memories.get, call.path("memory"))
-    deleted = await in_thread(call.memories.delete, memory.id, expected=asked.if_version)
-    return _deleted(call, deleted, memory.id)
+    return await _delete(call, partial(call.memories.delete, memory.id, expected=asked.if_version), memory.id)
 
 
 async def erase_subject(call: Call) -> Response:
     """Every memory about somebody, with forks and versions, for good."""
-    return _deleted(call, await in_thread(call.memories.erase, call.query(Erased).subject))
+    return await _delete(call, partial(call.memories.erase, call.query(Erased).subject))
 
 
-def _deleted(call: Call, deleted: Deleted, id: str | None = None) -> Response:
-    call.server.engine.drop(deleted.keys)
+async def _delete(call: Call, work: Callable[[], Deleted], id: str | None = None) -> Response:
+    """What was deleted. It is not ready to be read any more either, also where only a part of the work was done."""
+    try:
+        deleted = await in_thread(work)
+        call.server.engine.drop(deleted.keys)
+    finally:
+        # Where that cannot be asked now, the next sweep does.
+        with suppress(StoreError):
+            call.server.engine.drop(await in_thread(call.server.memories.gone, call.server.engine.residents))
     return json_response(DeletedObject.of(deleted, id).model_dump())
 
 

@@ -101,6 +101,9 @@ class _Writing:
         work = write_texts(call, memory, wanted, self._note)
         self._task = asyncio.ensure_future(work)
         self._task.add_done_callback(lambda _: self._progress.put_nowait(None))
+        # The texts are in memory until they are written, however long that waits for its turn.
+        call.held.is_kept = True
+        self._task.add_done_callback(lambda _: call.held.release())
 
     def _note(self, done: int, total: int) -> None:
         self._loop.call_soon_threadsafe(self._progress.put_nowait, (done, total))
