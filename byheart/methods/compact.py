@@ -34,7 +34,7 @@ from byheart.protocol.chat_frame import SINKS, ChatFrame, keeps_first, require_k
 from byheart.protocol.codec import shelf
 from byheart.protocol.codec.codec import LEAST_BYTES, Codec
 from byheart.protocol.method import Method
-from byheart.protocol.segments import require_known
+from byheart.protocol.segments import require_known, require_positions
 from byheart.protocol.size import Size
 from byheart.protocol.slot_frame import framed_pieces
 from byheart.protocol.state import State, unstack
@@ -102,6 +102,12 @@ class Compact(Method):
         """What codes this model's slots. Raises UsageError where there is none yet."""
         return shelf.require(self.backbone)
 
+    def use_codec(self, made: str) -> None:
+        """Code with an earlier codec of the model, where it is here."""
+        earlier = shelf.find_made(self.backbone, made) if made else None
+        if earlier is not None:
+            self.codec = earlier
+
     @property
     def fingerprint(self) -> str:
         """The codec's: another one cannot read the codes."""
@@ -135,7 +141,7 @@ class Compact(Method):
 
     def batch_key(self, state: State, segment: Int[Tensor, "1 _"]) -> Hashable:
         """Shapes, and what stands around the text."""
-        framed = self.frame.split(segment, first=not state)
+        framed = self.frame.key(segment, first=not state)
         return Method.batch_key(self, state, segment), framed, tuple(runs_of(state))
 
     def write(self, state: State, segment: Int[Tensor, "B T"]) -> State:
@@ -145,6 +151,8 @@ class Compact(Method):
     @torch.no_grad()
     def write_in_slices(self, state: State, segment: Int[Tensor, "B T"], *, longest: int) -> Slices[State]:
         """As ``write``, with pauses while a piece is read and while it is coded."""
+        advice = "write less of it, or use a method of fixed size (window, latent-pool, compressed-kv)"
+        require_positions(self.backbone, self.slots_after(state, segment), advice)
         for piece in self.pieces(segment):
             state = yield from self._write_piece(state, piece, longest)
         return state
@@ -176,6 +184,8 @@ class Compact(Method):
             require_kind(run.around, place, run.tokens)
             if run.bytes != nbytes(self.backbone, run.tokens, self.times):
                 raise ValueError(f"run {place} has {run.bytes} bytes, which is not what its tokens take")
+        if state and bool(state["first"].shape[1]) != keeps_first(runs_of(state)[0].around):
+            raise ValueError("its first tokens do not fit its first run")
         if "first" in state and bool((state["first"] >= self.backbone.embedding.num_embeddings).any()):
             raise ValueError("it begins with a token that the model does not have")
         if self.prefix_slots(state) > self.backbone.positions:

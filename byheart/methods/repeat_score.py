@@ -118,7 +118,7 @@ class RepeatScore(Method):
 
     def batch_key(self, state: State, segment: Int[Tensor, "1 _"]) -> Hashable:
         """Shapes, and what stands around the texts."""
-        framed = self.frame.split(segment, first=not state)
+        framed = self.frame.key(segment, first=not state)
         return Method.batch_key(self, state, segment), framed, tuple(runs_of(state))
 
     @torch.no_grad()

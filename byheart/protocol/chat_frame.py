@@ -47,6 +47,11 @@ class ChatFrame:
         is_opened = first and length > len(opening) + after and all(row[:opened] == opening for row in rows)
         return len(opening) if is_opened else 0, after
 
+    def key(self, piece: Int[Tensor, "1 T"], *, first: bool = True) -> tuple[int, int, int]:
+        """What the rows of a batch must have in common: as many tokens around the text, and of one kind."""
+        before, after = self.split(piece, first=first)
+        return before, after, self.kind(piece, before, after)
+
     def kind(self, piece: Int[Tensor, "B T"], before: int, after: int) -> int:
         """A number for what stands around the text of a piece that ``split`` cut so."""
         is_opening = bool(before) and piece[0, :before].tolist() == list(self.opening)

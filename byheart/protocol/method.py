@@ -169,6 +169,9 @@ class Method(nn.Module, abc.ABC):
         """The part of ``state`` that bears on a question: ``state`` itself, unless the method reads some of it only."""
         return state
 
+    def use_codec(self, made: str) -> None:
+        """Code with the codec of this fingerprint, where it is here and the method needs one."""
+
     def batch_key(self, state: State, segment: Int[Tensor, "1 _"]) -> Hashable:
         """What sessions must have in common to be written as one batch: here shapes."""
         return segment.shape[1], *((name, tensor.shape) for name, tensor in sorted(state.items()))

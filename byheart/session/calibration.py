@@ -51,9 +51,8 @@ def calibrate_model(
     """A codec for a model by name, and the file in which it is kept. Raises ModelError, InputError, CheckpointError.
 
     Args:
-        data: texts, as for ``make_codec``.
-        out: a file for the codec, instead of the user's cache. A codec that there is already is written to it as it is,
-            for another machine, unless ``data`` or ``anew`` asks for another one.
+        out: a file for the codec, instead of the user's cache; for another machine, for instance.
+        data, anew: of a new codec, also where there is one. Memories that the earlier one has coded stay readable.
         use: the file of a codec that was made elsewhere, to be kept here; nothing is calibrated.
     """
     backbone = Backbone.open(locate(model), dtype=dtype, device=device)
@@ -61,7 +60,9 @@ def calibrate_model(
     if use is not None:
         codec = shelf.open_codec(use, backbone)
     else:
-        known = None if out is None or anew or data else shelf.find(backbone)
+        known = None if anew or data else shelf.find(backbone)
+        if known and out is None and (kept := shelf.find_file(backbone)):
+            return known, kept
         codec = known or make_codec(backbone, encoder, source=data or "", progress=progress)
     if out is None:
         return codec, shelf.keep(codec)

@@ -14,7 +14,6 @@ from byheart.model.known import find_model
 from byheart.model.loading import DEFAULT, PRECISIONS, locate, open_tokenizer
 from byheart.protocol import state_file
 from byheart.protocol.checkpoint import is_learned, load_pretrained, read_card
-from byheart.protocol.codec import shelf
 from byheart.protocol.state import Header
 from byheart.session.calibration import Progress, ensure_codec
 from byheart.session.default_method import default_method
@@ -80,8 +79,13 @@ def _build(
     trained: bool = True,
     may_calibrate: bool = True,
     progress: Progress | None = None,
+    codec: str = "",
 ) -> Session:
-    """A session with an empty memory, its method by name or from the folder ``learned``."""
+    """A session with an empty memory, its method by name or from the folder ``learned``.
+
+    Args:
+        codec: the fingerprint of the one that coded the memory which the session is for.
+    """
     card: dict[str, Any] = read_card(learned) if learned else {"method": method, "options": {}}
     known = defaults(find(card["method"]))
     folder = pretrained.find(method, backbone.fingerprint, options) if trained and not learned else None
@@ -92,7 +96,7 @@ def _build(
     made = build(card["method"], backbone, **{**around, **card["options"], **options})
     # Last, since it may take long: an option that cannot be is said before.
     if made.needs_codec:
-        ensure_codec(backbone, own, progress) if may_calibrate else shelf.require(backbone)
+        ensure_codec(backbone, own, progress) if may_calibrate else made.use_codec(codec)
     if may_calibrate:
         ensure_moments(backbone, own, made.moment_paths, progress)
     if learned or folder is not None:
@@ -158,6 +162,7 @@ def blank_for(
         model = Backbone.open(locate(model), dtype=header.dtype if dtype == "auto" else dtype, device=device)
     try:
         how: dict[str, Any] = {"encoder": encoder, "system_prompt": system_prompt, "may_calibrate": False}
+        how["codec"] = header.adapter
         return _build(model, method or header.method, learned, header.options, **how)
     except UsageError as error:
         raise StateError(f"'{path}' cannot be opened with its method and options: {error}") from error

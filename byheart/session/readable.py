@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from byheart.errors import CorruptStateError
+from byheart.errors import CorruptStateError, StateMismatchError
 from byheart.model.reading import Reading
 from byheart.model.slices import Slices
 from byheart.protocol.method import Method
@@ -29,6 +29,8 @@ def require_readable(header: Header, where: str, own: Header, method: Method, en
     """Raise StateMismatchError unless a session whose header is ``own`` can read a state with ``header``."""
     header = replace(header, options=method.known_options(header.options))
     if header.format not in SAMPLED_FORMATS:
+        if method.needs_codec and (header.method, header.backbone) == (own.method, own.backbone):
+            _require_codec(header, where, own)
         return header.require(own, where)
     sampled = method.sampled_fingerprint
     # Starting values differ in their last digits from one processor to another, and so do their names.
@@ -44,6 +46,15 @@ def require_readable(header: Header, where: str, own: Header, method: Method, en
         ),
         where,
     )
+
+
+def _require_codec(header: Header, where: str, own: Header) -> None:
+    if header.adapter != own.adapter:
+        raise StateMismatchError(
+            f"{where} was made with another codec of this model ({header.adapter}), which is not here. On the machine "
+            "that has it, `byheart calibrate MODEL --out FILE` writes it; here, `byheart calibrate MODEL --use FILE` "
+            "keeps it. Or write the text again."
+        )
 
 
 @torch.no_grad()

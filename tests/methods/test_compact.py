@@ -3,9 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from byheart.errors import CorruptStateError, UsageError
+from byheart.errors import CorruptStateError, InputError, UsageError
 from byheart.methods.budget import options_for
 from byheart.methods.compact import Compact, nbytes, runs_of
+from byheart.protocol.chat_frame import SINKS
 from byheart.protocol.codec.calibration import Example, calibrate
 from byheart.protocol.state import State
 from tests.samples import backbone, codec_of, tokens
@@ -142,6 +143,9 @@ def test_states_that_it_could_not_have_written_are_refused() -> None:
         {**state, "codes": state["codes"][:, :-1]},
         {**state, "runs": state["runs"][:, :1]},
         {name: part for name, part in state.items() if name != "first"},
+        {**state, "first": torch.tensor([[5]], dtype=torch.int32)},
+        # A text of its first tokens alone, without these.
+        {**state, "codes": state["codes"][:, :0], "runs": torch.tensor([[[4, 0, 0]]], dtype=torch.int32)},
     ]
     method.require_own(state, written=True)
     for each in wrong:
@@ -189,6 +193,19 @@ def test_sessions_of_other_frames_are_not_written_as_one_batch() -> None:
     segments = [turn(20, seed=1, first=True), tokens(28, seed=2)]
     for state, segment in zip(method.write_many([{}, {}], segments), segments, strict=True):
         assert torch.equal(state["codes"], method.write({}, segment)["codes"])
+
+
+def test_a_template_as_long_as_the_first_tokens_is_another_frame() -> None:
+    method = made(opening=OPENING[:SINKS], receipt=[])
+    segments = [torch.cat([torch.tensor([OPENING[:SINKS]]), tokens(20, seed=1)], dim=1), tokens(24, seed=2)]
+    states = method.write_many([{}, {}], segments)
+    assert torch.equal(states[1]["first"], segments[1][:, :SINKS].to(torch.int32))
+    assert states[0]["first"].shape[1] == 0
+
+
+def test_a_text_past_the_model_s_positions_is_refused_before_it_is_read() -> None:
+    with pytest.raises(InputError, match="reads at most"):
+        made().write({}, tokens(backbone().positions + 1, seed=1))
 
 
 def test_memories_that_are_written_to_in_turn_are_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from byheart.data.records import read
-from byheart.errors import InputError
+from byheart.errors import InputError, StateMismatchError
 from byheart.protocol.codec import shelf
-from byheart.session import load
+from byheart.session import load, open_state
 from byheart.session.calibration import TEXTS, calibrate_model, ensure_codec, make_codec
 from tests.conftest import save_tiny
 
@@ -68,6 +68,34 @@ def test_the_texts_that_come_along_are_of_many_kinds() -> None:
     assert {record.task for record in read(str(TEXTS)).records} == {"lm", "qa"}
     licences = (TEXTS / "LICENCES").read_text(encoding="utf-8")
     assert all(f"{kind}.jsonl" in licences for kind in kinds)
+
+
+def test_memories_stay_readable_when_their_model_gets_another_codec(
+    folder: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BYHEART_CACHE", str(tmp_path / "here"))
+    more = tmp_path / "more.jsonl"
+    more.write_text("".join(texts.read_text(encoding="utf-8").splitlines(keepends=True)[:12]), encoding="utf-8")
+    where: dict[str, Any] = {"dtype": "float32"}
+    first, _ = calibrate_model(str(folder), data=str(texts), **where)
+    made, path = load(str(folder), method="compact", **where), tmp_path / "cat.safetensors"
+    made.write("The cat sat on the mat and watched the rain fall on the garden all day long.")
+    answer, size = made.ask("Who sat?", max_tokens=5), made.save(path)
+    second, kept = calibrate_model(str(folder), data=str(more), **where)
+    assert second.fingerprint != first.fingerprint
+    # What there is is not made again unless that is asked for.
+    again, path_again = calibrate_model(str(folder), **where)
+    assert (again.fingerprint, path_again) == (second.fingerprint, kept)
+    opened = open_state(path, model=str(folder))
+    assert opened.ask("Who sat?", max_tokens=5) == answer
+    opened.write("A dog came.")
+    assert opened.save(path) > size
+    assert open_state(path, model=str(folder)).header.adapter == first.fingerprint
+    assert load(str(folder), method="compact", **where).header.adapter == second.fingerprint
+    monkeypatch.setenv("BYHEART_CACHE", str(tmp_path / "there"))
+    shelf.keep(second)
+    with pytest.raises(StateMismatchError, match="calibrate MODEL --use FILE"):
+        open_state(path, model=str(folder))
 
 
 def test_the_codec_that_there_is_goes_to_another_machine(

@@ -1,14 +1,18 @@
 """Where codecs are found: those that come with byheart, those that this user calibrated, and those of this process.
 
     byheart/protocol/codec/shipped/NAME.safetensors
-    CACHE/codecs/FINGERPRINT.safetensors
+    CACHE/codecs/MODEL.safetensors              what codes new memories
+    CACHE/codecs/MODEL-CODEC.safetensors        earlier ones, for the memories that they have coded
 
-A file's metadata says for which model it is. Codecs are made by ``byheart calibrate``, or where none is found.
+MODEL and CODEC are fingerprints. A file's metadata says for which model it is. Codecs are made by ``byheart
+calibrate``, or where none is found.
 """
 
 from __future__ import annotations
 
+import re
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -24,7 +28,9 @@ from byheart.protocol.tensor_file import open_tensors
 SHIPPED = Path(__file__).parent / "shipped"
 _MODEL = "backbone"
 _SUFFIX = ".safetensors"
+_FINGERPRINT = re.compile(r"[0-9a-f]{1,64}(\.[0-9a-f]{1,64})?")
 KNOWN: dict[str, Codec] = {}
+_FINGERPRINTS: dict[tuple[Path, int, int], str] = {}
 
 
 def find(backbone: Backbone) -> Codec | None:
@@ -32,13 +38,43 @@ def find(backbone: Backbone) -> Codec | None:
     name = without_remainder(backbone.fingerprint)
     codec = KNOWN.get(name)
     if codec is None:
-        path = next(
-            (path for path in (_cached(name), *sorted(SHIPPED.glob(f"*{_SUFFIX}"))) if _is_of(path, name)), None
-        )
+        path = find_file(backbone)
         codec = open_codec(path, backbone) if path else None
     if codec is not None:
         codec = KNOWN[name] = codec.over(backbone)
     return codec
+
+
+def find_file(backbone: Backbone) -> Path | None:
+    """Where the codec of a model is kept; None where there is none."""
+    name = without_remainder(backbone.fingerprint)
+    return next((path for path in (_cached(name), *_shipped()) if _is_of(path, name)), None)
+
+
+def find_made(backbone: Backbone, made: str) -> Codec | None:
+    """The codec with which a memory was made, by the codec's fingerprint; None where it is not here."""
+    present, name = find(backbone), without_remainder(backbone.fingerprint)
+    if present is not None and present.fingerprint == made:
+        return present
+    # What a file says is no part of a path unless it is a fingerprint.
+    earlier = [_cached(f"{name}-{made}")] if _FINGERPRINT.fullmatch(made) else []
+    # Another process may have kept another one since this one has looked.
+    for path in (*earlier, _cached(name), *_shipped()):
+        if _is_of(path, name) and _fingerprint_of(path, backbone) == made:
+            return open_codec(path, backbone)
+    return None
+
+
+def _fingerprint_of(path: Path, backbone: Backbone) -> str:
+    """Of the codec in a file, which is read once; empty where it is damaged."""
+    found = path.stat()
+    key = path, found.st_mtime_ns, found.st_size
+    if key not in _FINGERPRINTS:
+        try:
+            _FINGERPRINTS[key] = open_codec(path, backbone).fingerprint
+        except CheckpointError:
+            _FINGERPRINTS[key] = ""
+    return _FINGERPRINTS[key]
 
 
 def require(backbone: Backbone) -> Codec:
@@ -70,9 +106,18 @@ def hold(codec: Codec) -> None:
 
 
 def keep(codec: Codec) -> Path:
-    """Keep a codec for this process and later ones; gives its file. Raises CheckpointError."""
+    """Keep a codec for this process and later ones; gives its file. Raises CheckpointError.
+
+    One that it takes the place of stays, for the memories that were made with it.
+    """
     hold(codec)
-    path = _cached(without_remainder(codec.backbone.fingerprint))
+    name = without_remainder(codec.backbone.fingerprint)
+    path = _cached(name)
+    if _is_of(path, name):
+        with suppress(CheckpointError):
+            earlier = open_codec(path, codec.backbone)
+            if earlier.fingerprint != codec.fingerprint:
+                save_codec(earlier, _cached(f"{name}-{earlier.fingerprint}"))
     save_codec(codec, path)
     return path
 
@@ -99,6 +144,10 @@ def open_codec(path: Path, backbone: Backbone) -> Codec:
         raise CheckpointError(
             f"'{path}' holds no codec of this model: {error}; byheart calibrate makes one."
         ) from error
+
+
+def _shipped() -> list[Path]:
+    return sorted(SHIPPED.glob(f"*{_SUFFIX}"))
 
 
 def _cached(name: str) -> Path:
