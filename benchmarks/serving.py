@@ -42,6 +42,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TEXT = ROOT / "examples" / "warsaw.txt"
 OUT = ROOT / "benchmarks" / "results" / "serving.json"
 METHOD = "compact"
+_NOT_TOLD = ("only", "out", "beside", "method")
 _COLD = ("--max-resident", "1", "--max-decoded", "0")
 QUESTION = "What was the city like, and who lived there? Tell all of it at length."
 
@@ -461,10 +462,11 @@ def main() -> None:
     texts = make_texts(arguments.model, arguments.memory_tokens, max(2, arguments.clients))[: max(2, arguments.clients)]
     with ExitStack() as opened:
         bench = Bench(arguments, texts, opened)
+        about = {name: value for name, value in vars(arguments).items() if name not in _NOT_TOLD}
+        about |= {**versions(), "cores": len(os.sched_getaffinity(0))}
         for name in arguments.only or ROWS:
             ROWS[name](bench)
-    about = {name: value for name, value in vars(arguments).items() if name not in ("only", "out", "beside", "method")}
-    _keep(arguments.out, {**about, **versions(), "cores": len(os.sched_getaffinity(0))}, bench.rows)
+            _keep(arguments.out, about, bench.rows)
 
 
 def _keep(out: Path, about: dict[str, Any], rows: list[Row]) -> None:

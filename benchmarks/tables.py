@@ -180,7 +180,9 @@ def serving_table(results: Path) -> str:
     for row in stored["rows"]:
         sign, _, bound = row["must"].partition(" ")
         ratio, least, most = row["ratio"], float(bound or 0) if sign == ">=" else 0.0, float(bound or "inf")
-        measured = f"**{ratio:.2f}**" + " (missed)" * (ratio < least or (sign != ">=" and ratio > most))
+        measured = f"**{ratio:.{3 if ratio < 0.1 else 2}f}**" + " (missed)" * (
+            ratio < least or (sign != ">=" and ratio > most)
+        )
         must = row["must"].replace("<=", "≤").replace(">=", "≥")
         numbers = f"{row['ours']:,.3g} / {row['reference_value']:,.3g}{'; ' * bool(row['note'])}{row['note']}"
         lines.append(f"| {row['name']}: {row['what']} | {row['reference']} | {must} | {measured} | {numbers} |")
@@ -197,6 +199,7 @@ def soak_table(results: Path) -> str:
     shape = f"{found['memories']} memories, {found['clients']} clients, {found['seconds'] / 60:,.0f} minutes"
     lines = ["| what | |", "|---|---|", f"| clients | {shape} |"]
     lines += [f"| requests: {kind} | {count:,} |" for kind, count in found["requests"].items()]
+    lines.append(f"| evicted memories in files, at most at a time | {found['most_decoded_files']:,} |")
     lines.append(f"| memory of the server, an hour later / before | {found['growth_in_an_hour']:.3f} |")
     what = "failures: another error, an answer of another memory, memory that grows"
     lines.append(f"| {what} | **{found['failures']:,}** |")

@@ -127,13 +127,15 @@ def test_the_table_of_attacks_says_which_sources_were_attacked(tmp_path: Path, m
 
 def test_the_table_of_a_soak_says_what_clients_got(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shape = {"memories": 3, "clients": 2, "seconds": 60.0, "growth_in_an_hour": 1.0175, "failures": 0}
+    shape["most_decoded_files"] = 7
     found = {"about": {"torch": "2"}, **shape, "requests": {"ask 200": 1_000}}
     (tmp_path / "soak.json").write_text(json.dumps(found))
     monkeypatch.setattr(tables, "ROOT", tmp_path)
     lines = tables.soak_table(tmp_path / "soak.json").splitlines()
-    assert lines[2:6] == [
+    assert lines[2:7] == [
         "| clients | 3 memories, 2 clients, 1 minutes |",
         "| requests: ask 200 | 1,000 |",
+        "| evicted memories in files, at most at a time | 7 |",
         "| memory of the server, an hour later / before | 1.018 |",
         "| failures: another error, an answer of another memory, memory that grows | **0** |",
     ]

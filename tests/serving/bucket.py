@@ -28,6 +28,7 @@ class Bucket:
     environment: dict[str, str] = field(default_factory=dict)
     """By which obstore finds it."""
     objects: dict[str, tuple[bytes, float]] = field(default_factory=dict)
+    uploads: dict[str, dict[int, bytes]] = field(default_factory=dict)
     fault: int | str = 0
     delay: float = 0.0
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -68,6 +69,10 @@ class _Handler(BaseHTTPRequestHandler):
         if begun is None:
             return
         key, body = begun
+        upload = self._query("uploadId")
+        if upload:
+            self.bucket.uploads[upload][int(self._query("partNumber"))] = body
+            return self._answer(200, etag=_tag(body))
         with self.bucket.lock:
             if self.headers.get("if-none-match") == "*" and key in self.bucket.objects:
                 return self._answer(412, b"<Error><Code>PreconditionFailed</Code></Error>")
@@ -89,9 +94,18 @@ class _Handler(BaseHTTPRequestHandler):
     do_HEAD = do_GET
 
     def do_POST(self) -> None:
-        """Deletions of several objects."""
+        """Deletions of several objects, and the begin and the end of an object that is sent in parts."""
         begun = self._begin()
-        if begun is not None:
+        upload = self._query("uploadId")
+        if begun is not None and upload:
+            body = b"".join(part for _, part in sorted(self.bucket.uploads.pop(upload).items()))
+            self.bucket.objects[begun[0]] = (body, time.time())
+            self._answer(200, f"<R><ETag>{escape(_tag(body))}</ETag></R>".encode())
+        elif begun is not None and "uploads" in urlsplit(self.path).query:
+            upload = f"upload{time.time_ns()}"
+            self.bucket.uploads[upload] = {}
+            self._answer(200, f"<R><UploadId>{upload}</UploadId></R>".encode())
+        elif begun is not None:
             keys = [part.partition("</Key>")[0] for part in begun[1].decode().split("<Key>")[1:]]
             for key in keys:
                 self.bucket.objects.pop(key, None)
@@ -103,6 +117,9 @@ class _Handler(BaseHTTPRequestHandler):
         if begun is not None:
             self.bucket.objects.pop(begun[0], None)
             self._answer(204)
+
+    def _query(self, name: str) -> str:
+        return parse_qs(urlsplit(self.path).query).get(name, [""])[0]
 
     def _list(self) -> None:
         prefix = parse_qs(urlsplit(self.path).query).get("prefix", [""])[0]

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from byheart.errors import UnavailableError
+from byheart.files import digest_of_file
 from byheart.store.memories import Memories
+from byheart.store.objects import object_key, open_objects
 from tests.serving.bucket import Bucket, bucket
 from tests.store.states import commit
 
@@ -38,6 +40,21 @@ def test_a_memory_is_in_the_bucket_once_and_leaves_it(remote: Bucket, tmp_path: 
     assert remote.objects == {}
     other.close()
     memories.close()
+
+
+def test_a_large_file_is_sent_in_parts_and_comes_back_whole(remote: Bucket, tmp_path: Path) -> None:
+    objects, file = open_objects(remote.url, tmp_path / "cache"), tmp_path / "large"
+    with file.open("wb") as written:
+        written.write(b"begin")
+        written.truncate((64 << 20) + 1)
+    digest = digest_of_file(file)
+    key = object_key("ours", digest)
+    objects.put(key, file)
+    assert remote.objects.keys() == {f"objects/{key}"}
+    assert remote.uploads == {}
+    found = objects.fetch(key)
+    assert found is not None
+    assert digest_of_file(found) == digest
 
 
 def test_a_bucket_that_fails_is_unavailable_until_it_does_not(remote: Bucket, tmp_path: Path) -> None:
