@@ -109,7 +109,7 @@ def test_what_was_deleted_is_not_ready_any_more_also_where_deleting_fails_half_w
 ) -> None:
     site.make("half", "One.", subject="eva")
     sha256 = site.ask("GET", "/v1/memories/half/versions").json()["data"][0]["sha256"]
-    site.make("other", "One.")
+    site.make("other", "Two.")
     kept = site.ask("GET", "/v1/memories/other/versions").json()["data"][0]["sha256"]
     monkeypatch.setattr(site.engine, "residents", [f"alice:{sha256}", f"alice:{kept}"])
     purge = site.memories.catalogue.purge
