@@ -107,9 +107,9 @@ def test_a_request_that_came_to_another_server_first_is_done_once(site: Site, mo
 def test_what_was_deleted_is_not_ready_any_more_also_where_deleting_fails_half_way(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    site.make("half", "One.", subject="eva")
+    site.make("half", "Half of it.", subject="eva")
     sha256 = site.ask("GET", "/v1/memories/half/versions").json()["data"][0]["sha256"]
-    site.make("other", "Two.")
+    site.make("other", "The rest.")
     kept = site.ask("GET", "/v1/memories/other/versions").json()["data"][0]["sha256"]
     monkeypatch.setattr(site.engine, "residents", [f"alice:{sha256}", f"alice:{kept}"])
     purge = site.memories.catalogue.purge
