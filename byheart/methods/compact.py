@@ -34,7 +34,7 @@ from byheart.protocol.chat_frame import SINKS, ChatFrame, keeps_first, require_k
 from byheart.protocol.codec import shelf
 from byheart.protocol.codec.codec import LEAST_BYTES, Codec
 from byheart.protocol.method import Method
-from byheart.protocol.segments import require_known, require_positions
+from byheart.protocol.segments import SHORTER, require_known, require_positions
 from byheart.protocol.size import Size
 from byheart.protocol.slot_frame import framed_pieces
 from byheart.protocol.state import State, unstack
@@ -151,8 +151,7 @@ class Compact(Method):
     @torch.no_grad()
     def write_in_slices(self, state: State, segment: Int[Tensor, "B T"], *, longest: int) -> Slices[State]:
         """As ``write``, with pauses while a piece is read and while it is coded."""
-        advice = "write less of it, or use a method of fixed size (window, latent-pool, compressed-kv)"
-        require_positions(self.backbone, self.slots_after(state, segment), advice)
+        require_positions(self.backbone, self.slots_after(state, segment), SHORTER)
         for piece in self.pieces(segment):
             state = yield from self._write_piece(state, piece, longest)
         return state

@@ -17,7 +17,7 @@ from byheart.model.reading import Reading
 from byheart.model.slices import Slices, prefill_in_slices, run_through
 from byheart.protocol.kv_method import SlotMethod
 from byheart.protocol.kv_slots import concat
-from byheart.protocol.segments import require_positions
+from byheart.protocol.segments import SHORTER, require_positions
 from byheart.protocol.size import Size, slot_bytes
 from byheart.protocol.state import State
 
@@ -61,8 +61,7 @@ class Full(SlotMethod):
     def write_in_slices(self, state: State, segment: Tensor, *, longest: int) -> Slices[State]:
         """As ``write``, with pauses."""
         total = self.prefix_slots(state) + segment.shape[1]
-        advice = "write less of it, or use a method of fixed size (window, latent-pool, compressed-kv)"
-        require_positions(self.backbone, total, advice)
+        require_positions(self.backbone, total, SHORTER)
         for piece in self.pieces(segment):
             framed, past = self.frame.split(state, piece), self.coding.to_kv(state)
             prefix = concat(framed.front, past) if past else framed.front

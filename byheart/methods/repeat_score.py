@@ -37,13 +37,12 @@ from byheart.model.observed_attention import observing, require_observed
 from byheart.model.reading import KV, Reading
 from byheart.protocol.chat_frame import SINKS, ChatFrame, keeps_first, require_kind
 from byheart.protocol.method import Method
-from byheart.protocol.segments import require_known, require_positions, split_segments
+from byheart.protocol.segments import SHORTER, require_known, require_positions, split_segments
 from byheart.protocol.size import Size
 from byheart.protocol.state import State
 from byheart.protocol.template import length, zeros
 
 _MOST_SIZES = 1_000_000
-_ADVICE = "write less of it, or use a method of fixed size (window, latent-pool, compressed-kv)"
 # The last tokens before a part of a text, by which it is asked for.
 _CUE = 8
 
@@ -263,11 +262,11 @@ class RepeatScore(Method):
 
     def _require_room(self, held: int, after: int) -> None:
         """Raise InputError where a text that ends at position ``held`` cannot be kept, or not be repeated."""
-        require_positions(self.backbone, held + after, _ADVICE)
+        require_positions(self.backbone, held + after, SHORTER)
         if self.share < 1 and held + self._asked >= self.backbone.positions:
             raise InputError(
                 f"The text has {held} tokens in all, and the model reads at most {self.backbone.positions}, which "
-                f"leaves too few to ask for it again as {self.name} does; {_ADVICE}."
+                f"leaves too few to ask for it again as {self.name} does; {SHORTER}."
             )
 
     def _requests(self, text: Int[Tensor, "B T"], longest: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -51,6 +51,10 @@ def require_learnable(*segments: Int[Tensor, "B _"]) -> None:
         raise InputError("The text is too short to learn: give at least two tokens.")
 
 
+SHORTER = "write less of it, or use a method of fixed size (window, latent-pool, compressed-kv)"
+"""What can be done where a text is too long for a method that keeps all of it."""
+
+
 def require_positions(backbone: Backbone, tokens: int, advice: str) -> None:
     """Raise InputError, which ends in ``advice``, for a text of more tokens than the model has positions."""
     if tokens > backbone.positions:

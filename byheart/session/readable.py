@@ -51,9 +51,10 @@ def require_readable(header: Header, where: str, own: Header, method: Method, en
 def _require_codec(header: Header, where: str, own: Header) -> None:
     if header.adapter != own.adapter:
         raise StateMismatchError(
-            f"{where} was made with another codec of this model ({header.adapter}), which is not here. On the machine "
-            "that has it, `byheart calibrate MODEL --out FILE` writes it; here, `byheart calibrate MODEL --use FILE` "
-            "keeps it. Or write the text again."
+            f"{where} was made with another codec of this model ({header.adapter}) than this session has "
+            f"({own.adapter}). Open it in a session of its own (open_state, or a command). Where that says the same, "
+            "the codec is not here: `byheart calibrate MODEL --out FILE` writes it on the machine that has it, and "
+            "`byheart calibrate MODEL --use FILE` keeps it here. Or write the text again."
         )
 
 

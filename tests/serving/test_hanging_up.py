@@ -30,6 +30,8 @@ from tests.samples import backbone, codec_of
 from tests.serving.conftest import Build
 from tests.serving.live import serving
 
+ENCODER = ChatEncoder(tiny_tokenizer())
+
 
 def until(condition: Callable[[], bool]) -> None:
     for _ in range(10_000):
@@ -83,9 +85,6 @@ def test_a_memory_that_nobody_waits_for_is_not_fetched() -> None:
     opened.set()
     aside.shutdown()
     assert fetched == []
-
-
-ENCODER = ChatEncoder(tiny_tokenizer())
 
 
 @pytest.fixture

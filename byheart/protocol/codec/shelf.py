@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import re
 import tempfile
-from contextlib import suppress
 from pathlib import Path
 
+from filelock import FileLock
 from safetensors import SafetensorError
 from safetensors.torch import save as serialize
 
@@ -113,12 +113,16 @@ def keep(codec: Codec) -> Path:
     hold(codec)
     name = without_remainder(codec.backbone.fingerprint)
     path = _cached(name)
-    if _is_of(path, name):
-        with suppress(CheckpointError):
-            earlier = open_codec(path, codec.backbone)
-            if earlier.fingerprint != codec.fingerprint:
-                save_codec(earlier, _cached(f"{name}-{earlier.fingerprint}"))
-    save_codec(codec, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Two processes that use a model for the first time may each have made one.
+        with FileLock(f"{path}.lock"):
+            earlier = _fingerprint_of(path, codec.backbone) if _is_of(path, name) else ""
+            if earlier not in ("", codec.fingerprint):
+                save_codec(open_codec(path, codec.backbone), _cached(f"{name}-{earlier}"))
+            save_codec(codec, path)
+    except OSError as error:
+        raise CheckpointError(f"The codec could not be written to '{path}': {error}.") from error
     return path
 
 

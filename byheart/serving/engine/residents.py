@@ -10,10 +10,12 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, wait
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 from byheart.errors import StateError
 from byheart.model.slices import Slices
+from byheart.protocol.state import Header
 from byheart.protocol.state_file import load_header
 from byheart.serving.engine.decoded_files import DecodedFiles
 from byheart.serving.engine.hosted_model import HostedModel
@@ -127,8 +129,7 @@ class Residents:
         return (yield from self._load_once(ref, model))
 
     def _load_once(self, ref: MemoryRef, model: HostedModel) -> Slices[Session]:
-        path = yield from self._elsewhere(ref.fetch)
-        header = yield from self._elsewhere(partial(load_header, path))
+        path, header = yield from self._elsewhere(partial(_fetch, ref))
         need = header.slots * model.backbone.slot_bytes
         while not self._takes_room(ref.key, need):
             yield None
@@ -171,3 +172,9 @@ class Residents:
                 session, _ = self._sessions.pop(key)
                 if self._decoded is not None:
                     self._decoded.keep(key, session.reading, session.header, session.bytes)
+
+
+def _fetch(ref: MemoryRef) -> tuple[Path, Header]:
+    """A memory's file and what stands at its head."""
+    path = ref.fetch()
+    return path, load_header(path)
