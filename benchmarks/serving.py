@@ -212,16 +212,24 @@ class Bench:
     def _together(self, name: str, memories: list[int], must: str) -> None:
         ours, base = [], []
         with ThreadPoolExecutor(len(memories)) as pool:
-            for seed in range(self.arguments.rounds):
+            for turn in range(self.arguments.rounds):
+                answers = [self._whole_answer(memory, 100 * turn + n) for n, memory in enumerate(memories)]
+                alone, seeds = [stream for stream, _ in answers], [seed for _, seed in answers]
+                base.append(sum(stream.tokens for stream in alone) / sum(stream.end for stream in alone))
                 start = time.perf_counter()
-                counts = [self.ask(memory, seed + n).tokens for n, memory in enumerate(memories)]
-                base.append(sum(counts) / (time.perf_counter() - start))
-                start = time.perf_counter()
-                seeds = range(seed, seed + len(memories))
                 counts = [stream.tokens for stream in pool.map(self.ask, memories, seeds)]
                 ours.append(sum(counts) / (time.perf_counter() - start))
         what = f"{len(memories)} clients of {len(set(memories))} memories at once, tokens per second"
         self.add(name, what, "one after another", must, ours, base)
+
+    def _whole_answer(self, memory: int, seed: int) -> tuple[Stream, int]:
+        """An answer that does not end before it has all its tokens, and its seed: the first such from ``seed`` on.
+
+        A short one would leave the others a smaller batch for the rest of their time.
+        """
+        while (stream := self.ask(memory, seed)).tokens < self.arguments.answer_tokens:
+            seed += 1
+        return stream, seed
 
     def steps(self) -> None:
         """What steps of all answers give, in this process, over steps of one: no server can give more of it."""
@@ -342,6 +350,26 @@ class Bench:
         what = f"the pass of {receipt.shape[1]} tokens that the chat template has after a text"
         self.add("receipt", what, "that of the text", "", after, base)
 
+    def products(self) -> None:
+        """Whether the products of a step are faster with the weights as the first matrix, in the model's type."""
+        import torch
+        from torch.nn.functional import linear
+
+        from byheart.session.opening import load
+
+        backbone = load(self.arguments.model, method="nothing").backbone
+        weights = [module.weight for module in backbone.model.modules() if type(module) is torch.nn.Linear]
+        rows = len(self.texts)
+        inputs = [torch.ones(rows, weight.shape[1], dtype=weight.dtype) for weight in weights]
+        pairs = list(zip(inputs, weights, strict=True))
+        ours, base = [], []
+        with torch.inference_mode():
+            for _ in range(3 * self.arguments.rounds):
+                base.append(_seconds(lambda: [linear(x, weight) for x, weight in pairs]))
+                ours.append(_seconds(lambda: [(weight @ x.T).T.contiguous() for x, weight in pairs]))
+        what = f"products of {rows} rows with all of the model's matrices, these first"
+        self.add("products", what, "as torch.nn.Linear makes them", "", ours, base)
+
     def gap(self) -> None:
         """The longest gap between tokens of a stream while another client writes twice the text."""
         longest, middle = [], []
@@ -427,7 +455,7 @@ ROWS: dict[str, Callable[[Bench], None]] = {
     for row in (
         *(Bench.over_library, Bench.together, Bench.one_memory, Bench.steps),
         *(Bench.resident, Bench.question, Bench.evicted, Bench.from_disk, Bench.from_bucket, Bench.passes),
-        *(Bench.gap, Bench.start, Bench.same_job),
+        *(Bench.products, Bench.gap, Bench.start, Bench.same_job),
     )
 }
 

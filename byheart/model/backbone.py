@@ -35,6 +35,7 @@ from byheart.model.anatomy import (
     with_cache,
 )
 from byheart.model.feed_forward import FeedForward, FeedForwardInput, feed_forward, find_block, roles_in
+from byheart.model.few_rows import Products
 from byheart.model.fingerprint import fingerprint_model, sample_fingerprint, without_remainder
 from byheart.model.known import name_opened
 from byheart.model.kv_cache import PrefixCache
@@ -84,6 +85,7 @@ class Backbone:
         ).rounded(Rounding.of(self.config, self.positions))
         self.layers: Sequence[nn.Module] = self.anatomy.layers
         self._blocks: dict[int, FeedForward] = {}
+        self._products = Products(self.model)
 
     @classmethod
     def open(cls, model: str, *, dtype: str = "auto", device: str = "auto") -> Backbone:
@@ -142,7 +144,7 @@ class Backbone:
         if len(given) != 1:
             raise UsageError("Give either tokens or embeds.")
         seen, following = (PrefixCache(0) if cache is None else cache).step(given[0], mask)
-        with self.anatomy.as_rounded():
+        with self.anatomy.as_rounded(), self._products.fast(given[0]):
             out = self.decoder(
                 inputs_embeds=given[0],
                 attention_mask=seen,
@@ -155,7 +157,8 @@ class Backbone:
 
     def logits(self, hidden: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
         """Next-token logits in float32, by the model's own head."""
-        out = self.head(hidden).float() * self.logit_scale
+        with self._products.fast(hidden):
+            out = self.head(hidden).float() * self.logit_scale
         return torch.tanh(out / self.softcap) * self.softcap if self.softcap else out
 
     @cached_property

@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, and_, delete, insert, not_, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Select, and_, delete, func, insert, not_, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from byheart.errors import ConflictError, MissingError
@@ -18,7 +18,7 @@ from byheart.store.values import AuditEntry, Expiry, Memory, Parent, Version
 Row = Any
 STATE = ("object", "sha256", "bytes", "slots", "tokens", "characters")
 """Columns of ``versions`` that say what state a version has."""
-_m, _v = schema.memories.c, schema.versions.c
+_m, _v, _a = schema.memories.c, schema.versions.c, schema.audit.c
 _DIALECTS: Any = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 
 
@@ -51,6 +51,25 @@ def find(connection: Connection, tenant: str, name_or_id: str, now: int) -> Row:
     if row is None:
         raise MissingError(f"There is no memory '{name_or_id}'.")
     return row
+
+
+def places(connection: Connection, tenant: str, name_or_id: str, now: int) -> tuple[int, int]:
+    """Two numbers: memories made before this one are below the first, those made after it above the second.
+
+    Of one that is gone the audit trail still tells, by its id. Raises MissingError where it does not.
+    """
+    try:
+        sequence = int(find(connection, tenant, name_or_id, now).sequence)
+    except MissingError:
+        made = connection.scalar(select(func.min(_a.sequence)).where(_a.tenant == tenant, _a.memory_id == name_or_id))
+        if made is None:
+            raise
+        # All that is recorded of a later memory is recorded later.
+        noted = schema.memories.join(schema.audit, _a.memory_id == _m.id)
+        before = and_(_m.tenant == tenant, _a.tenant == tenant, _a.sequence < made)
+        last = connection.scalar(select(func.max(_m.sequence)).select_from(noted).where(before)) or 0
+        return last + 1, last
+    return sequence, sequence
 
 
 def lock(connection: Connection, tenant: str, name_or_id: str, now: int) -> Row:

@@ -114,7 +114,10 @@ class TenantMemories:
         metadata: Mapping[str, str] = {},
         subject: str | None = None,
     ) -> Page[Memory]:
-        """Memories by when they were made; ``after`` is a name or an id. Raises MissingError where that is gone."""
+        """Memories by when they were made; ``after`` is a name, or an id, also of one that is gone meanwhile.
+
+        Raises MissingError where there never was such a memory, and where a name is gone.
+        """
         query = rows.select_memories().where(_m.tenant == self.tenant, rows.living(self._clock()))
         if name is not None:
             query = query.where(_m.name == checks.require_name(name))
@@ -123,8 +126,9 @@ class TenantMemories:
         for key, value in checks.require_metadata(metadata).items():
             query = query.where(_m.metadata[key].as_string() == value)
         if after is not None:
-            last = self._find(after).sequence
-            query = query.where(_m.sequence < last if order == "desc" else _m.sequence > last)
+            at = (self.tenant, after, self._clock())
+            before, later = self._catalogue.read(lambda connection: rows.places(connection, *at))
+            query = query.where(_m.sequence < before if order == "desc" else _m.sequence > later)
         found, more = self._page(query.order_by(_m.sequence.desc() if order == "desc" else _m.sequence), limit)
         return Page(tuple(map(self._memory, found)), more)
 

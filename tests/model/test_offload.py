@@ -96,7 +96,9 @@ def test_methods_do_not_know_of_it(method: str, large: Backbone, whole: Backbone
         session.write(CAT)
         answers.append((session.ask("Who?", max_tokens=4), session.state))
     assert answers[0][0] == answers[1][0]
-    assert all(torch.equal(tensor, answers[1][1][name]) for name, tensor in answers[0][1].items())
+    for name, tensor in answers[0][1].items():
+        # Few rows of a layer that is here are multiplied another way round.
+        torch.testing.assert_close(tensor, answers[1][1][name])
     assert waiting(large) == 2 * 7
 
 

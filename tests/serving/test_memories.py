@@ -201,6 +201,21 @@ def test_versions_are_restored_and_deleted_and_a_fork_is_apart(site: Site) -> No
     assert "One. | ?" in site.chat("?", memory="branch").text
 
 
+def test_a_list_goes_on_where_its_memories_are_deleted_meanwhile(site: Site) -> None:
+    for number in range(5):
+        site.make(f"going{number}", metadata={"set": "going"})
+    names, after = [], {}
+    while True:
+        page = site.ask("GET", "/v1/memories", params={"metadata[set]": "going", "limit": 2, **after}).json()
+        for memory in page["data"]:
+            assert site.ask("DELETE", f"/v1/memories/{memory['id']}").status_code == 200
+        names += [memory["name"] for memory in page["data"]]
+        if not page["has_more"]:
+            break
+        after = {"after": page["last_id"]}
+    assert names == [f"going{number}" for number in reversed(range(5))]
+
+
 def test_memories_are_listed_in_parts_and_by_what_they_are_about(site: Site) -> None:
     for name in ("l1", "l2", "l3"):
         site.make(name, metadata={"set": "l", "name": name})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -193,6 +193,33 @@ def test_tenants_see_and_share_nothing(memories: Memories, mine: TenantMemories,
     mine.delete("cat")
     assert theirs.fetch(other).is_file()
     assert [entry.action for entry in theirs.audit().data] == ["write", "create"]
+
+
+@pytest.mark.parametrize("order", ["asc", "desc"])
+def test_a_list_goes_on_after_a_memory_that_is_gone(mine: TenantMemories, order: Literal["asc", "desc"]) -> None:
+    names = [f"m{n}" for n in range(7)]
+    for name in names:
+        mine.create(name, model="tiny")
+    mine.update("m0", metadata={"is": "newest in the audit trail"})
+    seen, after = [], None
+    while (page := mine.list(limit=2, order=order, after=after)).data:
+        seen += [memory.name for memory in page.data]
+        for memory in page.data:
+            mine.delete(memory.id)
+        if after is None:
+            mine.create("later", model="tiny")
+        after = page.data[-1].id
+    assert seen == ([*names, "later"] if order == "asc" else names[::-1])
+
+
+def test_a_list_does_not_go_on_after_what_was_never_there(memories: Memories, mine: TenantMemories) -> None:
+    theirs = memories.of("other").create("cat", model="tiny")
+    memories.of("other").delete("cat")
+    mine.create("dog", model="tiny")
+    mine.delete("dog")
+    for after in (theirs.id, "dog", "mem_" + "x" * 24):
+        with pytest.raises(MissingError):
+            mine.list(after=after)
 
 
 def test_lists_are_paged_and_filtered(mine: TenantMemories) -> None:
