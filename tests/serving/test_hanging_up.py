@@ -8,7 +8,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,6 +19,7 @@ from byheart.model.slices import run_through
 from byheart.protocol import state_file
 from byheart.serving.engine import LocalEngine
 from byheart.serving.engine.aside import Aside
+from byheart.serving.engine.fair_threads import FairThreads
 from byheart.serving.engine.hosted_model import HostedModel
 from byheart.serving.engine.residents import Residents
 from byheart.serving.engine.ticket import Ticket
@@ -67,8 +68,8 @@ def test_a_text_that_nobody_waits_for_does_not_become_tokens() -> None:
 
 def test_a_memory_that_nobody_waits_for_is_not_fetched() -> None:
     opened, fetched = threading.Event(), list[int]()
-    aside = ThreadPoolExecutor(1)
-    aside.submit(opened.wait, 60)
+    aside = FairThreads(1, name="test")
+    aside.submit("other", partial(opened.wait, 60))
     residents = Residents(1, aside, 8)
 
     def fetch() -> Path:

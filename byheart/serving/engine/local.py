@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from byheart.model.slices import Slices
 from byheart.protocol.state import Header
 from byheart.serving.engine.answer import Answer, request_in_slices
 from byheart.serving.engine.decoded_files import DecodedFiles
+from byheart.serving.engine.fair_threads import FairThreads
 from byheart.serving.engine.hosted_model import HostedModel
 from byheart.serving.engine.residents import Residents
 from byheart.serving.engine.ticket import Ticket
@@ -53,7 +53,7 @@ class LocalEngine:
         require_positive(max_resident=max_resident, queue=queue, batch=batch, prefill_tokens=prefill_tokens)
         known = encoders or {}
         self._models = {name: HostedModel(backbone, known.get(name)) for name, backbone in models.items()}
-        self._aside = ThreadPoolExecutor(_FETCHES, thread_name_prefix="byheart-files")
+        self._aside = FairThreads(_FETCHES, name="byheart-files")
         self._decoded = None if decoded is None else DecodedFiles(decoded, max_decoded)
         self._residents = Residents(max_resident, self._aside, prefill_tokens, self._decoded)
         self._writer = Writer(self._residents, prefill_tokens)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, wait
+from concurrent.futures import wait
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -18,6 +18,7 @@ from byheart.model.slices import Slices
 from byheart.protocol.state import Header
 from byheart.protocol.state_file import load_header
 from byheart.serving.engine.decoded_files import DecodedFiles
+from byheart.serving.engine.fair_threads import FairThreads
 from byheart.serving.engine.hosted_model import HostedModel
 from byheart.serving.engine.ticket import Ticket
 from byheart.serving.jobs import MemoryRef
@@ -39,7 +40,7 @@ class Residents:
         decoded: where evicted memories are kept, if anywhere.
     """
 
-    def __init__(self, most_bytes: int, aside: Executor, longest: int, decoded: DecodedFiles | None = None) -> None:
+    def __init__(self, most_bytes: int, aside: FairThreads, longest: int, decoded: DecodedFiles | None = None) -> None:
         self.most_bytes, self._aside, self._longest, self._decoded = most_bytes, aside, longest, decoded
         self._lock = threading.RLock()
         self._sessions: OrderedDict[str, tuple[Session, int]] = OrderedDict()
@@ -74,7 +75,7 @@ class Residents:
             with self._lock:
                 self._opening[ref.key] = 0
             try:
-                opened = yield from self._load(ref, model)
+                opened = yield from self._load(ref, model, ticket.tenant)
                 # What was dropped meanwhile is read once more, by this ticket alone.
                 return self._use(ref.key, ticket) or opened
             finally:
@@ -118,31 +119,31 @@ class Residents:
             ticket.uses.append(key)
             return self._sessions[key][0]
 
-    def _load(self, ref: MemoryRef, model: HostedModel) -> Slices[Session]:
+    def _load(self, ref: MemoryRef, model: HostedModel, tenant: str) -> Slices[Session]:
         for _ in range(_RETRIES):
             try:
-                return (yield from self._load_once(ref, model))
+                return (yield from self._load_once(ref, model, tenant))
             except StateError as error:
                 # The file went after it was fetched: a copy comes again, and of a deleted memory the store says so.
                 if not isinstance(error.__cause__, FileNotFoundError):
                     raise
-        return (yield from self._load_once(ref, model))
+        return (yield from self._load_once(ref, model, tenant))
 
-    def _load_once(self, ref: MemoryRef, model: HostedModel) -> Slices[Session]:
-        path, header = yield from self._elsewhere(partial(_fetch, ref))
+    def _load_once(self, ref: MemoryRef, model: HostedModel, tenant: str) -> Slices[Session]:
+        path, header = yield from self._elsewhere(tenant, partial(_fetch, ref))
         need = header.slots * model.backbone.slot_bytes
         while not self._takes_room(ref.key, need):
             yield None
         reading = None
         if self._decoded is not None:
-            reading = yield from self._elsewhere(partial(self._decoded.read, ref.key))
+            reading = yield from self._elsewhere(tenant, partial(self._decoded.read, ref.key))
         session = yield from model.open(path, header, longest=self._longest, reading=reading)
         self.put(ref.key, session)
         return session
 
-    def _elsewhere(self, read: Callable[[], Made]) -> Slices[Made]:
+    def _elsewhere(self, tenant: str, read: Callable[[], Made]) -> Slices[Made]:
         """What is read from files, in a thread that is there for them."""
-        reading = self._aside.submit(read)
+        reading = self._aside.submit(tenant, read)
         try:
             while wait([reading], 0).not_done:
                 yield None
