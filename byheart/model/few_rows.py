@@ -1,8 +1,8 @@
 """Linear layers of a few rows, multiplied the other way round where that is faster.
 
-``nn.Linear`` makes the weights the second matrix of its product, and the library under PyTorch packs the second matrix
-anew in each call. Many rows pay that back; the few of a step do not: in float32 on a CPU, four rows take as long as
-twenty. Weights that are the first matrix are read where they lie.
+``nn.Linear`` makes the weights the second matrix of its product, and MKL packs the second matrix anew in each call.
+Many rows pay that back; the few of a step do not: in float32, four rows take as long as twenty. Weights that are the
+first matrix are read where they lie.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 # One row is a product with a vector, which nothing makes faster; from about a hundred on, packing pays.
 _FEWEST, _MOST = 2, 64
+_HAS_MKL: bool = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
 
 
 class Products:
@@ -45,8 +46,8 @@ class Products:
 
 def _are_few(x: Tensor) -> bool:
     """Whether there are so many rows that the weights should be first, of a kind for which that was measured."""
-    few = _FEWEST <= x.shape[:-1].numel() <= _MOST
-    return few and x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_grad_enabled()
+    by_mkl = x.device.type == "cpu" and x.dtype == torch.float32 and _HAS_MKL
+    return by_mkl and _FEWEST <= x.shape[:-1].numel() <= _MOST and not torch.is_grad_enabled()
 
 
 def _forward(layer: nn.Linear, x: Float[Tensor, "... in"]) -> Float[Tensor, "... out"]:

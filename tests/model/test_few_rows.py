@@ -35,7 +35,7 @@ def test_few_rows_give_the_same_numbers(shape: tuple[int, ...], bias: bool) -> N
     out, calls = _calls_of_linear(layers, x)
     torch.testing.assert_close(out, layers(x))
     assert out.is_contiguous()
-    assert calls == 0
+    assert calls == (0 if torch.backends.mkl.is_available() else 2)
 
 
 @pytest.mark.parametrize("x", [torch.randn(1, 24), torch.randn(65, 24), torch.randn(0, 24), torch.randn(2, 0, 24)])
