@@ -125,6 +125,12 @@ def postgres() -> Iterator[Postgres]:
 
 
 @pytest.fixture
+def one_order_of_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few rows are multiplied as many are, so that layers of another class give the same bits."""
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
+
+
+@pytest.fixture
 def no_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
     """No model may be calibrated here."""
 

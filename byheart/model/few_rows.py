@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 # One row is a product with a vector, which nothing makes faster; from about a hundred on, packing pays.
 _FEWEST, _MOST = 2, 64
-_HAS_MKL: bool = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
 
 
 class Products:
@@ -45,9 +44,13 @@ class Products:
 
 
 def _are_few(x: Tensor) -> bool:
-    """Whether there are so many rows that the weights should be first, of a kind for which that was measured."""
-    by_mkl = x.device.type == "cpu" and x.dtype == torch.float32 and _HAS_MKL
-    return by_mkl and _FEWEST <= x.shape[:-1].numel() <= _MOST and not torch.is_grad_enabled()
+    """Whether ``x`` has few rows, and is of the kind for which weights first were measured to be faster."""
+    few = _FEWEST <= x.shape[:-1].numel() <= _MOST and not torch.is_grad_enabled()
+    return few and x.device.type == "cpu" and x.dtype == torch.float32 and _has_mkl()
+
+
+def _has_mkl() -> bool:
+    return bool(torch.backends.mkl.is_available())  # type: ignore[no-untyped-call]
 
 
 def _forward(layer: nn.Linear, x: Float[Tensor, "... in"]) -> Float[Tensor, "... out"]:

@@ -235,10 +235,11 @@ def packed_backbone() -> Backbone:
     return Backbone(model)
 
 
+@pytest.mark.usefixtures("one_order_of_products")
 @pytest.mark.parametrize("name", ["adapter", "compressed-kv", "latent-pool"])
 def test_a_base_with_packed_weights_trains_as_a_plain_one(name: str) -> None:
     """Layers are called; nobody reads their weights."""
-    found, asked = [], []
+    found = []
     for own in (packed_backbone(), tiny_backbone()):
         made = fresh(name, own)
         loss = made.loss(BATCH)
@@ -247,10 +248,8 @@ def test_a_base_with_packed_weights_trains_as_a_plain_one(name: str) -> None:
         found.append((loss.detach(), grads))
         assert grads
         state = written(made, tokens(9))
-        asked.append(logits(own, made.read(state), tokens(5)))
+        found[-1] += (logits(own, made.read(state), tokens(5)),)
     torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
-    # Without gradients, few rows of a plain layer are multiplied another way round.
-    torch.testing.assert_close(*asked, rtol=1e-3, atol=1e-5)
 
 
 def test_packed_weights_are_not_tuned() -> None:

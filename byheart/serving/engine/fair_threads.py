@@ -16,7 +16,7 @@ _ANY_NUMBER = 1 << 30
 
 
 class FairThreads:
-    """Threads that take the next work of the tenant of whose work the fewest are at it.
+    """Threads that take their next work from the tenant that has the fewest of them at work.
 
     Args:
         threads: how many there are.
@@ -44,7 +44,8 @@ class FairThreads:
     def _next(self) -> None:
         with self._lock:
             item = self._waiting.take(self._running)
-            assert item is not None, "each work that waits brings a call"
+            if item is None:
+                return
             tenant, future, work = item
             self._running[tenant] += 1
         try:
