@@ -8,6 +8,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -132,12 +133,13 @@ def test_texts_of_a_streamed_write_are_held_until_they_are_written(build: Build)
     def post(address: str, stream: bool) -> http.client.HTTPResponse:
         url = urlsplit(address)
         connection = http.client.HTTPConnection(str(url.hostname), url.port, timeout=60)
+        connections.callback(connection.close)
         body = json.dumps({"text": "x" * 1_500, "stream": stream})
         headers = {"content-type": "application/json", "authorization": f"Bearer {site.alice}"}
         connection.request("POST", "/v1/memories/slow/writes", body, headers)
         return connection.getresponse()
 
-    with serving(site.app) as address:
+    with serving(site.app) as address, ExitStack() as connections:
         first = post(address, stream=True)
         assert first.status == 200
         assert post(address, stream=True).status == 429
