@@ -24,7 +24,7 @@ from byheart.generation.lanes import Lane, LaneBatch, require_room, rows_of
 from byheart.model.backbone import Backbone
 from byheart.model.kv_cache import PrefixCache
 from byheart.model.reading import Delta, Reading, cast
-from byheart.model.shared_prefix import SharedPrefixCache
+from byheart.model.shared_prefix import SharedPrefixCache, any_is_shared
 
 log = logging.getLogger(__name__)
 _FEW = 1024
@@ -191,14 +191,14 @@ class Generation:
     def _cache(self, lanes: Sequence[Lane], room: int, *, may_share: bool) -> PrefixCache:
         """A cache for the lanes, with room for so many tokens; it copies no memory where that is not needed."""
         rows = rows_of(lanes)
-        if may_share and self.backbone.hides_slots:
-            readings = [lane.reading for lane in rows]
+        readings = [lane.reading for lane in rows]
+        if (may_share or any_is_shared(readings)) and self.backbone.hides_slots:
             return SharedPrefixCache(readings, layers=len(self.backbone.layers), dtype=self.backbone.dtype)
         if self._lent is not None and not self._is_taken and len(rows) == len(lanes):
             self._is_taken = True
             return self._lent
         # A prefix that can be learned from would make the cache so too, and tie it to the passes that fill it.
-        with torch.no_grad(), self.backbone.reading([lane.reading for lane in rows], room=room) as cache:
+        with torch.no_grad(), self.backbone.reading(readings, room=room) as cache:
             return cache
 
     def _settle(self) -> None:
@@ -210,10 +210,13 @@ class Generation:
                     part.leave_out_ended()
             self._parts = [part for part in self._parts if not all(sequence.ended for sequence in part.sequences)]
             ready = [part for part in self._parts if part.is_read and part.scores is None]
-            for part in ready[1:]:
-                ready[0].batch.join(part.batch)
-                ready[0].sequences += part.sequences
-                self._parts.remove(part)
+            for part in ready:
+                # Caches of two kinds are stepped one after the other.
+                first = next(each for each in ready if type(each.batch.cache) is type(part.batch.cache))
+                if first is not part:
+                    first.batch.join(part.batch)
+                    first.sequences += part.sequences
+                    self._parts.remove(part)
 
 
 @dataclass

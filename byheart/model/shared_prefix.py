@@ -100,6 +100,12 @@ class SharedPrefixCache(PrefixCache):
         return [Shared(kv, each) for kv, each in some if kv is not None]
 
 
+def any_is_shared(readings: Sequence[Reading]) -> bool:
+    """Whether several of these rows read the same memory."""
+    read = [id(reading.prefix) for reading in readings if reading.slots]
+    return len(set(read)) < len(read)
+
+
 def before(keys: Tensor) -> Before | None:
     """What stands before keys that a cache gave out, where it is not among them."""
     # Not of a family: keys that the cache gave out may carry it.

@@ -23,6 +23,7 @@ from byheart.generation.decoding import Decoding
 from byheart.generation.generate import Request
 from byheart.generation.likelihood import likelihoods
 from byheart.methods.key_norm import KeyNorm
+from byheart.model.kv_cache import PrefixCache
 from byheart.model.reading import Reading
 from byheart.protocol.checkpoint import save_pretrained
 from byheart.session.batch import answer_many
@@ -176,7 +177,10 @@ def test_a_few_questions_are_not_left_to_a_batch_of_their_own(count: int, batch:
     assert [one for group in groups for one in group] == asked
 
 
-def test_likelihoods_are_those_of_each_continuation_alone(opened: Session) -> None:
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_likelihoods_are_those_of_each_continuation_alone(
+    opened: Session, is_shared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     session = opened.fork()
     session.write(TEXTS[0])
     prompts = [session.encoder.continuation("It is"), session.encoder.continuation("The big and old")]
@@ -184,8 +188,13 @@ def test_likelihoods_are_those_of_each_continuation_alone(opened: Session) -> No
         [session.encoder.continuation(" a cat"), session.encoder.continuation("x")],
         [session.encoder.continuation(" dog there")],
     ]
-    readings = [session.reading, Reading()]
-    found = likelihoods(opened.backbone, prompts, readings, choices)
+    readings = [session.reading, session.reading if is_shared else Reading()]
+    assert opened.backbone.hides_slots
+    with monkeypatch.context() as patch:
+        if is_shared:
+            # A memory that several rows read is not copied for each.
+            patch.delattr(PrefixCache, "of")
+        found = likelihoods(opened.backbone, prompts, readings, choices)
     assert [len(row) for row in found] == [2, 1]
     for prompt, reading, row, each in zip(prompts, readings, choices, found, strict=True):
         for choice, one in zip(row, each, strict=True):

@@ -16,6 +16,7 @@ from byheart.generation.decoding import Decoding
 from byheart.generation.dola import candidate_layers, dola_scores
 from byheart.generation.generate import Generation, Request, generate, sample
 from byheart.model.backbone import Backbone
+from byheart.model.kv_cache import PrefixCache
 from byheart.model.reading import DenseDelta, LowRankDelta, Reading, cast
 from byheart.testing import VOCABULARY, tiny_backbone, tiny_model
 from tests.naive import decoding as naive
@@ -477,6 +478,22 @@ def test_sequences_join_between_steps(order: list[int]) -> None:
         generation.step()
     finished(generation)
     assert {n: sequence.tokens for n, sequence in sequences.items()} == {n: alone(requests[n]) for n in order}
+
+
+def test_a_memory_that_several_sequences_read_is_not_copied_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory, other = read("full"), read("window")
+    requests = [
+        Request(tokens(4 + n, seed=30 + n)[0], reading, Decoding(max_tokens=3 + n))
+        for n, reading in enumerate([memory, other, memory, Reading()])
+    ]
+    expected = [alone(request) for request in requests]
+    # They may join others whose memory was copied, and stay apart from them.
+    generation = Generation(backbone())
+    first = generation.add(requests[:1])
+    monkeypatch.delattr(PrefixCache, "of")
+    sequences = generation.add(requests)
+    finished(generation)
+    assert [sequence.tokens for sequence in first + sequences] == [expected[0], *expected]
 
 
 def test_a_sequence_that_is_removed_leaves_the_others_as_they_are() -> None:
