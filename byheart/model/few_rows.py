@@ -46,11 +46,13 @@ class Products:
 def _are_few(x: Tensor) -> bool:
     """Whether ``x`` has few rows, and is of the kind for which weights first were measured to be faster."""
     few = _FEWEST <= x.shape[:-1].numel() <= _MOST and not torch.is_grad_enabled()
-    return few and x.device.type == "cpu" and x.dtype == torch.float32 and _has_mkl()
+    return few and is_multiplied_by_mkl(x)
 
 
-def _has_mkl() -> bool:
-    return bool(torch.backends.mkl.is_available())  # type: ignore[no-untyped-call]
+def is_multiplied_by_mkl(x: Tensor) -> bool:
+    """Whether MKL makes the products of ``x``, in float32."""
+    has_mkl = bool(torch.backends.mkl.is_available())  # type: ignore[no-untyped-call]
+    return has_mkl and x.device.type == "cpu" and x.dtype == torch.float32
 
 
 def _forward(layer: nn.Linear, x: Float[Tensor, "... in"]) -> Float[Tensor, "... out"]:

@@ -24,6 +24,7 @@ from torch import Tensor
 from byheart.model.kv_cache import PrefixCache
 from byheart.model.observed_attention import causal_mask
 from byheart.model.reading import KV, Reading, map_slots
+from byheart.model.turned_slots import MOST_QUERIES, attend_turned, is_turned
 
 _NAME = "_byheart_shared_prefix"
 
@@ -188,6 +189,10 @@ def attend_and_weigh(
     softcap: float | None = None,
 ) -> tuple[Float[Tensor, "B H T W"], Float[Tensor, "B H T"]]:
     """What queries take from keys, and the logarithm of what they give to all of these, unnormalised, in float32."""
+    if is_turned(key) and softcap is None:
+        if query.shape[2] <= MOST_QUERIES:
+            return attend_turned(query, key, value, mask, scaling=scaling)
+        key, value = key.contiguous(), value.contiguous()
     if query.device.type == "cpu" and softcap is None:
         kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         out, weight = kernel(query, key, value, attn_mask=mask, scale=scaling)

@@ -19,8 +19,11 @@ import torch
 from byheart.errors import BusyError, InputError, MissingError, StateError, UnknownNameError, UsageError
 from byheart.generation.decoding import Decoding
 from byheart.generation.generate import Generation
+from byheart.model import turned_slots
+from byheart.model.few_rows import is_multiplied_by_mkl
 from byheart.model.reading import KV
 from byheart.model.slices import Slices
+from byheart.model.turned_slots import is_turned
 from byheart.protocol.state import Header
 from byheart.serving.engine import LocalEngine
 from byheart.serving.engine.hosted_model import HostedModel
@@ -417,9 +420,47 @@ def test_slots_of_a_version_that_was_dropped_are_not_kept_by_the_one_before(tmp_
     engine.close()
 
 
-def _slots_in_memory() -> set[int]:
+@pytest.mark.skipif(not is_multiplied_by_mkl(torch.zeros(1)), reason="turned for MKL alone")
+@pytest.mark.parametrize("method", ["compact", "full", "window"])
+def test_resident_memories_are_turned_and_held_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """Asked, written to, forked from, evicted and fetched again as any others."""
+    monkeypatch.setattr(turned_slots, "FEWEST_SLOTS", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    (tmp_path / "decoded").mkdir()
+    engine, text = make(decoded=tmp_path / "decoded"), f"Nobody else writes so many words: {method}."
+    first = Write("tiny", [NewText(text)], tmp_path, method=method, options=OPTIONS.get(method, {}))
+    [made] = together(engine.write(first))
+    saved_bytes, ref = made.path.read_bytes(), MemoryRef(f":{made.sha256}", lambda: made.path)
+    job = Ask("tiny", [Message("user", QUESTIONS[0])], ref, TALK)
+    answers = together(said(engine, job), said(engine, job))
+    held = [each.keys[0] for each in _readings_in_memory() if each.slots == made.header.slots]
+    turned = {each.data_ptr() for each in held if is_turned(each)}
+    assert len(turned) == 1
+    # The states of the others have their slots besides, as they are saved.
+    assert method != "compact" or all(map(is_turned, held))
+    answer = "".join(session(method, text).stream(QUESTIONS[0], TALK))
+    assert [own for own, _ in answers] == [answer, answer]
+    [again] = together(engine.write(Write("tiny", [NewText(TEXTS[1])], tmp_path, ref)))
+    # What was kept is not changed by how it is held.
+    opened = open_state(again.path, model=backbone(), encoder=encoder())
+    assert "".join(opened.stream(QUESTIONS[0], TALK)) == "".join(
+        session(method, text, TEXTS[1]).stream(QUESTIONS[0], TALK)
+    )
+    assert made.path.read_bytes() == saved_bytes
+    engine.drop(engine.residents)
+    assert together(said(engine, job))[0][0] == answer
+    engine.close()
+
+
+def _readings_in_memory() -> list[KV]:
     gc.collect()
-    return {each.slots for each in gc.get_objects() if type(each) is KV and each.keys}
+    return [each for each in gc.get_objects() if type(each) is KV and each.keys]
+
+
+def _slots_in_memory() -> set[int]:
+    return {each.slots for each in _readings_in_memory()}
 
 
 def test_a_write_that_fails_or_is_cancelled_leaves_nothing(engine: LocalEngine, tmp_path: Path) -> None:
