@@ -290,12 +290,13 @@ class Compact(Method):
     ) -> Slices[None]:
         tokens, components = self.codec.decode(code)
         held = cache.get_seq_length()
-        # Decoding keeps one core busy, and the layers' products need no part of it.
-        with ThreadPoolExecutor(1) as aside:
-            decoded = aside.submit(list, components)
-            hidden = yield from self._run_lower(cache, before, tokens.to(self.backbone.device), room, longest)
-            while wait([decoded], _PAUSE).not_done:
-                yield None
+        # Decoding keeps one core busy, and the layers' products need no part of it. Who gives up does not wait for it.
+        aside = ThreadPoolExecutor(1, thread_name_prefix="byheart-decoding")
+        decoded = aside.submit(list, components)
+        aside.shutdown(wait=False)
+        hidden = yield from self._run_lower(cache, before, tokens.to(self.backbone.device), room, longest)
+        while wait([decoded], _PAUSE).not_done:
+            yield None
         places = torch.arange(held, held + len(tokens), device=hidden.device)
         for start, kv in self.codec.slots(decoded.result(), hidden):
             cache.append(self.backbone.rotate(kv, places, start=start), room=room, start=start)

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+
 import pytest
 import torch
+from torch import Tensor
 
 from byheart.errors import CorruptStateError, InputError, UsageError
 from byheart.methods.budget import options_for
@@ -160,6 +164,29 @@ def test_a_changed_code_is_found_when_it_is_read() -> None:
     codes[0, 25] ^= 64
     with pytest.raises(CorruptStateError, match="changed"):
         method.read({**state, "codes": codes})
+
+
+def test_who_gives_a_reading_up_does_not_wait_for_its_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    state, method, opened, decoded = written(made(), 20), made(), threading.Event(), list[Tensor]()
+    decode = method.codec.decode
+
+    def slow(code: bytes) -> tuple[Tensor, Iterator[Tensor]]:
+        ids, components = decode(code)
+
+        def each() -> Iterator[Tensor]:
+            for part in components:
+                opened.wait(5)
+                decoded.append(part)
+                yield part
+
+        return ids, each()
+
+    monkeypatch.setattr(method.codec, "decode", slow)
+    reading = method.prepare(state, longest=8)
+    next(reading)
+    reading.close()
+    assert decoded == []
+    opened.set()
 
 
 @pytest.mark.parametrize("share", [0.15, 0.2, 0.3])

@@ -43,7 +43,8 @@ _FINEST, _COARSEST = -1 << 13, 1 << 13
 _CHANGED = "A code was changed after it was written; restore its file from a copy."
 _TRIES, _FILLED = 5, 0.98
 # So many tokens, at least, are enough to find a step that is nearly right.
-_SAMPLE = 96
+_SAMPLE = 128
+_GOLDEN = (5**0.5 - 1) / 2
 _SHIFTS = 2 * coding.MOST_SHIFT + 1
 # Part of a codec's name: it goes up with every change after which earlier codes cannot be read.
 _CODING = 3
@@ -71,7 +72,7 @@ class _Part:
     shifts: coding.Shifts
     widths: Int[Tensor, " C"]
 
-    def only(self, rows: slice) -> _Part:
+    def only(self, rows: slice | NDArray[np.intp]) -> _Part:
         """Some of its rows."""
         return _Part(self.y[rows], self.shifts[rows], self.widths)
 
@@ -217,7 +218,7 @@ class Codec:
         """How many bits all rows take with a step, as a sample of the tokens tells."""
         before = own_mean.rows_before(tokens)
         means = [part.only(slice(before)) for part in parts]
-        sample = [part.only(slice(before, None, max(1, tokens // _SAMPLE))) for part in parts]
+        sample = [part.only(before + _sample(tokens)) for part in parts]
         constant = np.log2(self._vocabulary) + len(parts) * np.log2(_SHIFTS) + 8 * _HEADER.size / tokens
 
         @cache
@@ -264,6 +265,14 @@ def _find_step(parts: Sequence[_Part], bits: Callable[[int], float], allowed: fl
         step = (low + high) // 2
         low, high = (low, step) if bits(step) <= allowed else (step, high)
     return high, bits(high)
+
+
+def _sample(tokens: int) -> NDArray[np.intp]:
+    """Some of so many tokens, from everywhere, in no rhythm that the rows of a table may have too."""
+    if tokens < 2 * _SAMPLE:
+        return np.arange(tokens)
+    places = np.arange(_SAMPLE) * _GOLDEN % 1 * tokens
+    return np.sort(places.astype(np.intp))
 
 
 def _pieces(tokens: int) -> Iterator[slice]:
