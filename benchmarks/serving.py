@@ -235,7 +235,6 @@ class Bench:
         """What steps of all answers give, in this process, over steps of one: no server can give more of it."""
         from byheart.generation.decoding import Decoding
         from byheart.generation.generate import Generation, Request
-        from byheart.model.turned_slots import turn
         from byheart.session.opening import load
 
         session = load(self.arguments.model, method="full")
@@ -243,9 +242,6 @@ class Bench:
         for text in self.texts:
             own = session.fork()
             own.write(text)
-            if own.reading.prefix is not None:
-                # As a server holds it.
-                turn(own.reading.prefix)
             decoding = Decoding(max_tokens=1 << 10, temperature=1.0, seed=len(requests))
             requests.append(Request(own.prompt(QUESTION), own.reading, decoding))
 

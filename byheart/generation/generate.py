@@ -24,7 +24,7 @@ from byheart.generation.lanes import Lane, LaneBatch, require_room, rows_of
 from byheart.model.backbone import Backbone
 from byheart.model.kv_cache import PrefixCache
 from byheart.model.reading import Delta, Reading, cast
-from byheart.model.shared_prefix import SharedPrefixCache, any_is_shared
+from byheart.model.shared_prefix import SharedPrefixCache, saves_copies
 
 log = logging.getLogger(__name__)
 _FEW = 1024
@@ -192,7 +192,7 @@ class Generation:
         """A cache for the lanes, with room for so many tokens; it copies no memory where that is not needed."""
         rows = rows_of(lanes)
         readings = [lane.reading for lane in rows]
-        if (may_share or any_is_shared(readings)) and self.backbone.hides_slots:
+        if (may_share or saves_copies(readings)) and self.backbone.hides_slots:
             return SharedPrefixCache(readings, layers=len(self.backbone.layers), dtype=self.backbone.dtype)
         if self._lent is not None and not self._is_taken and len(rows) == len(lanes):
             self._is_taken = True

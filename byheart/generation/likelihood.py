@@ -15,7 +15,7 @@ from byheart.generation.lanes import pad_left, require_room
 from byheart.model.backbone import Backbone
 from byheart.model.kv_cache import PrefixCache
 from byheart.model.reading import Reading
-from byheart.model.shared_prefix import SharedPrefixCache, any_is_shared
+from byheart.model.shared_prefix import SharedPrefixCache, saves_copies
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def likelihoods(
 @contextmanager
 def _reading(backbone: Backbone, rows: Sequence[Reading], *, room: int) -> Iterator[PrefixCache]:
     """As ``backbone.reading``, but a memory that several rows read is not copied for each of them."""
-    if not (any_is_shared(rows) and backbone.hides_slots):
+    if not (saves_copies(rows) and backbone.hides_slots):
         with backbone.reading(rows, room=room) as cache:
             yield cache
         return

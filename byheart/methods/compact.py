@@ -14,10 +14,12 @@ Dimensions: B batch, S pieces, T tokens, M slots.
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import cached_property, partial
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 import torch
@@ -290,13 +292,17 @@ class Compact(Method):
     ) -> Slices[None]:
         tokens, components = self.codec.decode(code)
         held = cache.get_seq_length()
-        # Decoding keeps one core busy, and the layers' products need no part of it. Who gives up does not wait for it.
-        aside = ThreadPoolExecutor(1, thread_name_prefix="byheart-decoding")
-        decoded = aside.submit(list, components)
+        # Decoding keeps one core busy, and the layers' products need no part of it.
+        aside, is_left = ThreadPoolExecutor(1, thread_name_prefix="byheart-decoding"), threading.Event()
+        decoded = aside.submit(list, takewhile(lambda _: not is_left.is_set(), components))
         aside.shutdown(wait=False)
-        hidden = yield from self._run_lower(cache, before, tokens.to(self.backbone.device), room, longest)
-        while wait([decoded], _PAUSE).not_done:
-            yield None
+        try:
+            hidden = yield from self._run_lower(cache, before, tokens.to(self.backbone.device), room, longest)
+            while wait([decoded], _PAUSE).not_done:
+                yield None
+        finally:
+            # Who gives up does not wait for it; it ends with the group that it is at.
+            is_left.set()
         places = torch.arange(held, held + len(tokens), device=hidden.device)
         for start, kv in self.codec.slots(decoded.result(), hidden):
             cache.append(self.backbone.rotate(kv, places, start=start), room=room, start=start)

@@ -7,7 +7,7 @@ first matrix are read where they lie.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property, partial
 
@@ -26,17 +26,23 @@ class Products:
         self._model = model
 
     @cached_property
-    def _layers(self) -> list[nn.Linear]:
-        # Not those of other classes, such as layers of 4 bits: they multiply in their own way.
-        return [module for module in self._model.modules() if type(module) is nn.Linear]
+    def _layers(self) -> list[tuple[nn.Linear, Callable[..., Tensor]]]:
+        """Linear layers with their other way, the same object each time, since compilers look whether it is.
+
+        Not those of other classes, such as layers of 4 bits: they multiply in their own way.
+        """
+        layers = [module for module in self._model.modules() if type(module) is nn.Linear]
+        return [(layer, partial(_forward, layer)) for layer in layers]
 
     @contextmanager
     def fast(self, x: Float[Tensor, "... D"]) -> Iterator[None]:
         """Before: layers as they are. Inside: they multiply the rows of ``x`` the faster way. After: as before."""
-        changed = [layer for layer in self._layers if "forward" not in vars(layer)] if _are_few(x) else []
-        for layer in changed:
-            vars(layer)["forward"] = partial(_forward, layer)
+        changed: list[nn.Linear] = []
         try:
+            for layer, forward in self._layers if _are_few(x) else ():
+                if "forward" not in vars(layer) and _is_plain(layer.weight):
+                    changed.append(layer)
+                    vars(layer)["forward"] = forward
             yield
         finally:
             for layer in changed:
@@ -46,20 +52,23 @@ class Products:
 def _are_few(x: Tensor) -> bool:
     """Whether ``x`` has few rows, and is of the kind for which weights first were measured to be faster."""
     few = _FEWEST <= x.shape[:-1].numel() <= _MOST and not torch.is_grad_enabled()
-    return few and is_multiplied_by_mkl(x)
+    return few and x.device.type == "cpu" and x.dtype == torch.float32 and _has_mkl()
 
 
-def is_multiplied_by_mkl(x: Tensor) -> bool:
-    """Whether MKL makes the products of ``x``, in float32."""
-    has_mkl = bool(torch.backends.mkl.is_available())  # type: ignore[no-untyped-call]
-    return has_mkl and x.device.type == "cpu" and x.dtype == torch.float32
+def _is_plain(weight: Tensor) -> bool:
+    """Whether a weight is numbers in float32, and not of a class that packs them, as torchao's are."""
+    return type(weight) in (nn.Parameter, Tensor) and weight.device.type == "cpu" and weight.dtype == torch.float32
 
 
-def _forward(layer: nn.Linear, x: Float[Tensor, "... in"]) -> Float[Tensor, "... out"]:
+def _has_mkl() -> bool:
+    return bool(torch.backends.mkl.is_available())  # type: ignore[no-untyped-call]
+
+
+def _forward(layer: nn.Linear, input: Float[Tensor, "... in"]) -> Float[Tensor, "... out"]:
     """What the layer computes, with its weights as the first matrix."""
-    columns = x.reshape(-1, x.shape[-1]).T
+    columns = input.reshape(-1, input.shape[-1]).T
     if layer.bias is None:
         out = torch.mm(layer.weight, columns)
     else:
         out = torch.addmm(layer.bias[:, None], layer.weight, columns)
-    return out.T.contiguous().view(*x.shape[:-1], -1)
+    return out.T.contiguous().view(*input.shape[:-1], layer.out_features)

@@ -24,7 +24,6 @@ from torch import Tensor
 from byheart.model.kv_cache import PrefixCache
 from byheart.model.observed_attention import causal_mask
 from byheart.model.reading import KV, Reading, map_slots
-from byheart.model.turned_slots import MOST_QUERIES, attend_turned, is_turned
 
 _NAME = "_byheart_shared_prefix"
 
@@ -101,10 +100,13 @@ class SharedPrefixCache(PrefixCache):
         return [Shared(kv, each) for kv, each in some if kv is not None]
 
 
-def any_is_shared(readings: Sequence[Reading]) -> bool:
-    """Whether several of these rows read the same memory."""
-    read = [id(reading.prefix) for reading in readings if reading.slots]
-    return len(set(read)) < len(read)
+def saves_copies(readings: Sequence[Reading]) -> bool:
+    """Whether several of these rows read the same memory, on a device where it is read as fast where it is.
+
+    Elsewhere than on a CPU the scores of all queries are held at once, which may take more memory than the copies.
+    """
+    read = [reading.prefix for reading in readings if reading.prefix is not None and reading.slots]
+    return len(set(map(id, read))) < len(read) and read[0].keys[0].device.type == "cpu"
 
 
 def before(keys: Tensor) -> Before | None:
@@ -189,10 +191,6 @@ def attend_and_weigh(
     softcap: float | None = None,
 ) -> tuple[Float[Tensor, "B H T W"], Float[Tensor, "B H T"]]:
     """What queries take from keys, and the logarithm of what they give to all of these, unnormalised, in float32."""
-    if is_turned(key) and softcap is None:
-        if query.shape[2] <= MOST_QUERIES:
-            return attend_turned(query, key, value, mask, scaling=scaling)
-        key, value = key.contiguous(), value.contiguous()
     if query.device.type == "cpu" and softcap is None:
         kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         out, weight = kernel(query, key, value, attn_mask=mask, scale=scaling)

@@ -61,12 +61,15 @@ def places(connection: Connection, tenant: str, name_or_id: str, now: int) -> tu
     try:
         sequence = int(find(connection, tenant, name_or_id, now).sequence)
     except MissingError:
-        made = connection.scalar(select(func.min(_a.sequence)).where(_a.tenant == tenant, _a.memory_id == name_or_id))
+        same = and_(_a.tenant == tenant, _a.memory_id == name_or_id)
+        made = connection.execute(select(_a.sequence, _a.counts).where(same).order_by(_a.sequence).limit(1)).first()
         if made is None:
             raise
-        # All that is recorded of a later memory is recorded later.
+        if "place" in made.counts:
+            return made.counts["place"], made.counts["place"]
+        # Of a memory whose place was not noted yet: what is recorded of a later one was mostly recorded later.
         noted = schema.memories.join(schema.audit, _a.memory_id == _m.id)
-        before = and_(_m.tenant == tenant, _a.tenant == tenant, _a.sequence < made)
+        before = and_(_m.tenant == tenant, _a.tenant == tenant, _a.sequence < made.sequence)
         last = connection.scalar(select(func.max(_m.sequence)).select_from(noted).where(before)) or 0
         return last + 1, last
     return sequence, sequence
@@ -110,13 +113,17 @@ def refer(connection: Connection, tenant: str, key: str, size: int) -> None:
     connection.execute(made.on_conflict_do_update(index_elements=["key"], set_={"bytes": schema.objects.c.bytes}))
 
 
-def insert_memory(connection: Connection, now: int, expiry: Expiry | None, **values: Any) -> str:
-    """Add a memory; gives its id. Raises ConflictError where a living memory has the name."""
+def insert_memory(connection: Connection, now: int, expiry: Expiry | None, action: str, **values: Any) -> str:
+    """Add a memory, made by ``action``; gives its id. Raises ConflictError where a living memory has the name."""
+    tenant = values["tenant"]
     if values["name"] is not None:
-        make_free(connection, values["tenant"], values["name"], now)
+        make_free(connection, tenant, values["name"], now)
     id = new_id()
     ages = {"created_at": now, "last_active_at": now, **expiry_columns(expiry, now, now)}
     connection.execute(insert(schema.memories).values(id=id, version=0, **ages, **values))
+    # A list goes on from there also when the memory is gone.
+    place = connection.execute(select(_m.sequence).where(_m.id == id)).scalar_one()
+    record(connection, tenant, now, action, id, place=place)
     return id
 
 

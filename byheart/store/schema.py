@@ -98,6 +98,7 @@ audit = Table(
     Column("memory_id", String(40)),
     Column("version", Integer),
     Column("counts", JSON, nullable=False),
+    Index("audit_of_memory", "tenant", "memory_id"),
     sqlite_autoincrement=True,
 )
 
@@ -108,6 +109,9 @@ def prepare(connection: Connection) -> None:
         # Two servers that start at once would both find no tables.
         connection.execute(text("SELECT pg_advisory_xact_lock(6276686561727401)"))
     tables.create_all(connection)
+    for index in audit.indexes:
+        # An index that tables of an earlier byheart lack.
+        index.create(connection, checkfirst=True)
     found = connection.scalar(select(about.c.schema))
     if found is None:
         connection.execute(insert(about).values(schema=SCHEMA))

@@ -76,9 +76,8 @@ class TenantMemories:
     def _add(self, expiry: Expiry | None, action: str, values: dict[str, Any]) -> Memory:
         now = self._clock()
         with self._catalogue.writing() as connection:
-            id = rows.insert_memory(connection, now, expiry, **values)
+            id = rows.insert_memory(connection, now, expiry, action, **values)
             require_within(connection, self.tenant, self._quota)
-            record(connection, self.tenant, now, action, id)
             return self._memory(rows.find(connection, self.tenant, id, now))
 
     def get(self, name_or_id: str) -> Memory:
@@ -254,13 +253,12 @@ class TenantMemories:
             state = None if empty else rows.find_version(connection, source, version)
             values = {column: source._mapping[column] for column in kept}
             parent = {"parent_id": source.id, "parent_version": 0 if state is None else state.number}
-            id = rows.insert_memory(connection, now, rows.to_expiry(source), name=name, **parent, **values)
+            id = rows.insert_memory(connection, now, rows.to_expiry(source), "fork", name=name, **parent, **values)
             require_within(connection, self.tenant, self._quota)
             if state is not None:
                 new = rows.find(connection, self.tenant, id, now)
                 entry = {"memory": source.id, "version": state.number}
                 rows.insert_version(connection, new, now, state._mapping, operation="fork", entry=entry)
-            record(connection, self.tenant, now, "fork", id)
             return self._memory(rows.find(connection, self.tenant, id, now))
 
     def restore(self, name_or_id: str, number: int) -> Version:

@@ -174,7 +174,8 @@ def test_who_gives_a_reading_up_does_not_wait_for_its_code(monkeypatch: pytest.M
         ids, components = decode(code)
 
         def each() -> Iterator[Tensor]:
-            for part in components:
+            # As if there were three groups.
+            for part in [*components] * 3:
                 opened.wait(5)
                 decoded.append(part)
                 yield part
@@ -187,6 +188,11 @@ def test_who_gives_a_reading_up_does_not_wait_for_its_code(monkeypatch: pytest.M
     reading.close()
     assert decoded == []
     opened.set()
+    # Nor does it go on with what nobody reads.
+    for thread in threading.enumerate():
+        if thread.name.startswith("byheart-decoding"):
+            thread.join(20)
+    assert len(decoded) == 1
 
 
 @pytest.mark.parametrize("share", [0.15, 0.2, 0.3])

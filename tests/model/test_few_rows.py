@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -62,6 +64,62 @@ def test_layers_of_other_classes_compute_in_their_own_way() -> None:
     with torch.inference_mode(), Products(layers).fast(x):
         inside = layers(x)
     assert torch.equal(inside, layers(x))
+
+
+class Packed(Tensor):
+    """Weights of a class that packs them, as torchao's: the layer is a plain one, and knows but its own product."""
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function in (torch.mm, torch.addmm):
+            raise NotImplementedError(f"packed weights have no {function.__name__}")
+        return super().__torch_function__(function, types, args, kwargs or {})
+
+
+def test_weights_that_are_packed_are_multiplied_in_their_own_way() -> None:
+    layers, x = _layers(), torch.randn(4, 24)
+    expected = layers(x)
+    for layer in (layers[0], layers[2]):
+        weight = layer.weight.data.as_subclass(Packed)
+        del layer.weight
+        layer.weight = weight
+    with torch.inference_mode(), Products(layers).fast(x):
+        assert torch.equal(layers(x).as_subclass(Tensor), expected)
+
+
+@pytest.mark.parametrize("shape", [(0, 24), (2, 0, 24)])
+def test_an_empty_input_inside_is_taken_too(shape: tuple[int, ...]) -> None:
+    """An expert to which no token goes."""
+    layers = _layers()
+    with torch.inference_mode(), Products(layers).fast(torch.randn(4, 24)):
+        assert layers[0](input=torch.randn(shape)).shape == (*shape[:-1], 40)
+
+
+def test_the_other_way_is_one_object_so_that_compilers_know_it_again() -> None:
+    products, x = Products(layers := _layers()), torch.randn(4, 24)
+    seen = []
+    for _ in range(2):
+        with torch.inference_mode(), products.fast(x):
+            seen.append([vars(layer).get("forward") for layer in (layers[0], layers[2])])
+    assert all(ours is theirs for ours, theirs in zip(*seen, strict=True))
+
+
+def test_an_interrupt_on_the_way_in_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupting(nn.Linear):
+        @property
+        def __dict__(self) -> dict[str, Any]:  # type: ignore[override]
+            raise KeyboardInterrupt
+
+    layers, x = _layers(), torch.randn(4, 24)
+    products = Products(layers)
+    with torch.inference_mode():
+        with products.fast(x):
+            pass
+        # The second layer is interrupted.
+        layers[2].__class__ = Interrupting
+        with pytest.raises(KeyboardInterrupt), products.fast(x):
+            pass
+    assert "forward" not in vars(layers[0])
 
 
 def test_a_layer_whose_forward_somebody_else_has_changed_is_left_alone() -> None:

@@ -19,11 +19,8 @@ import torch
 from byheart.errors import BusyError, InputError, MissingError, StateError, UnknownNameError, UsageError
 from byheart.generation.decoding import Decoding
 from byheart.generation.generate import Generation
-from byheart.model import turned_slots
-from byheart.model.few_rows import is_multiplied_by_mkl
 from byheart.model.reading import KV
 from byheart.model.slices import Slices
-from byheart.model.turned_slots import is_turned
 from byheart.protocol.state import Header
 from byheart.serving.engine import LocalEngine
 from byheart.serving.engine.hosted_model import HostedModel
@@ -268,6 +265,31 @@ def test_a_full_queue_refuses_and_no_tenant_starves_another(saved: list[Saved]) 
     assert ended == ["first", "b", "a0", "a1"] or ended == ["first", "a0", "b", "a1"]
 
 
+def test_questions_that_wait_for_files_leave_a_place_to_other_tenants(saved: list[Saved]) -> None:
+    engine, opened = make(batch=2), threading.Event()
+
+    def slow() -> Path:
+        opened.wait(60)
+        raise FileNotFoundError
+
+    async def play() -> str:
+        waiting = [
+            asyncio.create_task(said(engine, Ask("tiny", "Who?", MemoryRef(f"a:{n}", slow), TALK, tenant="a")))
+            for n in range(8)
+        ]
+        while not engine.load.running:
+            await asyncio.sleep(0.002)
+        text, _ = await said(engine, asking(None, QUESTIONS[0], tenant="b"))
+        text += (await said(engine, asking(saved[1], QUESTIONS[0], tenant="b")))[0]
+        assert not any(task.done() for task in waiting)
+        opened.set()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        return text
+
+    assert asyncio.run(asyncio.wait_for(play(), 60))
+    engine.close()
+
+
 def test_closing_lets_what_runs_finish(saved: list[Saved]) -> None:
     engine, gate = make(), Gate(saved[1])
 
@@ -420,47 +442,9 @@ def test_slots_of_a_version_that_was_dropped_are_not_kept_by_the_one_before(tmp_
     engine.close()
 
 
-@pytest.mark.skipif(not is_multiplied_by_mkl(torch.zeros(1)), reason="turned for MKL alone")
-@pytest.mark.parametrize("method", ["compact", "full", "window"])
-def test_resident_memories_are_turned_and_held_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
-) -> None:
-    """Asked, written to, forked from, evicted and fetched again as any others."""
-    monkeypatch.setattr(turned_slots, "FEWEST_SLOTS", 1)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    (tmp_path / "decoded").mkdir()
-    engine, text = make(decoded=tmp_path / "decoded"), f"Nobody else writes so many words: {method}."
-    first = Write("tiny", [NewText(text)], tmp_path, method=method, options=OPTIONS.get(method, {}))
-    [made] = together(engine.write(first))
-    saved_bytes, ref = made.path.read_bytes(), MemoryRef(f":{made.sha256}", lambda: made.path)
-    job = Ask("tiny", [Message("user", QUESTIONS[0])], ref, TALK)
-    answers = together(said(engine, job), said(engine, job))
-    held = [each.keys[0] for each in _readings_in_memory() if each.slots == made.header.slots]
-    turned = {each.data_ptr() for each in held if is_turned(each)}
-    assert len(turned) == 1
-    # The states of the others have their slots besides, as they are saved.
-    assert method != "compact" or all(map(is_turned, held))
-    answer = "".join(session(method, text).stream(QUESTIONS[0], TALK))
-    assert [own for own, _ in answers] == [answer, answer]
-    [again] = together(engine.write(Write("tiny", [NewText(TEXTS[1])], tmp_path, ref)))
-    # What was kept is not changed by how it is held.
-    opened = open_state(again.path, model=backbone(), encoder=encoder())
-    assert "".join(opened.stream(QUESTIONS[0], TALK)) == "".join(
-        session(method, text, TEXTS[1]).stream(QUESTIONS[0], TALK)
-    )
-    assert made.path.read_bytes() == saved_bytes
-    engine.drop(engine.residents)
-    assert together(said(engine, job))[0][0] == answer
-    engine.close()
-
-
-def _readings_in_memory() -> list[KV]:
-    gc.collect()
-    return [each for each in gc.get_objects() if type(each) is KV and each.keys]
-
-
 def _slots_in_memory() -> set[int]:
-    return {each.slots for each in _readings_in_memory()}
+    gc.collect()
+    return {each.slots for each in gc.get_objects() if type(each) is KV and each.keys}
 
 
 def test_a_write_that_fails_or_is_cancelled_leaves_nothing(engine: LocalEngine, tmp_path: Path) -> None:

@@ -25,9 +25,9 @@ def test_who_has_fewer_running_comes_first() -> None:
 def test_who_has_one_running_may_be_left_waiting() -> None:
     queue: FairQueue[str] = FairQueue(10)
     queue.put("a", "a1")
-    assert queue.take({"a": 1}, most=0) is None
+    assert queue.take({"a": 1}, full={"a"}) is None
     queue.put("b", "b1")
-    assert queue.take({"a": 1}, most=0) == "b1"
+    assert queue.take({"a": 1}, full={"a"}) == "b1"
 
 
 def test_a_full_queue_refuses_who_has_the_most_and_makes_room_for_others() -> None:

@@ -60,24 +60,23 @@ def test_tenants_take_turns(held: Held) -> None:
     assert held.done == ["a1", "b1", "c1", "a2", "b2", "a3"]
 
 
-def test_a_thread_that_is_free_takes_what_is_of_the_tenant_with_the_least_at_work() -> None:
-    threads, slow, quick, order = FairThreads(2, name="test"), threading.Event(), threading.Event(), list[str]()
+def test_a_tenant_leaves_a_thread_to_the_others() -> None:
+    threads, event, done = FairThreads(3, name="test"), threading.Event(), list[str]()
     begun = threading.Semaphore(0)
 
-    def keep(event: threading.Event) -> None:
+    def keep() -> None:
         begun.release()
         event.wait(60)
 
-    for event in (slow, quick):
-        threads.submit("a", partial(keep, event))
-        begun.acquire(timeout=60)
-    for name in ("a", "b"):
-        threads.submit(name, partial(order.append, name))
-    quick.set()
-    threads.submit("last", lambda: None).result(60)
-    slow.set()
+    slow = [threads.submit("a", keep) for _ in range(4)]
+    for _ in range(2):
+        assert begun.acquire(timeout=60)
+    threads.submit("b", partial(done.append, "b")).result(60)
+    assert not begun.acquire(blocking=False)
+    assert done == ["b"]
+    event.set()
+    assert [each.result(60) for each in slow] == [None] * 4
     threads.shutdown()
-    assert order == ["b", "a"]
 
 
 def test_what_was_cancelled_is_not_done(held: Held) -> None:

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from sqlalchemy import update
 
 from byheart.errors import ConflictError, MissingError, QuotaError, StoreError
+from byheart.store import schema
 from byheart.store.checks import require_name
 from byheart.store.memories import Memories, TenantMemories
 from byheart.store.objects import object_prefix
@@ -210,6 +212,29 @@ def test_a_list_goes_on_after_a_memory_that_is_gone(mine: TenantMemories, order:
             mine.create("later", model="tiny")
         after = page.data[-1].id
     assert seen == ([*names, "later"] if order == "asc" else names[::-1])
+
+
+@pytest.mark.parametrize("is_noted", [True, False])
+def test_a_list_goes_on_where_two_were_made_at_once(memories: Memories, mine: TenantMemories, is_noted: bool) -> None:
+    """In PostgreSQL, the trail may then have them in the other order."""
+    zero, one, two = (mine.create(f"m{n}", model="tiny") for n in range(3))
+    entries = schema.audit.c
+    with memories.catalogue.writing() as connection:
+
+        def move(id: str, number: int) -> None:
+            connection.execute(update(schema.audit).where(entries.memory_id == id).values(sequence=number))
+
+        numbers = {entry.memory_id: entry.number for entry in mine.audit().data}
+        move(one.id, -1)
+        move(two.id, numbers[one.id])
+        move(one.id, numbers[two.id])
+        if not is_noted:
+            # As an earlier byheart has recorded it, where the order of the trail is all that is known.
+            connection.execute(update(schema.audit).where(entries.tenant == mine.tenant).values(counts={}))
+    mine.delete(one.id)
+    page = mine.list(order="asc", after=one.id)
+    assert [memory.id for memory in page.data] == ([two.id] if is_noted else [])
+    assert [memory.id for memory in mine.list(order="desc", after=two.id).data] == [zero.id]
 
 
 def test_a_list_does_not_go_on_after_what_was_never_there(memories: Memories, mine: TenantMemories) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Generic, TypeVar
 
 from byheart.errors import BusyError
@@ -48,15 +48,16 @@ class FairQueue(Generic[Item]):
             self._waiting.setdefault(tenant, deque()).append(item)
             return left
 
-    def take(self, running: Mapping[str, int], *, most: int | None = None) -> Item | None:
+    def take(self, running: Mapping[str, int], *, full: Container[str] = ()) -> Item | None:
         """The next item: of the tenant with the fewest ``running``, and of those whose turn is the longest ago.
 
         Args:
-            most: leave those waiting who have more running.
+            full: tenants that may have no more now.
         """
         with self._lock:
-            tenant = min(self._waiting, key=lambda name: running.get(name, 0), default=None)
-            if tenant is None or (most is not None and running.get(tenant, 0) > most):
+            allowed = (name for name in self._waiting if name not in full)
+            tenant = min(allowed, key=lambda name: running.get(name, 0), default=None)
+            if tenant is None:
                 return None
             items = self._waiting.pop(tenant)
             item = items.popleft()

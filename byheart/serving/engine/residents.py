@@ -15,7 +15,6 @@ from typing import TypeVar
 
 from byheart.errors import StateError
 from byheart.model.slices import Slices
-from byheart.model.turned_slots import turn
 from byheart.protocol.state import Header
 from byheart.protocol.state_file import load_header
 from byheart.serving.engine.decoded_files import DecodedFiles
@@ -86,9 +85,7 @@ class Residents:
         return session
 
     def put(self, key: str, session: Session) -> None:
-        """Keep an opened memory, laid out as steps read it fastest."""
-        if session.reading.prefix is not None:
-            turn(session.reading.prefix)
+        """Keep an opened memory."""
         size = session.bytes + session.reading.bytes + _ENTRY_BYTES * len(session.header.written)
         with self._lock:
             if key not in self._unwanted:

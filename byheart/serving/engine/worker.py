@@ -148,17 +148,23 @@ class Worker:
 
     def _take_in(self) -> None:
         """Start what waits while there is room for it; what needs no slice of the model is ready at once."""
-        while self._count(is_question=True) < self._batch and (ticket := self._next(self.questions, True)):
+        while self._count(is_question=True) < self._batch and (ticket := self._next_question()):
             self._start(ticket, is_question=True)
         while (running := self._count(is_question=False)) < _OTHERS_IN_ALL:
-            ticket = self._next(self.others, False, most=None if running < _OTHERS else 0)
+            tenants = self._tenants(is_question=False)
+            ticket = self.others.take(tenants, full=() if running < _OTHERS else tenants)
             if ticket is None:
                 return
             self._start(ticket, is_question=False)
 
-    def _next(self, queue: FairQueue[Ticket], is_question: bool, most: int | None = None) -> Ticket | None:
-        tenants = Counter(ticket.tenant for ticket, kind in self._running.items() if kind is is_question)
-        return queue.take(tenants, most=most)
+    def _next_question(self) -> Ticket | None:
+        """One place is left to others by a tenant whose questions wait for files."""
+        preparing = Counter(ticket.tenant for ticket, _ in self._work if self._running[ticket])
+        full = {tenant for tenant, count in preparing.items() if count >= max(1, self._batch - 1)}
+        return self.questions.take(self._tenants(is_question=True), full=full)
+
+    def _tenants(self, *, is_question: bool) -> Counter[str]:
+        return Counter(ticket.tenant for ticket, kind in self._running.items() if kind is is_question)
 
     def _count(self, *, is_question: bool) -> int:
         return sum(kind is is_question for kind in self._running.values())
