@@ -11,7 +11,7 @@ from byheart.generation.decoding import Decoding
 from byheart.generation.generate import Generation, Request
 from byheart.model.backbone import Backbone
 from byheart.model.reading import KV, Reading
-from byheart.model.shared_prefix import SharedPrefixCache, attend_and_weigh
+from byheart.model.shared_prefix import SharedPrefixCache, attend_and_weigh, saves_copies
 from byheart.testing import tiny_backbone
 from tests.samples import ALL_FAMILIES, backbone, tokens
 
@@ -83,6 +83,14 @@ def test_a_memory_is_neither_copied_nor_changed() -> None:
         own.hidden(tokens(1, batch=3), cache=caches[0])
     assert caches[0].get_seq_length() == 5
     assert all(map(torch.equal, before, reading.prefix.keys))
+
+
+def test_copies_are_saved_where_rows_share_a_memory_on_a_cpu() -> None:
+    one, two = memory(backbone(), 5), memory(backbone(), 5)
+    elsewhere = one.to(torch.device("meta"))
+    assert saves_copies([one, two, Reading(), one])
+    assert not saves_copies([one, two, Reading(), Reading()])
+    assert not saves_copies([elsewhere, elsewhere])
 
 
 def test_both_ways_to_attend_agree() -> None:
