@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import inspect, text, update
 
 from byheart.errors import ConflictError, MissingError, QuotaError, StoreError
 from byheart.store import schema
@@ -235,6 +236,14 @@ def test_a_list_goes_on_where_two_were_made_at_once(memories: Memories, mine: Te
     page = mine.list(order="asc", after=one.id)
     assert [memory.id for memory in page.data] == ([two.id] if is_noted else [])
     assert [memory.id for memory in mine.list(order="desc", after=two.id).data] == [zero.id]
+
+
+def test_a_catalogue_of_an_earlier_byheart_gets_the_indexes_that_it_lacks(tmp_path: Path) -> None:
+    for _ in range(2):
+        with closing(Memories.at(tmp_path)) as found, found.catalogue.writing() as connection:
+            indexes = inspect(connection).get_indexes("audit")
+            assert "audit_of_memory" in {index["name"] for index in indexes}
+            connection.execute(text("DROP INDEX audit_of_memory"))
 
 
 def test_a_list_does_not_go_on_after_what_was_never_there(memories: Memories, mine: TenantMemories) -> None:
