@@ -14,6 +14,7 @@ Dimensions: B batch, S pieces, T tokens, M slots.
 from __future__ import annotations
 
 import copy
+import random
 import threading
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -46,8 +47,8 @@ MOST_TIMES = 128
 _CHUNK = 2048
 # Seconds between looks at whether a text is coded.
 _PAUSE = 0.002
-# What was read lately is kept up to this, so that memories that are written to in turn are not decoded again.
-_MEMO_BYTES = 1 << 29
+KEPT_BYTES = 1 << 29
+"""What was read lately is kept up to this, so that memories that are written to in turn are not decoded again."""
 # ``times`` is chosen in hundredths, so that a number of bytes is met closely where it is small.
 _PARTS = 100
 
@@ -97,6 +98,7 @@ class Compact(Method):
         self.opening, self.receipt = list(opening), list(receipt)
         self.frame = ChatFrame(self.opening, self.receipt)
         self._memos: list[tuple[State, KV]] = []
+        self._random = random.Random(0)
         self._opening: tuple[Sequence[int], KV] | None = None
 
     @cached_property
@@ -277,8 +279,9 @@ class Compact(Method):
     def _keep(self, state: State, kv: KV) -> KV:
         """The slots, which are kept as those of a state that was read last."""
         self._memos.append((state, kv))
-        while len(self._memos) > 1 and self.backbone.slot_bytes * sum(kv.slots for _, kv in self._memos) > _MEMO_BYTES:
-            self._memos.pop(0)
+        while len(self._memos) > 1 and self.backbone.slot_bytes * sum(kv.slots for _, kv in self._memos) > KEPT_BYTES:
+            # Of memories that are written to in turn, the one that was read the longest ago is the next that is needed.
+            self._memos.pop(self._random.randrange(len(self._memos) - 1))
         return kv
 
     def _opened(self, tokens: Sequence[int]) -> KV:

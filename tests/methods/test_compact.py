@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from byheart.errors import CorruptStateError, InputError, UsageError
+from byheart.methods import compact
 from byheart.methods.budget import options_for
 from byheart.methods.compact import Compact, nbytes, runs_of
 from byheart.protocol.chat_frame import SINKS
@@ -239,6 +240,26 @@ def test_a_template_as_long_as_the_first_tokens_is_another_frame() -> None:
 def test_a_text_past_the_model_s_positions_is_refused_before_it_is_read() -> None:
     with pytest.raises(InputError, match="reads at most"):
         made().write({}, tokens(backbone().positions + 1, seed=1))
+
+
+def test_some_of_too_many_memories_that_are_written_to_in_turn_are_not_decoded_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    method, decoded = made(), list[int]()
+    decode = method.codec.decode
+    monkeypatch.setattr(method.codec, "decode", lambda code: decoded.append(len(code)) or decode(code))
+    # Half of the slots that all have in the end.
+    monkeypatch.setattr(compact, "KEPT_BYTES", 6 * (5 + 6 * 23) * backbone().slot_bytes // 2)
+    states = [method.init() for _ in range(6)]
+    for number in range(6):
+        states = [
+            method.write(state, turn(20, seed=10 * number + place, first=number == 0))
+            for place, state in enumerate(states)
+        ]
+    for state in states:
+        method.read(state)
+    # Each text once is the least; where the oldest is left out, as would be usual, it is 108.
+    assert 36 <= len(decoded) < 90
 
 
 def test_memories_that_are_written_to_in_turn_are_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
