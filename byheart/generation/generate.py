@@ -18,13 +18,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from byheart.errors import ModelError, UsageError
+from byheart.generation.caches import cache_for
 from byheart.generation.decoding import Decoding
 from byheart.generation.dola import candidate_layers
 from byheart.generation.lanes import Lane, LaneBatch, require_room, rows_of
 from byheart.model.backbone import Backbone
 from byheart.model.kv_cache import PrefixCache
 from byheart.model.reading import Delta, Reading, cast
-from byheart.model.shared_prefix import SharedPrefixCache, saves_copies
 
 log = logging.getLogger(__name__)
 _FEW = 1024
@@ -191,15 +191,10 @@ class Generation:
     def _cache(self, lanes: Sequence[Lane], room: int, *, may_share: bool) -> PrefixCache:
         """A cache for the lanes, with room for so many tokens; it copies no memory where that is not needed."""
         rows = rows_of(lanes)
-        readings = [lane.reading for lane in rows]
-        if (may_share or saves_copies(readings)) and self.backbone.hides_slots:
-            return SharedPrefixCache(readings, layers=len(self.backbone.layers), dtype=self.backbone.dtype)
-        if self._lent is not None and not self._is_taken and len(rows) == len(lanes):
+        if not may_share and self._lent is not None and not self._is_taken and len(rows) == len(lanes):
             self._is_taken = True
             return self._lent
-        # A prefix that can be learned from would make the cache so too, and tie it to the passes that fill it.
-        with torch.no_grad(), self.backbone.reading(readings, room=room) as cache:
-            return cache
+        return cache_for(self.backbone, [lane.reading for lane in rows], room=room, may_share=may_share)
 
     def _settle(self) -> None:
         """Leave out what has ended, and let the rest share one batch."""

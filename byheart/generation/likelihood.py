@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -11,11 +10,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from byheart.errors import InputError
+from byheart.generation.caches import cache_for
 from byheart.generation.lanes import pad_left, require_room
 from byheart.model.backbone import Backbone
 from byheart.model.kv_cache import PrefixCache
 from byheart.model.reading import Reading
-from byheart.model.shared_prefix import SharedPrefixCache, saves_copies
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,8 @@ def likelihoods(
         require_room(backbone, prompt, row, answer_tokens=max(map(len, row_choices), default=1))
     tokens, mask = pad_left(prompts, backbone.device)
     found: list[list[Likelihood]] = [[] for _ in rows]
-    with _reading(backbone, rows, room=tokens.shape[1] + longest) as cache:
+    cache = cache_for(backbone, rows, room=tokens.shape[1] + longest)
+    with backbone.deltas([row.deltas for row in rows]):
         before = backbone.hidden(tokens, cache=cache, mask=mask)[:, -1:]
         held = cache.get_seq_length()
         for place in range(max(map(len, choices))):
@@ -58,17 +58,6 @@ def likelihoods(
                     found[n].append(likelihood)
             cache.crop(held - cache.get_seq_length())
     return found
-
-
-@contextmanager
-def _reading(backbone: Backbone, rows: Sequence[Reading], *, room: int) -> Iterator[PrefixCache]:
-    """As ``backbone.reading``, but a memory that several rows read is not copied for each of them."""
-    if not (saves_copies(rows) and backbone.hides_slots):
-        with backbone.reading(rows, room=room) as cache:
-            yield cache
-        return
-    with backbone.deltas([row.deltas for row in rows]):
-        yield SharedPrefixCache(rows, layers=len(backbone.layers), dtype=backbone.dtype)
 
 
 def _each_likelihood(

@@ -280,7 +280,7 @@ class Compact(Method):
         """The slots, which are kept as those of a state that was read last."""
         self._memos.append((state, kv))
         while len(self._memos) > 1 and self.backbone.slot_bytes * sum(kv.slots for _, kv in self._memos) > KEPT_BYTES:
-            # Of memories that are written to in turn, the one that was read the longest ago is the next that is needed.
+            # Not always the oldest: of memories that are written to in turn, that is the one needed next.
             self._memos.pop(self._random.randrange(len(self._memos) - 1))
         return kv
 
@@ -304,7 +304,7 @@ class Compact(Method):
             while wait([decoded], _PAUSE).not_done:
                 yield None
         finally:
-            # Who gives up does not wait for it; it ends with the group that it is at.
+            # Whoever gives up does not wait: decoding stops after the group that it is at.
             is_left.set()
         places = torch.arange(held, held + len(tokens), device=hidden.device)
         for start, kv in self.codec.slots(decoded.result(), hidden):

@@ -101,9 +101,9 @@ class SharedPrefixCache(PrefixCache):
 
 
 def saves_copies(readings: Sequence[Reading]) -> bool:
-    """Whether several of these rows read the same memory, on a device where it is read as fast where it is.
+    """Whether rows that read the same memory do so at less cost than from copies of it.
 
-    Elsewhere than on a CPU the scores of all queries are held at once, which may take more memory than the copies.
+    On a GPU they may not: attention to a shared memory holds the scores of all queries at once.
     """
     read = [reading.prefix for reading in readings if reading.prefix is not None and reading.slots]
     return len(set(map(id, read))) < len(read) and read[0].keys[0].device.type == "cpu"

@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, and_, delete, func, insert, not_, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Select, and_, delete, insert, not_, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from byheart.errors import ConflictError, MissingError
@@ -18,6 +18,8 @@ from byheart.store.values import AuditEntry, Expiry, Memory, Parent, Version
 Row = Any
 STATE = ("object", "sha256", "bytes", "slots", "tokens", "characters")
 """Columns of ``versions`` that say what state a version has."""
+# Of a new memory, in the audit trail: where a list goes on after the memory is gone.
+_PLACE = "place"
 _m, _v, _a = schema.memories.c, schema.versions.c, schema.audit.c
 _DIALECTS: Any = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 
@@ -53,26 +55,19 @@ def find(connection: Connection, tenant: str, name_or_id: str, now: int) -> Row:
     return row
 
 
-def places(connection: Connection, tenant: str, name_or_id: str, now: int) -> tuple[int, int]:
-    """Two numbers: memories made before this one are below the first, those made after it above the second.
+def find_place(connection: Connection, tenant: str, name_or_id: str, now: int) -> int:
+    """Where a memory stands among all, in the order in which they were made. Raises MissingError.
 
-    Of one that is gone the audit trail still tells, by its id. Raises MissingError where it does not.
+    Of one that is gone the audit trail still tells, by its id.
     """
     try:
-        sequence = int(find(connection, tenant, name_or_id, now).sequence)
+        return int(find(connection, tenant, name_or_id, now).sequence)
     except MissingError:
         same = and_(_a.tenant == tenant, _a.memory_id == name_or_id)
-        made = connection.execute(select(_a.sequence, _a.counts).where(same).order_by(_a.sequence).limit(1)).first()
-        if made is None:
+        made = connection.execute(select(_a.counts).where(same).order_by(_a.sequence).limit(1)).first()
+        if made is None or _PLACE not in made.counts:
             raise
-        if "place" in made.counts:
-            return made.counts["place"], made.counts["place"]
-        # Of a memory whose place was not noted yet: what is recorded of a later one was mostly recorded later.
-        noted = schema.memories.join(schema.audit, _a.memory_id == _m.id)
-        before = and_(_m.tenant == tenant, _a.tenant == tenant, _a.sequence < made.sequence)
-        last = connection.scalar(select(func.max(_m.sequence)).select_from(noted).where(before)) or 0
-        return last + 1, last
-    return sequence, sequence
+        return int(made.counts[_PLACE])
 
 
 def lock(connection: Connection, tenant: str, name_or_id: str, now: int) -> Row:
@@ -121,9 +116,8 @@ def insert_memory(connection: Connection, now: int, expiry: Expiry | None, actio
     id = new_id()
     ages = {"created_at": now, "last_active_at": now, **expiry_columns(expiry, now, now)}
     connection.execute(insert(schema.memories).values(id=id, version=0, **ages, **values))
-    # A list goes on from there also when the memory is gone.
     place = connection.execute(select(_m.sequence).where(_m.id == id)).scalar_one()
-    record(connection, tenant, now, action, id, place=place)
+    record(connection, tenant, now, action, id, **{_PLACE: place})
     return id
 
 
@@ -239,4 +233,5 @@ def reading_key(tenant: str, sha256: str) -> str:
 
 def to_audit_entry(row: Row) -> AuditEntry:
     """A row of ``audit``."""
-    return AuditEntry(row.sequence, to_datetime(row.at), row.action, row.memory_id, row.version, row.counts)
+    counts = {name: count for name, count in row.counts.items() if name != _PLACE}
+    return AuditEntry(row.sequence, to_datetime(row.at), row.action, row.memory_id, row.version, counts)

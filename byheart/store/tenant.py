@@ -126,8 +126,8 @@ class TenantMemories:
             query = query.where(_m.metadata[key].as_string() == value)
         if after is not None:
             at = (self.tenant, after, self._clock())
-            before, later = self._catalogue.read(lambda connection: rows.places(connection, *at))
-            query = query.where(_m.sequence < before if order == "desc" else _m.sequence > later)
+            place = self._catalogue.read(lambda connection: rows.find_place(connection, *at))
+            query = query.where(_m.sequence < place if order == "desc" else _m.sequence > place)
         found, more = self._page(query.order_by(_m.sequence.desc() if order == "desc" else _m.sequence), limit)
         return Page(tuple(map(self._memory, found)), more)
 

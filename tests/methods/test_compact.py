@@ -189,7 +189,7 @@ def test_who_gives_a_reading_up_does_not_wait_for_its_code(monkeypatch: pytest.M
     reading.close()
     assert decoded == []
     opened.set()
-    # Nor does it go on with what nobody reads.
+    # Decoding does not go on for nobody.
     for thread in threading.enumerate():
         if thread.name.startswith("byheart-decoding"):
             thread.join(20)
@@ -258,7 +258,7 @@ def test_some_of_too_many_memories_that_are_written_to_in_turn_are_not_decoded_a
         ]
     for state in states:
         method.read(state)
-    # Each text once is the least; where the oldest is left out, as would be usual, it is 108.
+    # 36 is each text once; if the oldest were always let go, it would be 108.
     assert 36 <= len(decoded) < 90
 
 

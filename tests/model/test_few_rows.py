@@ -104,7 +104,7 @@ def test_the_other_way_is_one_object_so_that_compilers_know_it_again() -> None:
     assert all(ours is theirs for ours, theirs in zip(*seen, strict=True))
 
 
-def test_an_interrupt_on_the_way_in_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_on_the_way_in_leaves_nothing_behind() -> None:
     class Interrupting(nn.Linear):
         @property
         def __dict__(self) -> dict[str, Any]:  # type: ignore[override]

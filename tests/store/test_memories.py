@@ -215,27 +215,28 @@ def test_a_list_goes_on_after_a_memory_that_is_gone(mine: TenantMemories, order:
     assert seen == ([*names, "later"] if order == "asc" else names[::-1])
 
 
-@pytest.mark.parametrize("is_noted", [True, False])
-def test_a_list_goes_on_where_two_were_made_at_once(memories: Memories, mine: TenantMemories, is_noted: bool) -> None:
+def test_a_list_goes_on_where_two_were_made_at_once(memories: Memories, mine: TenantMemories) -> None:
     """In PostgreSQL, the trail may then have them in the other order."""
     zero, one, two = (mine.create(f"m{n}", model="tiny") for n in range(3))
-    entries = schema.audit.c
+    entries, numbers = schema.audit.c, {entry.memory_id: entry.number for entry in mine.audit().data}
     with memories.catalogue.writing() as connection:
-
-        def move(id: str, number: int) -> None:
-            connection.execute(update(schema.audit).where(entries.memory_id == id).values(sequence=number))
-
-        numbers = {entry.memory_id: entry.number for entry in mine.audit().data}
-        move(one.id, -1)
-        move(two.id, numbers[one.id])
-        move(one.id, numbers[two.id])
-        if not is_noted:
-            # As an earlier byheart has recorded it, where the order of the trail is all that is known.
-            connection.execute(update(schema.audit).where(entries.tenant == mine.tenant).values(counts={}))
+        for memory, number in ((one, -1), (two, numbers[one.id]), (one, numbers[two.id])):
+            connection.execute(update(schema.audit).where(entries.memory_id == memory.id).values(sequence=number))
     mine.delete(one.id)
-    page = mine.list(order="asc", after=one.id)
-    assert [memory.id for memory in page.data] == ([two.id] if is_noted else [])
+    assert [memory.id for memory in mine.list(order="asc", after=one.id).data] == [two.id]
     assert [memory.id for memory in mine.list(order="desc", after=two.id).data] == [zero.id]
+
+
+def test_a_memory_whose_place_an_earlier_byheart_has_not_noted_is_missing(
+    memories: Memories, mine: TenantMemories
+) -> None:
+    made = mine.create("cat", model="tiny")
+    assert not mine.audit().data[0].counts
+    with memories.catalogue.writing() as connection:
+        connection.execute(update(schema.audit).where(schema.audit.c.memory_id == made.id).values(counts={}))
+    mine.delete("cat")
+    with pytest.raises(MissingError):
+        mine.list(after=made.id)
 
 
 def test_a_catalogue_of_an_earlier_byheart_gets_the_indexes_that_it_lacks(tmp_path: Path) -> None:

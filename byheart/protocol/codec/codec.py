@@ -268,7 +268,7 @@ def _find_step(parts: Sequence[_Part], bits: Callable[[int], float], allowed: fl
 
 
 def _sample(tokens: int) -> NDArray[np.intp]:
-    """Some of so many tokens, from everywhere, in no rhythm that the rows of a table may have too."""
+    """Some of so many tokens, spread unevenly: evenly spaced ones may all be of one column of a table."""
     if tokens < 2 * _SAMPLE:
         return np.arange(tokens)
     places = np.arange(_SAMPLE) * _GOLDEN % 1 * tokens

@@ -67,22 +67,30 @@ class Residents:
 
     def open(self, ref: MemoryRef, model: HostedModel, ticket: Ticket) -> Slices[Session]:
         """The memory, which stays until the ticket has left. Raises what fetching and opening raise."""
-        while (session := self._use(ref.key, ticket)) is None:
-            if ref.key in self._opening:
-                # Somebody else is at it.
-                yield None
-                continue
+        if (session := self._use(ref.key, ticket)) is not None:
+            return session
+        ticket.is_opening = True
+        try:
+            return (yield from self._open(ref, model, ticket))
+        finally:
+            ticket.is_opening = False
+
+    def _open(self, ref: MemoryRef, model: HostedModel, ticket: Ticket) -> Slices[Session]:
+        while ref.key in self._opening:
+            # Somebody else is at it.
+            yield None
+        if (session := self._use(ref.key, ticket)) is not None:
+            return session
+        with self._lock:
+            self._opening[ref.key] = 0
+        try:
+            opened = yield from self._load(ref, model, ticket.tenant)
+            # What was dropped meanwhile is read once more, by this ticket alone.
+            return self._use(ref.key, ticket) or opened
+        finally:
             with self._lock:
-                self._opening[ref.key] = 0
-            try:
-                opened = yield from self._load(ref, model, ticket.tenant)
-                # What was dropped meanwhile is read once more, by this ticket alone.
-                return self._use(ref.key, ticket) or opened
-            finally:
-                with self._lock:
-                    self._opening.pop(ref.key, None)
-                    self._unwanted.discard(ref.key)
-        return session
+                self._opening.pop(ref.key, None)
+                self._unwanted.discard(ref.key)
 
     def put(self, key: str, session: Session) -> None:
         """Keep an opened memory."""

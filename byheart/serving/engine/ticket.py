@@ -30,6 +30,8 @@ class Ticket:
         self.is_cancelled = False
         self.uses: list[str] = []
         """Keys of the resident memories that it reads."""
+        self.is_opening = False
+        """Whether it waits for a memory that is not resident yet."""
 
 
 class Outbox:

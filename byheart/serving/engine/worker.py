@@ -158,9 +158,9 @@ class Worker:
             self._start(ticket, is_question=False)
 
     def _next_question(self) -> Ticket | None:
-        """One place is left to others by a tenant whose questions wait for files."""
-        preparing = Counter(ticket.tenant for ticket, _ in self._work if self._running[ticket])
-        full = {tenant for tenant, count in preparing.items() if count >= max(1, self._batch - 1)}
+        """A tenant whose memories are still being opened leaves one place to the others."""
+        opening = Counter(ticket.tenant for ticket, kind in self._running.items() if kind and ticket.is_opening)
+        full = {tenant for tenant, count in opening.items() if count >= max(1, self._batch - 1)}
         return self.questions.take(self._tenants(is_question=True), full=full)
 
     def _tenants(self, *, is_question: bool) -> Counter[str]:

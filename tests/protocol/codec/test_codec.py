@@ -53,15 +53,15 @@ def test_a_code_has_the_bytes_that_it_is_given_and_more_of_them_lose_less() -> N
     assert errors[-1] < 0.01 * nothing
 
 
-@pytest.mark.parametrize("rhythm", [2, 4, 5])
-def test_a_table_whose_rows_are_as_long_as_anything_fills_its_bytes(rhythm: int) -> None:
-    """A sample of every n-th token would see one column alone."""
+@pytest.mark.parametrize("columns", [2, 4, 5])
+def test_a_table_fills_its_bytes(columns: int) -> None:
+    """A sample of evenly spaced tokens would see one column alone."""
     own, text = backbone(), tokens(400, seed=5)
     codec = codec_of(own)
     with input_of(own, codec.start) as taken:
         kv = own.prefill(text)
     kv = own.rotate(kv, -torch.arange(text.shape[1]))
-    sizes = torch.where(torch.arange(text.shape[1]) % rhythm == 0, 0.0, 30.0)[:, None]
+    sizes = torch.where(torch.arange(text.shape[1]) % columns == 0, 0.0, 30.0)[:, None]
     kv = KV(tuple(part * sizes for part in kv.keys), tuple(part * sizes for part in kv.values))
     code = codec.encode(kv, taken[0][0], text[0], 6000)
     assert len(code.rstrip(b"\0")) > 0.85 * len(code)
